@@ -1,0 +1,35 @@
+"""Settings that every test shares: one thread, no network, no surprises from the caller's environment.
+
+The environment is set before anything imports torch, transformers or ray, and child processes inherit it.
+"""
+
+import os
+import sys
+
+import pytest
+from hypothesis import settings
+
+ENVIRONMENT = {
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+os.environ.update(ENVIRONMENT)
+os.environ.pop("RAY_ADDRESS", None)
+
+settings.register_profile("cmasd", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("cmasd")
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> None:
+    """Tiny models lose more to thread hand-over than they gain; code under test may have set another number.
+
+    Torch is not imported for the sake of a test that does without it: OMP_NUM_THREADS covers its start.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
