@@ -1,0 +1,149 @@
+"""YAML files and `key=value` overrides -> one checked, frozen `Config`; and what identifies it.
+
+The only door to omegaconf. Overrides are taken as text, so `models.source_language=no` is Norwegian;
+in a YAML file, where `no` is a boolean, a boolean in place of text is refused.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from cmasd.config.rules import check, value_of
+from cmasd.config.tree import Config
+from cmasd.errors import ConfigError
+
+WITHOUT_EFFECT_ON_RESULTS = ("output", "actors", "limits", "baseline", "cost")
+"""Sections that may change between a run and its resumption."""
+
+Tree = TypeVar("Tree")
+
+
+def load(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Config:
+    """Merge files, then overrides, over the defaults; raises `ConfigError`."""
+    config = load_tree(Config(), files, overrides)
+    for key in ("input.path", "output.path"):
+        if not value_of(config, key):
+            raise ConfigError(f"{key}: is not set; expected a path. Add it to the file or pass {key}=PATH.")
+    check(config)
+    return config
+
+
+def load_tree(defaults: Tree, files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Tree:
+    """The same for any tree of frozen dataclasses, without rules between keys."""
+    merged = OmegaConf.structured(defaults)
+    known = dict(flatten(defaults))
+    for file in files:
+        for key, value in _leaves(_read(Path(file)), known):
+            _set(merged, known, key, value, f"{file}: {key}")
+    for override in overrides:
+        _apply_override(merged, known, override)
+    tree = OmegaConf.to_object(merged)
+    assert isinstance(tree, type(defaults)), "a structured root keeps its type"
+    return tree
+
+
+def _read(file: Path) -> dict[Any, Any]:
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file. `configs/` has examples.") from None
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{file}: cannot be read: {_first_line(error)}.") from None
+    except Exception as error:  # yaml's errors share no public base with omegaconf's
+        if type(error).__module__.split(".")[0] != "yaml":
+            raise
+        raise ConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{file}: must hold `section:` blocks of `key: value`, got {type(plain).__name__}.")
+    return plain
+
+
+def _leaves(tree: dict[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        is_section = any(k.startswith(f"{key}.") for k in known)
+        if isinstance(value, dict) and key not in known:
+            yield from _leaves(value, known, f"{key}.")
+        elif not (value is None and is_section):
+            yield key, value
+
+
+def _apply_override(merged: DictConfig, known: Mapping[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override}: is not an override; expected key=value, e.g. engine.slots=16.")
+    value: Any = text
+    if text in ("null", "~", ""):
+        value = None
+    elif text.startswith("["):
+        value = OmegaConf.to_container(OmegaConf.create(text))
+    _set(merged, known, key, value, key)
+
+
+def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else " `configs/reference.yaml` lists every key."
+        raise ConfigError(f"{where}: unknown key.{hint}")
+    if isinstance(value, bool) and not isinstance(known[key], bool):
+        got = str(value).lower()
+        advice = "Quote it if it is text: YAML reads no, off, yes and on as booleans."
+        raise ConfigError(f"{where}: must not be a boolean, got {got}. {advice}")
+    section = key.rpartition(".")[0]
+    node = OmegaConf.select(merged, section) if section else merged
+    try:
+        with flag_override(node, "readonly", False):
+            OmegaConf.update(merged, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {_first_line(error)}.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def flatten(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of a tree of dataclasses, in the order of its fields."""
+    for field in dataclasses.fields(tree):  # type: ignore[arg-type]
+        value = getattr(tree, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dictionaries, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; unknown keys raise `ConfigError`."""
+    merged, known = OmegaConf.structured(Config()), dict(flatten(Config()))
+    for key, value in _leaves(tree, known):
+        _set(merged, known, key, value, key)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config), "the structured root is a Config"
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """YAML that `load` reads back to an equal configuration."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The keys that decide the results, with their values."""
+    return {key: value for key, value in flatten(config) if key.split(".")[0] not in WITHOUT_EFFECT_ON_RESULTS}
+
+
+def fingerprint(config: Config) -> str:
+    """Sixteen hex digits that change exactly when a key with an effect on results does."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]

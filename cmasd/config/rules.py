@@ -1,0 +1,90 @@
+"""Ranges that types cannot express, each with the sentence a user reads when it is broken."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cmasd.config.tree import Config
+from cmasd.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """`key` must satisfy `holds`; `says` completes "must be ..."."""
+
+    key: str
+    holds: Callable[[Any], bool]
+    says: str
+
+
+def _at_least(low: float) -> Callable[[Any], bool]:
+    return lambda value: value is None or value >= low
+
+
+def _share(value: float) -> bool:
+    return 0.0 <= value <= 1.0
+
+
+RULES = (
+    Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
+    Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
+    Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
+    Rule("drafter.max_ngram", _at_least(1), "at least 1"),
+    Rule("policy.alpha", lambda v: v > 0, "greater than 0"),
+    Rule("policy.threshold", _share, "between 0 and 1"),
+    Rule("verification.beta", _at_least(1), "at least 1"),
+    Rule("verification.tau", _at_least(0), "at least 0 nats"),
+    Rule("verification.tau_base", _at_least(0), "at least 0 nats"),
+    Rule("verification.gamma", _at_least(0), "at least 0 nats"),
+    Rule("verification.temperature", lambda v: v > 0, "greater than 0"),
+    Rule("verification.epsilon", _share, "between 0 and 1"),
+    Rule("verification.delta", _share, "between 0 and 1"),
+    Rule(
+        "confidence.weights",
+        lambda v: len(v) == 3 and min(v) >= 0 and abs(sum(v) - 1) < 1e-6,
+        "three numbers >= 0 that add up to 1",
+    ),
+    Rule("engine.slots", _at_least(1), "at least 1"),
+    Rule("engine.max_new_tokens", _at_least(1), "at least 1, or null"),
+    Rule("engine.max_source_tokens", _at_least(1), "at least 1"),
+    Rule("actors.count", _at_least(1), "at least 1, or null"),
+    Rule("actors.min", _at_least(1), "at least 1"),
+    Rule("actors.cpus_each", lambda v: v > 0, "greater than 0"),
+    Rule("actors.gpus_each", _at_least(0), "at least 0, or null"),
+    Rule("actors.shards_in_flight", _at_least(1), "at least 1, or null"),
+    Rule("output.rows_per_shard", _at_least(1), "at least 1, or null"),
+    Rule("limits.max_failed_fraction", _share, "between 0 and 1"),
+    Rule("baseline.rows", _at_least(0), "at least 0"),
+    Rule("cost.accelerator_per_hour", _at_least(0), "at least 0, or null"),
+)
+
+
+def value_of(config: object, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` for the first broken rule."""
+    for rule in RULES:
+        value = value_of(config, rule.key)
+        if not rule.holds(value):
+            raise ConfigError(f"{rule.key}: must be {rule.says}, got {value}.")
+    _check_together(config)
+
+
+def _check_together(config: Config) -> None:
+    if config.drafter.min_draft_tokens > config.drafter.max_draft_tokens:
+        raise ConfigError(
+            f"drafter.min_draft_tokens: must be at most drafter.max_draft_tokens ({config.drafter.max_draft_tokens}), "
+            f"got {config.drafter.min_draft_tokens}."
+        )
+    if config.actors.count is None and config.actors.min > config.actors.max:
+        raise ConfigError(f"actors.min: must be at most actors.max ({config.actors.max}), got {config.actors.min}.")
+    needs_drafter = config.policy.kind != "plain" and config.drafter.kind == "model"
+    if needs_drafter and config.models.drafter is None:
+        raise ConfigError(
+            "models.drafter: must be set for drafter.kind 'model', got null. Name a model, or set drafter.kind=lookup."
+        )
+    if config.input.template is not None and "{text}" not in config.input.template:
+        raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")

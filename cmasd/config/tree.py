@@ -1,0 +1,225 @@
+"""Every key a user can set, its default and its meaning.
+
+The docstring under a field is the comment beside it in `configs/reference.yaml`, which a test
+keeps equal to this file. Ranges are checked in `rules.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Which rows are read."""
+
+    path: str = ""
+    """File, folder, glob, s3:// address, or the name of a Hugging Face dataset."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "datasets"] = "auto"
+    """`auto` goes by the file name's ending."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    sample: float = 1.0
+    """Share of the shards that is decoded, chosen by their position alone; 1: all."""
+    text_column: str = "text"
+    """Column that holds the text to decode from."""
+    id_column: str | None = None
+    """Column that identifies a row; null: `<file>:<row number>`."""
+    keep_columns: list[str] = field(default_factory=list)
+    """Input columns copied to the output."""
+    template: str | None = None
+    """Prompt with `{text}` in it, e.g. "summarize: {text}"; null: the text alone."""
+    chat: bool = False
+    """Wrap each text in the tokenizer's chat template, as one user turn."""
+    on_too_long: Literal["error", "truncate"] = "error"
+    """What a source longer than `engine.max_source_tokens` gets: a row error, or its first tokens."""
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the run is kept."""
+
+    path: str = ""
+    """Run folder, local or s3://: `outputs/*.parquet`, `manifest.json`, `summary.json`."""
+    rows_per_shard: int | None = None
+    """Rows read, decoded, written and resumed as one unit, in one output file; null: by input size. Fixed at first start."""
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """The pair."""
+
+    verifier: str = "en-de/verifier"
+    """Model whose output is wanted: bundled name, folder or hub name."""
+    drafter: str | None = "en-de/drafter"
+    """Model that proposes tokens, for `drafter.kind: model`; same tokenizer as the verifier."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU when there is one."""
+    source_language: str | None = None
+    """Language code of the input, for M2M100, NLLB and mBART."""
+    target_language: str | None = None
+    """Language code of the output, for M2M100, NLLB and mBART."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model."""
+    allow_pickle: bool = False
+    """Load pickled weights; safetensors only by default, because a pickle can run code."""
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """Who drafts."""
+
+    kind: Literal["model", "lookup"] = "model"
+    """`model`: a smaller model, token by token; `lookup`: n-gram copy from the source and the row's own output."""
+    max_draft_tokens: int = 5
+    """k_max: most tokens drafted per iteration."""
+    min_draft_tokens: int = 1
+    """k_min: fewest tokens drafted per iteration (policy `paper`)."""
+    max_ngram: int = 3
+    """Longest n-gram that `lookup` matches."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How many tokens to draft."""
+
+    kind: Literal["plain", "fixed", "paper", "survival"] = "survival"
+    """`plain`: none (AR decoding); `fixed`: k_max; `paper`: floor(alpha * mean confidence * k_max);
+    `survival`: while the product of confidences stays at or above `threshold`."""
+    alpha: float = 1.0
+    """Factor of policy `paper`."""
+    threshold: float = 0.4
+    """Least survival probability at which policy `survival` drafts on."""
+
+
+@dataclass(frozen=True)
+class VerificationConfig:
+    """When a draft token is accepted.
+
+    Only `exact` equals greedy AR; `sampling` equals AR sampling in distribution; the others are lossy.
+    """
+
+    kind: Literal["exact", "relaxed", "modulated", "sampling", "typical"] = "exact"
+    """`exact`: the argmax; `relaxed`: in the top `beta` within `tau` nats; `modulated`: tau from confidence;
+    `sampling`: speculative sampling; `typical`: entropy-dependent threshold."""
+    beta: int = 5
+    """Draft tokens must be among the verifier's top `beta` (relaxed, modulated)."""
+    tau: float = 3.0
+    """Largest accepted log-probability gap in nats (relaxed)."""
+    tau_base: float = 0.5
+    """Tolerance in nats before modulation (modulated)."""
+    gamma: float = 1.0
+    """Strength of the modulation in nats (modulated)."""
+    tau_form: Literal["prose", "printed"] = "prose"
+    """`prose`: tau_base + gamma*C; `printed`: tau_base + gamma*(1 - C), which relaxes where the drafter is unsure."""
+    temperature: float = 1.0
+    """Temperature of drafter and verifier (sampling)."""
+    epsilon: float = 0.3
+    """Upper bound of the acceptance threshold (typical)."""
+    delta: float = 0.09
+    """Factor on exp(-entropy) in the acceptance threshold (typical)."""
+    seed: int = 0
+    """Seed of the random draws (sampling)."""
+
+
+@dataclass(frozen=True)
+class ConfidenceConfig:
+    """How sure the drafter is, from its logits."""
+
+    kind: Literal["max_prob", "entropy", "margin", "softmax", "ensemble"] = "max_prob"
+    """`ensemble` is the weighted sum of entropy, margin and softmax."""
+    weights: list[float] = field(default_factory=lambda: [0.34, 0.33, 0.33])
+    """Ensemble weights of entropy, margin and softmax; not negative, sum 1."""
+    margin_form: Literal["full", "printed"] = "full"
+    """`full`: 2*sigmoid(z1 - z2) - 1; `printed`: sigmoid(z1 - z2), never under 0.5."""
+    calibration: str | None = None
+    """File of a fitted calibration map; null: raw scores."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The continuous batch."""
+
+    slots: int = 32
+    """Rows decoded at once in one actor."""
+    max_new_tokens: int | None = None
+    """Most tokens generated per row; null: the checkpoint's own limit."""
+    max_source_tokens: int = 512
+    """Longest source, or prompt, in tokens; capped by what the model takes."""
+
+
+@dataclass(frozen=True)
+class ActorsConfig:
+    """How many engines, and what each may use."""
+
+    count: int | None = None
+    """Fixed number of actors; null: between `min` and `max`."""
+    min: int = 1
+    """Fewest actors when the pool scales."""
+    max: int = 1
+    """Most actors when the pool scales."""
+    cpus_each: float = 1.0
+    """CPUs reserved, and CPU threads used, per actor."""
+    gpus_each: float | None = None
+    """GPUs reserved per actor; null: 1 when the cluster has a GPU, else 0."""
+    shards_in_flight: int | None = None
+    """Shards an actor works on at once, so that slots stay full across their borders; null: four times the slots."""
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """How much is recorded per row."""
+
+    level: Literal["none", "iteration", "token"] = "token"
+    """`none`: row totals; `iteration`: draft lengths and rejections too; `token`: everything."""
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """When a run gives up."""
+
+    max_failed_fraction: float = 0.05
+    """Share of rows that may end in an error before the run stops with exit code 3."""
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """The check against plain AR decoding at the end of a run."""
+
+    rows: int = 0
+    """Rows decoded again, plainly and as configured, side by side in one engine; 0: no check."""
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """Money."""
+
+    accelerator_per_hour: float | None = None
+    """Price of one actor's machine share per hour, in any currency; null: no cost is shown."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    drafter: DrafterConfig = field(default_factory=DrafterConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    verification: VerificationConfig = field(default_factory=VerificationConfig)
+    confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+
+    @property
+    def lossless(self) -> str:
+        """What may be said of the output: `exact`, `in distribution` or `lossy`."""
+        if self.policy.kind == "plain" and self.verification.kind != "sampling":
+            return "exact"
+        return {"exact": "exact", "sampling": "in distribution"}.get(self.verification.kind, "lossy")
