@@ -1,0 +1,55 @@
+"""The runner interface: one model, a fixed number of slots, every row at its own length.
+
+A slot is one row of a preallocated key/value cache. Live rows are always slots 0..B-1, so that the hot path reads a
+view of the cache; the caller keeps them compact with `move`. The runner keeps no decoder lengths: the caller says
+with every call how many tokens of each row count. Rolling back is saying a smaller number next time.
+
+Shapes: B rows, T window, V vocabulary.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Runner(Protocol):
+    """A model over slots. Logits come in the dtype of the model, on its device."""
+
+    slots: int
+    """Rows that the cache holds."""
+    max_length: int
+    """Decoder positions that a slot holds, room for the last window included."""
+    max_source_length: int
+    """Encoder positions that a slot holds; for a decoder-only model the longest prompt, `max_length`."""
+    max_positions: int | None
+    """Decoder positions the checkpoint was built for; None when they are unbounded."""
+    max_source_positions: int | None
+    """Source tokens the checkpoint was built for; None when they are unbounded."""
+    vocabulary_size: int
+    """Columns of the logits."""
+    is_encoder_decoder: bool
+    """Whether a source is encoded apart from the output."""
+    device: torch.device
+    """Where the model and its cache live."""
+    dtype: torch.dtype
+    """Of the logits and the cache."""
+
+    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        """Take up new rows, one source per slot, in one batch; sources are not empty and may differ in length.
+
+        Encoder-decoder: encodes the sources and stores every layer's cross-attention keys and values; the row's
+        start is then 0. Decoder-only: runs over all source tokens but the last; the row's start is then
+        `len(source) - 1`, and the last source token is the first one to feed.
+        """
+
+    def forward(self, tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
+        """Feed T tokens to each of slots 0..B-1 at positions `starts_B[b] + t`; return logits (B, T, V).
+
+        A query at position p sees the keys at positions 0..p. A row with a shorter window is right-padded by the
+        caller with any valid id; what the padding writes is overwritten before it can be seen. `starts_B` may be on
+        the host, which spares a wait for the device. No gradients are recorded.
+        """
+
+    def move(self, source: int, target: int) -> None:
+        """Copy the state of slot `source` onto slot `target`."""

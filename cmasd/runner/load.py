@@ -1,0 +1,59 @@
+"""From a loaded transformers model to a runner with its cache allocated.
+
+The cache's shape is measured with one token rather than read from the config, whose names differ by family.
+Does not load checkpoints (`cmasd.runner.models` does) and copies no weights: the model stays usable as it was.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from cmasd.errors import ModelError
+from cmasd.runner.base import Runner
+from cmasd.runner.cache import Geometry
+from cmasd.runner.families import Family, family_of
+from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, encode
+
+
+def load_runner(model: PreTrainedModel, slots: int, max_length: int, max_source_length: int) -> Runner:
+    """Allocate a cache of `slots` rows and `max_length` decoder positions around a loaded model.
+
+    `max_length` includes room for the last window. `max_source_length` concerns encoder-decoder models alone.
+    """
+    assert slots >= 1, f"a runner needs at least one slot, got {slots}"
+    family = family_of(model)
+    model.eval()
+    geometry = measure(model, family)
+    if not family.is_encoder_decoder:
+        return DecoderOnlyRunner(model, family, geometry, slots, max_length)
+    _check_source_length(model, family, max_source_length)
+    family.prepare(model.get_decoder(), max_length)
+    return EncoderDecoderRunner(model, family, geometry, slots, max_length, max_source_length)
+
+
+@torch.no_grad()
+def measure(model: PreTrainedModel, family: Family) -> Geometry:
+    """Run one token and look at the keys that come out."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    if family.is_encoder_decoder:
+        length = torch.ones(1, dtype=torch.long, device=model.device)
+        cache: Any = encode(model.get_encoder(), model.get_decoder(), token, length, model.dtype).self_attention_cache
+    else:
+        cache = DynamicCache()
+        model.base_model(input_ids=token, past_key_values=cache, use_cache=True)
+    keys = cache.layers[0].keys
+    assert all(layer.keys.shape == keys.shape for layer in cache.layers), "layers differ in their key shapes"
+    return Geometry(len(cache.layers), keys.shape[1], keys.shape[3], keys.dtype, keys.device)
+
+
+def _check_source_length(model: PreTrainedModel, family: Family, max_source_length: int) -> None:
+    if not family.has_position_table or family.positions_key is None:
+        return
+    limit: int = getattr(model.config, family.positions_key)
+    if max_source_length > limit:
+        raise ModelError(
+            f"models: {type(model).__name__} takes at most {limit} source tokens, got a source length of "
+            f"{max_source_length}. Lower the source length."
+        )

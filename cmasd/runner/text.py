@@ -1,0 +1,194 @@
+"""Text to token ids and back, for whatever a tokenizer needs around a row's text.
+
+Templates, chat templates and language codes live here, so the engine sees ids only. A row that cannot be encoded
+(null, not a string, broken unicode, too long) becomes a RowError value in its place: a job never stops for one row.
+Rows are tokenized in one call; only when that call fails are they tried one by one to find the culprit.
+Does not pad, and does not cut outputs.
+"""
+
+from typing import Any, Literal, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from cmasd.core import RowError
+from cmasd.errors import ConfigError, ModelError
+
+Ids = list[int]
+
+_PLACE = "{text}"
+
+
+class TextCodec:
+    """One tokenizer with one way of wrapping texts."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str | None,
+        chat: bool,
+        source_language: str | None,
+        target_language: str | None,
+        on_too_long: Literal["error", "truncate"],
+        max_source_tokens: int,
+        is_encoder_decoder: bool,
+    ) -> None:
+        """Raise ConfigError for a template without `{text}`, ModelError for what the tokenizer lacks."""
+        if template is not None and _PLACE not in template:
+            raise ConfigError(
+                f"input.template: has no {_PLACE}, got {template!r}; expected {_PLACE} where the row goes."
+            )
+        if chat and not tokenizer.chat_template:
+            raise ModelError(
+                "input.chat: the tokenizer has no chat template, got true; expected an instruct model. "
+                "Set input.chat to false, or write the prompt as input.template."
+            )
+        self._tokenizer = cast(Any, tokenizer)
+        self._template = template or _PLACE
+        self._chat = chat
+        self._truncates = on_too_long == "truncate"
+        self._limit = max_source_tokens
+        self._is_encoder_decoder = is_encoder_decoder
+        self.forced_bos_token_id: int | None = None
+        """The target language's token, which must be generated first; None where there is none."""
+        if source_language is not None:
+            _language_token_id(self._tokenizer, "source", source_language)
+            self._tokenizer.src_lang = source_language
+        if target_language is not None:
+            self.forced_bos_token_id = _language_token_id(self._tokenizer, "target", target_language)
+
+    def encode(self, texts: list[object]) -> list[Ids | RowError]:
+        """Token ids of every text in order, or why a row has none."""
+        prompts: list[str | RowError] = [self._prompt(text) for text in texts]
+        good = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(self._tokenize(good))
+        return [
+            prompt if isinstance(prompt, RowError) else self._fit(cast(str, text), next(encoded))
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
+
+    def decode(self, rows: list[Ids]) -> list[str | RowError]:
+        """The text of every row of generated ids, special tokens and the forced language token left out."""
+        if not rows:
+            return []
+        rows = [row[1:] if row[:1] == [self.forced_bos_token_id] else row for row in rows]
+        try:
+            return list(self._detokenize(rows))
+        except Exception:  # noqa: BLE001  (whatever one row's ids provoke, the other rows have their text)
+            return [self._decode_one(row) for row in rows]
+
+    def _detokenize(self, rows: list[Ids]) -> list[str]:
+        texts = self._tokenizer.decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(list[str], texts)
+
+    def _decode_one(self, row: Ids) -> str | RowError:
+        try:
+            return self._detokenize([row])[0]
+        except Exception as error:  # noqa: BLE001
+            return RowError("detokenise", f"the tokenizer failed on this row's ids ({_reason(error)})")
+
+    def _prompt(self, text: object) -> str | RowError:
+        """What the model reads for a text, as a string."""
+        if text is None:
+            return RowError("encode", "the text is null")
+        if not isinstance(text, str):
+            return RowError("encode", f"the text is not a string, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return RowError("encode", f"the text is not valid unicode (lone surrogate at character {error.start})")
+        try:
+            prompt = self._wrap(text)
+        except Exception as error:  # noqa: BLE001  (chat templates are programs and raise what they like)
+            return RowError("encode", f"the chat template failed on this row ({_reason(error)})")
+        if not prompt and not self._is_encoder_decoder:
+            return RowError("encode", "the prompt is empty; a decoder-only model needs at least one token")
+        return prompt
+
+    def _wrap(self, text: str) -> str:
+        text = self._template.replace(_PLACE, text)
+        if not self._chat:
+            return text
+        conversation = [{"role": "user", "content": text}]
+        prompt = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        return cast(str, prompt)
+
+    def _tokenize(self, prompts: list[str]) -> list[Ids | RowError]:
+        if not prompts:
+            return []
+        try:
+            return list(self._ids(prompts))
+        except Exception as error:  # noqa: BLE001  (find the row that the tokenizer cannot take)
+            if len(prompts) == 1:
+                return [RowError("encode", f"the tokenizer failed on this row ({_reason(error)})")]
+            return [self._tokenize([prompt])[0] for prompt in prompts]
+
+    def _ids(self, prompts: list[str], **options: object) -> list[Ids]:
+        """A chat template writes the special tokens itself."""
+        encoding = self._tokenizer(prompts, add_special_tokens=not self._chat, verbose=False, **options)
+        return cast(list[Ids], encoding["input_ids"])
+
+    def _fit(self, text: str, ids: Ids | RowError) -> Ids | RowError:
+        if isinstance(ids, RowError):
+            return ids
+        if not ids:
+            return RowError("encode", "the text has no tokens")
+        if len(ids) <= self._limit:
+            return ids
+        cut = self._truncate(text) if self._truncates else None
+        if cut is not None:
+            return cut
+        way_out = "even without its text" if self._truncates else "shorten it, or set input.on_too_long to truncate"
+        return RowError("encode", f"the source has {len(ids)} tokens; expected at most {self._limit} ({way_out})")
+
+    def _truncate(self, text: str) -> Ids | None:
+        """Cut tokens, as transformers does, where the text ends the prompt; else cut the text and keep what follows."""
+        if self._template.endswith(_PLACE) and not self._chat:
+            [ids] = self._ids([self._wrap(text)], truncation=True, max_length=self._limit)
+            return ids if 0 < len(ids) <= self._limit else None
+        return self._longest_prefix(text)
+
+    def _longest_prefix(self, text: str) -> Ids | None:
+        """Binary search for the most characters of `text` whose whole prompt fits; None when not even none do."""
+        best, low, high = None, 0, len(text) - 1
+        while low <= high:
+            middle = (low + high) // 2
+            [ids] = self._ids([self._wrap(text[:middle])])
+            if len(ids) <= self._limit:
+                best, low = ids, middle + 1
+            else:
+                high = middle - 1
+        return best
+
+
+def _language_token_id(tokenizer: Any, side: str, language: str) -> int:
+    """Id of a language's token in M2M100, NLLB, mBART and kin."""
+    key = f"models.{side}_language"
+    known = _languages(tokenizer)
+    if not known:
+        raise ModelError(
+            f"{key}: the tokenizer has no language codes, got {language!r}; expected null for this model. "
+            "Where the language is a prefix of the text, write it in input.template."
+        )
+    if language not in known:
+        some = ", ".join(sorted(known)[:: max(1, len(known) // 8)][:8])
+        raise ModelError(f"{key}: unknown language, got {language!r}; expected a code of this model, such as {some}.")
+    return known[language]
+
+
+def _languages(tokenizer: Any) -> dict[str, int]:
+    """Code -> token id. NLLB alone has no table: its codes are the special tokens that look like `eng_Latn`."""
+    if not hasattr(tokenizer, "set_src_lang_special_tokens"):
+        return {}
+    if hasattr(tokenizer, "lang_code_to_token"):
+        return {code: tokenizer.get_lang_id(code) for code in tokenizer.lang_code_to_token}
+    codes = getattr(tokenizer, "lang_code_to_id", None) or (
+        token for token in tokenizer.all_special_tokens if token[:1].islower() and "_" in token
+    )
+    ids = {code: tokenizer.convert_tokens_to_ids(code) for code in codes}
+    return {code: index for code, index in ids.items() if index not in (None, tokenizer.unk_token_id)}
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
