@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,25 +45,36 @@ def load_tree(defaults: Tree, files: Iterable[str | Path], overrides: Iterable[s
             _set(merged, known, key, value, f"{file}: {key}")
     for override in overrides:
         _apply_override(merged, known, override)
-    tree = OmegaConf.to_object(merged)
+    try:
+        tree = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # a reference to a key that is not there
+        raise ConfigError(f"{error.full_key or 'configuration'}: {_first_line(error)}.") from None
     assert isinstance(tree, type(defaults)), "a structured root keeps its type"
     return tree
 
 
 def _read(file: Path) -> dict[Any, Any]:
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        with _yaml_errors(str(file)):
+            plain = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such configuration file. `configs/` has examples.") from None
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{file}: cannot be read: {_first_line(error)}.") from None
-    except Exception as error:  # yaml's errors share no public base with omegaconf's
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-        raise ConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(plain, dict):
         raise ConfigError(f"{file}: must hold `section:` blocks of `key: value`, got {type(plain).__name__}.")
     return plain
+
+
+@contextmanager
+def _yaml_errors(where: str) -> Iterator[None]:
+    """Tell of malformed YAML in one line; yaml's errors share no public base with omegaconf's."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "yaml":
+            raise
+        raise ConfigError(f"{where}: is not valid YAML: {' '.join(str(error).split())}.") from None
 
 
 def _leaves(tree: dict[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -82,8 +94,9 @@ def _apply_override(merged: DictConfig, known: Mapping[str, Any], override: str)
     value: Any = text
     if text in ("null", "~", ""):
         value = None
-    elif text.startswith("["):
-        value = OmegaConf.to_container(OmegaConf.create(text))
+    elif text.startswith("[") and isinstance(known.get(key), list):
+        with _yaml_errors(key):
+            value = OmegaConf.to_container(OmegaConf.create(text))
     _set(merged, known, key, value, key)
 
 
@@ -92,8 +105,9 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else " `configs/reference.yaml` lists every key."
         raise ConfigError(f"{where}: unknown key.{hint}")
-    if isinstance(value, bool) and not isinstance(known[key], bool):
-        got = str(value).lower()
+    booleans = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, bool)]
+    if booleans and not isinstance(known[key], bool):
+        got = str(booleans[0]).lower()
         advice = "Quote it if it is text: YAML reads no, off, yes and on as booleans."
         raise ConfigError(f"{where}: must not be a boolean, got {got}. {advice}")
     section = key.rpartition(".")[0]

@@ -1,0 +1,79 @@
+"""Confidence C in [0, 1] from one row of drafter logits (CM-ASD, arXiv 2508.15371, section 3).
+
+The paper prints the normalised entropy itself, which measures uncertainty; it is inverted here. Its
+logit margin sigmoid(z1 - z2) never falls under 0.5; the full range is the default, the printed form
+an option. Raw scores are not calibrated: P(accept | C = c) = c holds only after a fitted map.
+
+Shapes: B rows, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmasd.confidence.calibration import CalibrationMap, load_calibration
+from cmasd.config.tree import ConfidenceConfig
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The components of one drafted position; each (B,) float32."""
+
+    entropy: Tensor
+    """1 - H(P_d)/ln V."""
+    margin: Tensor
+    """2*sigmoid(z1 - z2) - 1, or sigmoid(z1 - z2) in the printed form."""
+    softmax: Tensor
+    """p1 - p2."""
+    max_prob: Tensor
+    """p1."""
+
+
+def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
+    """All components in one pass of log-softmax; masked logits (-inf) count as probability 0."""
+    logits_BV = logits_BV.float()
+    log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
+    probs_BV = log_probs_BV.exp()
+    entropy_B = -(probs_BV * log_probs_BV.clamp_min(-1e4)).sum(-1)
+    top_B2, where_B2 = logits_BV.topk(2, dim=-1)
+    p_B2 = probs_BV.gather(-1, where_B2)
+    margin_B = torch.sigmoid(top_B2[:, 0] - top_B2[:, 1])
+    return Scores(
+        entropy=(1 - entropy_B / math.log(logits_BV.shape[-1])).clamp(0, 1),
+        margin=margin_B if margin_form == "printed" else 2 * margin_B - 1,
+        softmax=p_B2[:, 0] - p_B2[:, 1],
+        max_prob=p_B2[:, 0],
+    )
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """One way of turning components into C."""
+
+    kind: str
+    weights: tuple[float, float, float]
+    margin_form: str
+    calibration: CalibrationMap | None
+
+    def __call__(self, logits_BV: Tensor) -> tuple[Tensor, Scores]:
+        """Return C (B,) float32 in [0, 1] and the components behind it."""
+        scores = score(logits_BV, self.margin_form)
+        return self.combine(scores), scores
+
+    def combine(self, scores: Scores) -> Tensor:
+        """C (B,) of given components."""
+        if self.kind == "ensemble":
+            w1, w2, w3 = self.weights
+            raw_B = w1 * scores.entropy + w2 * scores.margin + w3 * scores.softmax
+        else:
+            raw_B = getattr(scores, self.kind)
+        return raw_B if self.calibration is None else self.calibration(raw_B)
+
+
+def build_confidence(config: ConfidenceConfig) -> Confidence:
+    """Raises `ConfigError` when the calibration file is missing or malformed."""
+    calibration = load_calibration(config.calibration) if config.calibration else None
+    w1, w2, w3 = config.weights
+    return Confidence(config.kind, (w1, w2, w3), config.margin_form, calibration)

@@ -1,0 +1,116 @@
+"""A smaller model that drafts token by token with its own ragged cache.
+
+`cached_B` says how many of a row's tokens its cache holds. The first forward of an iteration feeds
+whatever is missing: one token after a rejection, two after a fully accepted draft (the bonus token
+was never fed), more after plain iterations in which the drafter was skipped.
+
+Shapes: B rows, T window, V vocabulary, J drafted so far.
+"""
+
+import torch
+from torch import Tensor
+
+from cmasd.confidence import Confidence
+from cmasd.core import Draft
+from cmasd.drafters.base import Context
+from cmasd.policies import Policy
+from cmasd.runner.base import Runner
+from cmasd.runner.constraints import Constraints
+
+
+class ModelDrafter:
+    """Autoregressive drafting: greedy, or sampling at a temperature."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        policy: Policy,
+        confidence: Confidence,
+        constraints: Constraints,
+        eos_ids: Tensor,
+        temperature: float | None,
+        seed: int = 0,
+    ) -> None:
+        """`temperature`: None drafts greedily; a number samples, and drafts carry their distribution."""
+        self.runner = runner
+        self.policy = policy
+        self.confidence = confidence
+        self.constraints = constraints
+        self.eos_ids = eos_ids
+        self.temperature = temperature
+        self._generator = torch.Generator(runner.device).manual_seed(seed + 1)
+        self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
+        self._fed = 0
+
+    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        """Encode sources, or run prompts up to their last token."""
+        self.runner.prefill(slots, sources)
+        held = [0 if self.runner.is_encoder_decoder else len(source) - 1 for source in sources]
+        self._cached[slots] = torch.tensor(held, device=self._cached.device)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy the row's cache as far as it is filled."""
+        self.runner.move(source, target)
+        self._cached[target] = self._cached[source]
+
+    def draft(self, context: Context, room_B: Tensor) -> Draft:
+        """Draft until the policy, an end of sequence, or the room stops every row."""
+        lengths_B = context.lengths_B
+        logits_BV = self._catch_up(context)
+        most = min(self.policy.max_draft_tokens, int(room_B.max()))
+        tokens, confidences, components, probs = [], [], [], []
+        active_B, drafted_B = room_B > 0, torch.zeros_like(room_B)
+        for j in range(most):
+            last_B1 = context.tokens_BL.gather(1, lengths_B[:, None] + (j - 1))
+            logits_BV = self._constrain(logits_BV, context, last_B1, lengths_B + (j - 1))
+            token_B, prob_BV = self._choose(logits_BV)
+            confidence_B, scores = self.confidence(logits_BV)
+            tokens.append(token_B)
+            confidences.append(confidence_B)
+            components.append(torch.stack([scores.entropy, scores.margin, scores.softmax], dim=-1))
+            probs.append(prob_BV)
+            context.tokens_BL.scatter_(1, lengths_B[:, None] + j, token_B[:, None])
+            drafted_B = drafted_B + active_B
+            if j + 1 == most:
+                break
+            active_B = active_B & self.policy.go_on(torch.stack(confidences, -1)) & (drafted_B < room_B)
+            active_B = active_B & ~torch.isin(token_B, self.eos_ids)
+            if not active_B.any():
+                break
+            logits_BV = self.runner.forward(token_B[:, None], lengths_B + j)[:, -1]
+        self._fed = len(tokens) - 1
+        confidence_BK = torch.stack(confidences, -1)
+        return Draft(
+            tokens_BK=torch.stack(tokens, -1),
+            lengths_B=self.policy.keep(confidence_BK, drafted_B),
+            confidence_BK=confidence_BK,
+            components_BK3=torch.stack(components, 1),
+            probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.temperature is not None else None,
+        )
+
+    def commit(self, accepted_B: Tensor) -> None:
+        """The last drafted token was never fed, so at most drafted - 1 of them are in the cache."""
+        self._cached[: len(accepted_B)] += accepted_B.clamp_max(self._fed)
+
+    def _catch_up(self, context: Context) -> Tensor:
+        """Feed every token that the cache lacks, for good; returns the logits (B, V) after the last one."""
+        cached_B = self._cached[: len(context.lengths_B)]
+        missing_B = context.lengths_B - cached_B
+        offset_T = torch.arange(int(missing_B.max()), device=cached_B.device)
+        where_BT = (cached_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
+        logits_BTV = self.runner.forward(context.tokens_BL.gather(1, where_BT), cached_B)
+        cached_B.copy_(context.lengths_B)
+        rows_B = torch.arange(len(cached_B), device=cached_B.device)
+        return logits_BTV[rows_B, missing_B - 1]
+
+    def _constrain(self, logits_BV: Tensor, context: Context, last_B1: Tensor, starts_B: Tensor) -> Tensor:
+        limits_B = context.limits_B
+        return self.constraints.apply(
+            logits_BV[:, None], context.tokens_BL, starts_B, context.prompt_lengths_B, limits_B, last_B1
+        )[:, 0]
+
+    def _choose(self, logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.temperature is None:
+            return logits_BV.argmax(-1), None
+        probs_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1)
+        return torch.multinomial(probs_BV, 1, generator=self._generator).squeeze(1), probs_BV

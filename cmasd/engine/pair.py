@@ -1,0 +1,123 @@
+"""A loaded pair: both models, the text codec and the checkpoint's rules, checked against each other.
+
+Models are shared by every engine built on the pair; caches belong to an engine.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from cmasd.config import Config
+from cmasd.errors import ConfigError, ModelError
+from cmasd.runner.constraints import Constraints
+from cmasd.runner.models import Model, check_pair, load_model, load_tokenizer, vocabulary_size
+from cmasd.runner.text import TextCodec
+
+DEFAULT_MAX_NEW_TOKENS = 256
+"""Where neither the configuration nor the checkpoint sets a limit."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What an engine is built from."""
+
+    verifier: Model
+    drafter: Model | None
+    codec: TextCodec
+    constraints: Constraints
+    max_new_tokens: int
+    """Tokens generated per row at most."""
+    max_source_tokens: int
+    """Longest source or prompt."""
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether sources go through an encoder."""
+        return bool(self.verifier.config.is_encoder_decoder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where both models are."""
+        return self.verifier.device
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of how the checkpoint is decoded."""
+        return self.constraints.notices
+
+    @property
+    def decoder_start(self) -> list[int]:
+        """The decoder's first tokens, for encoder-decoder models."""
+        start = self.verifier.generation_config.decoder_start_token_id
+        start = self.verifier.config.decoder_start_token_id if start is None else start
+        if start is None:
+            raise ModelError(
+                "models.verifier: its configuration names no decoder_start_token_id, so decoding cannot begin."
+            )
+        return [start]
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a GPU when there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("models.device: is cuda, but torch finds no GPU. Use models.device=auto.")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def load_pair(config: Config) -> Pair:
+    """Load and check what `models.*` names; raises `ModelError` or `ConfigError`."""
+    models, device = config.models, choose_device(config.models.device)
+    trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
+    verifier = load_model(models.verifier, models.dtype, device, **trust)
+    tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
+    drafter = None
+    if config.policy.kind != "plain" and config.drafter.kind == "model":
+        assert models.drafter is not None, "checked by the configuration's rules"
+        drafter = load_model(models.drafter, models.dtype, device, **trust)
+        drafter_tokenizer = load_tokenizer(models.drafter, trust_remote_code=models.trust_remote_code)
+        check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
+    encoder_decoder = bool(verifier.config.is_encoder_decoder)
+    max_source, max_new = _limits(config, verifier, encoder_decoder)
+    codec = TextCodec(
+        tokenizer,
+        template=config.input.template,
+        chat=config.input.chat,
+        source_language=models.source_language,
+        target_language=models.target_language,
+        on_too_long=config.input.on_too_long,
+        max_source_tokens=max_source,
+        is_encoder_decoder=encoder_decoder,
+    )
+    constraints = Constraints.from_generation_config(
+        verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=codec.forced_bos_token_id
+    )
+    return Pair(verifier, drafter, codec, constraints, max_new, max_source)
+
+
+def _limits(config: Config, verifier: Model, encoder_decoder: bool) -> tuple[int, int]:
+    """(longest source, most new tokens) that configuration, checkpoint and positions allow."""
+    positions = getattr(verifier.config, "max_position_embeddings", None)
+    generation = verifier.generation_config
+    own = generation.max_new_tokens or (generation.max_length and generation.max_length - 1) or DEFAULT_MAX_NEW_TOKENS
+    if not encoder_decoder:
+        own = generation.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    max_new = config.engine.max_new_tokens or own
+    max_source = config.engine.max_source_tokens
+    if positions is None:
+        return max_source, max_new
+    if encoder_decoder:
+        return min(max_source, positions), min(max_new, positions - 1)
+    return _share_positions(positions, max_source, config.engine.max_new_tokens, own)
+
+
+def _share_positions(positions: int, max_source: int, asked: int | None, own: int) -> tuple[int, int]:
+    """Prompt and output lie in the same positions; what the user asked of the output goes first."""
+    if asked is not None and asked >= positions:
+        raise ConfigError(
+            f"engine.max_new_tokens: leaves no room for a prompt, got {asked}; expected at most {positions - 1}, "
+            "because the model has that many positions and one more."
+        )
+    max_source = min(max_source, positions - (asked or min(own, positions // 2)))
+    return max_source, asked or min(own, positions - max_source)

@@ -1,0 +1,98 @@
+"""What each iteration leaves behind in the slots: counters always, gaps when lossy, traces as the telemetry level asks.
+
+Everything is written for all live rows at once, into the slot tensors; `results.py` reads it out when a row ends.
+Nothing here decides anything: tokens are the same at every telemetry level.
+
+Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmasd.core import FROM_DRAFT, FROM_VERIFIER, Draft, Verdict
+from cmasd.drafters import Context
+from cmasd.engine.slots import SlotState
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One iteration of all live rows, judged."""
+
+    draft: Draft
+    verdict: Verdict
+    emitted_BT: Tensor
+    """(B, T) int64: the draft, with the verifier's own token in the place after the accepted prefix."""
+    count_B: Tensor
+    """(B,) int64: tokens that the row gains, cut after an end of sequence."""
+
+    @property
+    def kept_B(self) -> Tensor:
+        """(B,) accepted draft tokens that stay in the output."""
+        return self.verdict.accepted_B.minimum(self.count_B)
+
+    @property
+    def rejected_B(self) -> Tensor:
+        """(B,) bool: a draft token was rejected before the row ended."""
+        accepted_B = self.verdict.accepted_B
+        return (accepted_B < self.draft.lengths_B) & (accepted_B < self.count_B)
+
+    @property
+    def sent_BK(self) -> Tensor:
+        """(B, K) bool: the draft tokens that the verifier judged."""
+        position_K = torch.arange(self.draft.tokens_BK.shape[1], device=self.draft.tokens_BK.device)
+        return position_K < self.draft.lengths_B[:, None]
+
+    @property
+    def scores_BK4(self) -> Tensor:
+        """(B, K, 4) confidence, entropy, margin, softmax."""
+        return torch.cat([self.draft.confidence_BK[..., None], self.draft.components_BK3], dim=-1)
+
+
+def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
+    """Record one iteration; called before the rows' lengths advance."""
+    live = len(outcome.count_B)
+    step_B = state.counters[:live, 0].clone()
+    kept_B, rejected_B, sent_BK = outcome.kept_B, outcome.rejected_B, outcome.sent_BK
+    lengths_B = outcome.draft.lengths_B
+    counts = [torch.ones_like(kept_B), lengths_B, kept_B, lengths_B > 0, rejected_B]
+    state.counters[:live] += torch.stack(counts, dim=-1)
+    state.confidence_sum[:live] += outcome.draft.confidence_BK.where(sent_BK, 0.0).sum(-1)
+    if state.iteration_trace is not None:
+        rows_B = torch.arange(live, device=step_B.device)
+        state.iteration_trace[rows_B, step_B] = _iteration_row(outcome, kept_B, rejected_B)
+    if not record_gaps and state.token_trace is None:
+        return
+    chosen_BT = logits_BTV.gather(-1, outcome.emitted_BT[..., None]).squeeze(-1).float()
+    gap_BT = logits_BTV.amax(-1).float() - chosen_BT
+    position_T = torch.arange(gap_BT.shape[1], device=gap_BT.device)
+    if record_gaps:
+        state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
+    if state.token_trace is not None:
+        logprob_BT = chosen_BT - logits_BTV.float().logsumexp(-1)
+        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, logprob_BT)
+        where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
+        state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
+
+
+def _iteration_row(outcome: Outcome, kept_B: Tensor, rejected_B: Tensor) -> Tensor:
+    """(B, 6) float32 in the order of `ITERATION_CHANNELS`; NaN where no token was rejected."""
+    scores_BT4 = torch.nn.functional.pad(outcome.scores_BK4, (0, 0, 0, 1), value=NAN)
+    where_B14 = outcome.verdict.accepted_B[:, None, None].expand(-1, 1, 4)
+    first_rejected_B4 = scores_BT4.gather(1, where_B14).squeeze(1).where(rejected_B[:, None], NAN)
+    return torch.cat([outcome.draft.lengths_B[:, None], kept_B[:, None], first_rejected_B4], dim=-1)
+
+
+def _token_rows(outcome: Outcome, sent_BK: Tensor, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
+    """(B, T, 8) float32 in the order of `TOKEN_CHANNELS`; scores are NaN for the verifier's own tokens."""
+    position_K = torch.arange(sent_BK.shape[1], device=gap_BT.device)
+    accepted_BK1 = (position_K < outcome.verdict.accepted_B[:, None])[..., None]
+    source_BK1 = torch.where(accepted_BK1, float(FROM_DRAFT), float(FROM_VERIFIER))
+    tau_BK1 = outcome.verdict.tau_BK.where(sent_BK, 0.0)[..., None]
+    drafted_BK6 = torch.cat([source_BK1, outcome.scores_BK4.where(accepted_BK1, NAN), tau_BK1], dim=-1)
+    own_B16 = drafted_BK6.new_tensor([FROM_VERIFIER, NAN, NAN, NAN, NAN, 0.0]).expand(len(gap_BT), 1, 6)
+    scores_BT6 = torch.cat([drafted_BK6, own_B16], dim=1)
+    return torch.cat([scores_BT6, gap_BT[..., None], logprob_BT[..., None]], dim=-1)

@@ -1,0 +1,1 @@
+"""What a run records: the versioned output schema and mergeable statistics."""

@@ -1,0 +1,57 @@
+"""Counters of one engine, mergeable over actors and shards."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+
+@dataclass
+class EngineStats:
+    """What an engine has done so far; `a + b` is what both did."""
+
+    iterations: int = 0
+    """Verifier forwards."""
+    row_iterations: int = 0
+    """Live rows summed over iterations."""
+    slot_iterations: int = 0
+    """Slots summed over iterations."""
+    steady_row_iterations: int = 0
+    """`row_iterations` when the latest rows were submitted: until the input ran dry."""
+    steady_slot_iterations: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    output_tokens: int = 0
+    rollbacks: int = 0
+    """Row-iterations with a rejected draft token."""
+    drafting_row_iterations: int = 0
+    """Row-iterations with at least one draft token."""
+    busy_seconds: float = 0.0
+    """Time inside `step`."""
+    draft_seconds: float = 0.0
+    """Part of it spent drafting."""
+
+    def __add__(self, other: Self) -> "EngineStats":
+        return EngineStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def tokens_per_iteration(self) -> float:
+        """Output tokens per row and verifier forward; 1 is plain decoding."""
+        return self.output_tokens / self.row_iterations if self.row_iterations else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over drafted tokens."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
+
+    @property
+    def rollback_rate(self) -> float:
+        """Share of drafting row-iterations with a rejection."""
+        return self.rollbacks / self.drafting_row_iterations if self.drafting_row_iterations else 0.0
+
+    @property
+    def slot_occupancy(self) -> float:
+        """Share of slots in use until the input ran dry."""
+        return self.steady_row_iterations / self.steady_slot_iterations if self.steady_slot_iterations else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and Arrow."""
+        return asdict(self)

@@ -1,0 +1,54 @@
+"""Speculative sampling (Leviathan, arXiv 2211.17192; Chen, arXiv 2302.01318).
+
+Accept y with probability min(1, P_v(y)/P_d(y)); after the first rejection draw from
+norm(max(0, P_v - P_d)). The output has the distribution of AR sampling from the verifier.
+"""
+
+import torch
+from torch import Tensor
+
+from cmasd.core import Draft, Verdict
+from cmasd.verification.base import prefix_length
+
+
+class SamplingVerification:
+    """Lossless in distribution. The draws depend on batch composition, so runs differ token by token."""
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        self.seed = seed
+        self._generator: torch.Generator | None = None
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The seeded source of every draw of this engine."""
+        if self._generator is None:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return self._generator
+
+    def draw(self, probs_BV: Tensor) -> Tensor:
+        """(B,) tokens drawn from (B, V) probabilities."""
+        return torch.multinomial(probs_BV, 1, generator=self.generator(probs_BV.device)).squeeze(1)
+
+    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+        """A drafter without probabilities (lookup) counts as certain of its token."""
+        probs_BTV = torch.softmax(logits_BTV.float() / self.temperature, dim=-1)
+        tokens_BK1 = draft.tokens_BK[..., None]
+        drafted_BKV = draft.probs_BKV
+        if drafted_BKV is None:
+            drafted_BKV = torch.zeros_like(probs_BTV[:, :-1]).scatter_(2, tokens_BK1, 1.0)
+        ours_BK = probs_BTV[:, :-1].gather(2, tokens_BK1).squeeze(2)
+        theirs_BK = drafted_BKV.gather(2, tokens_BK1).squeeze(2)
+        coin_BK = torch.rand(ours_BK.shape, generator=self.generator(ours_BK.device), device=ours_BK.device)
+        accepted_B = prefix_length(coin_BK * theirs_BK < ours_BK, draft.lengths_B)
+        next_B = self.draw(self._residual(probs_BTV, drafted_BKV, accepted_B, draft.lengths_B))
+        return Verdict(accepted_B, next_B, torch.full_like(draft.confidence_BK, torch.nan))
+
+    def _residual(self, probs_BTV: Tensor, drafted_BKV: Tensor, accepted_B: Tensor, lengths_B: Tensor) -> Tensor:
+        rows_B = torch.arange(len(accepted_B), device=accepted_B.device)
+        ours_BV = probs_BTV[rows_B, accepted_B]
+        if drafted_BKV.shape[1] == 0:
+            return ours_BV
+        theirs_BV = drafted_BKV[rows_B, accepted_B.clamp_max(drafted_BKV.shape[1] - 1)]
+        left_BV = (ours_BV - theirs_BV).clamp_min(0)
+        rejected_B1 = ((accepted_B < lengths_B) & (left_BV.sum(-1) > 0))[:, None]
+        return torch.where(rejected_B1, left_BV, ours_BV)

@@ -1,0 +1,246 @@
+"""From files and overrides to a configuration: merging, types, names, and what a user reads when one is wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmasd.config import Config, flatten, from_dict, load, to_dict, to_yaml
+from cmasd.config.rules import RULES, check, value_of
+from cmasd.errors import ConfigError
+
+PATHS = ["input.path=in.jsonl", "output.path=out"]
+
+
+def written(folder: Path, text: str, name: str = "config.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def configured(*overrides: str) -> Config:
+    return load([], [*PATHS, *overrides])
+
+
+class TestMerging:
+    def test_defaults_then_files_then_overrides(self, tmp_path: Path) -> None:
+        first = written(tmp_path, "engine: {slots: 4, max_new_tokens: 9}\npolicy: {kind: fixed}\n", "first.yaml")
+        second = written(tmp_path, "engine: {slots: 5}\ninput: {path: a}\noutput: {path: b}\n", "second.yaml")
+        config = load([first, second], ["policy.alpha=0.5", "engine.slots=6", "engine.slots=7"])
+        assert (config.engine.slots, config.engine.max_new_tokens) == (7, 9)
+        assert (config.policy.kind, config.policy.alpha) == ("fixed", 0.5)
+        assert config.drafter == Config().drafter
+
+    def test_an_empty_section_changes_nothing(self, tmp_path: Path) -> None:
+        assert load([written(tmp_path, "engine:\npolicy: {}\n")], PATHS) == configured()
+
+    def test_values_may_refer_to_each_other(self, tmp_path: Path) -> None:
+        file = written(tmp_path, "input: {path: corpus}\noutput: {path: 'runs/${input.path}'}\n")
+        assert load([file]).output.path == "runs/corpus"
+
+    def test_a_configuration_is_frozen(self) -> None:
+        with pytest.raises(AttributeError):
+            configured().engine.slots = 3  # type: ignore[misc]
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("override", "value"),
+        [
+            ("engine.slots=16", 16),
+            ("policy.threshold=1e-3", 0.001),
+            ("actors.cpus_each=2", 2.0),
+            ("input.chat=true", True),
+            ("input.id_column=null", None),
+            ("models.drafter=", None),
+            ("models.drafter=~", None),
+            ("input.keep_columns=[en, de]", ["en", "de"]),
+            ("input.keep_columns=[]", []),
+            ("confidence.weights=[0.2,0.3,0.5]", [0.2, 0.3, 0.5]),
+            ("input.template=summarize: {text}", "summarize: {text}"),
+            ("input.template=a=b {text}", "a=b {text}"),
+            ("input.template=[INST] {text} [/INST]", "[INST] {text} [/INST]"),
+            ('input.keep_columns=[de, "no"]', ["de", "no"]),
+            ("input.path=s3://bucket/a=1/b.parquet", "s3://bucket/a=1/b.parquet"),
+            ("input.id_column=12", "12"),
+        ],
+    )
+    def test_text_becomes_the_keys_type(self, override: str, value: Any) -> None:
+        assert value_of(configured("drafter.kind=lookup", override), override.partition("=")[0]) == value
+
+    @pytest.mark.parametrize("word", ["no", "off", "yes", "on", "true"])
+    def test_a_language_that_yaml_takes_for_a_boolean(self, word: str) -> None:
+        assert configured(f"models.source_language={word}").models.source_language == word
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("engine.slots", r"^engine\.slots: is not an override; expected key=value, e\.g\. engine\.slots=16\.$"),
+            ("engine.slot=3", r"^engine\.slot: unknown key\. Did you mean engine\.slots\?$"),
+            ("polcy.kind=fixed", r"^polcy\.kind: unknown key\. Did you mean policy\.kind\?$"),
+            ("slots=3", r"^slots: unknown key\."),
+            ("zzz=3", r"^zzz: unknown key\. `configs/reference\.yaml` lists every key\.$"),
+            ("engine=3", r"^engine: unknown key\."),
+            ("engine.slots=many", r"^engine\.slots: .*many"),
+            ("engine.slots=1.5", r"^engine\.slots: .*1\.5"),
+            ("policy.alpha=high", r"^policy\.alpha: .*high"),
+            ("input.chat=perhaps", r"^input\.chat: .*perhaps"),
+            ("engine.slots=null", r"^engine\.slots: "),
+            ("policy.kind=greedy", r"^policy\.kind: .*greedy.*survival"),
+            ("input.keep_columns=en", r"^input\.keep_columns: "),
+            ("confidence.weights=[a,b,c]", r"^confidence\.weights: "),
+            ("input.keep_columns=[en", r"^input\.keep_columns: is not valid YAML"),
+            ("input.keep_columns=[de, no]", r"^input\.keep_columns: must not be a boolean, got false\. Quote it"),
+            ("input.path=runs/${absent.key}", r"^input\.path: .*absent"),
+            ("input.path=${", r"^input\.path: "),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, override: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            configured(override)
+        assert "\n" not in str(caught.value)
+        assert caught.value.exit_code == 2
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("engine: {slot: 3}\n", r"config\.yaml: engine\.slot: unknown key\. Did you mean engine\.slots\?"),
+            (
+                "models: {source_language: no}\n",
+                r"models\.source_language: must not be a boolean, got false\. Quote it",
+            ),
+            ("input: {keep_columns: [de, no]}\n", r"input\.keep_columns: must not be a boolean, got false"),
+            ("input: {path: on}\n", r"input\.path: must not be a boolean, got true"),
+            ("engine: {slots: yes}\n", r"engine\.slots: must not be a boolean, got true"),
+            ("engine: {slots: lots}\n", r"config\.yaml: engine\.slots: .*lots"),
+            ("policy: {kind: greedy}\n", r"config\.yaml: policy\.kind: .*greedy"),
+            ("- a\n- b\n", r"config\.yaml: must hold `section:` blocks of `key: value`, got list\."),
+            ("engine: {slots: 3\n", r"config\.yaml: is not valid YAML"),
+            ("engine: [1, 2]\n", r"config\.yaml: engine: unknown key"),
+            ("output: {path: '${absent.key}'}\n", r"config\.yaml: cannot be read"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path: Path, text: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            load([written(tmp_path, text)], PATHS)
+        assert "\n" not in str(caught.value)
+
+    def test_quoted_text_is_no_boolean(self, tmp_path: Path) -> None:
+        file = written(tmp_path, "models: {source_language: 'no'}\n")
+        assert load([file], PATHS).models.source_language == "no"
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"absent\.yaml: no such configuration file\. `configs/` has examples\."):
+            load([tmp_path / "absent.yaml"], PATHS)
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load([tmp_path], PATHS)
+
+    def test_an_empty_file(self, tmp_path: Path) -> None:
+        assert load([written(tmp_path, "")], PATHS) == configured()
+
+
+class TestRules:
+    @pytest.mark.parametrize("key", ["input.path", "output.path"])
+    def test_paths_are_required(self, key: str) -> None:
+        others = [path for path in PATHS if not path.startswith(key)]
+        with pytest.raises(
+            ConfigError, match=rf"^{key}: is not set; expected a path\. Add it .* or pass {key}=PATH\.$"
+        ):
+            load([], others)
+
+    @pytest.mark.parametrize(
+        ("override", "says"),
+        [
+            ("drafter.max_draft_tokens=0", "must be at least 1, got 0."),
+            ("policy.alpha=0", "must be greater than 0, got 0.0."),
+            ("policy.threshold=1.01", "must be between 0 and 1, got 1.01."),
+            ("policy.threshold=nan", "must be between 0 and 1, got nan."),
+            ("verification.tau=-1", "must be at least 0 nats, got -1.0."),
+            ("verification.temperature=0", "must be greater than 0, got 0.0."),
+            ("verification.gamma=nan", "must be at least 0 nats, got nan."),
+            ("confidence.weights=[0.5,0.5]", "must be three numbers >= 0 that add up to 1, got [0.5, 0.5]."),
+            ("confidence.weights=[]", "must be three numbers >= 0 that add up to 1, got []."),
+            ("confidence.weights=[0.5,0.6,-0.1]", "must be three numbers >= 0 that add up to 1"),
+            ("confidence.weights=[0.5,0.6,0.1]", "must be three numbers >= 0 that add up to 1"),
+            ("engine.max_new_tokens=0", "must be at least 1, or null, got 0."),
+            ("limits.max_failed_fraction=2", "must be between 0 and 1, got 2.0."),
+            ("actors.gpus_each=-1", "must be at least 0, or null, got -1.0."),
+        ],
+    )
+    def test_a_value_out_of_range(self, override: str, says: str) -> None:
+        key = override.partition("=")[0]
+        with pytest.raises(ConfigError) as caught:
+            configured(override)
+        assert str(caught.value).startswith(f"{key}: {says}")
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (
+                ["drafter.min_draft_tokens=6"],
+                r"^drafter\.min_draft_tokens: must be at most .*max_draft_tokens \(5\), got 6",
+            ),
+            (["actors.min=3", "actors.max=2"], r"^actors\.min: must be at most actors\.max \(2\), got 3"),
+            (["models.drafter=null"], r"^models\.drafter: must be set for drafter\.kind 'model', got null\. .*lookup"),
+            (["input.template=summarize:"], r"^input\.template: must contain \{text\}, got 'summarize:'"),
+        ],
+    )
+    def test_keys_that_do_not_fit_together(self, overrides: list[str], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            configured(*overrides)
+
+    @pytest.mark.parametrize("overrides", [["policy.kind=plain"], ["drafter.kind=lookup"]])
+    def test_no_drafter_model_is_needed_where_none_drafts(self, overrides: list[str]) -> None:
+        assert configured("models.drafter=null", *overrides).models.drafter is None
+
+    def test_the_defaults_keep_every_rule(self) -> None:
+        check(Config())
+        keys = {key for key, _ in flatten(Config())}
+        assert {rule.key for rule in RULES} <= keys
+
+
+class TestRoundTrips:
+    CHANGES = (
+        "input.template=Übersetze: {text}",
+        "input.keep_columns=[en]",
+        "models.source_language=no",
+        "actors.gpus_each=0.5",
+        "policy.kind=paper",
+    )
+
+    def test_dictionary(self) -> None:
+        config = configured(*self.CHANGES)
+        assert from_dict(to_dict(config)) == config != configured()
+
+    def test_yaml(self, tmp_path: Path) -> None:
+        config = configured(*self.CHANGES)
+        assert load([written(tmp_path, to_yaml(config))]) == config
+
+    def test_a_dictionary_with_an_unknown_key(self) -> None:
+        with pytest.raises(ConfigError, match=r"engine\.slot: unknown key"):
+            from_dict({"engine": {"slot": 3}})
+
+
+@pytest.mark.parametrize(
+    ("policy", "verification", "claim"),
+    [
+        ("survival", "exact", "exact"),
+        ("plain", "exact", "exact"),
+        ("plain", "relaxed", "exact"),
+        ("plain", "sampling", "in distribution"),
+        ("fixed", "sampling", "in distribution"),
+        ("fixed", "relaxed", "lossy"),
+        ("paper", "modulated", "lossy"),
+        ("fixed", "typical", "lossy"),
+    ],
+)
+def test_what_may_be_said_of_the_output(policy: Any, verification: Any, claim: str) -> None:
+    config = Config()
+    config = replace(config, policy=replace(config.policy, kind=policy))
+    config = replace(config, verification=replace(config.verification, kind=verification))
+    assert config.lossless == claim

@@ -1,0 +1,109 @@
+"""n-gram lookup against a search in plain Python, row by row."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmasd.core import Draft
+from cmasd.drafters import Context, LookupDrafter
+from cmasd.drafters.lookup import FADE, PRIOR_ACCEPTED, PRIOR_JUDGED
+from cmasd.policies import FixedPolicy, SurvivalPolicy
+
+LONGEST, MOST_TOKENS, MOST_SOURCE = 4, 12, 8
+TOKEN = st.integers(0, 3)
+ROW = st.tuples(
+    st.lists(TOKEN, max_size=MOST_SOURCE),
+    st.lists(TOKEN, min_size=1, max_size=MOST_TOKENS),
+    st.integers(0, LONGEST),
+)
+"""Encoder source, decoder tokens, room."""
+
+
+def context(rows: list[tuple[list[int], list[int], int]], width: int = MOST_SOURCE) -> tuple[Context, torch.Tensor]:
+    """The rows as the engine hands them over, with noise past their lengths."""
+    tokens_BL = torch.randint(0, 4, (len(rows), MOST_TOKENS + LONGEST), generator=torch.Generator().manual_seed(0))
+    source_BS = torch.full((len(rows), width), -1)
+    for row, (source, tokens, _) in enumerate(rows):
+        tokens_BL[row, : len(tokens)] = torch.tensor(tokens)
+        source_BS[row, : len(source)] = torch.tensor(source, dtype=torch.int64)
+    lengths_B = torch.tensor([len(tokens) for _, tokens, _ in rows])
+    ones_B = torch.ones_like(lengths_B)
+    return Context(tokens_BL, lengths_B, ones_B, ones_B * 99, source_BS), torch.tensor([room for _, _, room in rows])
+
+
+def search(source: list[int], tokens: list[int], room: int, max_ngram: int) -> list[int]:
+    """What follows the latest earlier occurrence of the longest suffix, in the source or in the row itself."""
+    for size in range(min(max_ngram, len(tokens)), 0, -1):
+        suffix = tokens[-size:]
+        for text in (tokens, source):
+            for start in range(len(text) - size - 1, -1, -1):
+                if text[start : start + size] == suffix:
+                    return text[start + size :][:room]
+    return []
+
+
+def proposals(draft: Draft) -> list[list[int]]:
+    return [row[:length] for row, length in zip(draft.tokens_BK.tolist(), draft.lengths_B.tolist(), strict=True)]
+
+
+@settings(max_examples=60)
+@given(st.lists(ROW, min_size=1, max_size=6).filter(lambda rows: any(room for _, _, room in rows)), st.integers(1, 4))
+def test_drafts_equal_a_plain_search(rows: list[tuple[list[int], list[int], int]], max_ngram: int) -> None:
+    drafter = LookupDrafter(FixedPolicy(LONGEST), max_ngram)
+    draft = drafter.draft(*context(rows))
+    assert proposals(draft) == [search(source, tokens, room, max_ngram) for source, tokens, room in rows]
+    assert (draft.tokens_BK >= 0).all()
+    assert draft.confidence_BK.shape == draft.tokens_BK.shape
+    assert draft.components_BK3.isnan().all()
+    assert draft.probs_BKV is None
+
+
+def test_a_decoder_only_row_looks_in_its_prompt() -> None:
+    drafter = LookupDrafter(FixedPolicy(3), max_ngram=2)
+    draft = drafter.draft(*context([([], [1, 2, 3, 0, 1, 2], 3)], width=0))
+    assert proposals(draft) == [[3, 0, 1]]
+
+
+def test_a_match_does_not_cross_from_source_to_output() -> None:
+    drafter = LookupDrafter(FixedPolicy(3), max_ngram=3)
+    draft = drafter.draft(*context([([3, 1], [2, 0, 1], 3)]))
+    assert proposals(draft) == [[]], "1 ends the source; what follows it there is not text"
+
+
+ROWS: list[tuple[list[int], list[int], int]] = [([], [1, 2, 3, 0, 1, 2], 3), ([], [3, 0, 1, 3, 2, 0], 3)]
+"""Match suffixes of 2 and of 1 token."""
+
+
+def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
+    """Each draft counts its accepted tokens and the first rejected one; those after it were not judged."""
+    drafter = LookupDrafter(FixedPolicy(3), max_ngram=2)
+    first = drafter.draft(*context(ROWS, width=0))
+    assert proposals(first) == [[3, 0, 1], [1, 3, 2]]
+    assert first.confidence_BK[:, 0].tolist() == pytest.approx([PRIOR_ACCEPTED / PRIOR_JUDGED] * 2)
+    drafter.commit(torch.tensor([3, 1]))
+    second = drafter.draft(*context(ROWS, width=0))
+    of_two = (PRIOR_ACCEPTED + FADE * 3) / (PRIOR_JUDGED + FADE * 3)
+    of_one = (PRIOR_ACCEPTED + FADE * 1) / (PRIOR_JUDGED + FADE * 2)
+    assert second.confidence_BK[:, 0].tolist() == pytest.approx([of_two, of_one])
+
+
+def test_a_length_that_failed_is_tried_again() -> None:
+    """Under a survival policy rejections end the drafting, but not for ever."""
+    drafter = LookupDrafter(SurvivalPolicy(0.4, 3), max_ngram=2)
+    sent = []
+    for _ in range(60):
+        draft = drafter.draft(*context(ROWS[:1], width=0))
+        sent.append(int(draft.lengths_B[0]) > 0)
+        if sent[-1]:
+            drafter.commit(torch.tensor([0]))
+    assert all(sent[:5]), "one bad draft says little"
+    assert sent.count(False) > 30
+    assert any(sent[sent.index(False) :])
+
+
+def test_the_policy_cuts_the_draft() -> None:
+    """At the rate assumed beforehand, 0.8, two tokens survive with probability 0.64 and three with 0.512."""
+    drafter = LookupDrafter(SurvivalPolicy(0.6, 4), max_ngram=2)
+    draft = drafter.draft(*context([([1, 2, 3, 0, 1], [1, 2], 4), ([], [1], 4)]))
+    assert proposals(draft) == [[3, 0], []], "the second row has nothing to copy"

@@ -1,0 +1,136 @@
+"""The model drafter against its model run without a cache; and what its cache is taken to hold."""
+
+import torch
+from torch import Tensor
+
+from cmasd.confidence import build_confidence
+from cmasd.confidence.scores import score
+from cmasd.config.tree import ConfidenceConfig
+from cmasd.core import Draft
+from cmasd.drafters import Context, ModelDrafter
+from cmasd.policies import FixedPolicy, Policy, SurvivalPolicy
+from cmasd.runner import load_runner
+from cmasd.runner.constraints import Constraints
+from tests.unit.engine.pairs import shared_model
+
+LENGTH = 24
+SOURCES = [[5, 6, 7, 8], [9, 10], [11]]
+
+
+def drafter_of(
+    policy: Policy, eos: tuple[int, ...] = (), temperature: float | None = None, family: str = "marian"
+) -> ModelDrafter:
+    runner = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8)
+    confidence = build_confidence(ConfidenceConfig())
+    drafter = ModelDrafter(
+        runner, policy, confidence, Constraints(eos_token_ids=eos), torch.tensor(eos, dtype=torch.int64), temperature
+    )
+    drafter.prefill([0, 1, 2], SOURCES)
+    return drafter
+
+
+def context(rows: list[list[int]]) -> Context:
+    """Rows of decoder tokens; each starts with Marian's first token, 0."""
+    tokens_BL = torch.zeros(len(rows), LENGTH, dtype=torch.int64)
+    for row, tokens in enumerate(rows):
+        tokens_BL[row, : len(tokens)] = torch.tensor(tokens)
+    lengths_B = torch.tensor([len(tokens) for tokens in rows])
+    ones_B = torch.ones_like(lengths_B)
+    return Context(tokens_BL, lengths_B, ones_B, ones_B * 20, torch.empty(len(rows), 0, dtype=torch.int64))
+
+
+@torch.no_grad()
+def next_logits(source: list[int], tokens: list[int]) -> Tensor:
+    """(V,) logits after the row's last token, from an uncached forward."""
+    model = shared_model("marian")
+    output: Tensor = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([tokens])).logits
+    return output[0, -1]
+
+
+def continuation(source: list[int], tokens: list[int], count: int) -> list[int]:
+    row = list(tokens)
+    for _ in range(count):
+        row.append(int(next_logits(source, row).argmax()))
+    return row[len(tokens) :]
+
+
+def proposals(draft: Draft) -> list[list[int]]:
+    return [row[:length] for row, length in zip(draft.tokens_BK.tolist(), draft.lengths_B.tolist(), strict=True)]
+
+
+def test_drafts_are_the_models_greedy_continuation() -> None:
+    drafter, rows = drafter_of(FixedPolicy(4)), [[0, 20, 21], [0], [0, 30]]
+    draft = drafter.draft(context(rows), torch.tensor([4, 2, 0]))
+    expected = [continuation(source, row, n) for source, row, n in zip(SOURCES, rows, (4, 2, 0), strict=True)]
+    assert proposals(draft) == expected
+    for j in range(4):
+        scores = score(next_logits(SOURCES[0], rows[0] + expected[0][:j])[None])
+        torch.testing.assert_close(draft.confidence_BK[0, j], scores.max_prob[0], atol=1e-5, rtol=0)
+        components = torch.stack([scores.entropy[0], scores.margin[0], scores.softmax[0]])
+        torch.testing.assert_close(draft.components_BK3[0, j], components, atol=1e-5, rtol=0)
+    assert draft.probs_BKV is None
+
+
+def test_rollback_catch_up_and_moves() -> None:
+    """After any acceptance, skipped iterations and moves, drafts are again those of the model."""
+    drafter, generator = drafter_of(FixedPolicy(3)), torch.Generator().manual_seed(0)
+    rows, sources = [[0], [0], [0]], list(SOURCES)
+    for step in range(6):
+        if step == 3:  # the first row leaves and the last takes its slot
+            drafter.move(2, 0)
+            rows[0], sources[0] = rows.pop(), sources.pop()
+        draft = drafter.draft(context(rows), torch.full((len(rows),), 3))
+        assert proposals(draft) == [continuation(source, row, 3) for source, row in zip(sources, rows, strict=True)]
+        accepted_B = torch.randint(0, 4, (len(rows),), generator=generator)
+        drafter.commit(accepted_B)
+        for row, drafted, count in zip(rows, proposals(draft), accepted_B.tolist(), strict=True):
+            row += [*drafted[:count], 40 + step]
+        if step == 1:  # plain iterations pass without the drafter
+            rows = [row + [50 + r, 51, 52][: r + 1] for r, row in enumerate(rows)]
+
+
+def test_drafting_ends_at_an_end_of_sequence() -> None:
+    endless = continuation(SOURCES[0], [0], 5)
+    eos = endless[2]
+    draft = drafter_of(FixedPolicy(5), eos=(eos,)).draft(context([[0]]), torch.tensor([5]))
+    assert proposals(draft) == [endless[: endless.index(eos) + 1]]
+
+
+def test_no_forward_runs_for_tokens_that_no_row_wants() -> None:
+    drafter, windows = drafter_of(SurvivalPolicy(1.0, 5)), []
+    forward = drafter.runner.forward
+
+    def counted(tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
+        windows.append(tokens_BT.shape[1])
+        return forward(tokens_BT, starts_B)
+
+    drafter.runner.forward = counted  # type: ignore[method-assign]
+    draft = drafter.draft(context([[0], [0, 20, 21]]), torch.tensor([5, 5]))
+    assert windows == [3], "one forward to catch up, none after the first token"
+    assert draft.lengths_B.tolist() == [0, 0]
+
+
+def test_sampled_drafts_carry_the_distribution_they_came_from() -> None:
+    drafter = drafter_of(FixedPolicy(3), temperature=0.7)
+    draft = drafter.draft(context([[0], [0, 20]]), torch.tensor([3, 3]))
+    assert draft.probs_BKV is not None
+    for r, row in enumerate([[0], [0, 20]]):
+        for j in range(3):
+            logits_V = next_logits(SOURCES[r], row + draft.tokens_BK[r, :j].tolist())
+            expected = torch.softmax(logits_V.float() / 0.7, -1)
+            torch.testing.assert_close(draft.probs_BKV[r, j], expected, atol=1e-5, rtol=0)
+    greedy = [continuation(source, row, 3) for source, row in zip(SOURCES, [[0], [0, 20]], strict=False)]
+    assert draft.tokens_BK.tolist() != greedy
+
+
+def test_decoder_only_prompts_are_cached_up_to_their_last_token() -> None:
+    drafter = drafter_of(FixedPolicy(2), family="llama")
+    base = context(SOURCES)
+    draft = drafter.draft(base, torch.full((3,), 2))
+    model = shared_model("llama")
+    for row, source in enumerate(SOURCES):
+        tokens = list(source)
+        for drafted in draft.tokens_BK[row].tolist():
+            logits: Tensor = model(input_ids=torch.tensor([tokens])).logits
+            assert drafted == int(logits[0, -1].argmax())
+            tokens.append(drafted)

@@ -1,0 +1,157 @@
+"""What is recorded about tokens, against the models run directly; and that recording changes nothing."""
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from cmasd.confidence.scores import score
+from cmasd.core import FROM_DRAFT, Request, Result
+from cmasd.engine import Pair
+from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
+
+FIXED: dict[str, Any] = {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 3}}
+LOSSY: dict[str, Any] = {"kind": "relaxed", "tau": 2.0, "beta": 5}
+
+
+@torch.no_grad()
+def direct_logits(pair: Pair, model: Any, request: Request, result: Result) -> torch.Tensor:
+    """(tokens, V) logits before each output token, from one forward of the model."""
+    output = result.token_ids.tolist()
+    if pair.is_encoder_decoder:
+        tokens = torch.tensor([pair.decoder_start + output[:-1]])
+        logits = model(input_ids=torch.tensor([request.source]), decoder_input_ids=tokens).logits
+    else:
+        logits = model(input_ids=torch.tensor([request.source + output[:-1]])).logits
+    return cast(torch.Tensor, logits[0, -len(output) :])
+
+
+@pytest.mark.parametrize("family", ["marian", "t5", "llama"])
+@pytest.mark.parametrize("slots", [2, 8])
+def test_token_traces_equal_direct_forwards(family: str, slots: int) -> None:
+    pair, requests = shared_pair(family), ragged_requests(5, seed=11, max_new_tokens=16)
+    results = decode(pair, tiny_config(**FIXED, verification=LOSSY, engine={"slots": slots}), requests)
+    for request in requests:
+        result = results[request.key]
+        assert result.tokens is not None
+        log_probs = torch.log_softmax(direct_logits(pair, pair.verifier, request, result), -1)
+        chosen = log_probs.gather(1, torch.from_numpy(result.token_ids).long()[:, None])[:, 0]
+        gap = log_probs.amax(-1) - chosen
+        np.testing.assert_allclose(result.tokens.verifier_logprob, chosen, atol=1e-5)
+        np.testing.assert_allclose(result.tokens.gap_nats, gap, atol=1e-5)
+        assert result.mean_gap_nats == pytest.approx(gap.mean().item(), abs=1e-5)
+        scores = score(direct_logits(pair, pair.drafter, request, result))
+        accepted = result.tokens.source == FROM_DRAFT
+        for name in ("entropy", "margin", "softmax"):
+            recorded = getattr(result.tokens, name)
+            np.testing.assert_allclose(recorded[accepted], getattr(scores, name)[accepted], atol=1e-5, err_msg=name)
+            assert np.isnan(recorded[~accepted]).all()
+        np.testing.assert_allclose(result.tokens.confidence[accepted], scores.max_prob[accepted], atol=1e-5)
+        assert (result.tokens.gap_nats[~accepted] == 0).all()
+        assert (result.tokens.gap_nats[accepted] <= 2.0).all()
+        assert (result.tokens.tau[accepted] == 2.0).all()
+    assert max(result.mean_gap_nats for result in results.values()) > 0, "the rule was not lossy on these rows"
+
+
+def test_the_first_rejected_token_is_described() -> None:
+    """Rejected tokens are not in the output, but their scores are the drafter's after the row so far."""
+    pair, requests = shared_pair("marian"), ragged_requests(4, seed=12)
+    rejections = 0
+    for request, result in zip(requests, decode(pair, tiny_config(**FIXED), requests).values(), strict=False):
+        result = decode(pair, tiny_config(**FIXED), [request])[request.key]
+        scores = score(direct_logits(pair, pair.drafter, request, result))
+        assert result.iterations is not None
+        at = 0
+        for step, (drafted, accepted) in enumerate(
+            zip(result.iterations.draft_length, result.iterations.accepted, strict=True)
+        ):
+            for name, direct in (("confidence", "max_prob"), ("entropy",) * 2, ("margin",) * 2, ("softmax",) * 2):
+                value = getattr(result.iterations, f"rejected_{name}")[step]
+                if accepted == drafted:
+                    assert np.isnan(value)
+                else:
+                    assert value == pytest.approx(getattr(scores, direct)[at + accepted].item(), abs=1e-5)
+                    rejections += 1
+            at += accepted + 1
+    assert rejections > 0
+
+
+@pytest.mark.parametrize("kind", ["model", "lookup"])
+@pytest.mark.parametrize("verification", ["exact", "relaxed"])
+def test_levels_record_less_but_decode_the_same(kind: str, verification: str) -> None:
+    pair, requests = shared_pair("marian"), ragged_requests(5, seed=13)
+    sections = {"policy": {"kind": "fixed"}, "drafter": {"kind": kind}, "verification": {**LOSSY, "kind": verification}}
+    none, iteration, token = (
+        decode(pair, tiny_config(**sections, telemetry={"level": level}), requests)
+        for level in ("none", "iteration", "token")
+    )
+    assert tokens_of(none) == tokens_of(iteration) == tokens_of(token)
+    for key in none:
+        assert none[key].iterations is None
+        assert none[key].tokens is None
+        assert iteration[key].tokens is None
+        assert iteration[key].iterations is not None
+        assert token[key].tokens is not None
+        for name in ("num_iterations", "num_drafted_tokens", "num_accepted_tokens", "mean_gap_nats"):
+            assert getattr(none[key], name) == getattr(iteration[key], name) == getattr(token[key], name)
+
+
+def test_exact_decoding_has_no_gap() -> None:
+    pair, requests = shared_pair("marian"), ragged_requests(5, seed=14)
+    for config in (tiny_config(**FIXED), tiny_config(policy={"kind": "plain"})):
+        for result in decode(pair, config, requests).values():
+            assert result.mean_gap_nats == 0
+            assert result.tokens is not None
+            assert (result.tokens.gap_nats == 0).all()
+            assert (result.tokens.tau == 0).all()
+
+
+def test_plain_decoding_traces_the_verifier_alone() -> None:
+    result = decode_plain(shared_pair("marian"), [Request(0, [5, 6, 7], 10)])[0]
+    assert result.tokens is not None
+    assert result.iterations is not None
+    assert result.tokens.source.tolist() == [0] * 10
+    assert np.isnan(result.tokens.confidence).all()
+    assert result.iterations.draft_length.tolist() == [0] * 10
+    assert np.isnan(result.iterations.rejected_confidence).all()
+    assert np.isnan(result.mean_confidence)
+
+
+def test_sampled_tokens_have_a_gap_even_without_drafts() -> None:
+    config = tiny_config(policy={"kind": "plain"}, verification={"kind": "sampling"}, telemetry={"level": "none"})
+    results = decode(shared_pair("marian"), config, ragged_requests(4, seed=15))
+    assert max(result.mean_gap_nats for result in results.values()) > 0
+
+
+def test_mean_confidence_is_over_the_tokens_sent() -> None:
+    pair, requests = shared_pair("marian"), ragged_requests(4, seed=16)
+    for result in decode(pair, tiny_config(**FIXED), requests).values():
+        assert result.tokens is not None
+        assert result.iterations is not None
+        if result.num_drafted_tokens == 0:
+            assert np.isnan(result.mean_confidence)
+            continue
+        known = [*result.tokens.confidence, *result.iterations.rejected_confidence]
+        low, high = np.nanmin(known), np.nanmax(known)
+        assert 0 < result.mean_confidence < 1
+        if result.num_drafted_tokens == result.num_accepted_tokens:
+            assert low <= result.mean_confidence <= high
+            assert result.mean_confidence == pytest.approx(np.nanmean(result.tokens.confidence), abs=1e-5)
+
+
+def test_modulated_tolerance_follows_the_confidence_of_each_token() -> None:
+    pair, requests = shared_pair("marian"), ragged_requests(5, seed=17)
+    for form, sign in (("prose", 1), ("printed", -1)):
+        rule = {"kind": "modulated", "tau_base": 0.25, "gamma": 2.0, "tau_form": form}
+        accepted_tokens = 0
+        for result in decode(pair, tiny_config(**FIXED, verification=rule), requests).values():
+            trace = result.tokens
+            assert trace is not None
+            accepted = trace.source == FROM_DRAFT
+            accepted_tokens += int(accepted.sum())
+            np.testing.assert_allclose(
+                trace.tau[accepted], 0.25 + 2 * ((sign < 0) + sign * trace.confidence[accepted]), atol=1e-5
+            )
+            assert (trace.gap_nats[accepted] <= trace.tau[accepted]).all()
+        assert accepted_tokens > 0

@@ -1,0 +1,111 @@
+"""Results -> rows of the output schema."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from cmasd.core import IterationTrace, Result, RowError, TokenTrace
+from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.schema import Level, output_schema
+from cmasd.telemetry.totals import Totals
+
+TOKEN_LISTS = [field.name for field in output_schema("token") if field.name.startswith("token_")]
+
+
+def floats(*values: float) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    return np.array(values, dtype=np.float32)
+
+
+def result(tokens: int, level: Level, key: int = 0) -> Result:
+    """`tokens` tokens, all but the last one accepted drafts of one iteration."""
+    nan = math.nan
+    ones = floats(*[0.5] * (tokens - 1), nan)
+    trace = TokenTrace(
+        source=np.array([1] * (tokens - 1) + [0], dtype=np.int8),
+        confidence=ones,
+        entropy=ones,
+        margin=ones,
+        softmax=ones,
+        tau=floats(*[0.0] * tokens),
+        gap_nats=floats(*[0.25] * tokens),
+        verifier_logprob=floats(*[-1.0] * tokens),
+    )
+    one = floats(nan)
+    iterations = IterationTrace(np.array([tokens], np.int32), np.array([tokens - 1], np.int32), one, one, one, one)
+    return Result(
+        key=key,
+        token_ids=np.arange(tokens, dtype=np.int32),
+        finish_reason="stop",
+        num_input_tokens=7,
+        num_iterations=1,
+        num_drafted_tokens=tokens,
+        num_accepted_tokens=tokens - 1,
+        mean_confidence=0.5 if tokens > 1 else nan,
+        mean_gap_nats=0.25,
+        iterations=None if level == "none" else iterations,
+        tokens=trace if level == "token" else None,
+    )
+
+
+@pytest.mark.parametrize("level", ["none", "iteration", "token"])
+def test_schema_and_order(level: Level) -> None:
+    rows = [
+        Row("a", result(3, level), "x y"),
+        Row("b", RowError("read", "text is null"), None),
+        Row("c", result(1, level), "z"),
+    ]
+    table = record(rows, level)
+    assert table.schema.equals(output_schema(level), check_metadata=True)
+    assert table["id"].to_pylist() == ["a", "b", "c"]
+    assert table["output"].to_pylist() == ["x y", None, "z"]
+    assert table["finish_reason"].to_pylist() == ["stop", "error", "stop"]
+    assert table["error"].to_pylist() == [None, "read: text is null", None]
+    assert table["num_output_tokens"].to_pylist() == [3, 0, 1]
+    assert table["num_drafted_tokens"].to_pylist() == [3, 0, 1]
+    assert table["mean_confidence"].to_pylist() == [0.5, None, None]
+    assert table["mean_gap_nats"].to_pylist() == [0.25, 0.0, 0.25]
+
+
+def test_token_lists_have_one_entry_per_token_and_keep_nan() -> None:
+    table = record([Row("a", result(3, "token"), "x"), Row("b", RowError("encode", "no"), None)], "token")
+    for name in TOKEN_LISTS:
+        assert pc.list_value_length(table[name]).to_pylist() == [3, 0], name
+    confidence = pc.list_flatten(table["token_confidence"])
+    assert confidence.null_count == 0
+    values: Any = confidence.to_pylist()
+    assert values[:2] == [0.5, 0.5]
+    assert math.isnan(values[2])
+    assert table["iteration_rejected_margin"].to_pylist()[1] == []
+
+
+@pytest.mark.parametrize("level", ["none", "iteration", "token"])
+def test_only_failed_rows(level: Level) -> None:
+    table = record([Row("a", RowError("read", "no"), None)], level)
+    assert table.schema.equals(output_schema(level))
+    assert table.num_rows == 1
+
+
+def test_no_rows() -> None:
+    assert record([], "token").num_rows == 0
+
+
+def test_kept_columns_come_last_with_their_types() -> None:
+    keep = pa.table({"score": pa.array([1.5, 2.5]), "when": pa.array([1, 2], pa.timestamp("ns"))})
+    table = record([Row("a", result(2, "none"), "x"), Row("b", RowError("read", "no"), None)], "none", keep)
+    assert table.column_names[-2:] == ["score", "when"]
+    assert table["when"].type == pa.timestamp("ns")
+    assert table["score"].to_pylist() == [1.5, 2.5]
+
+
+def test_totals_add_up() -> None:
+    rows = [Row("a", result(3, "none"), "x"), Row("b", RowError("read", "no"), None)]
+    totals = Totals.of(record(rows, "none"))
+    assert totals == Totals(2, 1, 1, 0, 7, 3, 1, 3, 2)
+    assert (totals + totals).output_tokens == 6
+    assert totals.acceptance_rate == pytest.approx(2 / 3)
+    assert totals.tokens_per_iteration == 3
+    assert Totals().acceptance_rate == Totals().tokens_per_iteration == 0
