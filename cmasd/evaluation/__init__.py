@@ -1,0 +1,1 @@
+"""Measurements: speed side by side, agreement with AR decoding, quality against references."""

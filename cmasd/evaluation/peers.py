@@ -1,0 +1,57 @@
+"""Other decoders on the same requests, for side-by-side measurements."""
+
+from typing import Any
+
+import torch
+
+from cmasd.core import Request
+from cmasd.engine import Pair
+
+
+class HfGenerate:
+    """`model.generate`, greedy, in static batches sorted by length.
+
+    A batch runs to its largest limit; rows with a smaller one are cut. Under a forced last token all limits must agree.
+    """
+
+    def __init__(self, pair: Pair, batch_size: int) -> None:
+        self.pair = pair
+        self.batch_size = batch_size
+
+    @torch.inference_mode()
+    def decode(self, requests: list[Request]) -> dict[int, list[int]]:
+        """Token ids by request key."""
+        ordered = sorted(requests, key=lambda request: -len(request.source))
+        outputs: dict[int, list[int]] = {}
+        for i in range(0, len(ordered), self.batch_size):
+            outputs.update(self._batch(ordered[i : i + self.batch_size]))
+        return outputs
+
+    def _batch(self, batch: list[Request]) -> dict[int, list[int]]:
+        model: Any = self.pair.verifier
+        pad = model.generation_config.pad_token_id or 0
+        longest = max(len(request.source) for request in batch)
+        # Decoder-only models continue the last column, so their prompts are padded on the left.
+        left = not self.pair.is_encoder_decoder
+        ids_BS = torch.full((len(batch), longest), pad)
+        mask_BS = torch.zeros_like(ids_BS)
+        for i, request in enumerate(batch):
+            where = slice(longest - len(request.source), None) if left else slice(len(request.source))
+            ids_BS[i, where] = torch.tensor(request.source)
+            mask_BS[i, where] = 1
+        generated = model.generate(
+            input_ids=ids_BS.to(self.pair.device),
+            attention_mask=mask_BS.to(self.pair.device),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max(request.max_new_tokens for request in batch),
+            forced_bos_token_id=self.pair.constraints.forced_bos_token_id,
+        )
+        start = longest if left else 1
+        rows = (row[start:] for row in generated.tolist())
+        return {r.key: self._row(row)[: r.max_new_tokens] for r, row in zip(batch, rows, strict=True)}
+
+    def _row(self, tokens: list[int]) -> list[int]:
+        """Up to the end of sequence, which is kept; the padding behind it is not."""
+        ends = [i for i, token in enumerate(tokens) if token in self.pair.constraints.eos_token_ids]
+        return tokens[: ends[0] + 1] if ends else tokens

@@ -1,0 +1,108 @@
+"""What a format must do, and the one table shape in which every format hands rows on.
+
+That shape is `id` (text), `text` (text, null when the row is bad), `error` (why it is bad, else null), and the kept
+columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from cmasd.io.storage import Storage
+
+KEEP_PREFIX = "keep."
+PIECE_ROWS = 1024
+"""Rows parsed at a time."""
+
+Wanted = Callable[[int, int], bool]
+"""Whether any row in [start, stop) is still to be read."""
+Pieces = Iterator[tuple[int, pa.Table]]
+"""(number of the first row, rows) in file order; unwanted rows may be left out."""
+
+
+def _empty_schema() -> pa.Schema:
+    return pa.schema([])
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file."""
+
+    storage: Storage
+    path: str
+    name: str
+    """How users see it, and the first half of default row ids."""
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """Which columns are read."""
+
+    text_column: str
+    id_column: str | None = None
+    keep: pa.Schema = field(default_factory=_empty_schema)
+    """Names and types of `input.keep_columns`."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Input columns needed, each once."""
+        wanted = [self.text_column, *([self.id_column] if self.id_column else []), *self.keep.names]
+        return list(dict.fromkeys(wanted))
+
+
+class Format(Protocol):
+    """One way of keeping rows in files."""
+
+    endings: tuple[str, ...]
+    """File name endings, compression aside."""
+    typed: bool
+    """Whether files state the types of their columns; else bad values are found row by row."""
+
+    def count(self, source: Source) -> int:
+        """Rows in the file."""
+
+    def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
+        """Type of each column; null when the file has no rows to tell.
+
+        Formats without types judge by the first rows, and only the columns in `names`.
+        """
+
+    def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
+        """The rows, in the shape described above."""
+
+
+def canonical(
+    ids: Sequence[str], texts: Sequence[str | None], errors: Sequence[str | None], keep: pa.Table
+) -> pa.Table:
+    """Assemble the shape described above."""
+    table = pa.table({"id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
+    table = table.append_column("error", pa.array(errors, pa.string()))
+    for name in keep.column_names:
+        table = table.append_column(pa.field(KEEP_PREFIX + name, keep.schema.field(name).type), keep[name])
+    return table
+
+
+def check_text(value: Any) -> tuple[str | None, str | None]:
+    """(text, null) or (null, what is wrong with it)."""
+    if value is None:
+        return None, "text is null"
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8"), None
+        except UnicodeDecodeError as error:
+            return None, f"text is not UTF-8 (byte {error.start})"
+    if not isinstance(value, str):
+        return None, f"text is {type(value).__name__}, expected a string: {abbreviate(value)}"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return None, f"text is not valid Unicode (character {error.start})"
+    return value, None
+
+
+def abbreviate(value: Any, width: int = 80) -> str:
+    """For messages: printable ASCII, on one line."""
+    text = ascii(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."

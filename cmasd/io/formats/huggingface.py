@@ -1,0 +1,96 @@
+"""Hugging Face datasets: the Arrow files of a `save_to_disk` folder, read directly, or a dataset by name.
+
+A name may carry a configuration (`owner/name:config`). The `datasets` library keeps a named dataset in its cache on
+every machine that reads it; rows are memory-mapped, not loaded.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from cmasd.io.formats.base import PIECE_ROWS, Pieces, ReadSpec, Source, Wanted
+from cmasd.io.formats.columnar import to_canonical
+
+
+class ArrowFiles:
+    """One file of a `save_to_disk` folder: an Arrow IPC stream."""
+
+    endings: tuple[str, ...] = (".arrow",)
+    typed = True
+
+    def count(self, source: Source) -> int:
+        """By walking the batches; on disk they are mapped, not read."""
+        return sum(batch.num_rows for batch in _batches(source))
+
+    def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
+        """From the stream's schema."""
+        with source.storage.open_raw(source.path) as stream:
+            schema = pa.ipc.open_stream(stream).schema
+        return {field.name: field.type for field in schema}
+
+    def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
+        """Batch by batch."""
+        row = 0
+        for batch in _batches(source):
+            for start in range(0, batch.num_rows, PIECE_ROWS):
+                part = batch.slice(start, PIECE_ROWS)
+                if wanted(row, row + part.num_rows):
+                    table = pa.Table.from_batches([part]).select(spec.columns)
+                    yield row, to_canonical(table, row, source, spec)
+                row += part.num_rows
+
+
+def _batches(source: Source) -> Iterator[pa.RecordBatch]:
+    if source.storage.is_local:
+        with pa.memory_map(source.path) as stream:
+            yield from pa.ipc.open_stream(stream)
+        return
+    with source.storage.open_raw(source.path) as stream:
+        yield from pa.ipc.open_stream(stream)
+
+
+class HubDataset:
+    """A dataset by name; `Source.path` is `name[:config]@split`."""
+
+    endings: tuple[str, ...] = ()
+    typed = True
+
+    def count(self, source: Source) -> int:
+        """Known to the library."""
+        return len(load(source.path))
+
+    def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
+        """From the dataset's features."""
+        schema = load(source.path).features.arrow_schema
+        return {field.name: field.type for field in schema}
+
+    def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
+        """Slice by slice."""
+        dataset = load(source.path).select_columns(spec.columns).with_format("arrow")
+        for row in range(0, len(dataset), PIECE_ROWS):
+            stop = min(row + PIECE_ROWS, len(dataset))
+            if wanted(row, stop):
+                yield row, to_canonical(dataset[row:stop], row, source, spec)
+
+
+@lru_cache(maxsize=2)
+def load(path: str) -> Any:
+    """The dataset behind `name[:config]@split`."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    name, _, split = path.rpartition("@")
+    name, _, config = name.partition(":")
+    return datasets.load_dataset(name, config or None, split=split)
+
+
+def stamp(path: str) -> str:
+    """Changes with the features, the number of rows, or the first or last eight rows."""
+    dataset = load(path)
+    count = len(dataset)
+    ends = [*range(min(8, count)), *range(max(0, count - 8), count)]
+    sample = repr((count, dataset.features, [dataset[i] for i in ends]))
+    return hashlib.sha256(sample.encode("utf-8", "replace")).hexdigest()[:32]

@@ -1,0 +1,39 @@
+"""Plain text: one row per line; a blank line is an empty text, so that row n of the output belongs to line n."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from cmasd.io.formats import records
+from cmasd.io.formats.base import Pieces, ReadSpec, Source, Wanted
+
+
+class TextLines:
+    """One column, under whatever name `input.text_column` gives it."""
+
+    endings: tuple[str, ...] = (".txt", ".text")
+    typed = False
+
+    def count(self, source: Source) -> int:
+        """By reading the file."""
+        return sum(1 for _ in _lines(source))
+
+    def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
+        """The text column, which is the first name asked for."""
+        return {names[0]: pa.string()}
+
+    def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
+        """Line by line."""
+
+        def parse(line: bytes) -> records.Record:
+            try:
+                return {spec.text_column: line.rstrip(b"\r\n").decode("utf-8")}
+            except UnicodeDecodeError as error:
+                return f"line is not UTF-8 (byte {error.start})"
+
+        return records.pieces(records.grouped(_lines(source)), parse, source, spec, wanted)
+
+
+def _lines(source: Source) -> Iterator[bytes]:
+    with source.storage.open(source.path) as stream:
+        yield from stream

@@ -1,0 +1,144 @@
+"""`input.path` -> the files to read, in a fixed order, with their format.
+
+A path is a file, a folder (searched recursively, names starting with `.` or `_` left out), a glob, an address such as
+`s3://bucket/key`, a `save_to_disk` folder, or the name of a Hugging Face dataset.
+"""
+
+import json
+import posixpath
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from cmasd.config.tree import InputConfig
+from cmasd.errors import InputError
+from cmasd.io.formats import FORMATS
+from cmasd.io.formats import huggingface as hf
+from cmasd.io.storage import Listed, Storage, base_name, join
+
+_COMPRESSED = re.compile(r"\.(gz|bz2|xz|zst)$")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file as listed, before its rows are counted."""
+
+    name: str
+    """Path below the folder that holds all files."""
+    path: str
+    """Where to open it."""
+    bytes: int
+    stamp: str
+    """Changes when the content does."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All input files."""
+
+    format: str
+    """A key of `FORMATS`."""
+    files: list[InputFile]
+
+
+def list_inputs(config: InputConfig) -> Listing:
+    """Raises `InputError` when nothing is there or the format is unclear."""
+    if config.format == "datasets" or _is_hub_name(config):
+        return _list_datasets(config)
+    storage = Storage(config.path)
+    if storage.is_file(storage.root):
+        found = [storage.info(storage.root)]
+    elif storage.is_folder(storage.root):
+        if _saved_dataset(storage, config) and config.format == "auto":
+            return _list_datasets(config)
+        found = _in_folder(storage, config)
+    else:
+        found = storage.glob(storage.root) if any(c in config.path for c in "*?[") else []
+    if not found:
+        raise InputError(f"input.path: no input files at {config.path}; expected a file, a folder or a glob.")
+    return _listing(storage, found, _format_of(found, config))
+
+
+def _listing(storage: Storage, found: list[Listed], format: str) -> Listing:
+    parents = [posixpath.dirname(file.path) for file in found]
+    common = posixpath.commonpath(parents) if all(parents) else ""
+    files = [InputFile(posixpath.relpath(f.path, common or "."), f.path, f.bytes, storage.stamp(f)) for f in found]
+    return Listing(format, files)
+
+
+def _in_folder(storage: Storage, config: InputConfig) -> list[Listed]:
+    files = [file for file in storage.files(storage.root, recursive=True) if not _hidden(file.path, storage.root)]
+    if config.format == "auto":
+        return [file for file in files if _format_by_name(file.path)]
+    return [file for file in files if _format_by_name(file.path) == config.format] or files
+
+
+def _hidden(path: str, root: str) -> bool:
+    return any(part.startswith((".", "_")) for part in posixpath.relpath(path, root).split("/"))
+
+
+def _format_by_name(path: str) -> str | None:
+    name = _COMPRESSED.sub("", base_name(path).lower())
+    return next((key for key in ("parquet", "jsonl", "csv", "text") if name.endswith(FORMATS[key].endings)), None)
+
+
+def _format_of(found: list[Listed], config: InputConfig) -> str:
+    if config.format != "auto":
+        return config.format
+    kinds = Counter(_format_by_name(file.path) for file in found)
+    if None in kinds:
+        unknown = next(file.path for file in found if _format_by_name(file.path) is None)
+        raise InputError(
+            f"{unknown}: the name's ending does not tell its format. "
+            "Set input.format to parquet, jsonl, csv, text or datasets."
+        )
+    if len(kinds) > 1:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=str))
+        raise InputError(f"{config.path}: holds files of several formats ({counts}). Set input.format to one of them.")
+    return str(next(iter(kinds)))
+
+
+def _is_hub_name(config: InputConfig) -> bool:
+    """A name of the right shape where no such file is, nor the folder it would be in."""
+    if config.format != "auto" or not _HUB_NAME.fullmatch(config.path) or _format_by_name(config.path):
+        return False
+    storage = Storage(config.path)
+    parent = Storage(config.path.split("/")[0])
+    exists = storage.is_file(storage.root) or storage.is_folder(storage.root)
+    return not exists and not ("/" in config.path and parent.is_folder(parent.root))
+
+
+def _saved_dataset(storage: Storage, config: InputConfig) -> str | None:
+    """The folder of the split inside a `save_to_disk` folder; null when it is none."""
+    if storage.is_file(join(storage.root, "state.json")):
+        return storage.root
+    if not storage.is_file(join(storage.root, "dataset_dict.json")):
+        return None
+    splits = json.loads(storage.read(join(storage.root, "dataset_dict.json")))["splits"]
+    if config.split not in splits:
+        raise InputError(f"{config.path}: no split '{config.split}' (has: {', '.join(splits)}). Set input.split.")
+    return join(storage.root, config.split)
+
+
+def _list_datasets(config: InputConfig) -> Listing:
+    storage = Storage(config.path)
+    folder = _saved_dataset(storage, config) if storage.is_folder(storage.root) else None
+    if folder is None:
+        return _list_named(config)
+    state = json.loads(storage.read(join(folder, "state.json")))
+    names = [entry["filename"] for entry in state["_data_files"]]
+    return _listing(storage, [storage.info(join(folder, name)) for name in names], "arrow")
+
+
+def _list_named(config: InputConfig) -> Listing:
+    path = f"{config.path}@{config.split}"
+    try:
+        stamp = hf.stamp(path)
+    except Exception as error:  # noqa: BLE001 - the library raises whatever its loaders and the network raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"input.path: no file, folder or Hugging Face dataset can be read at {config.path} "
+            f"(split {config.split}): {reason}"
+        ) from None
+    return Listing("hub", [InputFile(base_name(config.path), path, 0, stamp)])

@@ -1,0 +1,234 @@
+"""What a run will do: its input files, cut into shards.
+
+A shard is rows [start, stop) of one input file: read, decoded, written and resumed as one. A plan is made once per
+run, stored in its manifest, and never changes; a resumed run checks that its input still has the same content.
+"""
+
+import base64
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cmasd.config.tree import Config
+from cmasd.errors import InputError, RunFolderError
+from cmasd.io.formats import FORMATS, ReadSpec, Source
+from cmasd.io.formats.columnar import is_text
+from cmasd.io.inputs import InputFile, Listing, list_inputs
+from cmasd.io.storage import Storage
+from cmasd.telemetry.schema import ROW_FIELDS, output_schema
+
+LEAST_ROWS_PER_SHARD, MOST_ROWS_PER_SHARD, AIMED_SHARDS = 32, 2048, 32
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One input file and its rows."""
+
+    file: InputFile
+    rows: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [start, stop) of one file."""
+
+    file: int
+    """Position in `Plan.files`."""
+    index: int
+    """Position in the file."""
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in the shard, and in its output file."""
+        return self.stop - self.start
+
+    @property
+    def output_name(self) -> str:
+        """Name of the output file, whose presence says that the shard is done."""
+        return f"part-{self.file:05d}-{self.index:06d}.parquet"
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """The work on one input file; small enough to travel with each read task."""
+
+    format: str
+    number: int
+    """Position in `Plan.files`."""
+    planned: PlannedFile
+    rows_per_shard: int
+    spec: ReadSpec
+    sample: float
+    """Share of shards that is taken."""
+
+    def shards(self) -> Iterator[Shard]:
+        """In file order."""
+        for index, start in enumerate(range(0, self.planned.rows, self.rows_per_shard)):
+            if is_sampled(self.number, index, self.sample):
+                yield Shard(self.number, index, start, min(start + self.rows_per_shard, self.planned.rows))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All work of a run."""
+
+    format: str
+    files: list[PlannedFile]
+    rows_per_shard: int
+    spec: ReadSpec
+    sample: float = 1.0
+    """Share of shards that is taken."""
+
+    @property
+    def rows(self) -> int:
+        """Input rows that are decoded, hence output rows."""
+        return sum(shard.rows for shard in self.shards())
+
+    def shards(self) -> Iterator[Shard]:
+        """In input order."""
+        for number in range(len(self.files)):
+            yield from self.part(number).shards()
+
+    def part(self, number: int) -> "FilePlan":
+        """What is planned for one file."""
+        return FilePlan(self.format, number, self.files[number], self.rows_per_shard, self.spec, self.sample)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the manifest. Paths are left out: they may differ on the next start."""
+        files = [
+            {"name": f.file.name, "bytes": f.file.bytes, "stamp": f.file.stamp, "rows": f.rows} for f in self.files
+        ]
+        return {
+            "format": self.format,
+            "rows": self.rows,
+            "rows_per_shard": self.rows_per_shard,
+            "shards": sum(1 for _ in self.shards()),
+            "keep_schema": base64.b64encode(self.spec.keep.serialize().to_pybytes()).decode(),
+            "files": files,
+        }
+
+
+def make_plan(config: Config) -> Plan:
+    """List, check and count the input; raises `InputError`."""
+    listing = list_inputs(config.input)
+    names = ReadSpec(config.input.text_column, config.input.id_column, _untyped(_kept_names(config))).columns
+    with ThreadPoolExecutor(8) as pool:
+        probes = list(pool.map(lambda file: _probe(config, listing, file, names), listing.files))
+    spec = _spec(config, listing, [types for types, _ in probes])
+    files = [PlannedFile(file, rows) for file, (_, rows) in zip(listing.files, probes, strict=True)]
+    rows = sum(file.rows for file in files)
+    return Plan(
+        listing.format, files, config.output.rows_per_shard or default_rows_per_shard(rows), spec, config.input.sample
+    )
+
+
+def is_sampled(file: int, index: int, sample: float) -> bool:
+    """Whether a sample of this share takes the shard; a larger sample takes it too."""
+    return zlib.crc32(f"{file}:{index}".encode()) < sample * 2**32
+
+
+def default_rows_per_shard(rows: int) -> int:
+    """32 shards, unless they would be under 32 or over 2,048 rows."""
+    return min(max(rows // AIMED_SHARDS, LEAST_ROWS_PER_SHARD), MOST_ROWS_PER_SHARD)
+
+
+def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
+    """The plan in a manifest, on the input as it is now; raises `RunFolderError` when that has changed."""
+    listing = list_inputs(config.input)
+    before = {entry["name"]: entry for entry in stored["files"]}
+    now = {file.name: file for file in listing.files}
+    for name in sorted(before.keys() ^ now.keys()):
+        change = "is gone from" if name in before else "is new in"
+        raise RunFolderError(f"{folder}: {name} {change} the input since the run was started. Use a new run folder.")
+    for name, file in now.items():
+        if (file.bytes, file.stamp) != (before[name]["bytes"], before[name]["stamp"]):
+            raise RunFolderError(
+                f"{folder}: {name} has changed since the run was started "
+                f"({before[name]['bytes']} bytes -> {file.bytes}). Use a new run folder, or restore the file."
+            )
+    asked = config.output.rows_per_shard
+    if asked not in (None, stored["rows_per_shard"]):
+        raise RunFolderError(
+            f"{folder}: was started with another output.rows_per_shard ({stored['rows_per_shard']} -> {asked}). "
+            "Use a new run folder, or restore the old value."
+        )
+    keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["keep_schema"])))
+    files = [PlannedFile(now[entry["name"]], entry["rows"]) for entry in stored["files"]]
+    spec = ReadSpec(config.input.text_column, config.input.id_column, keep)
+    return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
+
+
+def source_of(config: Config, file: InputFile) -> Source:
+    """The file, ready to be opened in this process."""
+    return Source(Storage(config.input.path), file.path, file.name)
+
+
+def _kept_names(config: Config) -> list[str]:
+    """`id` is in the output already when it identifies the rows."""
+    kept = [name for name in config.input.keep_columns if not name == config.input.id_column == "id"]
+    taken = set(output_schema("token").names)
+    for name in kept:
+        if name in taken:
+            own = (
+                "identifies the rows there; set input.id_column=id instead"
+                if name == ROW_FIELDS[0].name
+                else "is its own"
+            )
+            raise InputError(f"input.keep_columns: the output has a column '{name}' already, which {own}.")
+    return list(dict.fromkeys(kept))
+
+
+def _untyped(names: list[str]) -> pa.Schema:
+    return pa.schema([(name, pa.null()) for name in names])
+
+
+def _probe(
+    config: Config, listing: Listing, file: InputFile, names: list[str]
+) -> tuple[dict[str, pa.DataType] | None, int]:
+    """(column types, rows) of one file, checked."""
+    source, reader = source_of(config, file), FORMATS[listing.format]
+    try:
+        types, rows = reader.columns(source, names), reader.count(source)
+    except (OSError, EOFError, pa.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file.name}: cannot be read as {listing.format}: {reason}") from None
+    if types is not None and rows:
+        _check_columns(config, listing, file, types, names)
+    return types, rows
+
+
+def _check_columns(
+    config: Config, listing: Listing, file: InputFile, types: dict[str, pa.DataType], names: list[str]
+) -> None:
+    for name in names:
+        if name not in types:
+            keys = {config.input.text_column: "input.text_column", config.input.id_column: "input.id_column"}
+            key = keys.get(name, "input.keep_columns")
+            has = ", ".join(list(types)[:20]) or "none"
+            raise InputError(f"{file.name}: no column '{name}' (has: {has}). Set {key}.")
+    kind = types[config.input.text_column]
+    if FORMATS[listing.format].typed and not is_text(kind):
+        raise InputError(
+            f"{file.name}: column '{config.input.text_column}' is {kind}, expected strings. Set input.text_column."
+        )
+
+
+def _spec(config: Config, listing: Listing, probes: list[dict[str, pa.DataType] | None]) -> ReadSpec:
+    """Kept columns take their types from the first file that tells."""
+    kept = _kept_names(config)
+    known = [(file, types) for file, types in zip(listing.files, probes, strict=True) if types]
+    fields = []
+    for name in kept:
+        kinds = {str(types[name]): file.name for file, types in known if name in types}
+        if len(kinds) > 1 and FORMATS[listing.format].typed:
+            stated = ", ".join(f"{kind} in {file}" for kind, file in kinds.items())
+            raise InputError(f"input.keep_columns: '{name}' has several types ({stated}), expected one.")
+        kind = next((types[name] for _, types in known if name in types), pa.string())
+        fields.append(pa.field(name, kind))
+    return ReadSpec(config.input.text_column, config.input.id_column, pa.schema(fields))

@@ -1,0 +1,49 @@
+"""A configuration and its run folder, looked at together: what is planned, what is done. Writes nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cmasd.config.tree import Config
+from cmasd.io.plan import Plan, Shard, make_plan, stored_plan
+from cmasd.io.run_folder import RunFolder
+from cmasd.telemetry.totals import Totals
+
+
+@dataclass(frozen=True)
+class Run:
+    """The state of a run before its next start."""
+
+    folder: RunFolder
+    plan: Plan
+    finished: dict[Shard, Totals]
+    is_new: bool
+    """Whether the plan is still to be stored."""
+
+    @property
+    def todo(self) -> list[Shard]:
+        """Unfinished shards in input order."""
+        return [shard for shard in self.plan.shards() if shard not in self.finished]
+
+    @property
+    def done(self) -> Totals:
+        """Totals over finished shards."""
+        return sum(self.finished.values(), start=Totals())
+
+
+def look_at(config: Config) -> Run:
+    """Raises `RunFolderError` when the folder holds another run, `InputError` when the input cannot be planned.
+
+    As long as no shard is finished, a run may be planned anew: nothing would be mixed.
+    """
+    folder = RunFolder(config.output.path)
+    manifest = folder.manifest()
+    if manifest is None or not folder.output_positions():
+        return Run(folder, make_plan(config), {}, is_new=True)
+    folder.check_manifest(manifest, config)
+    plan = stored_plan(_plan_of(manifest), config, folder.address)
+    return Run(folder, plan, folder.finished(plan), is_new=False)
+
+
+def _plan_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    plan: dict[str, Any] = manifest["plan"]
+    return plan

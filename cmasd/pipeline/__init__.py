@@ -1,0 +1,1 @@
+"""The Ray job: read, decode, write; the only door to ray."""

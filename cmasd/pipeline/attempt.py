@@ -1,0 +1,45 @@
+"""The record of one start of the driver in `attempts/`, renewed every few seconds, so that others can watch a run.
+
+A killed driver leaves its last record behind: the time it took still counts in the run's totals.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from cmasd.io.run_folder import RunFolder
+from cmasd.pipeline.tally import Tally
+
+RENEWED_EVERY_SECONDS = 2.0
+
+
+class Attempt:
+    """Writes the record of this start."""
+
+    def __init__(self, folder: RunFolder, tally: Tally) -> None:
+        self.earlier = folder.attempts()
+        self._folder = folder
+        self._tally = tally
+        self._number = 1 + max((int(record["number"]) for record in self.earlier), default=0)
+        self._started_at = _now()
+        self._written = 0.0
+        self.write("running")
+
+    def renew(self) -> None:
+        """Write, unless it was written a moment ago."""
+        if time.monotonic() - self._written >= RENEWED_EVERY_SECONDS:
+            self.write("running")
+
+    def write(self, state: str, error: str | None = None) -> None:
+        """`state` is running, finished, failed or interrupted."""
+        self._written = time.monotonic()
+        self._folder.write_attempt(self._number, self.record(state, error))
+
+    def record(self, state: str, error: str | None = None) -> dict[str, Any]:
+        """What is written."""
+        times = {"started_at": self._started_at, "updated_at": _now()}
+        return {"number": self._number, "state": state, "error": error, **times, **self._tally.to_dict()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

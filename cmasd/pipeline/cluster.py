@@ -1,0 +1,133 @@
+"""A Ray to run on: the cluster named by `RAY_ADDRESS` (which `ray job submit` sets), or one in this process.
+
+Ray's own output is silenced, because the job prints its own progress; `CMASD_RAY_LOGS=1` lets it through.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cmasd.config.tree import ActorsConfig
+from cmasd.errors import ConfigError
+
+OBJECT_STORE_BYTES = 400_000_000
+"""Of a local Ray: shards wait in it, and they are small."""
+START_TRIES = 3
+ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray gives its workers the lowest priority but for four; a busy machine would then starve the decoders.
+    "RAY_worker_niceness": "0",
+    # Its warning about a future change of CUDA_VISIBLE_DEVICES is not for our users.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""For a Ray of our own, and for the driver."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the actors get."""
+
+    least_actors: int
+    most_actors: int
+    cpus_each: float
+    gpus_each: float
+    is_local: bool
+
+
+@contextmanager
+def connected() -> Iterator[bool]:
+    """Yields whether Ray runs on this machine alone; shuts down what it started.
+
+    A Ray that the caller is connected to already is used as it is, and left so.
+    """
+    _set_environment()
+    import ray
+
+    local = not os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if logs_wanted() else logging.CRITICAL
+    if ray.is_initialized():
+        _quieten(level)
+        yield local
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    if local:
+        start_local(level)
+    else:
+        ray.init(log_to_driver=logs_wanted(), logging_level=level)
+    signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by an immediate exit
+    _quieten(level)
+    try:
+        yield local
+    finally:
+        ray.shutdown()
+
+
+def _set_environment() -> None:
+    """Before ray is imported; what the user has set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not logs_wanted():
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def start_local(level: int, **options: Any) -> None:
+    """Ray allows its processes 30 s to start, which a cold, busy machine can exceed; the next try finds warm files."""
+    _set_environment()
+    import ray
+
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=logs_wanted(),
+                logging_level=level,
+                **options,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+
+
+def logs_wanted() -> bool:
+    """Whether the environment asks for Ray's own output."""
+    return os.environ.get("CMASD_RAY_LOGS", "0") not in ("", "0")
+
+
+def _quieten(level: int) -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = logs_wanted()
+    context.print_on_execution_start = logs_wanted()
+    # One row is one shard, and a block takes one row: shards stream out of a read task and are never merged.
+    context.target_max_block_size = 1
+    # So that the driver sees the class of an error, not only its text.
+    context.raise_original_map_exception = True
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(level)
+
+
+def resources(config: ActorsConfig, local: bool) -> Resources:
+    """Raises `ConfigError` when a Ray that cannot grow lacks what is asked for: it would wait for ever."""
+    import ray
+
+    have = ray.cluster_resources()
+    gpus_each = config.gpus_each if config.gpus_each is not None else float(have.get("GPU", 0) >= 1)
+    least, most = (config.count, config.count) if config.count else (config.min, config.max)
+    if local:
+        for key, name, each in (("cpus_each", "CPU", config.cpus_each), ("gpus_each", "GPU", gpus_each)):
+            if each * least > have.get(name, 0):
+                raise ConfigError(
+                    f"actors.{key}: {least} actor(s) of {each:g} {name} each need {each * least:g}, "
+                    f"this machine has {have.get(name, 0):g}. Lower actors.{key} or actors.count."
+                )
+    return Resources(least, most, config.cpus_each, gpus_each, local)

@@ -1,0 +1,126 @@
+"""One thread that owns the models and steps the engine; other threads hand it rows and wait for their results.
+
+All use of the models happens in this thread. Rows of several shards are in the engine together, so its slots stay
+full across shard borders. The first failure, of loading or of a step, is what every later call raises.
+"""
+
+import itertools
+import math
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cmasd.config.tree import Config
+from cmasd.core import Request, Result
+from cmasd.errors import CmasdError, DecodingError
+from cmasd.telemetry.stats import EngineStats
+
+if TYPE_CHECKING:
+    from cmasd.engine import Pair
+
+
+@dataclass
+class _Job:
+    """The rows of one call."""
+
+    first_key: int
+    results: list[Result | None]
+    future: "Future[list[Result]]" = field(default_factory=Future)
+    missing: int = 0
+
+
+class EngineThread:
+    """Loads the pair, then decodes what is submitted, until the process ends."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._inbox: queue.Queue[tuple[_Job, list[Request]]] = queue.Queue()
+        self._jobs: dict[int, _Job] = {}
+        self._keys = itertools.count()
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+        self._pair: Future[Pair] = Future()
+        self.stats = EngineStats()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    @property
+    def pair(self) -> "Pair":
+        """Waits until the models are loaded."""
+        return self._pair.result()
+
+    def decode(self, sources: Sequence[list[int]]) -> list[Result]:
+        """Results in the order of `sources`; waits for the slowest."""
+        if not sources:
+            return []
+        most_tokens = self.pair.max_new_tokens
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            keys = [next(self._keys) for _ in sources]
+            job = _Job(keys[0], [None] * len(sources), missing=len(sources))
+            requests = [Request(key, source, most_tokens) for key, source in zip(keys, sources, strict=True)]
+            self._inbox.put((job, requests))
+        return job.future.result()
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # noqa: BLE001 - handed to every waiting thread, which raises it
+            failure = error if isinstance(error, CmasdError) else DecodingError(describe(error))
+            failure.__cause__ = None if failure is error else error
+            self._fail(failure)
+
+    def _loop(self) -> None:
+        from cmasd.engine import Engine, load_pair
+
+        set_torch_threads(self._config.actors.cpus_each)
+        pair = load_pair(self._config)
+        engine = Engine(pair, self._config)
+        self._pair.set_result(pair)
+        while True:
+            for job, requests in self._arrivals(block=engine.pending == 0):
+                self._jobs |= dict.fromkeys((request.key for request in requests), job)
+                engine.submit(requests)
+            finished = engine.step()
+            self.stats = engine.stats
+            for result in finished:
+                self._deliver(result)
+
+    def _arrivals(self, block: bool) -> list[tuple[_Job, list[Request]]]:
+        arrivals = [self._inbox.get()] if block else []
+        while not self._inbox.empty():
+            arrivals.append(self._inbox.get_nowait())
+        return arrivals
+
+    def _deliver(self, result: Result) -> None:
+        job = self._jobs.pop(result.key)
+        job.results[result.key - job.first_key] = result
+        job.missing -= 1
+        if job.missing == 0:
+            job.future.set_result([done for done in job.results if done is not None])
+
+    def _fail(self, failure: BaseException) -> None:
+        with self._lock:
+            self._failure = failure
+        waiting = {id(job): job for job in self._jobs.values()}
+        waiting |= {id(job): job for job, _ in self._arrivals(block=False)}
+        for job in waiting.values():
+            job.future.set_exception(failure)
+        if not self._pair.done():
+            self._pair.set_exception(failure)
+
+
+def set_torch_threads(cpus: float) -> None:
+    """As many threads as CPUs are reserved; more would take them from other actors."""
+    import torch
+
+    torch.set_num_threads(max(1, math.ceil(cpus)))
+
+
+def describe(error: BaseException) -> str:
+    """Class and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

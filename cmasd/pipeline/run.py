@@ -1,0 +1,169 @@
+"""One start of a run, from a configuration to a summary.
+
+    look -> (connect -> decode what is missing -> compare with AR) -> audit -> summarise
+
+Only the audit decides whether a run is complete: every planned shard has its file with its planned number of rows.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from cmasd.config.tree import Config
+from cmasd.errors import IncompleteRunError, TooManyFailedRowsError
+from cmasd.io.plan import Plan, Shard
+from cmasd.io.provenance import provenance
+from cmasd.io.run_folder import RunFolder
+from cmasd.io.runs import Run, look_at
+from cmasd.pipeline.attempt import Attempt
+from cmasd.pipeline.baseline import Compare, compare_in_cluster
+from cmasd.pipeline.cluster import Resources, connected, resources
+from cmasd.pipeline.failures import cause_of
+from cmasd.pipeline.report import ShardReport
+from cmasd.pipeline.summary import summarise
+from cmasd.pipeline.tally import Progress, Tally
+from cmasd.telemetry.totals import Totals
+
+ROWS_IN_FLIGHT_PER_SLOT = 4
+"""Rows handed to an actor per slot: enough to keep slots full across shard borders."""
+
+
+READERS_PER_ACTOR = 4
+"""Input files open at once; reading is far cheaper than decoding."""
+
+
+class Watcher:
+    """Told how a run goes; the default keeps quiet."""
+
+    def planned(self, run: Run) -> None:
+        """Before anything starts."""
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """Another shard is done."""
+
+
+def run(config: Config, compare: Compare | None = None, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Complete the run and return its summary; raises a `CmasdError` when that fails."""
+    watcher = watcher or Watcher()
+    state = look_at(config)
+    folder = state.folder
+    folder.clean()
+    if state.is_new:
+        folder.start(config, state.plan, provenance())
+    watcher.planned(state)
+    tally = Tally(state.plan.rows, state.done)
+    check_failures(config, tally)
+    baseline = _known_baseline(config, folder)
+    wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
+    attempt = Attempt(folder, tally) if state.todo else None
+    try:
+        if state.todo or wants_baseline:
+            watcher.stage("starting Ray")
+            with connected() as local:
+                has = resources(config.actors, local)
+                if attempt is not None:
+                    _decode(config, state, has, tally, attempt, watcher)
+                if wants_baseline and compare is not None:
+                    watcher.stage(f"comparing with AR decoding on {min(config.baseline.rows, state.plan.rows)} rows")
+                    baseline = compare_in_cluster(config, state.plan, has, compare)
+    except Exception as error:
+        failure = cause_of(error)
+        if attempt is not None:
+            attempt.write("failed", str(failure))
+        raise failure from error
+    except BaseException:
+        if attempt is not None:
+            attempt.write("interrupted")
+        raise
+    if attempt is not None:
+        attempt.write("finished")
+    return _close(config, state, tally, baseline)
+
+
+def _decode(config: Config, state: Run, has: Resources, tally: Tally, attempt: Attempt, watcher: Watcher) -> None:
+    watcher.stage("loading models")
+    for report in decode_shards(config, state.plan, state.todo, has):
+        tally.add(report)
+        watcher.progress(tally.progress())
+        attempt.renew()
+        check_failures(config, tally)
+
+
+def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources) -> Iterator[ShardReport]:
+    """The Ray Data pipeline: read tasks, a pool of decoders, one report per written shard."""
+    import ray.data
+
+    from cmasd.pipeline.decoder import Decoder
+    from cmasd.pipeline.source import ShardSource
+
+    source = ShardSource(config, plan, todo)
+    readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
+    in_flight = min(shards_in_flight(config, plan), len(todo))
+    # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
+    decoded = dataset.map_batches(
+        Decoder,
+        fn_constructor_args=[config],
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=has.cpus_each,
+        num_gpus=has.gpus_each,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(has.least_actors, len(todo)),
+            max_size=min(has.most_actors, len(todo)),
+            max_tasks_in_flight_per_actor=in_flight,
+            max_concurrent_calls_per_actor=in_flight,
+            enable_true_multi_threading=True,
+        ),
+    )
+    for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from ShardReport.from_table(table)
+
+
+def shards_in_flight(config: Config, plan: Plan) -> int:
+    """Shards one actor works on at once."""
+    rows = ROWS_IN_FLIGHT_PER_SLOT * config.engine.slots
+    return config.actors.shards_in_flight or max(2, math.ceil(rows / plan.rows_per_shard))
+
+
+def check_failures(config: Config, tally: Tally) -> None:
+    """Raises `TooManyFailedRowsError`."""
+    allowed = config.limits.max_failed_fraction * tally.rows_total
+    if tally.errors > allowed:
+        first = f" The first: {tally.first_failure}." if tally.first_failure else ""
+        raise TooManyFailedRowsError(
+            f"limits.max_failed_fraction: {tally.errors} of {tally.rows_total} rows failed, "
+            f"at most {allowed:g} may ({config.limits.max_failed_fraction:g}).{first}"
+        )
+
+
+def _known_baseline(config: Config, folder: RunFolder) -> dict[str, Any] | None:
+    """Of an earlier start, when it was asked for likewise."""
+    summary = folder.read_json("summary.json") or {}
+    known = summary.get("baseline")
+    return known if known and known["rows_asked"] == config.baseline.rows else None
+
+
+def _close(config: Config, state: Run, tally: Tally, baseline: dict[str, Any] | None) -> dict[str, Any]:
+    totals = audit(state.folder, state.plan)
+    earlier = state.folder.read_json("summary.json") or {}
+    notices = tally.notices or list(earlier.get("pair_notices", []))
+    summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, notices)
+    summary["pair_notices"] = notices
+    state.folder.write_json(summary, "summary.json")
+    return summary
+
+
+def audit(folder: RunFolder, plan: Plan) -> Totals:
+    """Totals over the output files; raises `IncompleteRunError` unless they hold every planned row."""
+    finished = folder.finished(plan)
+    missing = [shard for shard in plan.shards() if shard not in finished]
+    if missing:
+        raise IncompleteRunError(
+            f"{folder.address}: {len(missing)} of {len(missing) + len(finished)} shards have no whole output file "
+            f"(first: {missing[0].output_name}). Run the same command again."
+        )
+    return sum(finished.values(), start=Totals())

@@ -1,0 +1,74 @@
+"""Ray Data's view of a plan: one read task per input file with unfinished shards, one row per shard.
+
+A shard's rows travel inside one value, so Ray Data's splitting and merging of blocks cannot tear it apart.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.context import DataContext
+from ray.data.datasource import ReadTask
+
+from cmasd.config.tree import Config
+from cmasd.io.plan import FilePlan, Plan, Shard, source_of
+from cmasd.io.shards import pack, read_shards, unpack
+
+SHARD_TYPES: dict[str, pa.DataType] = {
+    "file": pa.int32(),
+    "index": pa.int32(),
+    "start": pa.int64(),
+    "stop": pa.int64(),
+    "rows": pa.large_binary(),
+}
+SHARD_SCHEMA = pa.schema(list(SHARD_TYPES.items()))
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """What one read task does."""
+
+    config: Config
+    plan: FilePlan
+    todo: frozenset[int]
+    """Indices of the file's unfinished shards."""
+
+    def __call__(self) -> Iterable[pa.Table]:
+        """Yield the file's unfinished shards."""
+        source = source_of(self.config, self.plan.planned.file)
+        for shard, rows in read_shards(self.plan, source, self.todo):
+            yield to_block(shard, rows)
+
+
+def to_block(shard: Shard, rows: pa.Table) -> pa.Table:
+    """One row for Ray Data."""
+    return pa.Table.from_pylist([{**asdict(shard), "rows": pack(rows)}], SHARD_SCHEMA)
+
+
+def from_block(block: pa.Table) -> list[tuple[Shard, pa.Table]]:
+    """The inverse of `to_block`, for any number of shards."""
+    numbers = block.drop_columns(["rows"]).to_pylist()
+    return [(Shard(**n), unpack(r.as_buffer())) for n, r in zip(numbers, block["rows"], strict=True)]
+
+
+class ShardSource(Datasource):
+    """All unfinished shards."""
+
+    def __init__(self, config: Config, plan: Plan, todo: Iterable[Shard]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        by_file: dict[int, set[int]] = {}
+        for shard in todo:
+            by_file.setdefault(shard.file, set()).add(shard.index)
+        self.tasks = [FileTask(config, plan.part(number), frozenset(todo)) for number, todo in sorted(by_file.items())]
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One per file, whatever the parallelism asked for."""
+        return [ReadTask(task, BlockMetadata(len(task.todo), None, None, None)) for task in self.tasks]

@@ -1,0 +1,75 @@
+"""The end of a run in one flat record: `summary.json`, the closing table and the last line of output.
+
+Row figures come from the output files, hence cover the whole run whoever wrote them; engine figures and seconds are
+added up over attempts, hence also hold work that a kill made worthless.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cmasd.config import fingerprint
+from cmasd.config.tree import Config
+from cmasd.telemetry.stats import EngineStats
+from cmasd.telemetry.totals import Totals
+
+SECONDS_PER_HOUR = 3600
+
+
+def summarise(
+    config: Config,
+    totals: Totals,
+    attempts: Sequence[dict[str, Any]],
+    rows_done_before: int,
+    baseline: dict[str, Any] | None,
+    notices: Sequence[str],
+) -> dict[str, Any]:
+    """`attempts` are the records of all starts, this one included."""
+    seconds = sum(attempt["seconds"] for attempt in attempts)
+    stats = sum((EngineStats(**attempt["stats"]) for attempt in attempts), start=EngineStats())
+    return {
+        "rows": totals.rows,
+        "errors": totals.errors,
+        "input_tokens": totals.input_tokens,
+        "output_tokens": totals.output_tokens,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": _rounded(totals.output_tokens / seconds if seconds else 0.0),
+        "tokens_per_iteration": _rounded(totals.tokens_per_iteration),
+        "acceptance_rate": _rounded(totals.acceptance_rate),
+        "slot_occupancy": _rounded(stats.slot_occupancy),
+        "rollback_rate": _rounded(stats.rollback_rate),
+        "lossless": config.lossless,
+        "finish_reasons": {"stop": totals.stopped, "length": totals.cut, "error": totals.errors},
+        "rows_done_before": rows_done_before,
+        "attempts": len(attempts),
+        "cost": _cost(config, attempts, totals),
+        "baseline": baseline,
+        "notices": [*notices, *own_notices(config, baseline)],
+        "fingerprint": fingerprint(config),
+        "output": config.output.path,
+    }
+
+
+def own_notices(config: Config, baseline: dict[str, Any] | None) -> list[str]:
+    """What the settings and the check against AR mean for a user."""
+    notices = []
+    if config.lossless == "lossy":
+        notices.append(f"verification.kind={config.verification.kind} is lossy: outputs may differ from AR decoding.")
+    if baseline and baseline["speedup"] < 1:
+        notices.append(
+            f"No speed-up here: {baseline['speedup']:.2f} times AR. Try policy.kind=plain, fewer engine.slots "
+            "or a smaller drafter."
+        )
+    return notices
+
+
+def _cost(config: Config, attempts: Sequence[dict[str, Any]], totals: Totals) -> dict[str, float] | None:
+    price = config.cost.accelerator_per_hour
+    if price is None:
+        return None
+    total = price * sum(attempt["seconds"] * attempt["actors"] for attempt in attempts) / SECONDS_PER_HOUR
+    per_million = total / totals.output_tokens * 1e6 if totals.output_tokens else 0.0
+    return {"total": round(total, 6), "per_million_output_tokens": round(per_million, 4)}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)

@@ -1,0 +1,108 @@
+"""What a training run is: data, tokenizer, architecture, schedule.
+
+Plain frozen dataclasses, so that the trainer needs neither omegaconf nor ray. A recipe and a seed
+decide the weights; machine speed decides only how long it takes.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Where the sentence pairs come from and how much of each corpus is taken."""
+
+    path: str = ""
+    """Parquet file or folder."""
+    source_column: str = "en"
+    target_column: str = "de"
+    group_column: str | None = None
+    """Column that names the corpus of a row; null when there is one corpus."""
+    mix: dict[str, float] = field(default_factory=dict)
+    """Share of each corpus taken per epoch, by the value of `group_column`; absent means 1."""
+    max_tokens: int = 64
+    """Pairs with a longer side, in tokens, are left out."""
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """A joint byte-level BPE, trained on both sides, or an existing one."""
+
+    path: str | None = None
+    """Folder of a tokenizer to reuse; null trains one."""
+    vocabulary_size: int = 8000
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """A MarianMT architecture with tied embeddings."""
+
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    width: int = 256
+    feed_forward: int = 512
+    heads: int = 4
+    max_positions: int = 512
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """AdamW with linear warm-up, a constant stretch, and linear decay to zero."""
+
+    steps: int = 4000
+    warmup_steps: int = 400
+    decay_share: float = 0.3
+    """Share of `steps` at the end over which the rate falls linearly to zero."""
+    learning_rate: float = 1e-3
+    batch_tokens: int = 3072
+    """Target tokens per step, padding included."""
+    label_smoothing: float = 0.1
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class TestRecipe:
+    """References that the finished model is scored on."""
+
+    path: str | None = None
+    """Parquet file; null: no scores."""
+    source_column: str = "en"
+    target_column: str = "de"
+    set_column: str = "set"
+
+
+@dataclass(frozen=True)
+class CardRecipe:
+    """What the model card says beyond the recipe and the scores."""
+
+    title: str = ""
+    languages: list[str] = field(default_factory=list)
+    licence: str = ""
+    data: str = ""
+    """Sources, attribution and licences of the training data, as Markdown."""
+    limits: str = ""
+    """What the model is not good at, as Markdown."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run."""
+
+    role: str = "verifier"
+    """`verifier` or `drafter`: what the model card calls the result."""
+    output: str = ""
+    """Folder that receives weights, tokenizer, generation config and model card."""
+    work: str = ""
+    """Folder for checkpoints and the log; removed by nobody."""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    test: TestRecipe = field(default_factory=TestRecipe)
+    card: CardRecipe = field(default_factory=CardRecipe)
+    dtype: str = "float16"
+    """Of the shipped weights: `float32`, `float16` or `bfloat16`."""
+    threads: int = 0
+    """CPU threads; 0: all."""
+    checkpoint_seconds: float = 300.0

@@ -1,0 +1,75 @@
+"""Progress on the screen: one live line on a terminal, else a log line every ten seconds and every tenth of the way."""
+
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from cmasd.io.runs import Run
+from cmasd.pipeline.run import Watcher
+from cmasd.pipeline.tally import Progress
+
+LINE_EVERY_SECONDS = 10.0
+LINE_EVERY_SHARE = 0.1
+
+
+class Printer(Watcher):
+    """Prints what a run tells."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._status: Any = None
+        self._line_at = 0.0
+        self._line_share = 0.0
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            self._status = self._stack.enter_context(Console().status("planning"))
+
+    def planned(self, run: Run) -> None:
+        """What there is, and what is left."""
+        files, shards, todo = len(run.plan.files), sum(1 for _ in run.plan.shards()), len(run.todo)
+        done = f", {shards - todo} done before" if todo < shards else ""
+        print(f"{run.plan.rows} rows in {files} file(s), {shards} shard(s){done} -> {run.folder.address}", flush=True)
+
+    def stage(self, text: str) -> None:
+        """A new stage."""
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            print(text, flush=True)
+
+    def progress(self, progress: Progress) -> None:
+        """Another shard."""
+        line = progress_line(progress)
+        if self._status is not None:
+            self._status.update(line)
+            return
+        share = progress.rows_done / progress.rows_total
+        late = time.monotonic() - self._line_at >= LINE_EVERY_SECONDS
+        if late or share >= self._line_share + LINE_EVERY_SHARE or share == 1:
+            self._line_at, self._line_share = time.monotonic(), share
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._stack.close()
+
+
+def progress_line(progress: Progress) -> str:
+    """All figures on one line."""
+    share = progress.rows_done / progress.rows_total
+    eta = "?" if progress.eta_seconds is None else clock(progress.eta_seconds)
+    return (
+        f"{progress.rows_done}/{progress.rows_total} rows ({share:.0%}), "
+        f"{progress.tokens_per_second:,.0f} tokens/s, acceptance {progress.acceptance_rate:.1%}, "
+        f"{progress.tokens_per_iteration:.2f} tokens/iteration, {progress.errors} errors, "
+        f"{clock(progress.seconds)} elapsed, ETA {eta}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

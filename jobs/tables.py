@@ -1,0 +1,117 @@
+"""Plain aligned tables, the same on a terminal and in a log."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cmasd.config import Config
+from cmasd.io.runs import Run
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
+    """First column left, the others right."""
+    lines = [list(header), *rows] if header else list(rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [_aligned(line, widths) for line in lines]
+    rule = ["  ".join("-" * width for width in widths)]
+    return "\n".join(text[:1] + rule + text[1:] if header else text)
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [
+        cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, both left-aligned."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The run in a dozen lines."""
+    reasons = summary["finish_reasons"]
+    ends = f"{reasons['stop']:,} stopped, {reasons['length']:,} cut, {summary['errors']:,} failed"
+    rows = [
+        (
+            "rows",
+            f"{summary['rows']:,} ({ends})",
+        ),
+        ("rows done before", f"{summary['rows_done_before']:,}"),
+        ("output tokens", f"{summary['output_tokens']:,}"),
+        ("seconds", f"{summary['seconds']:,.1f} in {summary['attempts']} attempt(s)"),
+        ("tokens/s", f"{summary['tokens_per_second']:,.1f}"),
+        ("tokens per iteration", f"{summary['tokens_per_iteration']:.2f}"),
+        ("acceptance rate", f"{summary['acceptance_rate']:.1%}"),
+        ("rollback rate", f"{summary['rollback_rate']:.1%}"),
+        ("slot occupancy", f"{summary['slot_occupancy']:.1%}"),
+        ("lossless", summary["lossless"]),
+        *_cost_rows(summary["cost"]),
+        ("output", f"{summary['output']}/outputs"),
+    ]
+    return "\n" + pairs(rows) + "\n"
+
+
+def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:
+    if cost is None:
+        return []
+    return [("cost", f"{cost['total']:.4f} ({cost['per_million_output_tokens']:.2f} per million output tokens)")]
+
+
+def baseline_table(baseline: dict[str, Any]) -> str:
+    """AR against CM-ASD on the same rows, side by side."""
+    speedup = f"{baseline['speedup']:.2f} ({baseline['speedup_low']:.2f}-{baseline['speedup_high']:.2f})"
+    rows = [
+        ["AR", f"{baseline['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
+        [
+            "CM-ASD",
+            f"{baseline['tokens_per_second']:,.0f}",
+            speedup,
+            f"{baseline['tokens_per_iteration']:.2f}",
+            f"{baseline['acceptance_rate']:.1%}",
+            f"{baseline['exact_match']:.1%}",
+        ],
+    ]
+    header = ["", "tokens/s", "speed-up (95 %)", "tokens per iteration", "acceptance rate", "exact-match to AR"]
+    return f"AR against CM-ASD on {baseline['rows']:,} rows, side by side:\n\n{table(rows, header)}\n"
+
+
+def plan_table(config: Config, run: Run) -> str:
+    """What would be read, run and written."""
+    shards, todo = sum(1 for _ in run.plan.shards()), run.todo
+    rows_todo = sum(shard.rows for shard in todo)
+    drafter = config.models.drafter if config.drafter.kind == "model" else config.drafter.kind
+    actors = str(config.actors.count or f"{config.actors.min} to {config.actors.max}")
+    why = "new run" if run.is_new else "same configuration and input as before"
+    rows = [
+        ("input", f"{config.input.path} ({run.plan.format}, {len(run.plan.files)} file(s))"),
+        ("rows", f"{run.plan.rows:,} total, {run.plan.rows - rows_todo:,} done, {rows_todo:,} to do"),
+        ("shards", f"{shards:,} total, {shards - len(todo):,} done, {len(todo):,} to do ({why})"),
+        ("rows per shard", f"{run.plan.rows_per_shard:,}"),
+        ("output", f"{run.folder.address}/outputs"),
+        ("verifier", config.models.verifier),
+        ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(drafter)),
+        ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.lossless})"),
+        ("actors", f"{actors}, {config.engine.slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
+        ("would run", f"{len(todo):,} shard(s)" if todo else "nothing: the run is complete"),
+    ]
+    files = [[f.file.name, f"{f.file.bytes:,}", f"{f.rows:,}"] for f in run.plan.files[:20]]
+    more = f"\n... and {len(run.plan.files) - 20} more" if len(run.plan.files) > 20 else ""
+    return f"{pairs(rows)}\n\n{table(files, ['input file', 'bytes', 'rows'])}{more}"
+
+
+def status_table(state: dict[str, Any]) -> str:
+    """The state of a run."""
+    from jobs.progress import clock
+
+    rows = [
+        ("run", state["run"]),
+        ("state", state["state"] + (f": {state['error']}" if state["error"] else "")),
+        ("shards", f"{state['shards_done']:,} of {state['shards']:,}"),
+        ("rows", f"{state['rows_done']:,} of {state['rows']:,}, {state['errors']:,} failed"),
+        ("tokens/s", "?" if state["tokens_per_second"] is None else f"{state['tokens_per_second']:,.1f}"),
+        ("ETA", "?" if state["eta_seconds"] is None else clock(state["eta_seconds"])),
+        ("attempts", f"{state['attempts']}, started {state['started_at']}, last seen {state['updated_at']}"),
+    ]
+    return pairs(rows)

@@ -1,0 +1,192 @@
+"""Whole runs on a real Ray, with a real, tiny pair: outputs, resumption, bad rows, failures, S3."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from cmasd.config import Config, from_dict
+from cmasd.errors import DecodingError, ModelError, RunFolderError, TooManyFailedRowsError
+from cmasd.io.plan import make_plan
+from cmasd.io.status import status
+from cmasd.pipeline.cluster import start_local
+from cmasd.pipeline.run import run
+from cmasd.telemetry.schema import output_schema
+from tests.integration.conftest import SENTENCES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connection() -> Iterator[None]:
+    """One Ray for all runs of this file."""
+    import ray
+
+    start_local(logging.CRITICAL, num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+def config(folder: Path | str, pair: Path, source: Path | str, **sections: Any) -> Config:
+    keys: dict[str, dict[str, Any]] = {
+        "input": {"path": str(source)},
+        "output": {"path": f"{folder}/run", "rows_per_shard": 8},
+        "models": {"verifier": str(pair / "verifier"), "drafter": str(pair / "drafter"), "dtype": "float64"},
+        "engine": {"slots": 8, "max_new_tokens": 6},
+        "policy": {"kind": "fixed"},
+    }
+    for name, values in sections.items():
+        keys[name] = {**keys.get(name, {}), **values}
+    return from_dict(keys)
+
+
+def corpus(path: Path, rows: int) -> Path:
+    path.write_text("".join(json.dumps({"id": f"r{i}", "text": SENTENCES[i % 6], "n": i}) + "\n" for i in range(rows)))
+    return path
+
+
+def outputs(folder: Path) -> Any:
+    return pads.dataset(folder / "run" / "outputs").to_table()
+
+
+def test_a_run_and_its_resumption(tmp_path: Path, pair: Path) -> None:
+    columns = {"keep_columns": ["n"], "id_column": "id"}
+    asked = config(tmp_path, pair, corpus(tmp_path / "in.jsonl", 37), input=columns)
+    summary = run(asked)
+    table = outputs(tmp_path)
+    assert sorted(table["n"].to_pylist()) == list(range(37))
+    assert table["id"].to_pylist() == [f"r{n}" for n in table["n"].to_pylist()]
+    part = pq.read_schema(tmp_path / "run" / "outputs" / "part-00000-000000.parquet")
+    assert part.equals(output_schema("token", list(make_plan(asked).spec.keep)))
+    assert (summary["rows"], summary["errors"], summary["lossless"], summary["rows_done_before"]) == (37, 0, "exact", 0)
+    assert summary["output_tokens"] == sum(table["num_output_tokens"].to_pylist())
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert {"config", "fingerprint", "versions", "hardware", "git_commit", "plan"} <= manifest.keys()
+
+    first = (tmp_path / "run" / "outputs" / "part-00000-000000.parquet").stat().st_mtime_ns
+    (tmp_path / "run" / "outputs" / "part-00000-000002.parquet").unlink()
+    again = run(asked)
+    exact = ["n", "id", "output", "finish_reason", "token_id", "iteration_accepted"]
+    assert outputs(tmp_path).sort_by("n").select(exact).equals(table.sort_by("n").select(exact))
+    assert (again["rows"], again["rows_done_before"], again["attempts"]) == (37, 29, 2)
+    assert again["output_tokens"] == summary["output_tokens"]
+    assert (tmp_path / "run" / "outputs" / "part-00000-000000.parquet").stat().st_mtime_ns == first
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == again
+    assert status(str(tmp_path / "run"))["state"] == "complete"
+    assert run(asked)["attempts"] == 2, "a complete run starts nothing"
+
+    with pytest.raises(RunFolderError, match=r"policy.kind: fixed -> plain"):
+        run(
+            config(
+                tmp_path,
+                pair,
+                tmp_path / "in.jsonl",
+                policy={"kind": "plain"},
+                input={"keep_columns": ["n"], "id_column": "id"},
+            )
+        )
+
+
+def test_bad_rows_stay_in_the_output_until_there_are_too_many(tmp_path: Path, pair: Path) -> None:
+    good = [{"text": sentence} for sentence in SENTENCES * 5]
+    bad = [{"text": None}, {"text": 7}, {"text": "long " * 500}, {"other": 1}]
+    lines = [json.dumps(row) for row in (*good, *bad)] + ["{broken"]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    with pytest.raises(TooManyFailedRowsError, match=r"of 35 rows failed, at most 1.75 may") as caught:
+        run(config(tmp_path, pair, tmp_path / "in.jsonl"))
+    assert caught.value.exit_code == 3
+    assert status(str(tmp_path / "run"))["state"] == "failed"
+    assert (tmp_path / "run" / "outputs").is_dir(), "finished shards stay"
+
+    summary = run(config(tmp_path, pair, tmp_path / "in.jsonl", limits={"max_failed_fraction": 0.2}))
+    rows = outputs(tmp_path).to_pylist()
+    failed = sorted((row for row in rows if row["error"]), key=lambda row: int(row["id"].split(":")[1]))
+    assert (len(rows), summary["errors"], summary["finish_reasons"]["error"]) == (35, 5, 5)
+    stages = [row["error"].split(":")[0] for row in failed]
+    assert stages == ["read", "read", "encode", "read", "read"]
+    assert all(row["finish_reason"] == "error" and row["output"] is None and row["token_id"] == [] for row in failed)
+
+
+def test_a_model_that_fails_ends_the_run_with_its_cause(tmp_path: Path, pair: Path) -> None:
+    source = corpus(tmp_path / "in.jsonl", 20)
+    with pytest.raises(DecodingError, match="can't allocate memory") as caught:
+        run(config(tmp_path, pair, source, engine={"slots": 10**15}))
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+    with pytest.raises(ModelError, match="nowhere"):
+        run(config(tmp_path, pair, source, models={"verifier": str(tmp_path / "nowhere")}))
+    assert status(str(tmp_path / "run"))["state"] == "failed"
+
+
+def test_two_actors_and_many_files(tmp_path: Path, pair: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        corpus(tmp_path / "in" / f"{number}.jsonl", 3 + 9 * number)
+    asked = config(tmp_path, pair, tmp_path / "in", actors={"count": 2}, telemetry={"level": "none"})
+    summary = run(asked)
+    ids = outputs(tmp_path)["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == summary["rows"] == 105
+    assert outputs(tmp_path).column_names == output_schema("none").names
+
+
+def test_the_check_against_ar_runs_once(tmp_path: Path, pair: Path) -> None:
+    asked = config(tmp_path, pair, corpus(tmp_path / "in.jsonl", 20), baseline={"rows": 5})
+    seen = {"rows": 5, "speedup": 1.5, "sources": 0}
+
+    def compare(pair: Any, config: Config, sources: list[list[int]]) -> dict[str, Any]:
+        return {**seen, "sources": len(sources), "first": sources[0][-1] == pair.codec.encode(["x"])[0][-1]}
+
+    summary = run(asked, compare)
+    assert summary["baseline"] == {**seen, "sources": 5, "first": True, "rows_asked": 5}
+    assert run(asked, None)["baseline"] == summary["baseline"], "an earlier result is kept"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real S3 server on loopback."""
+    boto3 = pytest.importorskip("boto3")
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    values = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    for name, value in {**values, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="corpus")
+    yield "corpus"
+    server.stop()
+
+
+def test_s3_in_and_out(tmp_path: Path, pair: Path, bucket: str) -> None:
+    import boto3
+    import ray
+
+    client = boto3.client("s3")
+    for number in range(2):
+        client.upload_file(str(corpus(tmp_path / f"{number}.jsonl", 12)), bucket, f"in/{number}.jsonl")
+    # Workers of the running Ray have the environment of its start; a job's workers would have the driver's.
+    names = [name for name in os.environ if name.startswith("AWS_")]
+    ray.shutdown()
+    start_local(logging.CRITICAL, num_cpus=2, runtime_env={"env_vars": {name: os.environ[name] for name in names}})
+    asked = config(f"s3://{bucket}/out", pair, f"s3://{bucket}/in", actors={"shards_in_flight": 3})
+    summary = run(asked)
+    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket, Prefix="out/run/")["Contents"]]
+    assert summary["rows"] == 24
+    assert sum("outputs/part-" in key for key in keys) == 4
+    assert {"out/run/manifest.json", "out/run/summary.json", "out/run/attempts/0001.json"} <= set(keys)
+
+    client.delete_object(Bucket=bucket, Key="out/run/outputs/part-00001-000001.parquet")
+    assert status(f"s3://{bucket}/out/run")["shards_done"] == 3
+    assert run(asked)["rows_done_before"] == 20
+    client.put_object(Bucket=bucket, Key="in/1.jsonl", Body=b'{"text": "changed"}\n')
+    with pytest.raises(RunFolderError, match=r"1\.jsonl has changed"):
+        run(asked)

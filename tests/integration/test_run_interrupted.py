@@ -1,0 +1,135 @@
+"""A driver that dies, and the same job through `ray job submit`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as pads
+import pytest
+
+from cmasd.io.status import status
+from tests.integration.conftest import SENTENCES
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 500
+
+
+def write_job(folder: Path, pair: Path, rows: int, new_tokens: int = 6) -> Path:
+    lines = [json.dumps({"text": SENTENCES[i % 6]}) + "\n" for i in range(rows)]
+    (folder / "in.jsonl").write_text("".join(lines))
+    file = folder / "job.yaml"
+    file.write_text(
+        f"input: {{path: {folder}/in.jsonl}}\noutput: {{path: {folder}/run, rows_per_shard: 4}}\n"
+        f"models: {{verifier: {pair}/verifier, drafter: {pair}/drafter}}\n"
+        f"engine: {{slots: 4, max_new_tokens: {new_tokens}}}\nactors: {{shards_in_flight: 2}}\n"
+    )
+    return file
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "jobs", *words]
+
+
+def parts(folder: Path) -> dict[str, int]:
+    """Output files with the time of their writing."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "run" / "outputs").glob("part-*.parquet")}
+
+
+def wait_for_parts(folder: Path, process: "subprocess.Popen[Any]", count: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while len(parts(folder)) < count:
+        assert process.poll() is None, "the job ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_each_row_once_after_kills(tmp_path: Path, pair: Path) -> None:
+    file = write_job(tmp_path, pair, rows=400, new_tokens=40)
+    process = subprocess.Popen(command("run", str(file)), cwd=ROOT, stdout=subprocess.DEVNULL, text=True)
+    wait_for_parts(tmp_path, process, 2)
+    process.kill()
+    process.wait()
+    time.sleep(3)  # what the killed driver started dies with it
+    kept = parts(tmp_path)
+    assert 2 <= len(kept) < 100
+    assert status(str(tmp_path / "run"))["state"] in ("running", "silent")
+
+    process = subprocess.Popen(command("run", str(file)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for_parts(tmp_path, process, len(kept) + 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    assert process.stderr is not None
+    assert "Resume with: cmasd run" in process.stderr.read()
+    assert status(str(tmp_path / "run"))["state"] == "interrupted"
+
+    done = subprocess.run(command("run", str(file)), cwd=ROOT, capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout.splitlines()[-1])
+    ids = pads.dataset(tmp_path / "run" / "outputs").to_table()["id"].to_pylist()
+    assert sorted(map(str, ids)) == sorted(f"in.jsonl:{row}" for row in range(400))
+    assert (summary["rows"], summary["attempts"]) == (400, 3)
+    assert summary["rows_done_before"] >= 4 * len(kept)
+    assert kept.items() <= parts(tmp_path).items(), "finished shards are not done again"
+    for part in ("tokens/s", "acceptance", "ETA"):
+        assert part in done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_job_submit(tmp_path: Path, pair: Path) -> None:
+    """Against a real head node of its own, which ends with its process group."""
+    file = write_job(tmp_path, pair, rows=20)
+    ray = str(Path(sys.executable).parent / "ray")
+    dashboard = free_port()
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    environment.pop("RAY_ADDRESS", None)
+    start = [
+        ray,
+        "start",
+        "--head",
+        "--block",
+        f"--port={free_port()}",
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=2",
+    ]
+    start += ["--include-dashboard=true", "--object-store-memory=200000000", f"--temp-dir=/tmp/r{os.getpid()}"]
+    head = subprocess.Popen(start, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        wait_for_port(dashboard)
+        submit = [ray, "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "jobs", "run", str(file)]
+        done = subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "succeeded" in done.stdout
+        lines = [line for line in done.stdout.splitlines() if line.startswith('{"rows"')]
+        assert json.loads(lines[-1])["rows"] == 20
+        failing = subprocess.run(
+            [*submit, "policy.kind=plain"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert failing.returncode != 0
+        assert "another configuration (policy.kind: survival -> plain)" in failing.stdout
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the head node did not start")

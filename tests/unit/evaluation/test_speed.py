@@ -1,0 +1,84 @@
+"""Interleaved measurement and its ratios, with decoders and numbers that are made up."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmasd.core import Request
+from cmasd.evaluation.speed import Decoder, Measured, exact_match, interleave, ratio
+
+CHUNKS = [[Request(2 * i, [7], 4), Request(2 * i + 1, [7, 8], 4)] for i in range(4)]
+
+
+class Recorder:
+    """Notes its calls; its output for a row is `length` times the row's key."""
+
+    def __init__(self, name: str, calls: list[tuple[str, int]], length: int = 1) -> None:
+        self.name, self.calls, self.length = name, calls, length
+
+    def decode(self, requests: list[Request]) -> dict[int, list[int]]:
+        self.calls.append((self.name, requests[0].key // 2))
+        return {request.key: [request.key] * self.length for request in requests}
+
+
+def test_every_decoder_takes_every_chunk_in_turn() -> None:
+    calls: list[tuple[str, int]] = []
+    decoders: dict[str, Decoder] = {name: Recorder(name, calls) for name in "abc"}
+    reported: list[tuple[str, int]] = []
+    interleave(decoders, CHUNKS, lambda name, chunk: reported.append((name, chunk)))
+    assert calls[:3] == [("a", 0), ("b", 0), ("c", 0)], "the warm-up"
+    orders = ["abc", "bca", "cab", "abc"]
+    assert calls[3:] == [(name, chunk) for chunk, order in enumerate(orders) for name in order]
+    assert reported == calls[3:]
+
+
+def test_outputs_and_tokens_without_the_warm_up() -> None:
+    measured = interleave({"one": Recorder("one", []), "two": Recorder("two", [], length=2)}, CHUNKS)
+    assert measured["one"].tokens == [2] * 4
+    assert measured["two"].tokens == [4] * 4
+    assert measured["two"].outputs == {key: [key, key] for key in range(8)}
+    assert all(seconds > 0 for one in measured.values() for seconds in one.seconds)
+    assert [len(one.seconds) for one in measured.values()] == [4, 4]
+
+
+def test_rates_and_ratio_of_known_numbers() -> None:
+    fast, slow = Measured([1.0, 3.0], [40, 60]), Measured([4.0, 6.0], [50, 50])
+    assert fast.tokens_per_second == 25
+    assert fast.rates == [40, 20]
+    result = ratio(fast, slow)
+    assert result.value == 2.5, "25 over 10 tokens per second"
+    assert result.low == pytest.approx(20 / (50 / 6)), "the second chunk alone"
+    assert result.high == pytest.approx(40 / (50 / 4)), "the first chunk alone"
+
+
+def test_an_even_machine_gives_a_narrow_interval() -> None:
+    result = ratio(Measured([1.0] * 5, [30] * 5), Measured([1.0] * 5, [20] * 5))
+    assert (result.value, result.low, result.high) == (1.5, 1.5, 1.5)
+
+
+def test_interval_is_paired_by_chunk() -> None:
+    """A machine that halves its speed now and then does so for both."""
+    seconds = [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]
+    result = ratio(Measured(seconds, [30] * 6), Measured(seconds, [20] * 6))
+    assert result.low == pytest.approx(1.5)
+    assert result.high == pytest.approx(1.5)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.5, 2), st.floats(0.5, 2), st.integers(1, 99), st.integers(1, 99)), min_size=6, max_size=8
+    )
+)
+def test_interval_contains_the_value(chunks: list[tuple[float, float, int, int]]) -> None:
+    fast = Measured([chunk[0] for chunk in chunks], [chunk[2] for chunk in chunks])
+    slow = Measured([chunk[1] for chunk in chunks], [chunk[3] for chunk in chunks])
+    result = ratio(fast, slow)
+    assert result.low <= result.value * (1 + 1e-12)
+    assert result.value <= result.high * (1 + 1e-12)
+    assert ratio(fast, slow) == result, "the draws are seeded"
+
+
+def test_exact_match_counts_rows() -> None:
+    reference = {1: [5, 6], 2: [7], 3: [], 4: [8]}
+    assert exact_match(reference, reference) == 1
+    assert exact_match({1: [5, 6], 2: [7, 7], 3: [], 4: [9]}, reference) == 0.5

@@ -1,0 +1,178 @@
+"""Plans and run folders: what is done, what is left, what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cmasd.config import Config, from_dict
+from cmasd.core import RowError
+from cmasd.errors import RunFolderError
+from cmasd.io.plan import Plan, Shard, default_rows_per_shard, make_plan
+from cmasd.io.run_folder import RunFolder
+from cmasd.io.runs import look_at
+from cmasd.io.status import status
+from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.totals import METADATA_KEY
+
+
+def config(folder: Path, rows: int = 10, **output: object) -> Config:
+    path = folder / "in.jsonl"
+    if not path.exists():
+        path.write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(rows)))
+    return from_dict(
+        {"input": {"path": str(path)}, "output": {"path": str(folder / "run"), "rows_per_shard": 4, **output}}
+    )
+
+
+def finish(folder: RunFolder, shard: Shard) -> None:
+    folder.write_shard(shard, record([Row(str(i), RowError("read", "no"), None) for i in range(shard.rows)], "none"))
+
+
+def started(asked: Config) -> tuple[RunFolder, Plan]:
+    run = look_at(asked)
+    assert run.is_new
+    run.folder.start(asked, run.plan, {})
+    return run.folder, run.plan
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(0, 32), (600, 32), (20_000, 625), (10_000_000, 2048)])
+def test_rows_per_shard(rows: int, expected: int) -> None:
+    assert default_rows_per_shard(rows) == expected
+
+
+def test_shards_cover_every_row_once(tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path))
+    assert [(shard.start, shard.stop) for shard in plan.shards()] == [(0, 4), (4, 8), (8, 10)]
+    assert [shard.output_name for shard in plan.shards()][1] == "part-00000-000001.parquet"
+
+
+def test_finished_shards_are_subtracted(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    first, second, third = plan.shards()
+    finish(folder, second)
+    run = look_at(asked)
+    assert not run.is_new
+    assert run.todo == [first, third]
+    assert (run.done.rows, run.done.errors) == (4, 4)
+    assert run.plan == plan
+
+
+def test_files_that_are_not_whole_are_done_again(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    first, second, third = plan.shards()
+    for shard in (first, second, third):
+        finish(folder, shard)
+    outputs = tmp_path / "run" / "outputs"
+    (outputs / first.output_name).write_bytes((outputs / first.output_name).read_bytes()[:-10])
+    pq.write_table(pq.read_table(outputs / second.output_name), outputs / second.output_name)
+    assert look_at(asked).todo == [first, second]
+
+
+def test_output_files_carry_their_totals_and_the_schema_version(tmp_path: Path) -> None:
+    folder, plan = started(config(tmp_path))
+    finish(folder, next(plan.shards()))
+    metadata = pq.read_metadata(tmp_path / "run" / "outputs" / "part-00000-000000.parquet").metadata
+    assert json.loads((metadata or {})[METADATA_KEY.encode()])["errors"] == 4
+    schema = pq.read_schema(tmp_path / "run" / "outputs" / "part-00000-000000.parquet")
+    assert (schema.metadata or {})[b"cmasd.schema_version"] == b"1"
+    assert b"doc" in (schema.field("error").metadata or {})
+
+
+def test_leftovers_are_removed(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    finish(folder, next(plan.shards()))
+    (tmp_path / "run" / "outputs" / ".tmp-part-00000-000001.parquet-1234").write_text("half")
+    assert len(look_at(asked).todo) == 2
+    assert folder.clean() == 1
+    assert [file.name for file in (tmp_path / "run" / "outputs").iterdir()] == ["part-00000-000000.parquet"]
+
+
+def test_a_changed_configuration_is_refused_by_key(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    changed = replace(asked, policy=replace(asked.policy, kind="fixed"))
+    assert look_at(changed).is_new, "nothing is finished yet, so nothing would be mixed"
+    finish(folder, next(plan.shards()))
+    with pytest.raises(RunFolderError, match=r"another configuration \(policy.kind: survival -> fixed\)"):
+        look_at(changed)
+
+
+def test_settings_without_effect_on_results_may_change(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    finish(folder, next(plan.shards()))
+    allowed = replace(
+        asked, actors=replace(asked.actors, count=3), limits=replace(asked.limits, max_failed_fraction=1.0)
+    )
+    assert len(look_at(allowed).todo) == 2
+
+
+def test_another_shard_size_is_refused_but_null_takes_the_old_one(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    finish(folder, next(plan.shards()))
+    assert look_at(config(tmp_path, rows_per_shard=None)).plan == plan
+    with pytest.raises(RunFolderError, match=r"output.rows_per_shard \(4 -> 5\)"):
+        look_at(config(tmp_path, rows_per_shard=5))
+
+
+def test_changed_input_is_refused(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    finish(folder, next(plan.shards()))
+    text = (tmp_path / "in.jsonl").read_text()
+    (tmp_path / "in.jsonl").write_text(text)
+    look_at(asked)
+    (tmp_path / "in.jsonl").write_text(text.replace('"9"', '"8"'))
+    with pytest.raises(RunFolderError, match=r"in\.jsonl has changed since the run was started"):
+        look_at(asked)
+
+
+def test_outputs_of_unknown_origin_are_refused(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    finish(folder, next(plan.shards()))
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(RunFolderError, match=r"has outputs but no manifest\.json"):
+        look_at(asked)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    asked = config(tmp_path)
+    started(asked)
+    (tmp_path / "run" / "manifest.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"run/manifest\.json: is damaged"):
+        look_at(asked)
+
+
+def test_status_reads_the_folder_alone(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    assert status(folder.address)["state"] == "planned"
+    first, second, third = plan.shards()
+    finish(folder, third)
+    totals = {"rows": 2, "errors": 2, "output_tokens": 20}
+    record = {"number": 1, "state": "running", "error": None, "started_at": "2020-01-01T00:00:00+00:00"}
+    record |= {"updated_at": "2020-01-01T00:00:10+00:00", "seconds": 10.0, "totals": totals}
+    folder.write_attempt(1, record)
+    state = status(folder.address)
+    assert (state["state"], state["rows_done"], state["rows"], state["shards_done"], state["errors"]) == (
+        "silent",
+        2,
+        10,
+        1,
+        2,
+    )
+    assert (state["tokens_per_second"], state["eta_seconds"]) == (2.0, 40.0)
+    finish(folder, first)
+    finish(folder, second)
+    assert status(folder.address)["state"] == "complete"
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        status(str(tmp_path / "elsewhere"))

@@ -1,0 +1,136 @@
+"""The driver's account of a run: tallies, the summary, and which error a user gets to see."""
+
+from typing import Any
+
+import pytest
+
+from cmasd.config import from_dict
+from cmasd.errors import DecodingError, ModelError, TooManyFailedRowsError
+from cmasd.io.plan import Shard
+from cmasd.pipeline.failures import cause_of
+from cmasd.pipeline.report import ShardReport
+from cmasd.pipeline.run import check_failures
+from cmasd.pipeline.summary import summarise
+from cmasd.pipeline.tally import Tally
+from cmasd.telemetry.stats import EngineStats
+from cmasd.telemetry.totals import Totals
+
+TOTALS = Totals(
+    rows=10,
+    errors=1,
+    stopped=8,
+    cut=1,
+    input_tokens=50,
+    output_tokens=100,
+    iterations=40,
+    drafted_tokens=80,
+    accepted_tokens=60,
+)
+
+
+def report(index: int, actor: str = "a", iterations: int = 10, ready_at: float = 1000.0) -> ShardReport:
+    shard = Shard(0, index, 10 * index, 10 * index + 10)
+    stats = EngineStats(iterations=iterations, steady_row_iterations=iterations, steady_slot_iterations=2 * iterations)
+    return ShardReport(shard, TOTALS, actor, ready_at, stats, ["greedy is used"], "in.jsonl:3: read: text is null")
+
+
+def config(**sections: Any) -> Any:
+    return from_dict({"input": {"path": "in"}, "output": {"path": "out"}, **sections})
+
+
+def test_reports_survive_the_trip_through_arrow() -> None:
+    reports = [report(0), report(1, actor="b")]
+    assert ShardReport.from_table(ShardReport.to_table(reports)) == reports
+
+
+def test_a_report_that_comes_twice_counts_once() -> None:
+    tally = Tally(30, Totals())
+    for one in (report(0), report(0), report(1)):
+        tally.add(one)
+    assert tally.now.rows == 20
+    assert tally.progress().rows_done == 20
+    assert tally.notices == ["greedy is used"]
+
+
+def test_the_newest_statistics_of_each_actor_are_added_up() -> None:
+    tally = Tally(30, Totals())
+    for one in (report(0, iterations=30), report(1, iterations=20), report(2, actor="b", iterations=5)):
+        tally.add(one)
+    assert tally.stats.iterations == 35
+    assert tally.actors == 2
+
+
+def test_progress_counts_earlier_rows_but_not_in_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmasd.pipeline.tally.time.time", lambda: 1010.0)
+    tally = Tally(100, Totals(rows=70, errors=2))
+    assert tally.progress().eta_seconds is None
+    tally.add(report(7))
+    progress = tally.progress()
+    assert (progress.rows_done, progress.errors, progress.seconds) == (80, 3, 10.0)
+    assert (progress.tokens_per_second, progress.eta_seconds) == (10.0, 20.0)
+    assert (progress.acceptance_rate, progress.tokens_per_iteration) == (0.75, 2.5)
+
+
+def test_too_many_failed_rows() -> None:
+    tally = Tally(40, Totals(rows=10, errors=1))
+    check_failures(config(), tally)
+    tally.add(report(1))
+    check_failures(config(), tally)
+    tally.add(report(2))
+    with pytest.raises(
+        TooManyFailedRowsError, match=r"3 of 40 rows failed, at most 2 may \(0.05\). The first: in.jsonl:3"
+    ):
+        check_failures(config(), tally)
+    check_failures(config(limits={"max_failed_fraction": 1.0}), tally)
+
+
+def test_the_summary_covers_all_attempts() -> None:
+    stats = EngineStats(steady_row_iterations=9, steady_slot_iterations=10, rollbacks=1, drafting_row_iterations=4)
+    attempt = {"seconds": 5.0, "actors": 2, "stats": stats.to_dict()}
+    priced = config(cost={"accelerator_per_hour": 3.6}, verification={"kind": "relaxed"})
+    baseline = {"rows": 5, "speedup": 0.9}
+    summary = summarise(priced, TOTALS, [attempt, attempt], 4, baseline, ["greedy is used"])
+    assert (summary["rows"], summary["errors"], summary["seconds"], summary["tokens_per_second"]) == (10, 1, 10.0, 10.0)
+    assert (summary["slot_occupancy"], summary["rollback_rate"], summary["rows_done_before"]) == (0.9, 0.25, 4)
+    assert (summary["acceptance_rate"], summary["tokens_per_iteration"]) == (0.75, 2.5)
+    assert summary["finish_reasons"] == {"stop": 8, "length": 1, "error": 1}
+    assert summary["cost"] == {"total": 0.02, "per_million_output_tokens": 200.0}
+    assert summary["lossless"] == "lossy"
+    greedy, lossy, slow = summary["notices"]
+    assert (greedy, "lossy" in lossy, "No speed-up here: 0.90" in slow) == ("greedy is used", True, True)
+
+
+def test_a_summary_of_nothing() -> None:
+    summary = summarise(config(), Totals(), [], 0, None, [])
+    assert (summary["tokens_per_second"], summary["slot_occupancy"], summary["cost"], summary["notices"]) == (
+        0,
+        0,
+        None,
+        [],
+    )
+
+
+def test_the_projects_own_error_is_found_in_the_chain() -> None:
+    outer = RuntimeError("task failed")
+    outer.__cause__ = ModelError("models.verifier: no such folder")
+    assert cause_of(outer) is outer.__cause__
+    assert cause_of(outer).exit_code == 2
+
+
+def test_rays_wrapping_of_an_error_is_removed() -> None:
+    from ray.exceptions import RayTaskError
+
+    inner = DecodingError("RuntimeError: out of memory")
+    wrapped = RayTaskError("decode", "Traceback ...", inner).as_instanceof_cause()
+    found = cause_of(wrapped)
+    assert type(found) is DecodingError
+    assert str(found) == "RuntimeError: out of memory"
+
+
+def test_other_errors_become_one_line() -> None:
+    from ray.exceptions import RayTaskError
+
+    wrapped = RayTaskError("decode", "Traceback ...\nOSError: disk full\n", OSError("disk full")).as_instanceof_cause()
+    assert "disk full" in str(cause_of(wrapped))
+    assert "\n" not in str(cause_of(wrapped))
+    assert str(cause_of(ValueError("odd"))) == "ValueError: odd"

@@ -1,0 +1,88 @@
+"""The thread that owns the models: rows of several callers at once, and what happens when it fails."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmasd.config import Config, from_dict
+from cmasd.core import Request, Result
+from cmasd.errors import DecodingError, ModelError
+from cmasd.pipeline.engine_thread import EngineThread
+from cmasd.telemetry.stats import EngineStats
+
+
+@dataclass
+class Pair:
+    max_new_tokens: int = 3
+
+
+@dataclass
+class Echo:
+    """Finishes rows one per step, newest first: the hardest order for whoever sorts them back."""
+
+    pair: Pair
+    config: Config
+    rows: list[Request] = field(default_factory=list)
+    stats: EngineStats = field(default_factory=EngineStats)
+    threads: set[int] = field(default_factory=set)
+
+    @property
+    def pending(self) -> int:
+        return len(self.rows)
+
+    def submit(self, requests: list[Request]) -> None:
+        self.rows += requests
+
+    def step(self) -> list[Result]:
+        self.threads.add(threading.get_ident())
+        assert len(self.threads) == 1
+        row = self.rows.pop()
+        if 666 in row.source:
+            raise RuntimeError("boom\nsecond line")
+        ids = np.array(row.source, dtype=np.int32)
+        return [Result(row.key, ids, "stop", len(ids), 1, 0, 0, float("nan"), 0.0, None, None)]
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr("cmasd.engine.Engine", Echo)
+    monkeypatch.setattr("cmasd.engine.load_pair", lambda config: Pair())
+    return from_dict({"input": {"path": "i"}, "output": {"path": "o"}})
+
+
+def ids(results: list[Result]) -> list[list[int]]:
+    return [result.token_ids.tolist() for result in results]
+
+
+def test_many_callers_get_their_own_rows_in_order(config: Config) -> None:
+    engine = EngineThread(config)
+    calls = [[[call, row] for row in range(call % 5)] for call in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(engine.decode, calls))
+    assert [ids(answer) for answer in answers] == calls
+
+
+def test_a_failing_step_reaches_every_waiting_and_every_later_call(config: Config) -> None:
+    engine = EngineThread(config)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(engine.decode, [[666]] * 3) for _ in range(4)]
+        errors: list[Any] = [future.exception(timeout=30) for future in futures]
+    assert {(type(error), str(error)) for error in errors} == {(DecodingError, "RuntimeError: boom")}
+    with pytest.raises(DecodingError, match="boom"):
+        engine.decode([[1]])
+
+
+def test_a_pair_that_cannot_be_loaded_is_the_users_error(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Config) -> Pair:
+        raise ModelError("models.verifier: no such folder")
+
+    monkeypatch.setattr("cmasd.engine.load_pair", fail)
+    engine = EngineThread(config)
+    with pytest.raises(ModelError, match="no such folder"):
+        engine.decode([[1]])
+    with pytest.raises(ModelError, match="no such folder"):
+        _ = engine.pair
