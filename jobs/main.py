@@ -86,7 +86,10 @@ def failed(debug: bool, message: str, code: int) -> int:
 
 def stopped(how: str, argv: Sequence[str], code: int) -> int:
     """Say how to go on."""
-    print(f"{how}; finished shards are kept. Resume with: cmasd {shlex.join(argv)}", file=sys.stderr)
+    kept = {"run": "finished shards are kept. Resume with", "train": "the last checkpoint is kept. Resume with"}
+    print(
+        f"{how}; {kept.get(argv[0], 'nothing was kept. Start again with')}: cmasd {shlex.join(argv)}", file=sys.stderr
+    )
     return code
 
 

@@ -41,7 +41,7 @@ class OutputConfig:
     path: str = ""
     """Run folder, local or s3://: `outputs/*.parquet`, `manifest.json`, `summary.json`."""
     rows_per_shard: int | None = None
-    """Rows read, decoded, written and resumed as one unit, in one output file; null: by input size. Fixed at first start."""
+    """Rows read, decoded, written and resumed as one, in one output file; null: by input size. Fixed at first start."""
 
 
 @dataclass(frozen=True)

@@ -72,5 +72,6 @@ def output_schema(level: Level, keep: Sequence[pa.Field[Any]] = ()) -> pa.Schema
         fields += ITERATION_FIELDS
     if level == "token":
         fields += TOKEN_FIELDS
-    metadata: dict[bytes | str, bytes | str] = {"cmasd.schema_version": str(SCHEMA_VERSION), "cmasd.telemetry_level": level}
+    metadata: dict[bytes | str, bytes | str] = {"cmasd.schema_version": str(SCHEMA_VERSION)}
+    metadata["cmasd.telemetry_level"] = level
     return pa.schema([*fields, *keep], metadata=metadata)

@@ -36,7 +36,13 @@ def _facts(recipe: Recipe, parameters: int) -> str:
 def _training(recipe: Recipe, seconds: float, hardware: str) -> list[str]:
     schedule = json.dumps(asdict(recipe.schedule))
     mix = json.dumps(recipe.data.mix) if recipe.data.mix else "all rows"
+    start = recipe.start
+    trained = "all weights" if start.train_encoder else "decoder layers alone"
+    begun = (
+        f"from `{start.path}`, decoder layers {start.decoder_layers}, training {trained}" if start.path else "at random"
+    )
     return [
+        f"- Begins {begun}.",
         f"- Schedule: `{schedule}`",
         f"- Share of each corpus per epoch: `{mix}`; pairs up to {recipe.data.max_tokens} tokens.",
         f"- Took {seconds / 60:.0f} minutes on {hardware}, checkpoints included.",

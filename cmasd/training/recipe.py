@@ -45,6 +45,18 @@ class ModelRecipe:
 
 
 @dataclass(frozen=True)
+class StartRecipe:
+    """Weights to begin with: those of a larger model with the same width and vocabulary."""
+
+    path: str | None = None
+    """Folder of that model, e.g. the verifier; null begins at random."""
+    decoder_layers: list[int] = field(default_factory=lambda: [0])
+    """For each decoder layer of the new model, the layer it is copied from."""
+    train_encoder: bool = False
+    """Whether the copied encoder and embeddings are trained too, or kept as they are."""
+
+
+@dataclass(frozen=True)
 class ScheduleRecipe:
     """AdamW with linear warm-up, a constant stretch, and linear decay to zero."""
 
@@ -98,6 +110,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
+    start: StartRecipe = field(default_factory=StartRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     test: TestRecipe = field(default_factory=TestRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrain
 
 from cmasd.errors import ConfigError
 from cmasd.training.corpus import Corpus, stream
-from cmasd.training.recipe import ModelRecipe, Recipe, ScheduleRecipe
+from cmasd.training.recipe import ModelRecipe, Recipe, ScheduleRecipe, StartRecipe
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,28 @@ def initialise(model: MarianMTModel, recipe: ModelRecipe) -> None:
             nn.init.xavier_normal_(weight, gain=gain if small else 1.0)
 
 
+def copy_weights(model: MarianMTModel, recipe: StartRecipe) -> None:
+    """Start from a larger model: its encoder, its embeddings, and the decoder layers that the recipe names.
+
+    Raises ConfigError when the shapes do not fit.
+    """
+    given: MarianMTModel = MarianMTModel.from_pretrained(recipe.path, dtype=torch.float32)
+    weights = {name: weight for name, weight in given.state_dict().items() if ".decoder.layers." not in name}
+    for new, old in enumerate(recipe.decoder_layers):
+        old_prefix, new_prefix = f"model.decoder.layers.{old}.", f"model.decoder.layers.{new}."
+        for name, weight in given.state_dict().items():
+            if name.startswith(old_prefix):
+                weights[new_prefix + name.removeprefix(old_prefix)] = weight
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"start: {recipe.path} does not fit the model of this recipe: {reason}") from None
+    if not recipe.train_encoder:
+        for part in (model.model.encoder, model.model.shared, model.lm_head):
+            part.requires_grad_(False)
+
+
 def rate(step: int, schedule: ScheduleRecipe) -> float:
     """Learning rate at `step`: warm-up, constant, linear decay to zero."""
     decay_steps = max(1, round(schedule.steps * schedule.decay_share))
@@ -122,6 +144,8 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(schedule.seed)
     model = build_model(recipe.model, tokenizer)
+    if recipe.start.path:
+        copy_weights(model, recipe.start)
     model.train().to(device)
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() == 2]
     plain = [p for p in model.parameters() if p.requires_grad and p.dim() != 2]

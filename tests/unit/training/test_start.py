@@ -1,0 +1,54 @@
+"""A model that starts from a larger one: what is copied, what is trained, what does not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmasd.errors import ConfigError
+from cmasd.training.corpus import build_corpus
+from cmasd.training.recipe import StartRecipe
+from cmasd.training.trainer import build_model, copy_weights, export, train
+from tests.unit.training.small import SMALL_MODEL, copy_data, small_recipe, small_tokenizer
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """A model of three decoder layers, with the tokenizer of the copy task."""
+    torch.manual_seed(3)
+    recipe = small_recipe(tmp_path / "teacher", tmp_path)
+    export(
+        build_model(replace(SMALL_MODEL, decoder_layers=3), small_tokenizer()), small_tokenizer(), recipe, torch.float32
+    )
+    return tmp_path / "teacher" / "model"
+
+
+def test_copies_encoder_embeddings_and_the_named_layer(teacher: Path) -> None:
+    given = build_model(replace(SMALL_MODEL, decoder_layers=3), small_tokenizer())
+    given = type(given).from_pretrained(teacher)
+    model = build_model(SMALL_MODEL, small_tokenizer())
+    copy_weights(model, StartRecipe(str(teacher), decoder_layers=[2]))
+    before, after = given.state_dict(), model.state_dict()
+    assert torch.equal(after["model.shared.weight"], before["model.shared.weight"])
+    assert torch.equal(after["model.encoder.layers.0.fc1.weight"], before["model.encoder.layers.0.fc1.weight"])
+    assert torch.equal(after["model.decoder.layers.0.fc1.weight"], before["model.decoder.layers.2.fc1.weight"])
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_trains_the_copied_encoder_only_when_asked(teacher: Path, tmp_path: Path, train_encoder: bool) -> None:
+    recipe = small_recipe(tmp_path, copy_data(tmp_path))
+    recipe = replace(recipe, start=StartRecipe(str(teacher), [1], train_encoder))
+    start = build_model(SMALL_MODEL, small_tokenizer())
+    copy_weights(start, recipe.start)
+    trained, _ = train(recipe, build_corpus(recipe.data, small_tokenizer()), small_tokenizer(), lambda progress: None)
+    name = "model.encoder.layers.0.fc1.weight"
+    assert torch.equal(trained.state_dict()[name], start.state_dict()[name]) is not train_encoder
+    name = "model.decoder.layers.0.fc1.weight"
+    assert not torch.equal(trained.state_dict()[name], start.state_dict()[name])
+
+
+def test_another_width_is_refused(teacher: Path) -> None:
+    model = build_model(replace(SMALL_MODEL, width=16), small_tokenizer())
+    with pytest.raises(ConfigError, match=r"^start: .* does not fit the model of this recipe"):
+        copy_weights(model, StartRecipe(str(teacher), [0]))
