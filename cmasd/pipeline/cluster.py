@@ -6,9 +6,11 @@ Ray's own output is silenced, because the job prints its own progress; `CMASD_RA
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cmasd.config.tree import ActorsConfig
@@ -58,7 +60,8 @@ def connected() -> Iterator[bool]:
     if local:
         start_local(level)
     else:
-        ray.init(log_to_driver=logs_wanted(), logging_level=level)
+        with _quiet_start():
+            ray.init(log_to_driver=logs_wanted(), logging_level=level)
     signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by an immediate exit
     _quieten(level)
     try:
@@ -82,19 +85,37 @@ def start_local(level: int, **options: Any) -> None:
 
     for tries_left in reversed(range(START_TRIES)):
         try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=logs_wanted(),
-                logging_level=level,
-                **options,
-            )
+            with _quiet_start():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=logs_wanted(),
+                    logging_level=level,
+                    **options,
+                )
             return
         except Exception as error:
             ray.shutdown()
             if not tries_left or "timed out during startup" not in str(error):
                 raise
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Ray's native part announces the log level on stderr while it starts, past Python's logging."""
+    if logs_wanted():
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def logs_wanted() -> bool:

@@ -20,9 +20,10 @@ def cause_of(error: BaseException) -> CmasdError:
 
 
 def _plain(error: CmasdError) -> CmasdError:
-    """Ray raises a subclass of its own and of the cause's class; its text is a traceback, the cause's a message."""
+    """Ray raises a subclass of its own and of the cause's class, and appends advice to the message: undo both."""
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, CmasdError) else error
+    found = cause if isinstance(cause, CmasdError) else error
+    return type(found)(_first_line(found))
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -58,16 +58,22 @@ def proposals(draft: Draft) -> list[list[int]]:
     return [row[:length] for row, length in zip(draft.tokens_BK.tolist(), draft.lengths_B.tolist(), strict=True)]
 
 
+def assert_scored(draft: Draft, sources: list[list[int]], rows: list[list[int]]) -> None:
+    """Every sent token carries the scores of the model's own distribution; a wrong past would show here first."""
+    for r, tokens in enumerate(proposals(draft)):
+        for j in range(len(tokens)):
+            scores = score(next_logits(sources[r], rows[r] + tokens[:j])[None])
+            torch.testing.assert_close(draft.confidence_BK[r, j], scores.max_prob[0], atol=1e-5, rtol=0)
+            components = torch.stack([scores.entropy[0], scores.margin[0], scores.softmax[0]])
+            torch.testing.assert_close(draft.components_BK3[r, j], components, atol=1e-5, rtol=0)
+
+
 def test_drafts_are_the_models_greedy_continuation() -> None:
     drafter, rows = drafter_of(FixedPolicy(4)), [[0, 20, 21], [0], [0, 30]]
     draft = drafter.draft(context(rows), torch.tensor([4, 2, 0]))
     expected = [continuation(source, row, n) for source, row, n in zip(SOURCES, rows, (4, 2, 0), strict=True)]
     assert proposals(draft) == expected
-    for j in range(4):
-        scores = score(next_logits(SOURCES[0], rows[0] + expected[0][:j])[None])
-        torch.testing.assert_close(draft.confidence_BK[0, j], scores.max_prob[0], atol=1e-5, rtol=0)
-        components = torch.stack([scores.entropy[0], scores.margin[0], scores.softmax[0]])
-        torch.testing.assert_close(draft.components_BK3[0, j], components, atol=1e-5, rtol=0)
+    assert_scored(draft, SOURCES, rows)
     assert draft.probs_BKV is None
 
 
@@ -81,6 +87,7 @@ def test_rollback_catch_up_and_moves() -> None:
             rows[0], sources[0] = rows.pop(), sources.pop()
         draft = drafter.draft(context(rows), torch.full((len(rows),), 3))
         assert proposals(draft) == [continuation(source, row, 3) for source, row in zip(sources, rows, strict=True)]
+        assert_scored(draft, sources, rows)
         accepted_B = torch.randint(0, 4, (len(rows),), generator=generator)
         drafter.commit(accepted_B)
         for row, drafted, count in zip(rows, proposals(draft), accepted_B.tolist(), strict=True):

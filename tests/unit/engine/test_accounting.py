@@ -77,7 +77,8 @@ def decode_scripted(
         telemetry={"level": "iteration"},
     )
     engine = Engine(pair, config)
-    engine.drafter = ScriptedDrafter(engine, tokens_of(decode_plain(pair, requests)), wrong)
+    endless = decode_plain(shared_pair("marian"), requests)  # so that drafts go on, rightly, past the end of sequence
+    engine.drafter = ScriptedDrafter(engine, tokens_of(endless), wrong)
     engine.submit(requests)
     results: dict[int, Result] = {}
     while engine.pending:
@@ -133,10 +134,13 @@ def test_an_end_of_sequence_cuts_the_accepted_prefix() -> None:
     requests = [Request(0, [5, 6, 7], 12)]
     endless = decode_plain(shared_pair("marian"), requests)[0].token_ids.tolist()
     eos = endless[5]
-    length = endless.index(eos) + 1
-    _, results = decode_scripted(requests, eos, frozenset(), slots=1)
-    assert results[0].num_output_tokens == length
+    assert endless.index(eos) == 5
+    engine, results = decode_scripted(requests, eos, frozenset(), slots=1)
+    assert results[0].token_ids.tolist() == endless[:6]
     assert results[0].finish_reason == "stop"
+    assert results[0].num_drafted_tokens == 3 + 3
+    assert results[0].num_accepted_tokens == 3 + 2, "the draft's third token came after the end"
+    assert engine.stats.rollbacks == 0
     check_against_script(frozenset(), eos, slots=1, seed=0)
 
 

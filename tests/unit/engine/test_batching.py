@@ -63,6 +63,17 @@ def test_a_row_does_not_depend_on_its_neighbours(verification: str) -> None:
             assert_same(alone, other[key])
 
 
+@pytest.mark.parametrize("ending", [(0,), (4,), (0, 2, 4), (1, 2), (3, 4), (0, 1, 2, 3, 4)])
+def test_rows_that_end_together_leave_the_others_in_place(ending: tuple[int, ...]) -> None:
+    """Nobody waits, so the last live rows close the holes; a hole may itself be the last row."""
+    pair = shared_pair("marian")
+    requests = [Request(key, [5 + 9 * key, 6, 7 + key], 3 if key in ending else 7) for key in range(5)]
+    results = decode(pair, tiny_config(policy={"kind": "plain"}, engine={"slots": 5}), requests)
+    assert set(results) == set(range(5))
+    for request in requests:
+        assert_same(results[request.key], decode_plain(pair, [request], slots=1)[request.key])
+
+
 def assert_same(one: Result, other: Result) -> None:
     assert one.token_ids.tolist() == other.token_ids.tolist()
     assert (one.num_iterations, one.num_drafted_tokens, one.num_accepted_tokens) == (

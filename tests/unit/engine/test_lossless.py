@@ -6,6 +6,7 @@ Token for token, with the same finish reason, in float64 where rounding cannot t
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,9 @@ def check(case: Case) -> None:
         assert result.finish_reason == plain[key].finish_reason
         assert result.mean_gap_nats == 0
         assert result.num_iterations <= plain[key].num_iterations
+        if result.tokens is not None and (trace := plain[key].tokens) is not None:
+            # Tiny models often choose the same token over a wrong past; their probabilities tell.
+            np.testing.assert_allclose(result.tokens.verifier_logprob, trace.verifier_logprob, atol=1e-5)
 
 
 @pytest.mark.timeout(900)
@@ -124,7 +128,7 @@ def test_exact_equals_plain(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(max_examples=1500, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, suppress_health_check=list(HealthCheck))
 @given(cases(FAMILIES))
 def test_exact_equals_plain_at_length(case: Case) -> None:
     check(case)
