@@ -53,7 +53,7 @@ class Outcome:
 
 
 def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
-    """Record one iteration; called before the rows' lengths advance."""
+    """Record one iteration; called before the rows' lengths advance. The logits may be overwritten."""
     live = len(outcome.count_B)
     step_B = state.counters[:live, 0].clone()
     kept_B, rejected_B, sent_BK = outcome.kept_B, outcome.rejected_B, outcome.sent_BK
@@ -66,14 +66,16 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
         state.iteration_trace[rows_B, step_B] = _iteration_row(outcome, kept_B, rejected_B)
     if not record_gaps and state.token_trace is None:
         return
-    chosen_BT = logits_BTV.gather(-1, outcome.emitted_BT[..., None]).squeeze(-1).float()
-    gap_BT = logits_BTV.amax(-1).float() - chosen_BT
+    top_BT1 = logits_BTV.amax(-1, keepdim=True)
+    chosen_BT1 = logits_BTV.gather(-1, outcome.emitted_BT[..., None])
+    gap_BT = (top_BT1.float() - chosen_BT1.float()).squeeze(-1)
     position_T = torch.arange(gap_BT.shape[1], device=gap_BT.device)
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        logprob_BT = chosen_BT - logits_BTV.float().logsumexp(-1)
-        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, logprob_BT)
+        # In place: a second tensor of this size costs more to allocate than to compute.
+        mass_BT = logits_BTV.float().sub_(top_BT1).exp_().sum(-1)
+        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, -gap_BT - mass_BT.log_())
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
 

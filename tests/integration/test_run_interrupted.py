@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,6 +124,7 @@ def test_ray_job_submit(tmp_path: Path, pair: Path) -> None:
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
+        shutil.rmtree(f"/tmp/r{os.getpid()}", ignore_errors=True)
 
 
 def wait_for_port(port: int) -> None:

@@ -1,5 +1,7 @@
 """What is recorded about tokens, against the models run directly; and that recording changes nothing."""
 
+import copy
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,10 +29,13 @@ def direct_logits(pair: Pair, model: Any, request: Request, result: Result) -> t
     return cast(torch.Tensor, logits[0, -len(output) :])
 
 
-@pytest.mark.parametrize("family", ["marian", "t5", "llama"])
+@pytest.mark.parametrize("family", ["marian", "t5", "llama", "float32"])
 @pytest.mark.parametrize("slots", [2, 8])
 def test_token_traces_equal_direct_forwards(family: str, slots: int) -> None:
-    pair, requests = shared_pair(family), ragged_requests(5, seed=11, max_new_tokens=16)
+    pair, requests = shared_pair(family.replace("float32", "marian")), ragged_requests(5, seed=11, max_new_tokens=16)
+    if family == "float32":
+        models = (copy.deepcopy(model).float() for model in (pair.verifier, cast(Any, pair.drafter)))
+        pair = replace(pair, **dict(zip(("verifier", "drafter"), models, strict=True)))
     results = decode(pair, tiny_config(**FIXED, verification=LOSSY, engine={"slots": slots}), requests)
     for request in requests:
         result = results[request.key]
