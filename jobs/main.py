@@ -47,6 +47,17 @@ def parser(verb: str | None) -> argparse.ArgumentParser:
     return top
 
 
+def parse(top: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Like `parse_args`, but overrides may follow options, which argparse refuses for a subcommand."""
+    args, extra = top.parse_known_args(argv)
+    strange = [word for word in extra if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
+    if strange:
+        top.error(f"unrecognized arguments: {' '.join(strange)}")
+    if extra:
+        args.overrides = [*args.overrides, *extra]
+    return args
+
+
 def available() -> list[str]:
     """Verbs whose module is there."""
     return [name for name in VERBS if importlib.util.find_spec(f"jobs.{name}")]
@@ -56,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
-    args = parser(verb if verb in available() else None).parse_args(argv)
+    args = parse(parser(verb if verb in available() else None), argv)
     try:
         return int(importlib.import_module(f"jobs.{args.verb}").main(args))
     except CmasdError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.main import VERBS, available, main
+from jobs.main import VERBS, available, main, parse, parser
 from jobs.progress import clock, progress_line
 from jobs.tables import baseline_table, summary_table, table
 
@@ -117,7 +117,7 @@ def test_debug_shows_the_traceback(config_file: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "Resume with: cmasd plan"),
+        (KeyboardInterrupt(), 130, "nothing was kept. Start again with: cmasd plan"),
         (ValueError("odd\nmore"), 1, "error: ValueError: odd (--debug shows where)"),
     ],
 )
@@ -135,6 +135,18 @@ def test_signals_and_surprises(
     monkeypatch.setattr("cmasd.io.runs.look_at", fail)
     assert main(["plan", str(config_file)]) == code
     assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_resume(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmasd.pipeline.run.look_at", fail)
+    assert main(["run", str(config_file), "engine.slots=2"]) == 130
+    said = capsys.readouterr().err
+    assert said == f"interrupted; finished shards are kept. Resume with: cmasd run {config_file} engine.slots=2\n"
 
 
 def test_an_empty_input_is_a_complete_run_without_ray(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,3 +205,11 @@ def test_progress_lines() -> None:
     assert line.startswith("50/200 rows (25%), 1,234 tokens/s, acceptance 75.0%, 2.50 tokens/iteration, 1 errors, ")
     assert line.endswith("1:05 elapsed, ETA 3:15")
     assert clock(3725) == "1:02:05"
+
+
+def test_overrides_may_follow_options() -> None:
+    top = parser("plan")
+    args = parse(top, ["plan", "a.yaml", "input.path=in", "--debug", "output.path=out"])
+    assert args.overrides == ["input.path=in", "output.path=out"]
+    with pytest.raises(SystemExit):
+        parse(top, ["plan", "a.yaml", "--debgu", "output.path=out"])
