@@ -22,9 +22,10 @@ def status(address: str) -> dict[str, Any]:
     done = folder.output_positions()
     rows_done = sum(_rows(plan, *position) for position in done)
     totals = last["totals"] if last else {}
+    summary = folder.read_json("summary.json")
     return {
         "run": folder.address,
-        "state": _state(last, len(done) == plan["shards"]),
+        "state": _state(last, len(done) == plan["shards"] and summary is not None),
         "shards": plan["shards"],
         "shards_done": len(done),
         "rows": plan["rows"],
@@ -37,12 +38,15 @@ def status(address: str) -> dict[str, Any]:
         "updated_at": last["updated_at"] if last else None,
         "error": last["error"] if last else None,
         "fingerprint": manifest["fingerprint"],
-        "summary": folder.read_json("summary.json"),
+        "summary": summary,
     }
 
 
 def _state(last: dict[str, Any] | None, complete: bool) -> str:
-    """planned, running, silent (killed, or in a long shard), interrupted, failed, or complete."""
+    """planned, running, silent (killed, or in a long shard), interrupted, failed, or complete.
+
+    Every shard may be there and the run still have failed, by its last shard's bad rows: the summary closes a run.
+    """
     if complete:
         return "complete"
     if last is None:

@@ -173,6 +173,8 @@ def test_status_reads_the_folder_alone(tmp_path: Path) -> None:
     assert (state["tokens_per_second"], state["eta_seconds"]) == (2.0, 40.0)
     finish(folder, first)
     finish(folder, second)
+    assert status(folder.address)["state"] == "silent", "the summary closes a run"
+    folder.write_json({}, "summary.json")
     assert status(folder.address)["state"] == "complete"
     with pytest.raises(RunFolderError, match="is not a run folder"):
         status(str(tmp_path / "elsewhere"))
