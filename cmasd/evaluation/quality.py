@@ -9,7 +9,9 @@ from sacrebleu.metrics.chrf import CHRF
 
 from cmasd.config import Config
 from cmasd.core import Request, RowError
-from cmasd.engine import Engine, Pair
+from cmasd.engine import Pair
+from cmasd.evaluation.baseline import EngineDecoder
+from cmasd.evaluation.speed import Decoder
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,11 @@ def score(name: str, outputs: list[str], references: list[str]) -> Quality:
     )
 
 
-def translate(engine: Engine, pair: Pair, texts: list[str]) -> list[str]:
+def translate(decoder: Decoder, pair: Pair, texts: list[str]) -> list[str]:
     """Outputs in the order of the texts; a row that cannot be encoded gives an empty output."""
     encoded = pair.codec.encode(list(texts))
     requests = [Request(i, ids, pair.max_new_tokens) for i, ids in enumerate(encoded) if not isinstance(ids, RowError)]
-    engine.submit(requests)
-    rows: dict[int, list[int]] = {}
-    while engine.pending:
-        rows.update({result.key: result.token_ids.tolist() for result in engine.step()})
+    rows = decoder.decode(requests)
     decoded = dict(zip(rows, pair.codec.decode(list(rows.values())), strict=True))
     return [text if isinstance(text := decoded.get(i), str) else "" for i in range(len(texts))]
 
@@ -64,10 +63,10 @@ def evaluate(
     table = pds.dataset(sets.path, format="parquet").to_table(columns=columns).to_pydict()
     filled = (row for row in zip(*(table[column] for column in columns), strict=True) if row[1] and row[2])
     rows = sorted(filled, key=lambda row: str(row[0]))
-    engine, qualities = Engine(pair, config), []
+    decoder, qualities = EngineDecoder(pair, config), []
     for name in dict.fromkeys(row[0] for row in rows):
         of_set = [row for row in rows if row[0] == name]
-        outputs = translate(engine, pair, [row[1] for row in of_set])
+        outputs = translate(decoder, pair, [row[1] for row in of_set])
         quality = score(name, outputs, [row[2] for row in of_set])
         qualities.append(quality)
         on_set(quality)

@@ -6,8 +6,9 @@ import pytest
 import sacrebleu
 
 from cmasd.config import Config, from_dict
-from cmasd.engine import Engine, Pair, load_pair
+from cmasd.engine import Pair, load_pair
 from cmasd.evaluation import quality
+from cmasd.evaluation.baseline import EngineDecoder
 from cmasd.evaluation.quality import Quality, evaluate, score, translate
 from tests.unit.training.small import save_small_model, sentences, write_rows
 
@@ -44,22 +45,22 @@ def test_scores_are_those_of_sacrebleu() -> None:
 
 def test_outputs_are_in_the_order_of_the_texts(pair: Pair, config: Config) -> None:
     texts = sentences(7, longest=5)
-    together = translate(Engine(pair, config), pair, texts)
-    assert together == [translate(Engine(pair, config), pair, [text])[0] for text in texts]
+    together = translate(EngineDecoder(pair, config), pair, texts)
+    assert together == [translate(EngineDecoder(pair, config), pair, [text])[0] for text in texts]
     assert len(set(together)) > 1
 
 
 def test_a_text_that_cannot_be_encoded_gives_nothing(pair: Pair, config: Config) -> None:
     texts = ["ah bee", "qx " * 50, "cee"]
-    outputs = translate(Engine(pair, config), pair, texts)
+    outputs = translate(EngineDecoder(pair, config), pair, texts)
     assert outputs[1] == ""
-    assert [outputs[0], outputs[2]] == translate(Engine(pair, config), pair, ["ah bee", "cee"])
+    assert [outputs[0], outputs[2]] == translate(EngineDecoder(pair, config), pair, ["ah bee", "cee"])
 
 
 def test_sets_of_a_file(pair: Pair, config: Config, tmp_path: Path) -> None:
     """The references of one set are the model's own outputs, those of the other are not."""
     texts = sentences(6)
-    own = translate(Engine(pair, config), pair, texts)
+    own = translate(EngineDecoder(pair, config), pair, texts)
     path = write_rows(
         tmp_path / "test.parquet",
         source=[*texts, *texts, None, "ah"],
