@@ -1,110 +1,285 @@
-"""`cmasd bench [CONFIG]`: tokens/s of every way of decoding, side by side in one run."""
+"""`cmasd bench CONFIG`: tokens/s of every way of decoding, side by side in one run; or speed against quality.
+
+Prints progress on stderr; on stdout a table, what it says in words, and last one line of JSON with every figure.
+"""
 
 import argparse
 import json
+import shlex
 import sys
-from dataclasses import replace
-from importlib.metadata import version
-from itertools import groupby
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmasd.evaluation.engines import ENGINES, OPTIONAL, Lineup
 from jobs.arguments import add_config, read_config
-from jobs.machine import machine
-from jobs.tables import table
+from jobs.bench_tables import conclusions, result_table, step_table
+from jobs.pareto_tables import pareto_table, promises
 
 if TYPE_CHECKING:
     from cmasd.config import Config
+    from cmasd.engine import Pair
 
 QUICK, FULL = [1, 8, 32], [1, 2, 4, 8, 16, 32, 64, 128]
+QUICK_SECONDS, STEP_SECONDS = 205.0, 15.0
+"""Of --quick, loading and --steps included; and of --steps."""
+LINE_EVERY_SECONDS = 10.0
+LEAST_SHARE = 0.05
+"""Before that, an estimate would be mostly of the warm-up."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_config(parser)
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--batch-sizes", type=_sizes, help=f"comma-separated; default {','.join(map(str, FULL))}")
-    sizes.add_argument("--quick", action="store_true", help=f"batch sizes {','.join(map(str, QUICK))}")
+    quick, full = (",".join(map(str, sizes)) for sizes in (QUICK, FULL))
+    names = ",".join(ENGINES)
+    parser.add_argument("--quick", action="store_true", help=f"batch sizes {quick}, fewer rows: under four minutes")
+    parser.add_argument("--batch-sizes", type=_numbers, metavar="N,..", help=f"default {full}")
+    parser.add_argument(
+        "--engines", type=_engines, default=ENGINES, metavar="NAME,..", help=f"default {names}; also {OPTIONAL}"
+    )
+    parser.add_argument("--fixed", type=_numbers, default=[], metavar="K,..", help="more draft lengths of fixed")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all")
+    parser.add_argument("--steps", action="store_true", help="also the cost of one forward by rows and query tokens")
+    parser.add_argument(
+        "--pareto", action="store_true", help="speed against quality, of quality budgets and relaxed verification"
+    )
+    parser.add_argument("--references", metavar="COLUMN", help="with --pareto: also BLEU against this column")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what is measured (.png, .svg)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the JSON to a file as well")
 
 
-def _sizes(text: str) -> list[int]:
+def _numbers(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise argparse.ArgumentTypeError(f"must be whole numbers of at least 1, with commas between, got {text}")
-    return [int(part) for part in parts]
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _engines(text: str) -> tuple[str, ...]:
+    names, known = tuple(text.split(",")), (*ENGINES, *OPTIONAL)
+    if strange := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"no engine {strange[0]!r}; expected some of {', '.join(known)}")
+    return names
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print a table per batch size as it is measured; last, one JSON line."""
+    """Measure, then print."""
+    started = time.perf_counter()
     config = read_config(args)
+    check_options(args)
+    check_files(args)
     import torch
 
-    from cmasd.core import RowError
     from cmasd.engine import load_pair
-    from cmasd.errors import InputError
-    from cmasd.evaluation.bench import bench, rows_for
-    from cmasd.io.plan import make_plan
-    from cmasd.io.samples import first_texts
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    sizes = args.batch_sizes or (QUICK if args.quick else FULL)
     pair = load_pair(with_drafter(config))
-    texts = first_texts(config, make_plan(config), rows_for(max(sizes)))
-    sources = [ids for ids in pair.codec.encode(list(texts)) if not isinstance(ids, RowError)]
-    if not sources:
-        raise InputError(f"input.path: none of the first {len(texts)} rows can be encoded, got {config.input.path}.")
-    about = f"{machine(pair.device.type == 'cuda')}, {torch.get_num_threads()} threads, {versions()}"
-    print(f"{len(sources)} rows; {about}", flush=True)
-    results: list[dict[str, Any]] = []
-    for _, rows in groupby(bench(pair, config, sources, sizes, progress), key=lambda row: row.batch_size):
-        measured = [row.to_dict() for row in rows]
-        print(table([_cells(row) for row in measured], HEADER), flush=True)
-        results += measured
-    print(json.dumps({"results": results, "machine": about}))
+    measure = speed_against_quality if args.pareto else speeds
+    report = measure(args, config, pair, started)
+    finish(args, report)
     return 0
+
+
+def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
+    """Every engine at every batch size."""
+    from cmasd.evaluation.bench import bench
+    from cmasd.evaluation.step_cost import step_costs
+
+    sizes = args.batch_sizes or (QUICK if args.quick else FULL)
+    sources = [source for source, _ in encoded(config, pair, max(sizes))]
+    about = introduce(args, pair, len(sources))
+    seconds = _seconds_left(args, started)
+    watcher = _watcher()
+    lineup = Lineup(tuple(args.engines), tuple(args.fixed))
+    results = [row.to_dict() for row in bench(pair, config, sources, sizes, lineup, seconds, watcher)]
+    watcher.close()
+    print(result_table(results), flush=True)
+    costs = step_costs(pair, sources, sizes, STEP_SECONDS) if args.steps else []
+    steps = [cost.to_dict() for cost in costs]
+    if steps:
+        print(f"\n{step_table(steps)}")
+    print("", *conclusions(results), sep="\n", flush=True)
+    return {"results": results, "steps": steps, "skipped": watcher.left_out, **about}
+
+
+def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
+    """Every setting at one batch size."""
+    from cmasd.engine.capacity import resolve
+    from cmasd.evaluation.pareto import pareto, settings
+
+    sized = resolve(pair, config, engines=len(settings(config))) if config.engine.slots is None else config
+    [size] = args.batch_sizes or [sized.engine.slots]
+    rows = encoded(config, pair, size, args.references)
+    about = introduce(args, pair, len(rows))
+    references = [reference for _, reference in rows] if args.references else None
+    watcher = _watcher()
+    seconds = _seconds_left(args, started)
+    points, signatures = pareto(
+        pair, config, [source for source, _ in rows], references, size, seconds, partial(watcher.progress, size)
+    )
+    watcher.close()
+    results = [point.to_dict() for point in points]
+    print(pareto_table(results), "", *promises(results), sep="\n", flush=True)
+    return {"results": results, "signatures": signatures, **about}
+
+
+def _seconds_left(args: argparse.Namespace, started: float) -> float | None:
+    """For measuring, with --quick."""
+    return QUICK_SECONDS - (time.perf_counter() - started) - STEP_SECONDS * args.steps if args.quick else None
+
+
+def introduce(args: argparse.Namespace, pair: "Pair", texts: int) -> dict[str, Any]:
+    """Say what is measured where, in one line; returns it for the record."""
+    about = describe(args, pair.device.type == "cuda")
+    print(f"{texts} texts; {about['machine']}, {about['threads']} threads; {about['command']}", flush=True)
+    return about
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Options that go together; raises `ConfigError`."""
+    from cmasd.errors import ConfigError
+
+    if args.references and not args.pareto:
+        raise ConfigError("--references: is an option of --pareto. Add --pareto, or leave it out.")
+    if not args.pareto:
+        return
+    if len(args.batch_sizes or [1]) > 1:
+        raise ConfigError(f"--batch-sizes: --pareto takes one, got {len(args.batch_sizes)}. Run it once for each.")
+    asked = {"--engines": tuple(args.engines) != ENGINES, "--fixed": bool(args.fixed), "--steps": args.steps}
+    if others := [name for name, is_asked in asked.items() if is_asked]:
+        raise ConfigError(f"{others[0]}: does not go together with --pareto, which has its own settings. Leave it out.")
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """What is to be written later can be written; raises `ConfigError`."""
+    from cmasd.errors import ConfigError
+    from cmasd.evaluation.plots import check_plot
+
+    if args.plot:
+        check_plot(args.plot)
+    for option, path in (("--plot", args.plot), ("--record", args.record)):
+        if path and not path.parent.is_dir():
+            raise ConfigError(f"{option}: no such folder, got {path.parent}. Create it first.")
+
+
+def finish(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Plot and record where asked; the JSON line in any case."""
+    if args.plot:
+        from cmasd.evaluation.plots import plot_pareto, plot_throughput
+
+        title = f"{report['machine']}, {report['threads']} threads, {report['date'][:10]}"
+        draw = plot_pareto if args.pareto else plot_throughput
+        draw(report["results"], args.plot, title)
+    if args.record:
+        args.record.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
 
 
 def with_drafter(config: "Config") -> "Config":
     """Under policy `plain` no drafter would be loaded, yet the other engines are measured as well."""
+    from dataclasses import replace
+
     if config.policy.kind != "plain" or config.models.drafter is None:
         return config
     return replace(config, policy=replace(config.policy, kind="fixed"))
 
 
-def progress(batch_size: int, name: str, chunk: int) -> None:
-    """One line that is overwritten, on a terminal alone."""
-    if sys.stderr.isatty():
-        print(f"\rbatch {batch_size}: {name}, chunk {chunk + 1}    ", end="\r", file=sys.stderr, flush=True)
+def encoded(
+    config: "Config", pair: "Pair", largest_batch: int, column: str | None = None
+) -> list[tuple[list[int], str]]:
+    """Token ids of as many texts as the largest batch size can use, each with its reference (empty without a column).
+
+    Raises `InputError` when there are none.
+    """
+    from cmasd.core import RowError
+    from cmasd.errors import InputError
+    from cmasd.evaluation.references import first_pairs
+    from cmasd.evaluation.speed import MOST_CHUNKS, full_rounds
+    from cmasd.io.plan import make_plan
+    from cmasd.io.samples import first_texts
+
+    count = MOST_CHUNKS * full_rounds(largest_batch).rows
+    if column is None:
+        rows = [(text, "") for text in first_texts(config, make_plan(config), count)]
+    else:
+        rows = first_pairs(config, column, count)
+    encodings = pair.codec.encode([text for text, _ in rows])
+    found = [(ids, ref) for ids, (_, ref) in zip(encodings, rows, strict=True) if not isinstance(ids, RowError)]
+    if not found:
+        raise InputError(f"input.path: none of the first {len(rows)} rows can be encoded, got {config.input.path}.")
+    return found
 
 
-def versions() -> str:
-    """Of what decides the speed."""
-    return f"torch {version('torch')}, transformers {version('transformers')}"
+def describe(args: argparse.Namespace, on_gpu: bool) -> dict[str, Any]:
+    """When, where and with what."""
+    import torch
+
+    from cmasd.io.provenance import provenance
+    from jobs.machine import machine
+
+    known = provenance()
+    kept = ("python", "cmasd", "torch", "transformers", "numpy")
+    versions = {name: known["versions"][name] for name in kept} | {"ctranslate2": None}
+    with suppress(PackageNotFoundError):
+        versions["ctranslate2"] = version("ctranslate2")
+    return {
+        "machine": machine(on_gpu),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "git_commit": known["git_commit"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(args),
+    }
 
 
-HEADER = (
-    "engine",
-    "batch",
-    "tokens/s",
-    "quartiles of chunks",
-    "x plain (95 %)",
-    "tok/iter",
-    "accepted",
-    "= plain",
-    "lossless",
-)
+def command(args: argparse.Namespace) -> str:
+    """The command line that these arguments came from, or one that means the same."""
+    words = ["cmasd", "bench", args.config]
+    words += [f"--{name}" for name in ("quick", "steps", "pareto") if getattr(args, name)]
+    if args.batch_sizes:
+        words += ["--batch-sizes", ",".join(map(str, args.batch_sizes))]
+    if tuple(args.engines) != ENGINES:
+        words += ["--engines", ",".join(args.engines)]
+    if args.fixed:
+        words += ["--fixed", ",".join(map(str, args.fixed))]
+    for name in ("threads", "references", "plot", "record"):
+        if value := getattr(args, name):
+            words += [f"--{name}", str(value)]
+    return shlex.join([*words, *args.overrides])
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    per_iteration, acceptance = row["tokens_per_iteration"], row["acceptance_rate"]
-    return (
-        row["engine"],
-        str(row["batch_size"]),
-        f"{row['tokens_per_second']:.0f}",
-        f"{row['chunk_low']:.0f}-{row['chunk_high']:.0f}",
-        f"{row['ratio_to_plain']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})",
-        "-" if per_iteration is None else f"{per_iteration:.2f}",
-        "-" if acceptance is None else f"{acceptance:.0%}",
-        f"{row['exact_match_to_plain']:.1%}",
-        row["lossless"],
-    )
+def _watcher() -> Any:
+    """Progress on stderr: one line that is overwritten on a terminal, else a line every ten seconds."""
+    from cmasd.evaluation.bench import Watcher
+    from jobs.progress import clock
+
+    class Progress(Watcher):
+        def __init__(self) -> None:
+            self.left_out: list[dict[str, str]] = []
+            self._started = self._line_at = time.monotonic()
+
+        def skipped(self, engine: str, reason: str) -> None:
+            self.left_out.append({"engine": engine, "reason": reason})
+            print(f"{engine} is left out: {reason}", file=sys.stderr, flush=True)
+
+        def progress(self, batch_size: int, engine: str, share: float) -> None:
+            now, live = time.monotonic(), sys.stderr.isatty()
+            if not live and now - self._line_at < LINE_EVERY_SECONDS:
+                return
+            self._line_at, seconds = now, now - self._started
+            line = f"batch {batch_size}, {engine}: {share:.0%}, {clock(seconds)} elapsed"
+            eta = clock(seconds * (1 - share) / share) if share >= LEAST_SHARE else "?"
+            line += f", ETA {eta}"
+            ends = {"end": "\033[K\r" if live else "\n"}
+            print(line, file=sys.stderr, flush=True, **ends)
+
+        def close(self) -> None:
+            if sys.stderr.isatty():
+                print("\033[K", end="", file=sys.stderr, flush=True)
+
+    return Progress()

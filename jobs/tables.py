@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cmasd.config import Config
+from cmasd.config.tree import Config
 from cmasd.io.runs import Run
 
 
@@ -83,6 +83,7 @@ def plan_table(config: Config, run: Run) -> str:
     rows_todo = sum(shard.rows for shard in todo)
     drafter = config.models.drafter if config.drafter.kind == "model" else config.drafter.kind
     actors = str(config.actors.count or f"{config.actors.min} to {config.actors.max}")
+    slots = config.engine.slots or "as many as fit"
     why = "new run" if run.is_new else "same configuration and input as before"
     rows = [
         ("input", f"{config.input.path} ({run.plan.format}, {len(run.plan.files)} file(s))"),
@@ -93,7 +94,7 @@ def plan_table(config: Config, run: Run) -> str:
         ("verifier", config.models.verifier),
         ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(drafter)),
         ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.lossless})"),
-        ("actors", f"{actors}, {config.engine.slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
+        ("actors", f"{actors}, {slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
         ("would run", f"{len(todo):,} shard(s)" if todo else "nothing: the run is complete"),
     ]
     files = [[f.file.name, f"{f.file.bytes:,}", f"{f.rows:,}"] for f in run.plan.files[:20]]

@@ -58,7 +58,7 @@ def train(recipe: "Recipe") -> int:
     from cmasd.training.card import write_card
     from cmasd.training.corpus import build_corpus, read_texts
     from cmasd.training.tokenizer import read_tokenizer, train_tokenizer
-    from cmasd.training.trainer import export
+    from cmasd.training.trainer import export, write_shortlist
     from cmasd.training.trainer import train as fit
 
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
@@ -71,6 +71,8 @@ def train(recipe: "Recipe") -> int:
     print(f"{int(corpus.share.sum())} pairs per epoch, {recipe.schedule.steps} steps", flush=True)
     model, seconds = fit(recipe, corpus, tokenizer, show)
     export(model, tokenizer, recipe, getattr(torch, recipe.dtype))
+    if recipe.role == "drafter":
+        write_shortlist(corpus, Path(recipe.output))
     scores = [asdict(quality) for quality in evaluate(recipe)] if recipe.test.path else []
     parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters)

@@ -3,11 +3,18 @@
 The environment is set before anything imports torch, transformers or ray, and child processes inherit it.
 """
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 from hypothesis import settings
+
+CACHE_FOLDER = tempfile.mkdtemp(prefix="cmasd-tests-")
+"""Tables of step costs made here are those of tiny models on a busy machine: not for the user's own cache."""
+atexit.register(shutil.rmtree, CACHE_FOLDER, ignore_errors=True)
 
 ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -17,6 +24,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "XDG_CACHE_HOME": CACHE_FOLDER,
 }
 os.environ.update(ENVIRONMENT)
 os.environ.pop("RAY_ADDRESS", None)

@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.calibration import CalibrationMap, load_calibration
+from cmasd.confidence.largest import top2
 from cmasd.config.tree import ConfidenceConfig
+
+LEAST = -1e30
+"""In place of -inf, which times probability 0 is not a number."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The components of one drafted position; each (B,) float32."""
+    """The components of one drafted position; (B,) float32 but for the last."""
 
     entropy: Tensor
     """1 - H(P_d)/ln V."""
@@ -29,22 +33,27 @@ class Scores:
     """p1 - p2."""
     max_prob: Tensor
     """p1."""
+    token: Tensor
+    """(B,) int64: the argmax."""
 
 
 def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
-    """All components in one pass of log-softmax; masked logits (-inf) count as probability 0."""
+    """All components from one softmax; masked logits (-inf) count as probability 0."""
     logits_BV = logits_BV.float()
-    log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
-    probs_BV = log_probs_BV.exp()
-    entropy_B = -(probs_BV * log_probs_BV.clamp_min(-1e4)).sum(-1)
-    top_B2, where_B2 = logits_BV.topk(2, dim=-1)
-    p_B2 = probs_BV.gather(-1, where_B2)
-    margin_B = torch.sigmoid(top_B2[:, 0] - top_B2[:, 1])
+    probs_BV = torch.softmax(logits_BV, dim=-1)
+    z_B2, token_B = top2(logits_BV)
+    # H = log sum exp(z) - sum p z, and log sum exp(z) = z1 - log p1.
+    p1_B = probs_BV.amax(-1)
+    mean_B = torch.linalg.vecdot(probs_BV, logits_BV.clamp_min(LEAST))
+    entropy_B = z_B2[:, 0] - p1_B.log() - mean_B
+    margin_B = z_B2[:, 0] - z_B2[:, 1]
+    sigmoid_B = torch.sigmoid(margin_B)
     return Scores(
         entropy=(1 - entropy_B / math.log(logits_BV.shape[-1])).clamp(0, 1),
-        margin=margin_B if margin_form == "printed" else 2 * margin_B - 1,
-        softmax=p_B2[:, 0] - p_B2[:, 1],
-        max_prob=p_B2[:, 0],
+        margin=sigmoid_B if margin_form == "printed" else 2 * sigmoid_B - 1,
+        softmax=p1_B * (1 - torch.exp(-margin_B)),
+        max_prob=p1_B,
+        token=token_B,
     )
 
 

@@ -27,9 +27,11 @@ RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
+    Rule("drafter.shortlist", _at_least(2), "at least 2, or null"),
     Rule("drafter.max_ngram", _at_least(1), "at least 1"),
     Rule("policy.alpha", lambda v: v > 0, "greater than 0"),
     Rule("policy.threshold", _share, "between 0 and 1"),
+    Rule("policy.quality_budget_nats_per_token", _at_least(0), "at least 0 nats"),
     Rule("verification.beta", _at_least(1), "at least 1"),
     Rule("verification.tau", _at_least(0), "at least 0 nats"),
     Rule("verification.tau_base", _at_least(0), "at least 0 nats"),
@@ -42,7 +44,7 @@ RULES = (
         lambda v: len(v) == 3 and min(v) >= 0 and abs(sum(v) - 1) < 1e-6,
         "three numbers >= 0 that add up to 1",
     ),
-    Rule("engine.slots", _at_least(1), "at least 1"),
+    Rule("engine.slots", _at_least(1), "at least 1, or null"),
     Rule("engine.max_new_tokens", _at_least(1), "at least 1, or null"),
     Rule("engine.max_source_tokens", _at_least(1), "at least 1"),
     Rule("actors.count", _at_least(1), "at least 1, or null"),
@@ -81,6 +83,12 @@ def _check_together(config: Config) -> None:
         )
     if config.actors.count is None and config.actors.min > config.actors.max:
         raise ConfigError(f"actors.min: must be at most actors.max ({config.actors.max}), got {config.actors.min}.")
+    if config.policy.quality_budget_nats_per_token and not config.quality_budget:
+        raise ConfigError(
+            "policy.quality_budget_nats_per_token: must be 0 unless policy.kind is goodput and verification.kind is "
+            f"exact, got {config.policy.quality_budget_nats_per_token:g} with policy.kind {config.policy.kind} and "
+            f"verification.kind {config.verification.kind}. Set policy.kind=goodput verification.kind=exact."
+        )
     needs_drafter = config.policy.kind != "plain" and config.drafter.kind == "model"
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(

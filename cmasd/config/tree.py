@@ -52,8 +52,8 @@ class ModelsConfig:
     """Model whose output is wanted: bundled name, folder or hub name."""
     drafter: str | None = "en-de/drafter"
     """Model that proposes tokens, for `drafter.kind: model`; same tokenizer as the verifier."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """`auto`: bfloat16 on a GPU, float32 on a CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`: quantised weights, with a scale per channel and per row."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when there is one."""
     source_language: str | None = None
@@ -76,6 +76,9 @@ class DrafterConfig:
     """k_max: most tokens drafted per iteration."""
     min_draft_tokens: int = 1
     """k_min: fewest tokens drafted per iteration (policy `paper`)."""
+    shortlist: int | None = None
+    """Drafts are made of this many tokens, the most frequent by the drafter's shortlist.json: a smaller output layer,
+    fewer right guesses; null: the whole vocabulary."""
     max_ngram: int = 3
     """Longest n-gram that `lookup` matches."""
 
@@ -84,9 +87,13 @@ class DrafterConfig:
 class PolicyConfig:
     """How many tokens to draft."""
 
-    kind: Literal["plain", "fixed", "paper", "survival"] = "survival"
-    """`plain`: none (AR decoding); `fixed`: k_max; `paper`: floor(alpha * mean confidence * k_max);
-    `survival`: while the product of confidences stays at or above `threshold`."""
+    kind: Literal["goodput", "plain", "fixed", "paper", "survival"] = "goodput"
+    """`goodput`: as many as raise the expected tokens per second, none where none do; `plain`: none (AR decoding);
+    `fixed`: k_max; `paper`: floor(alpha * mean confidence * k_max); `survival`: while the product of confidences stays
+    at or above `threshold`."""
+    quality_budget_nats_per_token: float = 0.0
+    """Mean log-probability gap per output token that policy `goodput` may spend on draft tokens that are not the
+    argmax, within `verification.beta` and `verification.tau` each; 0: lossless."""
     alpha: float = 1.0
     """Factor of policy `paper`."""
     threshold: float = 0.4
@@ -141,12 +148,14 @@ class ConfidenceConfig:
 class EngineConfig:
     """The continuous batch."""
 
-    slots: int = 32
-    """Rows decoded at once in one actor."""
+    slots: int | None = 32
+    """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 256 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
     """Most tokens generated per row; null: the checkpoint's own limit."""
     max_source_tokens: int = 512
     """Longest source, or prompt, in tokens; capped by what the model takes."""
+    graphs: Literal["auto", "on", "off"] = "auto"
+    """CUDA graphs for forwards that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it); `off`: never."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ class ActorsConfig:
     gpus_each: float | None = None
     """GPUs reserved per actor; null: 1 when the cluster has a GPU, else 0."""
     shards_in_flight: int | None = None
-    """Shards an actor works on at once, so that slots stay full across their borders; null: four times the slots."""
+    """Shards an actor works on at once, so that slots stay full; null: 16 times the slots in rows."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +227,16 @@ class Config:
     cost: CostConfig = field(default_factory=CostConfig)
 
     @property
+    def quality_budget(self) -> float:
+        """Nats per output token that may be spent; 0 unless policy and verification can spend any."""
+        spends = self.policy.kind == "goodput" and self.verification.kind == "exact"
+        return self.policy.quality_budget_nats_per_token if spends else 0.0
+
+    @property
     def lossless(self) -> str:
         """What may be said of the output: `exact`, `in distribution` or `lossy`."""
         if self.policy.kind == "plain" and self.verification.kind != "sampling":
             return "exact"
+        if self.quality_budget:
+            return "lossy"
         return {"exact": "exact", "sampling": "in distribution"}.get(self.verification.kind, "lossy")

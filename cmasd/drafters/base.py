@@ -33,8 +33,11 @@ class Context:
 class Drafter(Protocol):
     """Proposes up to `policy.max_draft_tokens` tokens per row."""
 
-    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
-        """New rows enter these slots."""
+    caught_up: bool
+    """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
+
+    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
+        """New rows enter these slots; `later` leaves the work until they are first drafted for, if ever."""
         ...
 
     def move(self, source: int, target: int) -> None:

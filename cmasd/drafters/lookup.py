@@ -32,7 +32,9 @@ class LookupDrafter:
         self._judged_N = torch.zeros(max_ngram + 1)
         self._sent: tuple[Tensor, Tensor] | None = None
 
-    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+    caught_up = True
+
+    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Nothing to do: everything is read from the context."""
 
     def move(self, source: int, target: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence import Confidence
+from cmasd.confidence.scores import Scores
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.policies import Policy
@@ -41,30 +42,45 @@ class ModelDrafter:
         self._generator = torch.Generator(runner.device).manual_seed(seed + 1)
         self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._fed = 0
+        self._later: dict[int, list[int]] = {}
+        self.caught_up = True
 
-    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Encode sources, or run prompts up to their last token."""
+        if later:
+            self._later.update(zip(slots, sources, strict=True))
+            return
+        for slot in slots:
+            self._later.pop(slot, None)
         self.runner.prefill(slots, sources)
         held = [0 if self.runner.is_encoder_decoder else len(source) - 1 for source in sources]
         self._cached[slots] = torch.tensor(held, device=self._cached.device)
 
     def move(self, source: int, target: int) -> None:
         """Copy the row's cache as far as it is filled."""
+        self._later.pop(target, None)
+        if source in self._later:
+            self._later[target] = self._later.pop(source)
+            return
         self.runner.move(source, target)
         self._cached[target] = self._cached[source]
 
     def draft(self, context: Context, room_B: Tensor) -> Draft:
         """Draft until the policy, an end of sequence, or the room stops every row."""
         lengths_B = context.lengths_B
+        late = [slot for slot in self._later if slot < len(lengths_B)]
+        if late:
+            self.prefill(late, [self._later[slot] for slot in late])
         logits_BV = self._catch_up(context)
+        self.caught_up = self.caught_up and not late
         most = min(self.policy.max_draft_tokens, int(room_B.max()))
         tokens, confidences, components, probs = [], [], [], []
         active_B, drafted_B = room_B > 0, torch.zeros_like(room_B)
         for j in range(most):
             last_B1 = context.tokens_BL.gather(1, lengths_B[:, None] + (j - 1))
             logits_BV = self._constrain(logits_BV, context, last_B1, lengths_B + (j - 1))
-            token_B, prob_BV = self._choose(logits_BV)
             confidence_B, scores = self.confidence(logits_BV)
+            token_B, prob_BV = self._choose(logits_BV, scores)
             tokens.append(token_B)
             confidences.append(confidence_B)
             components.append(torch.stack([scores.entropy, scores.margin, scores.softmax], dim=-1))
@@ -96,21 +112,33 @@ class ModelDrafter:
         """Feed every token that the cache lacks, for good; returns the logits (B, V) after the last one."""
         cached_B = self._cached[: len(context.lengths_B)]
         missing_B = context.lengths_B - cached_B
-        offset_T = torch.arange(int(missing_B.max()), device=cached_B.device)
-        where_BT = (cached_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
-        logits_BTV = self.runner.forward(context.tokens_BL.gather(1, where_BT), cached_B)
+        most = int(missing_B.max())
+        self.caught_up = most <= 2
+        if most == 1:
+            logits_BV = self.runner.forward(context.tokens_BL.gather(1, cached_B[:, None]), cached_B)[:, 0]
+        else:
+            offset_T = torch.arange(most, device=cached_B.device)
+            where_BT = (cached_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
+            logits_BV = self.runner.forward(context.tokens_BL.gather(1, where_BT), cached_B, missing_B - 1)[:, 0]
         cached_B.copy_(context.lengths_B)
-        rows_B = torch.arange(len(cached_B), device=cached_B.device)
-        return logits_BTV[rows_B, missing_B - 1]
+        return logits_BV
 
     def _constrain(self, logits_BV: Tensor, context: Context, last_B1: Tensor, starts_B: Tensor) -> Tensor:
+        if self.runner.shortlist is not None:
+            return logits_BV  # a draft that breaks the verifier's rules is rejected; the columns are not ids here
         limits_B = context.limits_B
         return self.constraints.apply(
             logits_BV[:, None], context.tokens_BL, starts_B, context.prompt_lengths_B, limits_B, last_B1
         )[:, 0]
 
-    def _choose(self, logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _choose(self, logits_BV: Tensor, scores: Scores) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B,), and their distribution (B, V) when sampling; a shortlist's columns become ids again."""
+        ids_S = self.runner.shortlist
         if self.temperature is None:
-            return logits_BV.argmax(-1), None
+            return scores.token if ids_S is None else ids_S[scores.token], None
         probs_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1)
-        return torch.multinomial(probs_BV, 1, generator=self._generator).squeeze(1), probs_BV
+        token_B = torch.multinomial(probs_BV, 1, generator=self._generator).squeeze(1)
+        if ids_S is None:
+            return token_B, probs_BV
+        whole_BV = probs_BV.new_zeros(len(probs_BV), self.runner.vocabulary_size)
+        return ids_S[token_B], whole_BV.index_copy_(1, ids_S, probs_BV)

@@ -18,17 +18,24 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence import build_confidence
-from cmasd.config import Config
+from cmasd.config.tree import Config
 from cmasd.core import Draft, Request, Result, Verdict
 from cmasd.drafters import Context, Drafter, LookupDrafter, ModelDrafter
+from cmasd.engine.capacity import in_halves
+from cmasd.engine.costs import step_table
 from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
 from cmasd.engine.slots import SlotShape, SlotState
 from cmasd.engine.trace import Outcome, trace
-from cmasd.policies import build_policy
-from cmasd.runner.load import load_runner
+from cmasd.policies import GoodputPolicy, Observation, build_policy
+from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.runner.families import Words
+from cmasd.runner.load import load_runner, share_encoder
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import build_verification
+
+LEAST_STAGED = 8
+"""Rows prefilled at once, however few slots there are: encoding one by one is several times slower."""
 
 
 class Engine:
@@ -38,27 +45,36 @@ class Engine:
         """Allocates the caches of `config.engine.slots` rows and as many staged ones."""
         self.pair = pair
         self.policy = build_policy(config)
-        self.verification = build_verification(config.verification)
+        self.verification = build_verification(config, pair.constraints.eos_token_ids)
         self.record_gaps = config.lossless != "exact"
         slots = config.engine.slots
+        assert slots is not None, "an engine is built from a configuration that `capacity.resolve` has seen"
         self.shape = SlotShape(
             slots=slots,
-            staging=slots,
+            staging=max(slots, LEAST_STAGED),
             max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
             max_new_tokens=pair.max_new_tokens,
             max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
             window=self.policy.max_draft_tokens + 1,
         )
+        # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
+        self.constraints = replace(pair.constraints, banned=())
         runner_shape = (self.shape.capacity, self.shape.length, self.shape.max_source)
-        self.verifier = load_runner(pair.verifier, *runner_shape)
+        words, graphs = Words(pair.constraints.banned), config.engine.graphs
+        self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device)
         self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
         self.drafter = self._build_drafter(config, runner_shape)
+        if isinstance(self.policy, GoodputPolicy):
+            self.policy.costs = IterationCosts(self._step_table(graphs))
         self.stats = EngineStats()
         self._queue: deque[Request] = deque()
         self._staged: deque[int] = deque()
         self._live = 0
         self._asked = False
+        self._empty: dict[int, Draft] = {}
+        self._ones = torch.ones(slots, dtype=torch.int64, device=pair.device)
+        self._steps = torch.arange(self.shape.window, device=pair.device)
 
     def _build_drafter(self, config: Config, runner_shape: tuple[int, int, int]) -> Drafter | None:
         if self.policy.max_draft_tokens == 0:
@@ -67,15 +83,24 @@ class Engine:
             return LookupDrafter(self.policy, config.drafter.max_ngram)
         assert self.pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
         sampling = config.verification.kind == "sampling"
+        words = Words(self.pair.constraints.banned, self.pair.shortlist)
+        runner = load_runner(self.pair.drafter, *runner_shape, words, self.pair.int8, config.engine.graphs)
+        share_encoder(runner, self.verifier)
         return ModelDrafter(
-            load_runner(self.pair.drafter, *runner_shape),
+            runner,
             self.policy,
             build_confidence(config.confidence),
-            self.pair.constraints,
+            self.constraints,
             self.eos_ids,
             temperature=config.verification.temperature if sampling else None,
             seed=config.verification.seed,
         )
+
+    def _step_table(self, graphs: str) -> StepTable:
+        drafter = self.drafter.runner if isinstance(self.drafter, ModelDrafter) else None
+        models = [self.pair.verifier.config, self.pair.drafter.config if drafter and self.pair.drafter else None]
+        about = [*models, self.pair.int8, graphs]
+        return step_table(self.verifier, drafter, about, self.shape.slots, self.shape.window)
 
     @property
     def pending(self) -> int:
@@ -95,14 +120,19 @@ class Engine:
         self._admit()
         if self._live == 0:
             return []
+        admitted = time.perf_counter()
         context = self.state.context(self._live)
         draft = self._draft(context)
         drafted = time.perf_counter()
         logits_BTV = self._verify(context, draft)
         verdict = self.verification.verify(draft, logits_BTV)
         ended_B = self._commit(context, draft, verdict, logits_BTV)
-        results = self._collect(ended_B)
-        self.stats.draft_seconds += drafted - started
+        done = self._done(ended_B)
+        committed = time.perf_counter()
+        is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
+        self.policy.observe(Observation(draft, verdict, committed - admitted, is_typical))
+        results = self._collect(done, ended_B)
+        self.stats.draft_seconds += drafted - admitted
         self.stats.busy_seconds += time.perf_counter() - started
         return results
 
@@ -110,43 +140,56 @@ class Engine:
 
     def _admit(self) -> None:
         """Fill free slots from the staging area, staging a batch whenever it is empty."""
-        while self._live < self.shape.slots and (self._staged or self._queue):
-            if not self._staged:
-                self._stage()
-            self._move(self._staged.popleft(), self._live)
-            self._live += 1
+        while self._live < self.shape.slots and self._stage():
+            count = min(self.shape.slots - self._live, len(self._staged))
+            sources = [self._staged.popleft() for _ in range(count)]
+            self._move(sources, list(range(self._live, self._live + count)))
+            self._live += count
 
-    def _stage(self) -> None:
-        """Prefill a batch of queued rows: the encoder (or the prompt) runs once per batch."""
+    def _stage(self) -> bool:
+        """Prefill a batch of queued rows if none is waiting; returns whether any is."""
+        if self._staged or not self._queue:
+            return bool(self._staged)
         batch = [self._queue.popleft() for _ in range(min(self.shape.staging, len(self._queue)))]
         slots = [self.shape.slots + i for i in range(len(batch))]
         sources = [request.source for request in batch]
-        self.verifier.prefill(slots, sources)
-        if self.drafter is not None:
-            self.drafter.prefill(slots, sources)
+        in_halves(self._prefill, slots, sources)
         for slot, request in zip(slots, batch, strict=True):
             encoder = self.pair.is_encoder_decoder
             prompt = self.pair.decoder_start if encoder else request.source
             limit = len(prompt) + min(request.max_new_tokens, self.shape.max_new_tokens)
             self.state.enter(slot, request.key, prompt, request.source if encoder else [], limit)
         self._staged.extend(slots)
+        return True
 
-    def _move(self, source: int, target: int) -> None:
-        self.verifier.move(source, target)
+    def _prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        self.verifier.prefill(slots, sources)
         if self.drafter is not None:
-            self.drafter.move(source, target)
-        self.state.move(source, target)
+            self.drafter.prefill(slots, sources, later=not self._asked and self.stats.iterations > 0)
+
+    def _move(self, sources: list[int], targets: list[int]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            self.verifier.move(source, target)
+            if self.drafter is not None:
+                self.drafter.move(source, target)
+        self.state.move(sources, targets)
 
     # ---------------------------------------------------------------- draft and verify
 
     def _draft(self, context: Context) -> Draft:
         """The bonus token takes one place, so a row near its limit drafts less, or nothing."""
-        room_B = (context.limits_B - context.lengths_B - 1).clamp_max(self.policy.max_draft_tokens)
-        self._asked = self.drafter is not None and bool((room_B > 0).any())
+        most = self.policy.plan(self._live) if self.drafter is not None else 0
+        self._asked = most > 0
         if self.drafter is None or not self._asked:
-            return empty_draft(context)
+            return self._no_draft(context)
+        room_B = (context.limits_B - context.lengths_B - 1).clamp_max(most)
+        self._asked = bool((room_B > 0).any())
+        if not self._asked:
+            return self._no_draft(context)
         draft = self.drafter.draft(context, room_B)
         longest = int(draft.lengths_B.max())
+        if longest == draft.tokens_BK.shape[1]:
+            return draft
         return replace(
             draft,
             tokens_BK=draft.tokens_BK[:, :longest],
@@ -155,12 +198,20 @@ class Engine:
             probs_BKV=None if draft.probs_BKV is None else draft.probs_BKV[:, :longest],
         )
 
+    def _no_draft(self, context: Context) -> Draft:
+        """Nothing drafted for any row: K = 0. Made once per number of rows, for plain decoding's sake."""
+        if self._live not in self._empty:
+            self._empty = {self._live: empty_draft(context)}
+        return self._empty[self._live]
+
     def _verify(self, context: Context, draft: Draft) -> Tensor:
         """(B, T, V) verifier logits after the last token and after each draft token."""
         starts_B = context.lengths_B - 1
-        window_BT = torch.cat([context.tokens_BL.gather(1, starts_B[:, None]), draft.tokens_BK], dim=1)
+        window_BT = context.tokens_BL.gather(1, starts_B[:, None])
+        if draft.tokens_BK.shape[1]:
+            window_BT = torch.cat([window_BT, draft.tokens_BK], dim=1)
         logits_BTV = self.verifier.forward(window_BT, starts_B)
-        return self.pair.constraints.apply(
+        return self.constraints.apply(
             logits_BTV, context.tokens_BL, starts_B, context.prompt_lengths_B, context.limits_B, window_BT
         )
 
@@ -168,52 +219,68 @@ class Engine:
 
     def _commit(self, context: Context, draft: Draft, verdict: Verdict, logits_BTV: Tensor) -> Tensor:
         """Write the accepted prefix and the verifier's token; returns which rows ended (B,)."""
-        position_T = torch.arange(logits_BTV.shape[1], device=logits_BTV.device)
-        emitted_BT = torch.cat([draft.tokens_BK, verdict.next_B[:, None]], dim=1)
-        emitted_BT = emitted_BT.scatter(1, verdict.accepted_B[:, None], verdict.next_B[:, None])
-        is_eos_BT = torch.isin(emitted_BT, self.eos_ids) & (position_T <= verdict.accepted_B[:, None])
-        ended_B = is_eos_BT.any(-1)
-        first_eos_B = torch.where(ended_B, is_eos_BT.long().argmax(-1), verdict.accepted_B)
-        outcome = Outcome(draft, verdict, emitted_BT, count_B=first_eos_B + 1)
-        context.tokens_BL.scatter_(1, context.lengths_B[:, None] + position_T, emitted_BT)
-        trace(self.state, context, outcome, logits_BTV, self.record_gaps)
+        window = logits_BTV.shape[1]
+        if window == 1:
+            emitted_BT, count_B = verdict.next_B[:, None], self._ones[: self._live]
+            ended_B = self._is_eos(verdict.next_B)
+            context.tokens_BL.scatter_(1, context.lengths_B[:, None], emitted_BT)
+        else:
+            position_T = self._steps[:window]
+            emitted_BT = torch.cat([draft.tokens_BK, verdict.next_B[:, None]], dim=1)
+            emitted_BT = emitted_BT.scatter(1, verdict.accepted_B[:, None], verdict.next_B[:, None])
+            is_eos_BT = self._is_eos(emitted_BT) & (position_T <= verdict.accepted_B[:, None])
+            ended_B = is_eos_BT.any(-1)
+            count_B = torch.where(ended_B, is_eos_BT.long().argmax(-1), verdict.accepted_B) + 1
+            context.tokens_BL.scatter_(1, context.lengths_B[:, None] + position_T, emitted_BT)
+        trace(self.state, context, Outcome(draft, verdict, emitted_BT, count_B), logits_BTV, self.record_gaps)
         if self.drafter is not None and self._asked:
             self.drafter.commit(verdict.accepted_B)
-        self.state.lengths[: self._live] += outcome.count_B
+        self.state.lengths[: self._live] += count_B
         self.stats.iterations += 1
         self.stats.row_iterations += self._live
         self.stats.slot_iterations += self.shape.slots
         return ended_B
 
+    def _is_eos(self, tokens: Tensor) -> Tensor:
+        if len(self.eos_ids) == 1:
+            return tokens == self.eos_ids
+        return torch.isin(tokens, self.eos_ids)
+
     # ---------------------------------------------------------------- collect
 
-    def _collect(self, ended_B: Tensor) -> list[Result]:
+    def _done(self, ended_B: Tensor) -> list[int]:
+        """Slots of the rows that are finished; the host waits here for the device."""
+        done_B = ended_B | (self.state.lengths[: self._live] >= self.state.limits[: self._live])
+        return done_B.nonzero().squeeze(1).tolist()
+
+    def _collect(self, done: list[int], ended_B: Tensor) -> list[Result]:
         """Read out finished rows, then close the holes: staged rows first, else the last live ones."""
-        state = self.state
-        done_B = ended_B | (state.lengths[: self._live] >= state.limits[: self._live])
-        slots = done_B.nonzero().squeeze(1).tolist()
-        if not slots:
+        if not done:
             return []
-        results = read_results(state, slots, ended_B[slots].tolist())
-        totals = state.counters[slots].sum(0).tolist()
+        state = self.state
+        results = read_results(state, done, ended_B[done].tolist())
+        totals = state.counters[done].sum(0).tolist()
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
         self.stats.drafted_tokens += totals[1]
         self.stats.accepted_tokens += totals[2]
         self.stats.drafting_row_iterations += totals[3]
         self.stats.rollbacks += totals[4]
-        for hole in reversed(slots):
-            self._fill(hole)
+        self._fill(done)
         return results
 
-    def _fill(self, hole: int) -> None:
-        if not self._staged and self._queue:
-            self._stage()
-        if self._staged:
-            self._move(self._staged.popleft(), hole)
+    def _fill(self, holes: list[int]) -> None:
+        """Ascending `holes` among the live rows; what no waiting row fills is closed by live rows from the end."""
+        while holes and self._stage():
+            count = min(len(holes), len(self._staged))
+            self._move([self._staged.popleft() for _ in range(count)], holes[:count])
+            holes = holes[count:]
+        if not holes:
             return
-        self._live -= 1
-        if hole != self._live:
-            self._move(self._live, hole)
+        self._live -= len(holes)
+        inside = [hole for hole in holes if hole < self._live]
+        leaving = sorted(set(range(self._live, self._live + len(holes))) - set(holes))
+        if inside:
+            self._move(leaving, inside)
 
 
 def empty_draft(context: Context) -> Draft:

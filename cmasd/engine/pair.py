@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cmasd.config import Config
+from cmasd.config.tree import Config
 from cmasd.errors import ConfigError, ModelError
 from cmasd.runner.constraints import Constraints
-from cmasd.runner.models import Model, check_pair, load_model, load_tokenizer, vocabulary_size
+from cmasd.runner.models import Model, check_pair, load_model, load_shortlist, load_tokenizer, vocabulary_size
 from cmasd.runner.text import TextCodec
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -29,6 +29,10 @@ class Pair:
     """Tokens generated per row at most."""
     max_source_tokens: int
     """Longest source or prompt."""
+    shortlist: tuple[int, ...] | None = None
+    """Ids that the drafter drafts from; None: all."""
+    int8: bool = False
+    """Whether runners quantise the weights."""
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -93,7 +97,15 @@ def load_pair(config: Config) -> Pair:
     constraints = Constraints.from_generation_config(
         verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=codec.forced_bos_token_id
     )
-    return Pair(verifier, drafter, codec, constraints, max_new, max_source)
+    shortlist = None
+    if drafter is not None and config.drafter.shortlist is not None:
+        ids = load_shortlist(models.drafter or "")[: config.drafter.shortlist]
+        shortlist = tuple(sorted({*ids, *constraints.eos_token_ids} - set(constraints.banned)))
+        if len(shortlist) < 2:
+            raise ConfigError(
+                f"drafter.shortlist: leaves one token to draft, got {config.drafter.shortlist}. Raise it."
+            )
+    return Pair(verifier, drafter, codec, constraints, max_new, max_source, shortlist, models.dtype == "int8")
 
 
 def _limits(config: Config, verifier: Model, encoder_decoder: bool) -> tuple[int, int]:

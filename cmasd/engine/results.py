@@ -1,53 +1,64 @@
-"""Finished rows, read out of the slot tensors in one copy per tensor."""
+"""Finished rows, read out of the slot tensors.
+
+A step finishes few rows, so what a row costs is mostly the overhead of each call on a tensor. Every tensor is read once
+per batch; rows then share the batch's arrays by views, and nothing is copied row by row.
+"""
+
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cmasd.core import IterationTrace, Result, TokenTrace
 from cmasd.engine.slots import SlotState
 
+NAN = float("nan")
+
 
 def read_results(state: SlotState, slots: list[int], ended: list[bool]) -> list[Result]:
     """Results of the rows in `slots`; `ended` says which produced an end of sequence."""
-    index = torch.tensor(slots, device=state.tokens.device)
-
-    def fetch(tensor: torch.Tensor) -> np.ndarray:
-        return tensor[index].cpu().numpy()
-
-    longest = int(state.lengths[index].max())
-    tokens, lengths, prompts = fetch(state.tokens[:, :longest]), fetch(state.lengths), fetch(state.prompt_lengths)
-    sources, counters = fetch(state.source_lengths), fetch(state.counters)
-    confidence, gaps = fetch(state.confidence_sum), fetch(state.gap_sum)
-    token_trace = None if state.token_trace is None else fetch(state.token_trace[:, :longest])
-    most = int(counters[:, 0].max())
-    iteration_trace = None if state.iteration_trace is None else fetch(state.iteration_trace[:, :most])
+    fetch = _Fetch(slots, state.tokens.device)
+    numbers = fetch(state.lengths), fetch(state.prompt_lengths), fetch(state.source_lengths)
+    lengths, prompts, sources = (values.tolist() for values in numbers)
+    iterations, drafted, accepted = fetch(state.counters).T[:3].tolist()
+    confidence, gaps = fetch(state.confidence_sum).tolist(), fetch(state.gap_sum).tolist()
+    tokens = fetch(state.tokens[:, : max(lengths)]).astype(np.int32)
+    most_tokens, most_iterations = max(map(int.__sub__, lengths, prompts)), max(iterations)
+    token_trace = None if state.token_trace is None else fetch(state.token_trace[:, :most_tokens])
+    iteration_trace = None if state.iteration_trace is None else fetch(state.iteration_trace[:, :most_iterations])
     results = []
     for i, slot in enumerate(slots):
-        new = int(lengths[i] - prompts[i])
-        iterations, drafted, accepted = (int(n) for n in counters[i, :3])
+        new = lengths[i] - prompts[i]
         results.append(
             Result(
-                key=state.keys[slot],
-                token_ids=tokens[i, prompts[i] : lengths[i]].astype(np.int32),
-                finish_reason="stop" if ended[i] else "length",
-                num_input_tokens=int(sources[i]),
-                num_iterations=iterations,
-                num_drafted_tokens=drafted,
-                num_accepted_tokens=accepted,
-                mean_confidence=float(confidence[i] / drafted) if drafted else float("nan"),
-                mean_gap_nats=float(gaps[i] / new) if new else 0.0,
-                iterations=None if iteration_trace is None else _iterations(iteration_trace[i, :iterations]),
-                tokens=None if token_trace is None else _tokens(token_trace[i, :new]),
+                state.keys[slot],
+                tokens[i, prompts[i] : lengths[i]],
+                "stop" if ended[i] else "length",
+                sources[i],
+                iterations[i],
+                drafted[i],
+                accepted[i],
+                confidence[i] / drafted[i] if drafted[i] else NAN,
+                gaps[i] / new if new else 0.0,
+                None if iteration_trace is None else IterationTrace.of(iteration_trace[i, : iterations[i]]),
+                None if token_trace is None else TokenTrace.of(token_trace[i, :new]),
             )
         )
     return results
 
 
-def _tokens(trace_NC: np.ndarray) -> TokenTrace:
-    columns = np.ascontiguousarray(trace_NC.T)
-    return TokenTrace(columns[0].astype(np.int8), *columns[1:])
+class _Fetch:
+    """Takes the same rows of one tensor after the other."""
 
+    def __init__(self, slots: list[int], device: torch.device) -> None:
+        self._on_host = device.type == "cpu"
+        self._slots = np.array(slots)
+        self._index = torch.from_numpy(self._slots).to(device)
 
-def _iterations(trace_IC: np.ndarray) -> IterationTrace:
-    columns = np.ascontiguousarray(trace_IC.T)
-    return IterationTrace(columns[0].astype(np.int32), columns[1].astype(np.int32), *columns[2:])
+    def __call__(self, tensor: Tensor) -> NDArray[Any]:
+        """On the host numpy indexes, which costs a fifth of a call of torch."""
+        rows: NDArray[Any]
+        rows = tensor.numpy()[self._slots] if self._on_host else tensor[self._index].cpu().numpy()
+        return rows

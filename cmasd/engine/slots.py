@@ -15,11 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmasd.core import FROM_VERIFIER
 from cmasd.drafters import Context
 
 TOKEN_CHANNELS = ("source", "confidence", "entropy", "margin", "softmax", "tau", "gap_nats", "verifier_logprob")
 ITERATION_CHANNELS = ("draft_length", "accepted", "confidence", "entropy", "margin", "softmax")
 COUNTERS = ("iterations", "drafted", "accepted", "drafting", "rollbacks")
+NAN = float("nan")
+PLAIN_TOKEN = (float(FROM_VERIFIER), NAN, NAN, NAN, NAN, 0.0, 0.0, 0.0)
+"""Trace of a token that nobody drafted, in the order of TOKEN_CHANNELS; gap and log-probability to be filled in."""
+PLAIN_ITERATION = (0.0, 0.0, NAN, NAN, NAN, NAN)
+"""Trace of an iteration without a draft; a row's trace begins with these, so that plain decoding writes none."""
 
 
 @dataclass(frozen=True)
@@ -51,48 +57,47 @@ class SlotState:
     """Everything the engine knows of its rows, one slot per index of dimension 0."""
 
     def __init__(self, shape: SlotShape, level: str, device: torch.device) -> None:
+        steps = shape.max_new_tokens + shape.window
+
         def whole(*size: int) -> Tensor:
             return torch.zeros(shape.capacity, *size, dtype=torch.int64, device=device)
 
         def real(*size: int) -> Tensor:
             return torch.zeros(shape.capacity, *size, dtype=torch.float32, device=device)
 
-        steps = shape.max_new_tokens + shape.window
         self.keys: list[int] = [-1] * shape.capacity
         self.tokens = whole(shape.length)
-        self.lengths = whole()
-        self.prompt_lengths = whole()
-        self.limits = whole()
         self.source = whole(shape.max_source) - 1
-        self.source_lengths = whole()
-        self.counters = whole(len(COUNTERS))
-        self.confidence_sum = real()
-        self.gap_sum = real()
+        self._whole = whole(4 + len(COUNTERS))
+        self.lengths, self.prompt_lengths, self.limits, self.source_lengths = self._whole[:, :4].unbind(1)
+        self.counters = self._whole[:, 4:]
+        self._sums = real(2)
+        self.confidence_sum, self.gap_sum = self._sums.unbind(1)
         self.token_trace = real(steps, len(TOKEN_CHANNELS)) if level == "token" else None
         self.iteration_trace = real(steps, len(ITERATION_CHANNELS)) if level != "none" else None
+        self.plain_token = torch.tensor(PLAIN_TOKEN, device=device)
+        self._plain_iteration = torch.tensor(PLAIN_ITERATION, device=device)
 
-    @property
-    def _tensors(self) -> list[Tensor]:
-        return [value for value in vars(self).values() if isinstance(value, Tensor)]
-
-    def move(self, source: int, target: int) -> None:
-        """The row in slot `source` continues in slot `target`."""
-        self.keys[target] = self.keys[source]
-        for tensor in self._tensors:
-            tensor[target] = tensor[source]
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """The rows in slots `sources` continue in slots `targets`; no slot is in both."""
+        for source, target in zip(sources, targets, strict=True):
+            self.keys[target] = self.keys[source]
+        from_M, to_M = torch.tensor([sources, targets], device=self.tokens.device)
+        for tensor in (self.tokens, self.source, self._whole, self._sums, self.token_trace, self.iteration_trace):
+            if tensor is not None:
+                tensor.index_copy_(0, to_M, tensor.index_select(0, from_M))
 
     def enter(self, slot: int, key: int, prompt: list[int], source: list[int], limit: int) -> None:
         """A new row; `prompt` is its decoder start, `source` its encoder input."""
         self.keys[slot] = key
         self.tokens[slot, : len(prompt)] = torch.tensor(prompt)
-        self.lengths[slot] = self.prompt_lengths[slot] = len(prompt)
-        self.limits[slot] = limit
         self.source[slot] = -1
         self.source[slot, : len(source)] = torch.tensor(source, dtype=torch.int64)
-        self.source_lengths[slot] = len(source) or len(prompt)
-        self.counters[slot] = 0
-        self.confidence_sum[slot] = 0
-        self.gap_sum[slot] = 0
+        numbers = [len(prompt), len(prompt), limit, len(source) or len(prompt)]
+        self._whole[slot] = torch.tensor(numbers + [0] * len(COUNTERS))
+        self._sums[slot] = 0
+        if self.iteration_trace is not None:
+            self.iteration_trace[slot] = self._plain_iteration
 
     def context(self, live: int) -> Context:
         """Views of the live rows."""

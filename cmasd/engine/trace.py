@@ -54,6 +54,9 @@ class Outcome:
 
 def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
     """Record one iteration; called before the rows' lengths advance. The logits may be overwritten."""
+    if outcome.draft.tokens_BK.shape[1] == 0:
+        _trace_plain(state, context, logits_BTV[:, 0], outcome.emitted_BT, record_gaps)
+        return
     live = len(outcome.count_B)
     step_B = state.counters[:live, 0].clone()
     kept_B, rejected_B, sent_BK = outcome.kept_B, outcome.rejected_B, outcome.sent_BK
@@ -73,11 +76,32 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        # In place: a second tensor of this size costs more to allocate than to compute.
-        mass_BT = logits_BTV.float().sub_(top_BT1).exp_().sum(-1)
-        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, -gap_BT - mass_BT.log_())
+        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, -gap_BT - _log_mass(logits_BTV, top_BT1))
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
+
+
+def _trace_plain(state: SlotState, context: Context, logits_BV: Tensor, emitted_B1: Tensor, record_gaps: bool) -> None:
+    """Without a draft every row gains one token of the verifier's own, and iterations hold their initial values."""
+    live = len(emitted_B1)
+    state.counters[:live, 0] += 1
+    if not record_gaps and state.token_trace is None:
+        return
+    top_B1 = logits_BV.amax(-1, keepdim=True)
+    gap_B1 = top_B1.float() - logits_BV.gather(-1, emitted_B1).float()
+    if record_gaps:
+        state.gap_sum[:live] += gap_B1[:, 0]
+    if state.token_trace is not None:
+        rows_B18 = state.plain_token.repeat(live, 1, 1)
+        rows_B18[..., -2] = gap_B1
+        rows_B18[..., -1] = -gap_B1 - _log_mass(logits_BV, top_B1)[:, None]
+        where_B1 = (context.lengths_B - context.prompt_lengths_B)[:, None]
+        state.token_trace[:live].scatter_(1, where_B1[..., None].expand(rows_B18.shape), rows_B18)
+
+
+def _log_mass(logits: Tensor, top: Tensor) -> Tensor:
+    """log sum exp(logits - top) over the vocabulary; in place, since a second tensor costs more than the sum."""
+    return logits.float().sub_(top).exp_().sum(-1).log_()
 
 
 def _iteration_row(outcome: Outcome, kept_B: Tensor, rejected_B: Tensor) -> Tensor:

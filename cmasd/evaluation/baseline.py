@@ -1,12 +1,13 @@
 """The check at the end of a run: the same rows, plainly and as configured, in one engine, side by side."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from cmasd.config import Config
+from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Engine, Pair
-from cmasd.evaluation.speed import exact_match, interleave, ratio
+from cmasd.engine.capacity import resolve
+from cmasd.evaluation.speed import exact_match, interleave, ratio, seconds_of
 from cmasd.telemetry.stats import EngineStats
 
 CHUNKS = 6
@@ -39,7 +40,10 @@ class EngineDecoder:
     """An engine that decodes a list of requests to the end."""
 
     def __init__(self, pair: Pair, config: Config) -> None:
-        self.engine = Engine(pair, config)
+        """Building the engine is its start-up: caches, and what the policy measures. Decoding does none of it."""
+        self.engine = Engine(pair, resolve(pair, config))
+        self.gap_nats = 0.0
+        """Log-probability gaps of all output tokens so far, added up."""
 
     @property
     def stats(self) -> EngineStats:
@@ -53,7 +57,13 @@ class EngineDecoder:
         while self.engine.pending:
             for result in self.engine.step():
                 outputs[result.key] = result.token_ids.tolist()
+                self.gap_nats += result.mean_gap_nats * result.num_output_tokens
         return outputs
+
+
+def since(now: EngineStats, start: EngineStats) -> EngineStats:
+    """What an engine did since `start`: warm-ups are not counted."""
+    return EngineStats(*(getattr(now, field.name) - getattr(start, field.name) for field in fields(EngineStats)))
 
 
 def plain_config(config: Config) -> Config:
@@ -66,11 +76,14 @@ def plain_config(config: Config) -> Config:
 def compare_with_ar(pair: Pair, config: Config, sources: list[list[int]]) -> Baseline:
     """Decode `sources` both ways in alternating chunks; needs at least one row."""
     requests = [Request(key, source, pair.max_new_tokens) for key, source in enumerate(sources)]
+    config = resolve(pair, config, engines=2)
     decoders = {"ar": EngineDecoder(pair, plain_config(config)), "cmasd": EngineDecoder(pair, config)}
     chunks = [chunk for i in range(CHUNKS) if (chunk := requests[i::CHUNKS])]
-    measured = interleave(dict(decoders), chunks)
+    seconds_of(decoders.values(), chunks[0])
+    warm = replace(decoders["cmasd"].stats)
+    measured = interleave(dict(decoders), chunks, is_warm=True)
     speedup = ratio(measured["cmasd"], measured["ar"])
-    stats = decoders["cmasd"].stats
+    stats = since(decoders["cmasd"].stats, warm)
     return Baseline(
         rows=len(requests),
         ar_tokens_per_second=measured["ar"].tokens_per_second,

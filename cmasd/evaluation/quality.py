@@ -7,7 +7,7 @@ import pyarrow.dataset as pds
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from cmasd.config import Config
+from cmasd.config.tree import Config
 from cmasd.core import Request, RowError
 from cmasd.engine import Pair
 from cmasd.evaluation.baseline import EngineDecoder

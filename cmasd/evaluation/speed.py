@@ -1,11 +1,12 @@
 """Speed of several engines on the same rows, interleaved so that a noisy machine is fair to all.
 
 Rows are cut into chunks; every chunk is decoded by every engine in turn, in an order that rotates. A
-ratio is taken chunk by chunk, and its interval comes from resampling chunks (bootstrap).
+ratio is taken chunk by chunk, and its interval comes from resampling chunks (bootstrap). Where time is
+limited, `rounds_within` says how many rows and chunks fit.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from cmasd.core import Request
 
 RESAMPLES = 2000
+CHUNKS, FEWEST_CHUNKS, MOST_CHUNKS = 5, 3, 9
+"""Without a limit of time; and what a limit may make of it. Three are the fewest with a spread."""
 
 
 class Decoder(Protocol):
@@ -56,14 +59,54 @@ class Ratio:
     high: float
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """What every engine decodes at one batch size."""
+
+    chunks: int
+    rows: int
+    """Per chunk."""
+
+    def cut(self, sources: list[list[int]], max_new_tokens: int) -> list[list[Request]]:
+        """Chunks of requests; sources start again from the first where there are too few."""
+        requests = [Request(i, sources[i % len(sources)], max_new_tokens) for i in range(self.chunks * self.rows)]
+        return [requests[i :: self.chunks] for i in range(self.chunks)]
+
+
+def full_rounds(batch_size: int) -> Rounds:
+    """Every chunk fills the batch three times, or holds eight rows where that is more."""
+    return Rounds(CHUNKS, max(8, 3 * batch_size))
+
+
+def rounds_within(seconds: float, seconds_per_row: float, batch_size: int) -> Rounds:
+    """As many rows as fit into `seconds`, when a row takes `seconds_per_row` with all engines together.
+
+    Chunks are whole batches, for static batches would lose by a part of one. First chunks grow up to those of
+    `full_rounds`, then there are more of them. The least is `FEWEST_CHUNKS` of one batch (four rows), fit or not.
+    """
+    full, fit = full_rounds(batch_size), seconds / seconds_per_row
+    rows = min(full.rows, max(4, batch_size, int(fit / CHUNKS) // batch_size * batch_size))
+    return Rounds(min(MOST_CHUNKS, max(FEWEST_CHUNKS, int(fit / rows))), rows)
+
+
+def seconds_of(decoders: Iterable[Decoder], requests: list[Request]) -> float:
+    """Time that all of them take for the requests, one after the other."""
+    started = time.perf_counter()
+    for decoder in decoders:
+        decoder.decode(requests)
+    return time.perf_counter() - started
+
+
 def interleave(
     decoders: dict[str, Decoder],
     chunks: Sequence[list[Request]],
     on_chunk: Callable[[str, int], None] = lambda name, chunk: None,
+    *,
+    is_warm: bool = False,
 ) -> dict[str, Measured]:
-    """Decode every chunk with every decoder; the first chunk is decoded once before, as a warm-up."""
-    for decoder in decoders.values():
-        decoder.decode(chunks[0])
+    """Decode every chunk with every decoder; unless they are warm, the first chunk is decoded once before."""
+    if not is_warm:
+        seconds_of(decoders.values(), chunks[0])
     measured = {name: Measured() for name in decoders}
     names = list(decoders)
     for i, chunk in enumerate(chunks):
@@ -80,15 +123,31 @@ def interleave(
 
 def ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
     """`fast` over `slow` in tokens per second: all chunks together, and the interval over chunks."""
-    draws = np.random.default_rng(seed).integers(0, len(slow.seconds), (RESAMPLES, len(slow.seconds)))
+    draws = _draws(len(slow.seconds), seed)
 
     def rates(one: Measured) -> NDArray[np.float64]:
         tokens, seconds = np.array(one.tokens, dtype=np.float64), np.array(one.seconds)
         rate: NDArray[np.float64] = tokens[draws].sum(1) / seconds[draws].sum(1)
         return rate
 
-    low, high = np.quantile(rates(fast) / rates(slow), [0.025, 0.975])
-    return Ratio(fast.tokens_per_second / slow.tokens_per_second, float(low), float(high))
+    return _ratio(fast.tokens_per_second / slow.tokens_per_second, rates(fast) / rates(slow))
+
+
+def median_ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
+    """The same between the median chunks, which a pause of the machine during one chunk does not move."""
+    draws = _draws(len(slow.seconds), seed)
+    medians = [np.median(np.array(one.rates)[draws], axis=1) for one in (fast, slow)]
+    return _ratio(float(np.median(fast.rates) / np.median(slow.rates)), medians[0] / medians[1])
+
+
+def _draws(chunks: int, seed: int) -> NDArray[np.int64]:
+    """(resamples, chunks) indices; the same for both sides of a ratio, which pairs them by chunk."""
+    return np.random.default_rng(seed).integers(0, chunks, (RESAMPLES, chunks))
+
+
+def _ratio(value: float, resampled: NDArray[np.float64]) -> Ratio:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Ratio(value, float(low), float(high))
 
 
 def exact_match(outputs: dict[int, list[int]], reference: dict[int, list[int]]) -> float:

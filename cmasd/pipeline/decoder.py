@@ -57,7 +57,7 @@ class Decoder:
             actor=self._name,
             ready_at=self._ready_at or time.time(),
             stats=self._engine.stats,
-            notices=list(self._engine.pair.notices),
+            notices=list(self._engine.notices),
             first_failure=next(failures, None),
         )
 

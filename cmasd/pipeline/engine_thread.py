@@ -6,6 +6,7 @@ full across shard borders. The first failure, of loading or of a step, is what e
 
 import itertools
 import math
+import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -13,13 +14,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cmasd.config.tree import Config
+from cmasd.config.tree import ActorsConfig, Config
 from cmasd.core import Request, Result
 from cmasd.errors import CmasdError, DecodingError
+from cmasd.pipeline.backlog import Backlog
 from cmasd.telemetry.stats import EngineStats
 
 if TYPE_CHECKING:
     from cmasd.engine import Pair
+
+ROWS_AHEAD_PER_SLOT = 2
+"""The rows being decoded, and one batch to take their places; all others wait where they can still be sorted."""
 
 
 @dataclass
@@ -43,6 +48,8 @@ class EngineThread:
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._pair: Future[Pair] = Future()
+        self.notices: list[str] = []
+        """What users should know of the pair and of its engine; complete when `pair` is there."""
         self.stats = EngineStats()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
@@ -75,15 +82,23 @@ class EngineThread:
 
     def _loop(self) -> None:
         from cmasd.engine import Engine, load_pair
+        from cmasd.engine.capacity import resolve
 
         set_torch_threads(self._config.actors.cpus_each)
         pair = load_pair(self._config)
-        engine = Engine(pair, self._config)
+        config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
+        engine = Engine(pair, config)
+        self.notices = [*pair.notices, *slots_notice(self._config, config)]
         self._pair.set_result(pair)
+        slots = config.engine.slots
+        assert slots is not None, "resolved"
+        backlog = Backlog()
         while True:
-            for job, requests in self._arrivals(block=engine.pending == 0):
+            for job, requests in self._arrivals(block=engine.pending == 0 and not backlog):
                 self._jobs |= dict.fromkeys((request.key for request in requests), job)
-                engine.submit(requests)
+                backlog.add(requests)
+            while backlog and engine.pending < ROWS_AHEAD_PER_SLOT * slots:
+                engine.submit(backlog.take(slots))
             finished = engine.step()
             self.stats = engine.stats
             for result in finished:
@@ -111,6 +126,19 @@ class EngineThread:
             job.future.set_exception(failure)
         if not self._pair.done():
             self._pair.set_exception(failure)
+
+
+def engines_beside(config: ActorsConfig, device: str) -> int:
+    """How many actors may share this one's memory: those of one GPU, or those that the machine's CPUs allow."""
+    most = config.count or config.max
+    if device == "cuda":
+        return max(1, min(most, math.floor(1 / config.gpus_each))) if config.gpus_each else 1
+    return max(1, min(most, math.floor((os.cpu_count() or 1) / config.cpus_each)))
+
+
+def slots_notice(asked: Config, chosen: Config) -> list[str]:
+    """Names the number when it was left to the engine."""
+    return [] if asked.engine.slots is not None else [f"engine.slots: {chosen.engine.slots} rows fit into memory."]
 
 
 def set_torch_threads(cpus: float) -> None:

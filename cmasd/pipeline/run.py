@@ -24,9 +24,11 @@ from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Progress, Tally
 from cmasd.telemetry.totals import Totals
 
-ROWS_IN_FLIGHT_PER_SLOT = 4
-"""Rows handed to an actor per slot: enough to keep slots full across shard borders."""
+ROWS_IN_FLIGHT_PER_SLOT = 16
+"""Rows handed to an actor per slot: slots stay full across shard borders, by rows of like length."""
 
+MOST_SLOTS = {"cpu": 256, "cuda": 1024}
+"""Of an actor that chooses for itself; `cmasd.engine.capacity` has the same, behind torch."""
 
 READERS_PER_ACTOR = 4
 """Input files open at once; reading is far cheaper than decoding."""
@@ -101,7 +103,7 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources)
 
     source = ShardSource(config, plan, todo)
     readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
-    in_flight = min(shards_in_flight(config, plan), len(todo))
+    in_flight = min(shards_in_flight(config, plan, on_gpu=has.gpus_each > 0), len(todo))
     # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
     dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
     decoded = dataset.map_batches(
@@ -123,9 +125,10 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources)
         yield from ShardReport.from_table(table)
 
 
-def shards_in_flight(config: Config, plan: Plan) -> int:
+def shards_in_flight(config: Config, plan: Plan, on_gpu: bool = False) -> int:
     """Shards one actor works on at once."""
-    rows = ROWS_IN_FLIGHT_PER_SLOT * config.engine.slots
+    slots = config.engine.slots or MOST_SLOTS["cuda" if on_gpu else "cpu"]
+    rows = ROWS_IN_FLIGHT_PER_SLOT * slots
     return config.actors.shards_in_flight or max(2, math.ceil(rows / plan.rows_per_shard))
 
 

@@ -1,26 +1,49 @@
-"""What a policy decides, in the order in which the engine asks.
+"""What a policy decides, in the order in which the engine asks: plan, go_on after each token, keep; then it is told.
 
 A policy sees confidences only up to the token it decides about (non-anticipating), so speculative
 sampling stays lossless under every policy.
 
-Shapes: B rows, J tokens drafted so far.
+Shapes: B rows, J tokens drafted so far, K draft.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from cmasd.core import Draft, Verdict
 
-class Policy(Protocol):
+
+@dataclass(frozen=True)
+class Observation:
+    """One iteration as it went."""
+
+    draft: Draft
+    verdict: Verdict
+    seconds: float
+    """Drafting, verifying and committing; prefill of new rows not included."""
+    is_typical: bool
+    """False when the drafter had to catch up on more than the last iteration, which costs extra."""
+
+
+class Policy(ABC):
     """Draft lengths of all live rows."""
 
     max_draft_tokens: int
     """No row ever drafts more; 0: the drafter is never called."""
 
+    def plan(self, rows: int) -> int:
+        """Most tokens to draft in this iteration of `rows` live rows; 0 skips the drafter."""
+        return self.max_draft_tokens
+
+    @abstractmethod
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """(B,) bool: should the row draft token J + 1, given its J confidences?"""
-        ...
 
     def keep(self, confidence_BJ: Tensor, drafted_B: Tensor) -> Tensor:
         """(B,) int64 <= drafted_B: how many of the drafted tokens go to the verifier."""
-        ...
+        return drafted_B
+
+    def observe(self, observation: Observation) -> None:
+        """Told after every iteration; a policy may learn from it, and most do not."""
+        return

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from cmasd.policies.base import Policy
 
-class FixedPolicy:
+
+class FixedPolicy(Policy):
     """k tokens in every iteration."""
 
     def __init__(self, max_draft_tokens: int) -> None:
@@ -13,10 +15,6 @@ class FixedPolicy:
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """Always."""
         return torch.ones(len(confidence_BJ), dtype=torch.bool, device=confidence_BJ.device)
-
-    def keep(self, confidence_BJ: Tensor, drafted_B: Tensor) -> Tensor:
-        """All."""
-        return drafted_B
 
 
 class PlainPolicy(FixedPolicy):

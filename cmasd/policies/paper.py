@@ -8,8 +8,10 @@ drafting ends when their number reaches the length which that mean allows.
 import torch
 from torch import Tensor
 
+from cmasd.policies.base import Policy
 
-class PaperPolicy:
+
+class PaperPolicy(Policy):
     """arXiv 2508.15371, section 3.2."""
 
     def __init__(self, alpha: float, min_draft_tokens: int, max_draft_tokens: int) -> None:
@@ -21,7 +23,3 @@ class PaperPolicy:
         """While fewer tokens are drafted than the running mean allows."""
         allowed_B = torch.floor(self.alpha * confidence_BJ.mean(-1) * self.max_draft_tokens)
         return confidence_BJ.shape[1] < allowed_B.clamp(self.min_draft_tokens, self.max_draft_tokens)
-
-    def keep(self, confidence_BJ: Tensor, drafted_B: Tensor) -> Tensor:
-        """All."""
-        return drafted_B

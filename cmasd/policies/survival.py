@@ -6,8 +6,10 @@ The token that falls under the threshold was drafted but is not sent to the veri
 
 from torch import Tensor
 
+from cmasd.policies.base import Policy
 
-class SurvivalPolicy:
+
+class SurvivalPolicy(Policy):
     """Stops at the first j whose survival probability is under the threshold."""
 
     def __init__(self, threshold: float, max_draft_tokens: int) -> None:

@@ -27,7 +27,9 @@ class Runner(Protocol):
     max_source_positions: int | None
     """Source tokens the checkpoint was built for; None when they are unbounded."""
     vocabulary_size: int
-    """Columns of the logits."""
+    """Columns of the logits, unless there is a shortlist."""
+    shortlist: Tensor | None
+    """(S,) int64 ids of the logits' columns, where only those are computed; else None."""
     is_encoder_decoder: bool
     """Whether a source is encoded apart from the output."""
     device: torch.device
@@ -43,12 +45,17 @@ class Runner(Protocol):
         `len(source) - 1`, and the last source token is the first one to feed.
         """
 
-    def forward(self, tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, longest: int | None = None
+    ) -> Tensor:
         """Feed T tokens to each of slots 0..B-1 at positions `starts_B[b] + t`; return logits (B, T, V).
+
+        `only_B` (B,) asks for the logits after one token of each row's window alone: (B, 1, V).
 
         A query at position p sees the keys at positions 0..p. A row with a shorter window is right-padded by the
         caller with any valid id; what the padding writes is overwritten before it can be seen. `starts_B` may be on
-        the host, which spares a wait for the device. No gradients are recorded.
+        the host, which spares a wait for the device; so does `longest`, a number that no start exceeds. The logits are
+        the caller's to keep and to change. No gradients are recorded.
         """
 
     def move(self, source: int, target: int) -> None:

@@ -1,6 +1,6 @@
 """Preallocated key/value storage in which every slot has its own length.
 
-    buffer[layer, keys|values, slot, head, position, width]
+    buffer[layer, slot, head, position, keys|values]
                                |<- live rows 0..B-1 ->|
                     position:  |<-- seen by the row -->|<- stale, masked ->|<- room ->|
 
@@ -13,13 +13,31 @@ Shapes: B rows, T window, N = B*T*H written lines, H heads, D head width, L cach
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from cmasd.runner.masks import source_mask
+
+READ_STEP = 8
+"""Attention reads a multiple of this, so that views are made anew in one forward of so many; the rest is masked."""
+LayerPairs = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer."""
+
+
+class Extent(NamedTuple):
+    """The shapes of a forward: all that the host decides about it, everything else depends on device tensors."""
+
+    rows: int
+    window: int
+    """Tokens fed per row."""
+    length: int
+    """Decoder positions that attention reads."""
+    sources: int
+    """Source positions that cross-attention reads; 0 without an encoder."""
 
 
 @dataclass(frozen=True)
@@ -38,44 +56,85 @@ class Geometry:
     """Of keys and values."""
 
     def allocate(self, slots: int, length: int) -> Tensor:
-        """Zeros of shape (layers, 2, slots, heads, length, width)."""
-        shape = (self.layers, 2, slots, self.heads, length, self.width)
+        """Zeros of shape (layers, slots, heads, length, 2 * width): keys and values side by side."""
+        shape = (self.layers, slots, self.heads, length, 2 * self.width)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
-def _layer_pairs(view: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Split (layers, 2, ...) into one (keys, values) pair per layer, without copying."""
-    parts = view.flatten(0, 1).unbind(0)
-    return list(zip(parts[::2], parts[1::2], strict=True))
+class View:
+    """What attention reads in a forward, every layer's keys and values, in the two forms that kernels want."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        """`buffer` is (layers, B, H, L, 2D)."""
+        self._buffer = buffer
+
+    @cached_property
+    def pairs(self) -> LayerPairs:
+        """(B, H, L, D) each."""
+        return [_halves(layer) for layer in self._buffer.unbind(0)]
+
+    @cached_property
+    def products(self) -> LayerPairs:
+        """For batched products: keys (B*H, D, L), values (B*H, L, D)."""
+        flat = (_halves(layer.flatten(0, 1)) for layer in self._buffer.unbind(0))
+        return [(keys.transpose(1, 2), values) for keys, values in flat]
+
+
+def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:
+    width = pair.shape[-1] // 2
+    return pair[..., :width], pair[..., width:]
 
 
 class SlotCache(Cache):
     """Decoder self-attention keys and values. Open a window or a prompt before each forward of the model."""
 
-    def __init__(self, geometry: Geometry, slots: int, max_length: int) -> None:
+    def __init__(self, geometry: Geometry, slots: int, max_length: int, spare: bool = False) -> None:
+        """`spare` adds a slot that rows of padding write to."""
         super().__init__(layers=[])
-        self._buffer = geometry.allocate(slots, max_length)
-        self._lines = _layer_pairs(self._buffer.view(geometry.layers, 2, -1, geometry.width))
-        slot_heads = torch.arange(slots * geometry.heads, device=geometry.device)
-        self._first_line_BH = slot_heads.view(slots, geometry.heads) * max_length
+        self.layer_count = geometry.layers
+        allocated = slots + spare
+        self._buffer = geometry.allocate(allocated, max_length)
+        self._lines = self._buffer.view(geometry.layers, -1, 2 * geometry.width).unbind(0)
+        slot_heads = torch.arange(allocated * geometry.heads, device=geometry.device)
+        self._first_line_BH = slot_heads.view(allocated, geometry.heads) * max_length
+        self._slots_B1 = torch.arange(slots, device=geometry.device)[:, None]
+        self._has_spare = spare
+        self._max_length = max_length
         self._written = [0] * slots
         self._starts: Tensor | int = 0
         self._index_N = slot_heads
-        self._views: list[tuple[Tensor, Tensor]] | None = None
+        self._opened = (0, 0)
+        self.view: View | None = None
+        """Of the open window; None while a prompt is open."""
 
-    def open_window(self, positions_BT: Tensor, starts_B1: Tensor, read_length: int) -> None:
-        """Slots 0..B-1 write at `positions_BT`; attention reads every position below `read_length`."""
+    def extend(self, rows: int, length: int) -> int:
+        """Slots 0..rows-1 are about to be written up to `length`; returns what to read, `length` or a few more."""
+        self._written[:rows] = [max(written, length) for written in self._written[:rows]]
+        return min(-(-length // READ_STEP) * READ_STEP, self._max_length)
+
+    def open_window(
+        self, positions_BT: Tensor, starts_B1: Tensor, read_length: int, live: Tensor | None = None
+    ) -> None:
+        """Slots 0..B-1 write at `positions_BT`; with `live` (), only so many: the others write to the spare slot.
+
+        Works on the device alone, so that a CUDA graph may hold it; `extend` is the host's part.
+        """
         rows = positions_BT.shape[0]
         self._starts = starts_B1
-        self._index_N = self._lines_of(self._first_line_BH[:rows], positions_BT)
-        self._views = _layer_pairs(self._buffer[:, :, :rows, :, :read_length])
-        self._written[:rows] = [max(length, read_length) for length in self._written[:rows]]
+        first_line_BH = self._first_line_BH[:rows]
+        if live is not None:
+            assert self._has_spare, "rows of padding need a spare slot"
+            first_line_BH = torch.where(self._slots_B1[:rows] < live, first_line_BH, self._first_line_BH[-1])
+        self._index_N = self._lines_of(first_line_BH, positions_BT)
+        if self.view is None or self._opened != (rows, read_length):
+            self._opened = (rows, read_length)
+            self.view = View(self._buffer[:, :rows, :, :read_length])
 
     def open_prompt(self, slots_B: Tensor, positions_1T: Tensor) -> None:
         """The given slots write from position 0; attention reads the prompt's own keys alone."""
         self._starts = 0
         self._index_N = self._lines_of(self._first_line_BH[slots_B], positions_1T)
-        self._views = None
+        self.view = None
         for slot in slots_B.tolist():
             self._written[slot] = positions_1T.shape[1]
 
@@ -84,15 +143,17 @@ class SlotCache(Cache):
         """Lines of the buffer to write, in the order (row, position, head) that projections come in."""
         return (first_line_BH[:, None, :] + positions_BT[:, :, None]).reshape(-1)
 
+    def write(self, layer: int, pairs_NP: Tensor) -> None:
+        """Keep the window's keys and values of a layer: one line of 2D for each (row, position, head)."""
+        self._lines[layer].index_copy_(0, self._index_N, pairs_NP)
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer: write (B, H, T, D) keys and values, return what to attend to."""
-        key_lines, value_lines = self._lines[layer_idx]
-        width = key_lines.shape[-1]
-        key_lines.index_copy_(0, self._index_N, key_states.transpose(1, 2).reshape(-1, width))
-        value_lines.index_copy_(0, self._index_N, value_states.transpose(1, 2).reshape(-1, width))
-        return (key_states, value_states) if self._views is None else self._views[layer_idx]
+        """Called by each attention layer of transformers: write (B, H, T, D), return what to attend to."""
+        pairs_BTHP = torch.cat([key_states, value_states], dim=-1).transpose(1, 2)
+        self.write(layer_idx, pairs_BTHP.reshape(-1, pairs_BTHP.shape[-1]))
+        return (key_states, value_states) if self.view is None else self.view.pairs[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length before the window: 0 for a prompt, else (B, 1), from which decoders derive (B, T) positions."""
@@ -101,7 +162,7 @@ class SlotCache(Cache):
     def move(self, source: int, target: int) -> None:
         """Copy all that slot `source` ever wrote onto slot `target`."""
         length = self._written[target] = self._written[source]
-        self._buffer[:, :, target, :, :length] = self._buffer[:, :, source, :, :length]
+        self._buffer[:, target, :, :length] = self._buffer[:, source, :, :length]
 
 
 class SourceCache:
@@ -109,33 +170,34 @@ class SourceCache:
 
     def __init__(self, geometry: Geometry, slots: int, max_source_length: int) -> None:
         self._buffer = geometry.allocate(slots, max_source_length)
+        self._width = geometry.width
         self._lengths = [0] * slots
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
         self._opened = (0, 0)
-        self._layers = [DynamicLayer() for _ in range(geometry.layers)]
-        self.cache = Cache(layers=list(self._layers))
+        self._view = View(self._buffer)
 
-    def store(self, slots_B: Tensor, lengths_B: Tensor, computed: Cache) -> None:
-        """Keep the cross-attention cache of a batch of new rows, (B, H, S, D) per layer."""
-        for fresh, (keys, values) in zip(cast(Any, computed).layers, _layer_pairs(self._buffer), strict=True):
-            keys[slots_B, :, : fresh.keys.shape[2]] = fresh.keys
-            values[slots_B, :, : fresh.values.shape[2]] = fresh.values
+    def store(self, slots_B: Tensor, lengths_B: Tensor, computed: LayerPairs) -> None:
+        """Keep the cross-attention keys and values of a batch of new rows, (B, H, S, D) per layer."""
+        for (keys, values), buffer in zip(computed, self._buffer, strict=True):
+            buffer[slots_B, :, : keys.shape[2], : self._width] = keys
+            buffer[slots_B, :, : keys.shape[2], self._width :] = values
         self._mask_BS[slots_B] = source_mask(lengths_B, self._mask_BS.shape[-1], self._mask_BS.dtype)
         for slot, length in zip(slots_B.tolist(), lengths_B.tolist(), strict=True):
             self._lengths[slot] = length
 
-    def open(self, rows: int) -> Tensor:
-        """Let the model read slots 0..rows-1 up to their longest source; return the mask (B, 1, 1, S)."""
-        read_length = max(self._lengths[:rows])
+    def longest(self, rows: int) -> int:
+        """Tokens of the longest source in slots 0..rows-1."""
+        return max(self._lengths[:rows])
+
+    def open(self, rows: int, read_length: int) -> tuple[View, Tensor]:
+        """Slots 0..rows-1 up to `read_length`: keys and values, and the mask (B, 1, 1, S)."""
         if self._opened != (rows, read_length):
             self._opened = (rows, read_length)
-            pairs = _layer_pairs(self._buffer[:, :, :rows, :, :read_length])
-            for layer, (keys, values) in zip(self._layers, pairs, strict=True):
-                layer.keys, layer.values = keys, values
-        return self._mask_BS[:rows, :, :, :read_length]
+            self._view = View(self._buffer[:, :rows, :, :read_length])
+        return self._view, self._mask_BS[:rows, :, :, :read_length]
 
     def move(self, source: int, target: int) -> None:
         """Copy the source of slot `source` onto slot `target`."""
         length = self._lengths[target] = self._lengths[source]
-        self._buffer[:, :, target, :, :length] = self._buffer[:, :, source, :, :length]
+        self._buffer[:, target, :, :length] = self._buffer[:, source, :, :length]
         self._mask_BS[target] = self._mask_BS[source]

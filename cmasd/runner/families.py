@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cmasd.errors import ModelError
+from cmasd.runner.dense import Dense, dense
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 
@@ -32,36 +32,6 @@ def _specialise(module: nn.Module, mixin: type) -> None:
     base = type(module)
     if not issubclass(base, mixin):
         module.__class__ = type(f"Ragged{base.__name__}", (mixin, base), {})
-
-
-class _TablePositions:
-    """Position tables of Marian, Pegasus, BART and mBART: (B, T) positions, held inside the table.
-
-    Only padding and drafts past the end of a row reach beyond the table, and their logits are never used.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        position_ids = kwargs.get("position_ids")
-        if not _is_ragged(position_ids):
-            return super().forward(*args, **kwargs)  # type: ignore[misc, no-any-return]
-        table: Tensor = self.weight  # type: ignore[attr-defined]
-        positions_BT = position_ids + getattr(self, "offset", 0)
-        return F.embedding(positions_BT.clamp_(max=table.shape[0] - 1), table)
-
-
-class _SinusoidalPositions:
-    """Positions of M2M100: padding ids get the padding position, as they do when decoding one token at a time."""
-
-    def forward(
-        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values_length: Any = 0
-    ) -> Tensor:
-        if not _is_ragged(past_key_values_length):
-            return super().forward(input_ids, inputs_embeds, past_key_values_length)  # type: ignore[misc, no-any-return]
-        assert input_ids is not None, "a ragged window is fed as token ids"
-        padding: int = self.padding_idx  # type: ignore[attr-defined]
-        steps_T = torch.arange(padding + 1, padding + 1 + input_ids.shape[1], device=input_ids.device)
-        positions_BT = (past_key_values_length + steps_T).masked_fill_(input_ids == padding, padding)
-        return F.embedding(positions_BT, self.weights)  # type: ignore[attr-defined]
 
 
 class _RelativeBias:
@@ -102,18 +72,6 @@ def _ready_as_is(decoder: Any, max_length: int) -> None:
     """Decoders that are given their positions."""
 
 
-def _table(decoder: Any, max_length: int) -> None:
-    _specialise(decoder.embed_positions, _TablePositions)
-
-
-def _sinusoidal(decoder: Any, max_length: int) -> None:
-    positions = decoder.embed_positions
-    needed = positions.padding_idx + 1 + max_length
-    if positions.weights.shape[0] < needed:
-        positions.make_weights(needed, positions.embedding_dim, positions.padding_idx)
-    _specialise(positions, _SinusoidalPositions)
-
-
 def _relative(decoder: Any, max_length: int) -> None:
     _specialise(decoder.block[0].layer[0].SelfAttention, _RelativeBias)
 
@@ -141,6 +99,8 @@ class Family:
 
     is_encoder_decoder: bool
     """Whether it has an encoder of its own."""
+    is_bart: bool = False
+    """Whether `bart.py` runs it."""
     prepare: Callable[[Any, int], None] = _ready_as_is
     """Makes a decoder accept (B, T) positions up to the given length."""
     spans: Callable[[Any], "int | dict[str, int | None] | None"] = _all_keys
@@ -151,7 +111,7 @@ class Family:
     """Whether positions past the limit cannot be computed at all."""
 
 
-_TABLE = Family(True, prepare=_table, has_position_table=True)
+_TABLE = Family(True, is_bart=True, has_position_table=True)
 _RELATIVE = Family(True, prepare=_relative, positions_key=None)
 _LAYERED = Family(False, spans=_span_by_layer_type)
 
@@ -162,7 +122,7 @@ FAMILIES: dict[str, Family] = {
     "PegasusForConditionalGeneration": _TABLE,
     "T5ForConditionalGeneration": _RELATIVE,
     "MT5ForConditionalGeneration": _RELATIVE,
-    "M2M100ForConditionalGeneration": Family(True, prepare=_sinusoidal),
+    "M2M100ForConditionalGeneration": Family(True, is_bart=True),
     "LlamaForCausalLM": Family(False),
     "MistralForCausalLM": Family(False, spans=_one_span),
     "Qwen2ForCausalLM": _LAYERED,
@@ -208,26 +168,61 @@ def _refuse_length_dependent_rotation(config: Any) -> None:
             )
 
 
-def output_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The function from the decoder's last hidden states (B, T, d) to logits (B, T, V), as in the model's forward."""
-    config, linear = model.config, model.lm_head
+@dataclass(frozen=True)
+class Words:
+    """Which tokens a model may say."""
+
+    banned: tuple[int, ...] = ()
+    """Ids whose logit never wins."""
+    shortlist: tuple[int, ...] | None = None
+    """The only ids whose logits are computed, in the order of the logits' columns; None: the whole vocabulary."""
+
+    def tensor(self, device: torch.device) -> Tensor | None:
+        """The shortlist on a device."""
+        return None if self.shortlist is None else torch.tensor(self.shortlist, dtype=torch.int64, device=device)
+
+
+ANY_WORD = Words()
+
+
+def output_head(model: Any, words: Words, int8: bool = False) -> Callable[[Tensor], Tensor]:
+    """The function from the decoder's last hidden states (B, T, d) to logits (B, T, V), as in the model's forward.
+
+    Where it can, the ban is part of the layer's bias and costs nothing.
+    """
     scale = _output_scale(model)
-    cap: float | None = getattr(config, "final_logit_softcapping", None)
-    bias: Tensor | None = getattr(model, "final_logits_bias", None)
-    if bias is not None and not bool(bias.any()):
-        bias = None  # most checkpoints: spares one pass over the logits
+    cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+    banned = list(words.banned if words.shortlist is None else ())
+    product = _output_product(model, words, banned if cap is None else [], int8)
 
     def logits(hidden_BTd: Tensor) -> Tensor:
         if scale is not None:
             hidden_BTd = hidden_BTd * scale
-        logits_BTV: Tensor = linear(hidden_BTd)
-        if bias is not None:
-            logits_BTV = logits_BTV + bias
+        logits_BTV = product(hidden_BTd.reshape(-1, hidden_BTd.shape[-1])).view(*hidden_BTd.shape[:2], -1)
         if cap is not None:
             logits_BTV = torch.tanh(logits_BTV / cap) * cap
+            logits_BTV[..., banned] = float("-inf")
         return logits_BTV
 
     return logits
+
+
+def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> Dense:
+    """The output layer; without a bias where it would be zero, which spares one pass over the logits."""
+    linear: nn.Linear = model.lm_head
+    own: Tensor | None = getattr(model, "final_logits_bias", None)
+    bias_V = None if own is None or not bool(own.any()) else own.view(-1)
+    if banned:
+        bias_V = linear.weight.new_zeros(len(linear.weight)) if bias_V is None else bias_V.clone()
+        bias_V[banned] = torch.finfo(bias_V.dtype).min / 2
+    ids_S = words.tensor(linear.weight.device)
+    if ids_S is None:
+        return dense(linear, bias=bias_V, int8=int8)
+    chosen = nn.Linear(linear.in_features, len(ids_S), bias=linear.bias is not None, device="meta")
+    chosen.weight = nn.Parameter(linear.weight[ids_S], requires_grad=False)
+    if linear.bias is not None:
+        chosen.bias = nn.Parameter(linear.bias[ids_S], requires_grad=False)
+    return dense(chosen, bias=None if bias_V is None else bias_V[ids_S], int8=int8)
 
 
 def _output_scale(model: Any) -> float | None:

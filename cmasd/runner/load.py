@@ -13,24 +13,47 @@ from transformers.cache_utils import DynamicCache
 from cmasd.errors import ModelError
 from cmasd.runner.base import Runner
 from cmasd.runner.cache import Geometry
-from cmasd.runner.families import Family, family_of
+from cmasd.runner.families import ANY_WORD, Family, Words, family_of
+from cmasd.runner.graphs import GraphsMode
 from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, encode
 
 
-def load_runner(model: PreTrainedModel, slots: int, max_length: int, max_source_length: int) -> Runner:
+def load_runner(
+    model: PreTrainedModel,
+    slots: int,
+    max_length: int,
+    max_source_length: int,
+    words: Words = ANY_WORD,
+    int8: bool = False,
+    graphs: GraphsMode = "auto",
+) -> Runner:
     """Allocate a cache of `slots` rows and `max_length` decoder positions around a loaded model.
 
     `max_length` includes room for the last window. `max_source_length` concerns encoder-decoder models alone.
+    `words` says which ids the logits are computed for; `int8` quantises the weights. `graphs`: see
+    `cmasd.runner.graphs`; `auto` uses them on a GPU.
     """
     assert slots >= 1, f"a runner needs at least one slot, got {slots}"
     family = family_of(model)
+    if int8 and not family.is_bart:
+        raise ModelError(
+            f"models.dtype: int8 is for BART and its kin, got {type(model).__name__}; expected Marian, BART, mBART, "
+            "Pegasus or M2M100. Use models.dtype=auto."
+        )
     model.eval()
     geometry = measure(model, family)
     if not family.is_encoder_decoder:
-        return DecoderOnlyRunner(model, family, geometry, slots, max_length)
+        return DecoderOnlyRunner(model, family, geometry, slots, max_length, words, int8, graphs)
     _check_source_length(model, family, max_source_length)
     family.prepare(model.get_decoder(), max_length)
-    return EncoderDecoderRunner(model, family, geometry, slots, max_length, max_source_length)
+    return EncoderDecoderRunner(model, family, geometry, slots, max_length, max_source_length, words, int8, graphs)
+
+
+def share_encoder(runner: Runner, other: Runner) -> bool:
+    """Let `runner` use the encoder of `other` where both have the same weights; returns whether it does."""
+    if isinstance(runner, EncoderDecoderRunner) and isinstance(other, EncoderDecoderRunner):
+        return runner.share_encoder(other)
+    return False
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ empty tokenizer for some families. Weights are read from safetensors; pickles ru
 Where the hub cannot be reached its local cache serves, without the half minute of retries that the client makes.
 """
 
+import json
 import logging
 import os
 import socket
@@ -34,7 +35,10 @@ from cmasd.errors import ModelError
 PAIRS = Path(__file__).resolve().parents[1] / "pairs"
 """The bundled pairs: `<pair>/<model>` below this folder is a model's name."""
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+SHORTLIST = "shortlist.json"
+"""In a drafter's folder: a list of token ids, most frequent first."""
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"]
 
 Model = PreTrainedModel
 """A loaded model, by a name that rooms without transformers can import."""
@@ -125,6 +129,22 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     _check_tokenizer_files(name, source)
     _check_end_token(name, tokenizer)
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_shortlist(name: str) -> list[int]:
+    """The ids in a drafter's `shortlist.json`, most frequent first; `cmasd train` writes it."""
+    source = resolve(name)
+    path = source / SHORTLIST if isinstance(source, Path) else None
+    try:
+        ids = json.loads(path.read_text()) if path is not None else None
+        if isinstance(ids, list) and ids and all(isinstance(one, int) for one in ids):
+            return ids
+    except (OSError, ValueError):
+        pass
+    raise ModelError(
+        f"drafter.shortlist: {name} has no {SHORTLIST}, which lists its frequent tokens. Set drafter.shortlist=null, "
+        "or train the drafter with cmasd train, which writes that file."
+    )
 
 
 def check_pair(
@@ -257,6 +277,8 @@ def _kind(config: PretrainedConfig) -> str:
 
 
 def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    if dtype == "int8":
+        return torch.float32  # runners quantise
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     return cast(torch.dtype, getattr(torch, dtype))

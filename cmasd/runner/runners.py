@@ -1,20 +1,22 @@
 """The two runners: encoder-decoder and decoder-only, over the same slot cache.
 
 One forward is: positions and mask from the starts, one call of the model's own decoder, its own output layer. The host
-reads one number, the longest start. Hidden states end at `_hidden`, so that a later method can hand them out.
+reads one number, the longest start, unless the caller knows it; `_hidden` reads none, so that it can be captured.
 
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from cmasd.runner.cache import Geometry, SlotCache, SourceCache
-from cmasd.runner.families import Family, output_head
+from cmasd.runner.bart import Decoder, Encoder
+from cmasd.runner.cache import Extent, Geometry, LayerPairs, SlotCache, SourceCache, View
+from cmasd.runner.families import Family, Words, output_head
+from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask, source_mask
 
 
@@ -30,39 +32,138 @@ class _SlotRunner:
 
     is_encoder_decoder: bool
 
-    def __init__(self, model: PreTrainedModel, family: Family, geometry: Geometry, slots: int, max_length: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        geometry: Geometry,
+        slots: int,
+        max_length: int,
+        max_source_length: int,
+        words: Words,
+        int8: bool,
+        graphs: GraphsMode,
+    ) -> None:
         config: Any = model.config
         self.slots = slots
         self.max_length = max_length
+        self.max_source_length = max_source_length
         self.max_positions: int | None = getattr(config, family.positions_key) if family.positions_key else None
         self.max_source_positions = self.max_positions
         self.vocabulary_size: int = cast(Any, model).lm_head.weight.shape[0]
         self.device = geometry.device
         self.dtype = geometry.dtype
         self._filler: int = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
-        self._head = output_head(model)
-        self._cache = SlotCache(geometry, slots, max_length)
+        self._head = output_head(model, words, int8)
+        self.shortlist = words.tensor(geometry.device)
+        bucketed = uses_graphs(graphs, geometry.device)
+        self._cache = SlotCache(geometry, slots, max_length, spare=bucketed)
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
+        most = Extent(slots, max_length, max_length, max_source_length)
+        self.graphs = Graphs(self._hidden, most, geometry.device, insist=graphs == "on") if bucketed else None
+        """Replays forwards of a shape that recurs; None where forwards run one by one."""
 
     @torch.no_grad()
-    def forward(self, tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, longest: int | None = None
+    ) -> Tensor:
         """See `Runner.forward`."""
-        return self._head(self._hidden(tokens_BT, starts_B))
+        extent = self._extent(tokens_BT, starts_B, longest)
+        run = self.graphs or self._hidden
+        hidden_BTd = run(tokens_BT, starts_B.to(self.device), extent)
+        if only_B is not None:
+            hidden_BTd = hidden_BTd.take_along_dim(only_B[:, None, None], dim=1)
+        return self._head(hidden_BTd)
 
-    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
+    def _extent(self, tokens_BT: Tensor, starts_B: Tensor, longest: int | None) -> Extent:
+        """The host's part of a forward: its shapes, checked and noted."""
+        rows, window = tokens_BT.shape
+        length = int(starts_B.max()) + window if longest is None else min(longest + window, self.max_length)
+        assert rows <= self.slots, f"{rows} rows in {self.slots} slots"
+        assert length <= self.max_length, f"a window ends at {length} of {self.max_length} positions"
+        return Extent(rows, window, self._cache.extend(rows, length), self._longest_source(rows))
+
+    def _longest_source(self, rows: int) -> int:
+        """Source tokens to read; 0 without an encoder."""
+        return 0
+
+    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
+        """The device's part: (B, T, d). Rows from `live` () on, where it is given, are padding."""
         raise NotImplementedError
 
-    def _open_window(self, tokens_BT: Tensor, starts_B: Tensor) -> tuple[Tensor, int]:
-        """Point the cache at this window; return positions (B, T) and the number of keys to read."""
-        rows, window = tokens_BT.shape
-        read_length = int(starts_B.max()) + window
-        assert rows <= self.slots, f"{rows} rows in {self.slots} slots"
-        assert read_length <= self.max_length, f"a window ends at {read_length} of {self.max_length} positions"
-        starts_B1 = starts_B.to(self.device)[:, None]
-        positions_BT = starts_B1 + self._steps_L[:window]
-        self._cache.open_window(positions_BT, starts_B1, read_length)
-        return positions_BT, read_length
+    def _open_window(self, starts_B: Tensor, extent: Extent, live: Tensor | None) -> Tensor:
+        """Point the cache at this window; return its positions (B, T)."""
+        starts_B1 = starts_B[:, None]
+        positions_BT = starts_B1 + self._steps_L[: extent.window]
+        self._cache.open_window(positions_BT, starts_B1, extent.length, live)
+        return positions_BT
+
+
+class Stack(Protocol):
+    """The encoder and the decoder of a model, as a runner drives them."""
+
+    def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
+        """Encode sources (padded: `ids_BS`); every layer's cross-attention keys and values (B, H, S, D)."""
+
+    def hidden(
+        self, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor, sources: View, source_mask: Tensor
+    ) -> Tensor:
+        """Last hidden states (B, T, d) of a window that is open in the cache."""
+
+
+class BartStack:
+    """BART and its kin, in their own few operations."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, cache: SlotCache) -> None:
+        self.encoder = encoder
+        self._decoder = decoder
+        self._cache = cache
+
+    def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
+        """See `Stack.pairs`."""
+        return self._decoder.pairs(self.encoder(sources, ids_BS, lengths_B))
+
+    def hidden(
+        self, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor, sources: View, source_mask: Tensor
+    ) -> Tensor:
+        """See `Stack.hidden`."""
+        return self._decoder(tokens_BT, positions_BT, self._cache, mask, sources.products, source_mask)
+
+
+class StockStack:
+    """The modules of transformers as they are."""
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
+        self._encoder: Any = model.get_encoder()
+        self._decoder: Any = model.get_decoder()
+        self._dtype = model.dtype
+        # Cross-attention reads the stored keys; the decoder only asks whether there are encoder states at all.
+        self._encoded = torch.zeros((1, 1, 1), dtype=model.dtype, device=model.device)
+        self._layers = [DynamicLayer() for _ in range(cache.layer_count)]
+        self._both = EncoderDecoderCache(cache, Cache(layers=list(self._layers)))
+        self._both.is_updated = dict.fromkeys(range(cache.layer_count), True)
+
+    def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
+        """See `Stack.pairs`."""
+        computed: Any = encode(self._encoder, self._decoder, ids_BS, lengths_B, self._dtype).cross_attention_cache
+        return [(layer.keys, layer.values) for layer in computed.layers]
+
+    def hidden(
+        self, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor, sources: View, source_mask: Tensor
+    ) -> Tensor:
+        """See `Stack.hidden`."""
+        for layer, (keys, values) in zip(self._layers, sources.pairs, strict=True):
+            layer.keys, layer.values = keys, values
+        output = self._decoder(
+            input_ids=tokens_BT,
+            attention_mask=mask,
+            encoder_hidden_states=self._encoded,
+            encoder_attention_mask=source_mask,
+            past_key_values=self._both,
+            use_cache=True,
+        )
+        return cast(Tensor, output.last_hidden_state)
 
 
 class EncoderDecoderRunner(_SlotRunner):
@@ -78,41 +179,48 @@ class EncoderDecoderRunner(_SlotRunner):
         slots: int,
         max_length: int,
         max_source_length: int,
+        words: Words,
+        int8: bool,
+        graphs: GraphsMode,
     ) -> None:
-        super().__init__(model, family, geometry, slots, max_length)
-        self.max_source_length = max_source_length
-        self._encoder: Any = model.get_encoder()
-        self._decoder: Any = model.get_decoder()
+        super().__init__(model, family, geometry, slots, max_length, max_source_length, words, int8, graphs)
         self._sources = SourceCache(geometry, slots, max_source_length)
-        self._both = EncoderDecoderCache(self._cache, self._sources.cache)
-        self._both.is_updated = dict.fromkeys(range(geometry.layers), True)
-        # Cross-attention reads the stored keys; the decoder only asks whether there are encoder states at all.
-        self._encoded = torch.zeros((1, 1, 1), dtype=geometry.dtype, device=geometry.device)
+        self._stack: Stack
+        if family.is_bart:
+            encoder = Encoder(model.get_encoder(), max_source_length, int8)
+            self._stack = BartStack(encoder, Decoder(model.get_decoder(), max_length, int8), self._cache)
+        else:
+            self._stack = StockStack(model, self._cache)
 
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`."""
         assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
         ids_BS, lengths_B = padded(sources, self._filler, self.device)
-        computed = encode(self._encoder, self._decoder, ids_BS, lengths_B, self.dtype)
-        self._sources.store(torch.tensor(slots, device=self.device), lengths_B, computed.cross_attention_cache)
-
-    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
-        positions_BT, read_length = self._open_window(tokens_BT, starts_B)
-        output = self._decoder(
-            input_ids=tokens_BT,
-            attention_mask=self._causal.window(positions_BT, read_length, span=None),
-            encoder_hidden_states=self._encoded,
-            encoder_attention_mask=self._sources.open(tokens_BT.shape[0]),
-            past_key_values=self._both,
-            use_cache=True,
+        self._sources.store(
+            torch.tensor(slots, device=self.device), lengths_B, self._stack.pairs(sources, ids_BS, lengths_B)
         )
-        return cast(Tensor, output.last_hidden_state)
+
+    def _longest_source(self, rows: int) -> int:
+        return self._sources.longest(rows)
+
+    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
+        positions_BT, sources = self._open_window(starts_B, extent, live), self._sources
+        mask = self._causal.window(positions_BT, extent.length, span=None)
+        return self._stack.hidden(tokens_BT, positions_BT, mask, *sources.open(extent.rows, extent.sources))
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         self._cache.move(source, target)
         self._sources.move(source, target)
+
+    def share_encoder(self, other: "EncoderDecoderRunner") -> bool:
+        """Use the encoder of `other` where it has the same weights, so that a batch is encoded once for both."""
+        mine, theirs = self._stack, other._stack
+        if not (isinstance(mine, BartStack) and isinstance(theirs, BartStack) and mine.encoder.equals(theirs.encoder)):
+            return False
+        mine.encoder = theirs.encoder
+        return True
 
 
 def encode(encoder: Any, decoder: Any, ids_BS: Tensor, lengths_B: Tensor, dtype: torch.dtype) -> EncoderDecoderCache:
@@ -138,9 +246,18 @@ class DecoderOnlyRunner(_SlotRunner):
 
     is_encoder_decoder = False
 
-    def __init__(self, model: PreTrainedModel, family: Family, geometry: Geometry, slots: int, max_length: int) -> None:
-        super().__init__(model, family, geometry, slots, max_length)
-        self.max_source_length = max_length
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        geometry: Geometry,
+        slots: int,
+        max_length: int,
+        words: Words,
+        int8: bool,
+        graphs: GraphsMode,
+    ) -> None:
+        super().__init__(model, family, geometry, slots, max_length, max_length, words, int8, graphs)
         self._decoder: Any = model.base_model
         self._spans = family.spans(model.config)
         self._last_position = self.max_positions - 1 if family.has_position_table and self.max_positions else None
@@ -157,9 +274,8 @@ class DecoderOnlyRunner(_SlotRunner):
         self._cache.open_prompt(torch.tensor(slots, device=self.device), positions_1T)
         self._decode(ids_BT, positions_1T, length)
 
-    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
-        positions_BT, read_length = self._open_window(tokens_BT, starts_B)
-        return self._decode(tokens_BT, positions_BT, read_length)
+    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
+        return self._decode(tokens_BT, self._open_window(starts_B, extent, live), extent.length)
 
     def _decode(self, tokens_BT: Tensor, positions_BT: Tensor, read_length: int) -> Tensor:
         mask = self._mask(positions_BT, read_length)

@@ -2,13 +2,13 @@
 
 Templates, chat templates and language codes live here, so the engine sees ids only. A row that cannot be encoded
 (null, not a string, broken unicode, too long) becomes a RowError value in its place: a job never stops for one row.
-Rows are tokenized in one call; only when that call fails are they tried one by one to find the culprit.
+Rows are checked and tokenized all at once; only when that fails are they tried one by one to find the culprit.
 Does not pad, and does not cut outputs.
 """
 
 from typing import Any, Literal, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cmasd.core import RowError
 from cmasd.errors import ConfigError, ModelError
@@ -49,6 +49,7 @@ class TextCodec:
         self._truncates = on_too_long == "truncate"
         self._limit = max_source_tokens
         self._is_encoder_decoder = is_encoder_decoder
+        self._is_bare = self._template == _PLACE and not chat
         self.forced_bos_token_id: int | None = None
         """The target language's token, which must be generated first; None where there is none."""
         if source_language is not None:
@@ -56,14 +57,15 @@ class TextCodec:
             self._tokenizer.src_lang = source_language
         if target_language is not None:
             self.forced_bos_token_id = _language_token_id(self._tokenizer, "target", target_language)
+        self._backend = _backend(self._tokenizer)
 
     def encode(self, texts: list[object]) -> list[Ids | RowError]:
         """Token ids of every text in order, or why a row has none."""
-        prompts: list[str | RowError] = [self._prompt(text) for text in texts]
+        prompts = texts if self._is_bare and _all_text(texts) else [self._prompt(text) for text in texts]
         good = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = iter(self._tokenize(good))
         return [
-            prompt if isinstance(prompt, RowError) else self._fit(cast(str, text), next(encoded))
+            prompt if isinstance(prompt, RowError) else self._fit(text, next(encoded))
             for text, prompt in zip(texts, prompts, strict=True)
         ]
 
@@ -71,13 +73,16 @@ class TextCodec:
         """The text of every row of generated ids, special tokens and the forced language token left out."""
         if not rows:
             return []
-        rows = [row[1:] if row[:1] == [self.forced_bos_token_id] else row for row in rows]
+        if self.forced_bos_token_id is not None:
+            rows = [row[1:] if row[:1] == [self.forced_bos_token_id] else row for row in rows]
         try:
             return list(self._detokenize(rows))
         except Exception:  # noqa: BLE001  (whatever one row's ids provoke, the other rows have their text)
             return [self._decode_one(row) for row in rows]
 
     def _detokenize(self, rows: list[Ids]) -> list[str]:
+        if self._backend is not None:
+            return cast(list[str], self._backend.decode_batch(rows, skip_special_tokens=True))
         texts = self._tokenizer.decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(list[str], texts)
 
@@ -117,25 +122,29 @@ class TextCodec:
         if not prompts:
             return []
         try:
-            return list(self._ids(prompts))
+            return list(self._backend_ids(prompts) if self._backend is not None else self._ids(prompts))
         except Exception as error:  # noqa: BLE001  (find the row that the tokenizer cannot take)
             if len(prompts) == 1:
                 return [RowError("encode", f"the tokenizer failed on this row ({_reason(error)})")]
             return [self._tokenize([prompt])[0] for prompt in prompts]
+
+    def _backend_ids(self, prompts: list[str]) -> list[Ids]:
+        """What `_ids` gives, without the offsets, masks and dictionaries that nobody here reads."""
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        return [row.ids for row in self._backend.encode_batch_fast(prompts, add_special_tokens=not self._chat)]
 
     def _ids(self, prompts: list[str], **options: object) -> list[Ids]:
         """A chat template writes the special tokens itself."""
         encoding = self._tokenizer(prompts, add_special_tokens=not self._chat, verbose=False, **options)
         return cast(list[Ids], encoding["input_ids"])
 
-    def _fit(self, text: str, ids: Ids | RowError) -> Ids | RowError:
-        if isinstance(ids, RowError):
+    def _fit(self, text: object, ids: Ids | RowError) -> Ids | RowError:
+        if isinstance(ids, RowError) or 0 < len(ids) <= self._limit:
             return ids
         if not ids:
             return RowError("encode", "the text has no tokens")
-        if len(ids) <= self._limit:
-            return ids
-        cut = self._truncate(text) if self._truncates else None
+        cut = self._truncate(cast(str, text)) if self._truncates else None
         if cut is not None:
             return cut
         way_out = "even without its text" if self._truncates else "shorten it, or set input.on_too_long to truncate"
@@ -159,6 +168,28 @@ class TextCodec:
             else:
                 high = middle - 1
         return best
+
+
+def _all_text(texts: list[object]) -> bool:
+    """Whether all are strings, none empty, of whole characters: then no row needs a look of its own."""
+    try:
+        return all(texts) and bool("\n".join(cast(list[str], texts)).encode())
+    except (TypeError, ValueError):  # something else than a string, a lone surrogate, an array
+        return False
+
+
+_STOCK_METHODS = ("__call__", "_encode_plus", "decode", "_decode", "batch_decode")
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` inside, where transformers would do nothing but call it; else None."""
+    kind = type(tokenizer)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    if any(getattr(kind, name) is not getattr(PreTrainedTokenizerFast, name) for name in _STOCK_METHODS):
+        return None
+    tokenizer([""], verbose=False)  # leaves its settings in the backend: language, special tokens, no padding
+    return tokenizer.backend_tokenizer
 
 
 def _language_token_id(tokenizer: Any, side: str, language: str) -> int:

@@ -1,6 +1,7 @@
-"""Results of one shard -> an Arrow table in the output schema, and the shard's totals.
+"""Results of one shard -> an Arrow table in the output schema.
 
-Per-token arrays of all rows are concatenated once and cut by offsets, so recording costs a few microseconds a row.
+The traces of all rows are joined once and cut into list columns by shared offsets, so recording costs a few
+microseconds a row.
 Invariants: one output row per input row, in input order; a failed row has null output, zero counts and empty lists.
 """
 
@@ -14,9 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cmasd.core import Result, RowError
-from cmasd.telemetry.schema import Level, output_schema
+from cmasd.telemetry.schema import ITERATION_FIELDS, TOKEN_FIELDS, Level, output_schema
 
 Values = NDArray[Any]
+ITERATION_NAMES = [field.name for field in ITERATION_FIELDS]
+"""In the order of the channels of `IterationTrace`."""
+TOKEN_NAMES = [field.name for field in TOKEN_FIELDS if field.name != "token_id"]
+"""In the order of the channels of `TokenTrace`."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ def record(rows: Sequence[Row], level: Level, keep: pa.Table | None = None) -> p
     schema = output_schema(level, list(keep.schema) if keep is not None else ())
     results = [row.result if isinstance(row.result, Result) else None for row in rows]
     columns = _row_columns(rows, results)
-    if level in ("iteration", "token"):
-        columns |= _list_columns([_iteration_arrays(result) if result else None for result in results], schema)
-    if level == "token":
-        columns |= _list_columns([_token_arrays(result) if result else None for result in results], schema)
+    good = [result for result in results if result is not None]
+    if good and level in ("iteration", "token"):
+        columns |= _iteration_columns(good, _offsets(columns["num_iterations"]), schema)
+    if good and level == "token":
+        columns |= _token_columns(good, _offsets(columns["num_output_tokens"]), schema)
     if keep is not None:
         columns |= {name: keep[name] for name in keep.column_names}
     arrays = [_typed(columns.get(field.name, [[]] * len(rows)), field.type) for field in schema]
@@ -55,7 +61,7 @@ def _row_columns(rows: Sequence[Row], results: Sequence[Result | None]) -> dict[
         "finish_reason": [result.finish_reason if result else "error" for result in results],
         "error": [str(row.result) if isinstance(row.result, RowError) else None for row in rows],
         "num_input_tokens": [result.num_input_tokens if result else 0 for result in results],
-        "num_output_tokens": [result.num_output_tokens if result else 0 for result in results],
+        "num_output_tokens": [len(result.token_ids) if result else 0 for result in results],
         "num_iterations": [result.num_iterations if result else 0 for result in results],
         "num_drafted_tokens": [result.num_drafted_tokens if result else 0 for result in results],
         "num_accepted_tokens": [result.num_accepted_tokens if result else 0 for result in results],
@@ -68,49 +74,41 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _iteration_arrays(result: Result) -> dict[str, Values]:
-    trace = result.iterations
-    assert trace is not None, "the engine traces iterations at the configured telemetry level"
+def _offsets(counts: Sequence[int]) -> "pa.Array[Any]":
+    """Where each row's entries begin; one more for the end."""
+    return pa.array(np.cumsum([0, *counts], dtype=np.int32), pa.int32())
+
+
+Columns = dict[str, "pa.Array[Any]"]
+
+
+def _iteration_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:
+    traces = [result.iterations for result in results]
+    flat_NC = np.concatenate([trace.values_NC for trace in traces if trace is not None])
+    assert len(flat_NC) == offsets[-1].as_py(), "the engine traces every iteration at this telemetry level"
+    return _list_columns(ITERATION_NAMES, flat_NC.T, offsets, schema)
+
+
+def _token_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:
+    traces = [result.tokens for result in results]
+    flat_NC = np.concatenate([trace.values_NC for trace in traces if trace is not None])
+    assert len(flat_NC) == offsets[-1].as_py(), "the engine traces every token at this telemetry level"
+    ids = np.concatenate([result.token_ids for result in results])
     return {
-        "iteration_draft_length": trace.draft_length,
-        "iteration_accepted": trace.accepted,
-        "iteration_rejected_confidence": trace.rejected_confidence,
-        "iteration_rejected_entropy": trace.rejected_entropy,
-        "iteration_rejected_margin": trace.rejected_margin,
-        "iteration_rejected_softmax": trace.rejected_softmax,
+        "token_id": _list_column(ids, offsets, schema.field("token_id")),
+        **_list_columns(TOKEN_NAMES, flat_NC.T, offsets, schema),
     }
 
 
-def _token_arrays(result: Result) -> dict[str, Values]:
-    trace = result.tokens
-    assert trace is not None, "the engine traces tokens at the configured telemetry level"
+def _list_columns(names: Sequence[str], columns_CN: Values, offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:
     return {
-        "token_id": result.token_ids,
-        "token_source": trace.source,
-        "token_confidence": trace.confidence,
-        "token_entropy": trace.entropy,
-        "token_margin": trace.margin,
-        "token_softmax": trace.softmax,
-        "token_tau": trace.tau,
-        "token_gap_nats": trace.gap_nats,
-        "token_verifier_logprob": trace.verifier_logprob,
+        name: _list_column(column, offsets, schema.field(name)) for name, column in zip(names, columns_CN, strict=True)
     }
 
 
-def _list_columns(rows: Sequence[dict[str, Values] | None], schema: pa.Schema) -> "dict[str, pa.Array[Any]]":
-    """One list column per key; rows without arrays get empty lists."""
-    present = [row for row in rows if row is not None]
-    names = present[0].keys() if present else ()
-    return {name: _list_column([row[name] if row else _EMPTY for row in rows], schema.field(name)) for name in names}
-
-
-_EMPTY: Values = np.empty(0, dtype=np.int8)
-
-
-def _list_column(arrays: Sequence[Values], field: "pa.Field[Any]") -> "pa.Array[Any]":
+def _list_column(values: Values, offsets: "pa.Array[Any]", field: "pa.Field[Any]") -> "pa.Array[Any]":
     kind = cast(Any, field.type).value_type
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    flat = np.concatenate(arrays).astype(kind.to_pandas_dtype(), copy=False)
+    flat = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
     # From numpy with from_pandas=False, so that NaN stays NaN and does not become null.
-    values = pa.array(flat, kind, from_pandas=False)
-    return pa.ListArray.from_arrays(cast(Any, pa.array(offsets)), values, type=field.type)
+    array = pa.array(flat, kind, from_pandas=False)
+    return pa.ListArray.from_arrays(cast(Any, offsets), array, type=field.type)

@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
 from cmasd.errors import ConfigError
+from cmasd.runner.models import SHORTLIST
 from cmasd.training.corpus import Corpus, stream
 from cmasd.training.recipe import ModelRecipe, Recipe, ScheduleRecipe, StartRecipe
 
@@ -216,6 +218,13 @@ def restore(work: Path, model: nn.Module, optimiser: torch.optim.Optimizer, devi
             f"work: {path} is of a model of another shape. Pass another work=PATH, or remove the file to start again."
         ) from None
     return int(state["step"]), float(state["seconds"])
+
+
+def write_shortlist(corpus: Corpus, folder: Path) -> None:
+    """Every id of the targets, most frequent first, for `drafter.shortlist`."""
+    counts = np.bincount(corpus.target.tokens)
+    ids = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    (folder / SHORTLIST).write_text(json.dumps(ids.tolist()) + "\n")
 
 
 def export(model: MarianMTModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, dtype: torch.dtype) -> None:

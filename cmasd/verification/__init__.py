@@ -1,7 +1,8 @@
 """Verification: which draft tokens the verifier accepts, and what it says after them."""
 
-from cmasd.config.tree import VerificationConfig
+from cmasd.config.tree import Config
 from cmasd.verification.base import Verification
+from cmasd.verification.budget import BudgetVerification
 from cmasd.verification.exact import ExactVerification
 from cmasd.verification.relaxed import ModulatedVerification, RelaxedVerification
 from cmasd.verification.sampling import SamplingVerification
@@ -10,9 +11,12 @@ from cmasd.verification.typical import TypicalVerification
 __all__ = ["Verification", "build_verification"]
 
 
-def build_verification(config: VerificationConfig) -> Verification:
-    """The rule that `verification.kind` names."""
+def build_verification(whole: Config, eos_token_ids: tuple[int, ...]) -> Verification:
+    """The rule that `verification.kind` names, or the budget rule where `policy.quality_budget...` is set."""
+    config = whole.verification
     match config.kind:
+        case "exact" if whole.quality_budget:
+            return BudgetVerification(whole.quality_budget, config.beta, config.tau, eos_token_ids)
         case "exact":
             return ExactVerification()
         case "relaxed":

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from cmasd.confidence.largest import argmax
 from cmasd.core import Draft, Verdict
 from cmasd.verification.base import pick, prefix_length
 
@@ -11,6 +12,8 @@ class ExactVerification:
 
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
         """One argmax per position; no tolerance."""
-        best_BT = logits_BTV.argmax(-1)
+        best_BT = argmax(logits_BTV)
+        if draft.tokens_BK.shape[1] == 0:
+            return Verdict(draft.lengths_B, best_BT[:, 0], draft.confidence_BK)
         accepted_B = prefix_length(draft.tokens_BK == best_BT[:, :-1], draft.lengths_B)
         return Verdict(accepted_B, pick(best_BT, accepted_B), draft.confidence_BK.new_zeros(draft.confidence_BK.shape))

@@ -8,6 +8,7 @@ drafter is unsure; its prose says the opposite. Both forms are here by name.
 import torch
 from torch import Tensor
 
+from cmasd.confidence.largest import argmax
 from cmasd.core import Draft, Verdict
 from cmasd.verification.base import pick, prefix_length
 
@@ -26,7 +27,7 @@ class RelaxedVerification:
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
         """The gap needs no softmax: a difference of logits is a difference of log-probabilities."""
         top_BTn, where_BTn = logits_BTV.float().topk(min(self.beta, logits_BTV.shape[-1]), dim=-1)
-        best_BT = logits_BTV.argmax(-1)  # topk orders ties at will
+        best_BT = argmax(logits_BTV)  # topk orders ties at will
         found_BKn = where_BTn[:, :-1] == draft.tokens_BK[..., None]
         gap_BK = (top_BTn[:, :-1, :1] - top_BTn[:, :-1]).masked_fill(~found_BKn, torch.inf).amin(-1)
         tau_BK = self.tolerance(draft.confidence_BK)

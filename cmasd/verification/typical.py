@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from cmasd.confidence.largest import argmax
 from cmasd.core import Draft, Verdict
 from cmasd.verification.base import pick, prefix_length
 
@@ -16,7 +17,7 @@ class TypicalVerification:
 
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
         """The verifier's argmax is always acceptable, so greedy drafts that agree never fail."""
-        best_BT = logits_BTV.argmax(-1)
+        best_BT = argmax(logits_BTV)
         log_probs_BKV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
         entropy_BK = -(log_probs_BKV.exp() * log_probs_BKV.clamp_min(-1e4)).sum(-1)
         threshold_BK = (self.delta * torch.exp(-entropy_BK)).clamp_max(self.epsilon)

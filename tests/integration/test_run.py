@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmasd.config import Config, from_dict
-from cmasd.errors import DecodingError, ModelError, RunFolderError, TooManyFailedRowsError
+from cmasd.errors import ConfigError, ModelError, RunFolderError, TooManyFailedRowsError
 from cmasd.io.plan import make_plan
 from cmasd.io.status import status
 from cmasd.pipeline.cluster import start_local
@@ -113,10 +113,10 @@ def test_bad_rows_stay_in_the_output_until_there_are_too_many(tmp_path: Path, pa
 
 def test_a_model_that_fails_ends_the_run_with_its_cause(tmp_path: Path, pair: Path) -> None:
     source = corpus(tmp_path / "in.jsonl", 20)
-    with pytest.raises(DecodingError, match="RuntimeError: Storage size calculation overflowed") as caught:
+    with pytest.raises(ConfigError, match=r"^engine\.slots: does not fit into memory, got 10{15} ") as caught:
         run(config(tmp_path, pair, source, engine={"slots": 10**15}))
     assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 2
     with pytest.raises(ModelError, match="nowhere"):
         run(config(tmp_path, pair, source, models={"verifier": str(tmp_path / "nowhere")}))
     assert status(str(tmp_path / "run"))["state"] == "failed"

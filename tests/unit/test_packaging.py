@@ -20,7 +20,16 @@ PINS = [
 
 
 def requirements() -> list[Requirement]:
-    return [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]]
+    """Of the package and of every extra."""
+    extras = PROJECT["optional-dependencies"]
+    return [
+        Requirement(text) for text in [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]
+    ]
+
+
+def test_extras_are_those_that_messages_name() -> None:
+    assert {"bench", "test"} <= set(PROJECT["optional-dependencies"])
+    assert {"ctranslate2", "matplotlib"} <= {need.name for need in requirements()}
 
 
 def test_constraints_are_plain_sorted_pins() -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from cmasd.config import Config, fingerprint, flatten, from_dict, identity
-from cmasd.config.load import WITHOUT_EFFECT_ON_RESULTS
+from cmasd.config.flat import WITHOUT_EFFECT_ON_RESULTS
 from cmasd.config.rules import value_of
 
 KEYS = dict(flatten(Config()))

@@ -49,6 +49,8 @@ class TestOverrides:
         ("override", "value"),
         [
             ("engine.slots=16", 16),
+            ("engine.slots=auto", None),
+            ("engine.slots=null", None),
             ("policy.threshold=1e-3", 0.001),
             ("actors.cpus_each=2", 2.0),
             ("input.chat=true", True),
@@ -86,7 +88,8 @@ class TestOverrides:
             ("engine.slots=1.5", r"^engine\.slots: .*1\.5"),
             ("policy.alpha=high", r"^policy\.alpha: .*high"),
             ("input.chat=perhaps", r"^input\.chat: .*perhaps"),
-            ("engine.slots=null", r"^engine\.slots: "),
+            ("policy.alpha=null", r"^policy\.alpha: "),
+            ("policy.alpha=auto", r"^policy\.alpha: .*auto"),
             ("policy.kind=greedy", r"^policy\.kind: .*greedy.*survival"),
             ("input.keep_columns=en", r"^input\.keep_columns: "),
             ("confidence.weights=[a,b,c]", r"^confidence\.weights: "),

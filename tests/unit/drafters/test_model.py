@@ -1,5 +1,8 @@
 """The model drafter against its model run without a cache; and what its cache is taken to hold."""
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -96,6 +99,62 @@ def test_rollback_catch_up_and_moves() -> None:
             rows = [row + [50 + r, 51, 52][: r + 1] for r, row in enumerate(rows)]
 
 
+def test_rows_that_are_taken_up_later_draft_as_the_others() -> None:
+    """Nothing is encoded until a row is drafted for; moves before that move the intention."""
+    drafter, batches = drafter_of(FixedPolicy(3)), []
+    prefill = drafter.runner.prefill
+
+    def counted(slots: list[int], sources: list[list[int]]) -> None:
+        batches.append(dict(zip(slots, sources, strict=True)))
+        prefill(slots, sources)
+
+    drafter.runner.prefill = counted  # type: ignore[method-assign]
+    late = [[30, 31, 32, 33, 34], [35, 36], [37]]
+    drafter.prefill([1, 2, 3], late, later=True)
+    drafter.move(3, 2)  # what was to be done for slot 2 is off
+    assert batches == []
+    sources, rows = [SOURCES[0], late[0], late[2]], [[0, 20], [0], [0, 40, 41]]
+    draft = drafter.draft(context(rows), torch.full((3,), 3))
+    assert batches == [{1: late[0], 2: late[2]}]
+    was_caught_up = drafter.caught_up
+    assert not was_caught_up, "encoding costs time that is not drafting"
+    assert proposals(draft) == [continuation(source, row, 3) for source, row in zip(sources, rows, strict=True)]
+    assert_scored(draft, sources, rows)
+    drafter.commit(torch.tensor([3, 0, 1]))
+    for row, drafted, count in zip(rows, proposals(draft), (3, 0, 1), strict=True):
+        row += [*drafted[:count], 50]
+    draft = drafter.draft(context(rows), torch.full((3,), 3))
+    assert_scored(draft, sources, rows)
+    assert drafter.caught_up
+    assert len(batches) == 1
+
+
+def test_a_row_that_moves_onto_a_waiting_one_takes_its_place() -> None:
+    drafter, rows = drafter_of(FixedPolicy(2)), [[0], [0]]
+    drafter.prefill([1], [[30, 31]], later=True)
+    drafter.move(2, 1)
+    draft = drafter.draft(context(rows), torch.tensor([2, 2]))
+    assert_scored(draft, [SOURCES[0], SOURCES[2]], rows)
+    drafter.commit(torch.tensor([0, 0]))
+    rows[0].append(50)
+    drafter.prefill([1], [[30, 31]], later=True)
+    drafter.prefill([1], [[32, 33]])
+    draft = drafter.draft(context(rows), torch.tensor([2, 2]))
+    assert_scored(draft, [SOURCES[0], [32, 33]], rows)
+
+
+@pytest.mark.parametrize(("skipped", "caught_up"), [(0, True), (1, False), (5, False)])
+def test_plain_iterations_are_caught_up_on(skipped: int, caught_up: bool) -> None:
+    """One or two missing tokens are every iteration's; more were left by iterations that skipped the drafter."""
+    drafter, rows = drafter_of(FixedPolicy(2)), [[0], [0, 20, 21], [0]]
+    first = drafter.draft(context(rows), torch.full((3,), 2))
+    drafter.commit(torch.tensor([2, 1, 0]))
+    for row, drafted, count in zip(rows, proposals(first), (2, 1, 0), strict=True):
+        row += [*drafted[:count], 45, *range(50, 50 + skipped)]
+    assert_scored(drafter.draft(context(rows), torch.full((3,), 2)), SOURCES, rows)
+    assert drafter.caught_up == caught_up
+
+
 def test_drafting_ends_at_an_end_of_sequence() -> None:
     endless = continuation(SOURCES[0], [0], 5)
     eos = endless[2]
@@ -107,9 +166,9 @@ def test_no_forward_runs_for_tokens_that_no_row_wants() -> None:
     drafter, windows = drafter_of(SurvivalPolicy(1.0, 5)), []
     forward = drafter.runner.forward
 
-    def counted(tokens_BT: Tensor, starts_B: Tensor) -> Tensor:
+    def counted(tokens_BT: Tensor, *rest: Any, **options: Any) -> Tensor:
         windows.append(tokens_BT.shape[1])
-        return forward(tokens_BT, starts_B)
+        return forward(tokens_BT, *rest, **options)
 
     drafter.runner.forward = counted  # type: ignore[method-assign]
     draft = drafter.draft(context([[0], [0, 20, 21]]), torch.tensor([5, 5]))

@@ -27,8 +27,9 @@ class ScriptedDrafter:
     """Output positions at which every row's draft is wrong."""
     committed: int = 0
     moves: list[tuple[int, int]] = field(default_factory=list)
+    caught_up: bool = True
 
-    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         assert len(slots) == len(sources)
 
     def move(self, source: int, target: int) -> None:

@@ -3,15 +3,21 @@
 Token for token, with the same finish reason, in float64 where rounding cannot turn an argmax.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmasd.core import Request
+from cmasd.core import Request, Result
+from cmasd.drafters import ModelDrafter
+from cmasd.engine import Engine, Pair
+from cmasd.policies import GoodputPolicy, goodput
+from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import (
     MAX_SOURCE_TOKENS,
@@ -40,6 +46,36 @@ class Case:
     """Index into the tokens that plain decoding produces without an end of sequence; None: no end."""
     requests: list[Request]
     sections: dict[str, dict[str, Any]]
+    costs: "Costs"
+    shortlist: tuple[int, ...] | None = None
+    """Ids that a drafting model may say; None: all."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What policy `goodput` believes that iterations cost, and how often it looks again."""
+
+    tables: list[StepTable]
+    """In force one after the other, a few iterations each."""
+    patience: tuple[int, int, int, int, int]
+    """Rows of the first trial; iterations of a later one, of a rest, of a look at plain decoding, and between two such:
+    the real ones outlast any test."""
+
+
+SECONDS = st.sampled_from([1.0, 1.1, 1.5, 3.0, 50.0])
+
+
+@st.composite
+def tables(draw: st.DrawFn, longest: int) -> StepTable:
+    """Drafting that is free, that pays up to a length, or that never pays."""
+    verify = [tuple(draw(SECONDS) for _ in range(longest + 1)) for _ in range(2)]
+    return StepTable((1, 8), tuple(verify), (draw(st.sampled_from([0.0, 0.2, 9.0])),) * 2)
+
+
+@st.composite
+def costs(draw: st.DrawFn, longest: int) -> Costs:
+    first, trial, rest, plain, plain_every = (draw(st.integers(1, most)) for most in (9, 3, 4, 2, 5))
+    return Costs(draw(st.lists(tables(longest), min_size=1, max_size=4)), (first, trial, rest, plain, plain_every))
 
 
 RULES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
@@ -64,7 +100,7 @@ REQUEST = st.tuples(st.lists(TOKEN, min_size=1, max_size=MAX_SOURCE_TOKENS), st.
 @st.composite
 def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
     """A policy and the confidence that it reads."""
-    kind = draw(st.sampled_from(["fixed", "paper", "survival"]))
+    kind = draw(st.sampled_from(["fixed", "paper", "survival", "goodput", "goodput"]))
     policy: dict[str, Any] = {"kind": kind}
     if kind == "paper":
         policy["alpha"] = draw(st.sampled_from([0.3, 1.0, 3.0, 10.0]))
@@ -87,7 +123,8 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
 def cases(draw: st.DrawFn, families: list[str]) -> Case:
     """Every way of drafting, over ragged sources, limits and ends inside a window, and a checkpoint's rules."""
     rows = draw(st.lists(REQUEST, min_size=1, max_size=7))
-    sections = draw(policies(longest=draw(st.integers(1, 6))))
+    longest = draw(st.integers(1, 6))
+    sections = draw(policies(longest))
     sections["engine"] = {"slots": draw(st.sampled_from([1, 2, 3, 5, 8]))}
     sections["telemetry"] = {"level": draw(st.sampled_from(["none", "iteration", "token"]))}
     return Case(
@@ -97,10 +134,55 @@ def cases(draw: st.DrawFn, families: list[str]) -> Case:
         eos_choice=draw(st.none() | st.integers(0, 40)),
         requests=[Request(key, source, limit) for key, (source, limit) in enumerate(rows)],
         sections=sections,
+        costs=draw(costs(longest)),
+        shortlist=draw(st.none() | st.lists(TOKEN, min_size=2, unique=True).map(tuple)),
     )
 
 
-def check(case: Case) -> None:
+@dataclass
+class Decoded:
+    """One run."""
+
+    results: dict[int, Result] = field(default_factory=dict)
+    drafting: list[bool] = field(default_factory=list)
+    """Whether each iteration asked the drafter."""
+    late: int = 0
+    """Iterations after which some row had not been prefilled for the drafter."""
+    behind: int = 0
+    """Drafts that had to catch up on more than the iteration before."""
+
+
+def decode_at(costs: Costs, pair: Pair, sections: dict[str, dict[str, Any]], requests: list[Request]) -> Decoded:
+    """With made-up costs that change every few iterations: drafting starts, stops and starts again in one run.
+
+    Half of the requests come later, so that rows enter while the drafter rests.
+    """
+    first, trial, rest, plain, plain_every = costs.patience
+    with (
+        patch("cmasd.engine.engine.step_table", lambda *shapes: costs.tables[0]),
+        patch.object(IterationCosts, "observe", lambda *iteration: None),
+        patch.multiple(goodput, FIRST_TRIAL_ROWS=first, TRIAL=trial, PLAIN=plain, PLAIN_EVERY=plain_every),
+        patch.multiple(goodput, SHORTEST_REST=rest, LONGEST_REST=4 * rest),
+    ):
+        engine, decoded = Engine(pair, tiny_config(**sections)), Decoded()
+        engine.submit(requests[::2])
+        for step in range(10_000):
+            if step == 3:
+                engine.submit(requests[1::2])
+            if isinstance(engine.policy, GoodputPolicy):
+                engine.policy.costs = IterationCosts(costs.tables[step // 4 % len(costs.tables)])
+            for result in engine.step():
+                assert result.key not in decoded.results, "a row came out twice"
+                decoded.results[result.key] = result
+            decoded.late += isinstance(engine.drafter, ModelDrafter) and bool(engine.drafter._later)
+            decoded.drafting.append(engine._asked)
+            decoded.behind += engine._asked and engine.drafter is not None and not engine.drafter.caught_up
+            if step >= 3 and not engine.pending:
+                return decoded
+    raise AssertionError("the engine does not come to an end")
+
+
+def check(case: Case) -> Decoded:
     constraints = Constraints(**case.rules)
     pair = shared_pair(case.family, case.quality, constraints, max_new_tokens=MOST_NEW_TOKENS)
     if case.eos_choice is not None:
@@ -108,7 +190,8 @@ def check(case: Case) -> None:
         eos = produced[case.eos_choice % len(produced)]
         pair = replace(pair, constraints=replace(constraints, eos_token_ids=(eos,), _ids={}))
     plain = decode_plain(pair, case.requests)
-    fast = decode(pair, tiny_config(**case.sections), case.requests)
+    decoded = decode_at(case.costs, replace(pair, shortlist=case.shortlist), case.sections, case.requests)
+    fast = decoded.results
     assert tokens_of(fast) == tokens_of(plain)
     for key, result in fast.items():
         assert result.finish_reason == plain[key].finish_reason
@@ -117,6 +200,7 @@ def check(case: Case) -> None:
         if result.tokens is not None and (trace := plain[key].tokens) is not None:
             # Tiny models often choose the same token over a wrong past; their probabilities tell.
             np.testing.assert_allclose(result.tokens.verifier_logprob, trace.verifier_logprob, atol=1e-5)
+    return decoded
 
 
 @pytest.mark.timeout(900)
@@ -132,6 +216,27 @@ def test_exact_equals_plain(case: Case) -> None:
 @given(cases(FAMILIES))
 def test_exact_equals_plain_at_length(case: Case) -> None:
     check(case)
+
+
+FREE, DEAR = (StepTable((1,), ((1.0,) * 4,), (seconds,)) for seconds in (0.0, 99.0))
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+@pytest.mark.parametrize("family", ["marian", "llama", "t5"])
+def test_drafting_that_starts_and_stops_stays_exact(family: str, quality: str) -> None:
+    """Trials, rests, plain iterations in between, late prefills and catching up: all are lived through here."""
+    requests = [Request(key, list(range(5 + key, 8 + key + key % 7)), 6 + key % 5) for key in range(24)]
+    sections: dict[str, dict[str, Any]] = {"policy": {"kind": "goodput"}, "drafter": {"max_draft_tokens": 3}}
+    sections["engine"] = {"slots": 2}
+    runs = []
+    for patience in ((2, 1, 2, 1, 3), (5, 2, 6, 2, 3), (2, 1, 13, 1, 2)):
+        made_up = Costs([FREE, DEAR, DEAR], patience)
+        runs.append(check(Case(family, quality, {}, None, requests, sections, made_up)))
+    assert sum(run.late for run in runs) > 0
+    for run in runs:
+        assert run.behind > 0
+        assert sum(one != other for one, other in pairwise(run.drafting)) >= 4
+        assert sum(result.num_drafted_tokens for result in run.results.values()) > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmasd.core import Draft, Request, Verdict
 from cmasd.engine import Engine, Pair
+from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 
@@ -92,11 +93,20 @@ def counted(engine: Engine) -> Counter[Output]:
     return counts
 
 
+@pytest.fixture(autouse=True)
+def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafting pays up to a length that depends on the confidences, and no measured second has a say."""
+    table = StepTable((1,), (tuple(1 + 0.3 * tokens for tokens in range(9)),), (0.1,))
+    monkeypatch.setattr("cmasd.engine.engine.step_table", lambda *shapes: table)
+    monkeypatch.setattr(IterationCosts, "observe", lambda *iteration: None)
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"policy": {"kind": "plain"}},
     "fixed": {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 3}},
     "paper": {"policy": {"kind": "paper", "alpha": 2.0}, "drafter": {"max_draft_tokens": 3}},
     "survival": {"policy": {"kind": "survival", "threshold": 0.15}, "drafter": {"max_draft_tokens": 3}},
+    "goodput": {"policy": {"kind": "goodput"}, "drafter": {"max_draft_tokens": 3}},
     "lookup": {"policy": {"kind": "fixed"}, "drafter": {"kind": "lookup", "max_draft_tokens": 3}},
     "lookup survival": {
         "policy": {"kind": "survival", "threshold": 0.15},
@@ -114,6 +124,8 @@ WAYS: dict[str, dict[str, Any]] = {
         ("marian", "noisy", "paper"),
         ("marian", "noisy", "survival"),
         ("llama", "noisy", "survival"),
+        ("marian", "noisy", "goodput"),
+        ("llama", "unrelated", "goodput"),
         ("llama", "noisy", "lookup"),
         ("marian", "noisy", "lookup survival"),
     ],

@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 
 from cmasd.config import Config
-from cmasd.evaluation.baseline import Baseline, EngineDecoder, compare_with_ar, plain_config
-from tests.unit.engine.pairs import decode_plain, noisy_copy, ragged_requests, shared_pair, tiny_config, tokens_of
+from cmasd.evaluation.baseline import Baseline, EngineDecoder, compare_with_ar, plain_config, since
+from cmasd.telemetry.stats import EngineStats
+from tests.unit.engine.pairs import (
+    decode,
+    decode_plain,
+    noisy_copy,
+    ragged_requests,
+    shared_pair,
+    tiny_config,
+    tokens_of,
+)
 
 SOURCES = [request.source for request in ragged_requests(6, seed=3)]
 LOSSY: dict[str, Any] = {"kind": "relaxed", "beta": 64, "tau": 1e9}
@@ -50,6 +59,28 @@ def test_figures_agree() -> None:
 
 def test_one_row_is_enough() -> None:
     assert compare("marian", "noisy", tiny_config(policy={"kind": "fixed"}), SOURCES[:1]).rows == 1
+
+
+def test_counters_since_a_moment() -> None:
+    start = EngineStats(iterations=3, output_tokens=10, row_iterations=10, busy_seconds=0.5)
+    now = EngineStats(iterations=5, output_tokens=40, row_iterations=20, busy_seconds=2.0)
+    difference = since(now, start)
+    assert (difference.iterations, difference.busy_seconds, difference.tokens_per_iteration) == (2, 1.5, 3.0)
+    assert since(now, EngineStats()) == now
+
+
+def test_gaps_are_added_up_over_tokens() -> None:
+    pair, requests = shared_pair("marian", max_new_tokens=8), ragged_requests(5, seed=1)
+    exact = EngineDecoder(pair, tiny_config(policy={"kind": "fixed"}))
+    exact.decode(requests)
+    assert exact.gap_nats == 0
+    lossy = tiny_config(policy={"kind": "fixed"}, verification=LOSSY)
+    pair = replace(pair, drafter=noisy_copy(pair.verifier, noise=3.0))
+    expected = sum(one.mean_gap_nats * one.num_output_tokens for one in decode(pair, lossy, requests).values())
+    decoder = EngineDecoder(pair, lossy)
+    decoder.decode(requests)
+    assert decoder.gap_nats == pytest.approx(expected)
+    assert expected > 0
 
 
 def test_plain_config_is_greedy_or_sampled() -> None:

@@ -5,7 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmasd.core import Request
-from cmasd.evaluation.speed import Decoder, Measured, exact_match, interleave, ratio
+from cmasd.evaluation.speed import (
+    FEWEST_CHUNKS,
+    MOST_CHUNKS,
+    Decoder,
+    Measured,
+    Ratio,
+    Rounds,
+    exact_match,
+    full_rounds,
+    interleave,
+    median_ratio,
+    ratio,
+    rounds_within,
+)
 
 CHUNKS = [[Request(2 * i, [7], 4), Request(2 * i + 1, [7, 8], 4)] for i in range(4)]
 
@@ -82,3 +95,60 @@ def test_exact_match_counts_rows() -> None:
     reference = {1: [5, 6], 2: [7], 3: [], 4: [8]}
     assert exact_match(reference, reference) == 1
     assert exact_match({1: [5, 6], 2: [7, 7], 3: [], 4: [9]}, reference) == 0.5
+
+
+def test_a_warm_decoder_is_not_warmed_again() -> None:
+    calls: list[tuple[str, int]] = []
+    interleave({"a": Recorder("a", calls)}, CHUNKS, is_warm=True)
+    assert calls == [("a", chunk) for chunk in range(4)]
+
+
+def test_median_ratio_of_known_numbers() -> None:
+    """One chunk during which the machine paused moves the totals, not the medians."""
+    fast, slow = Measured([1.0, 1.0, 50.0], [40, 40, 40]), Measured([2.0, 2.0, 2.0], [40, 40, 40])
+    assert median_ratio(fast, slow).value == 2.0
+    assert ratio(fast, slow).value < 0.2
+    assert median_ratio(slow, slow) == Ratio(1.0, 1.0, 1.0)
+
+
+def test_chunks_of_rounds_hold_all_sources_in_turn() -> None:
+    sources = [[7], [8], [9]]
+    chunks = Rounds(chunks=2, rows=4).cut(sources, max_new_tokens=5)
+    assert [[request.key for request in chunk] for chunk in chunks] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert all(request.source == sources[request.key % 3] for chunk in chunks for request in chunk)
+    assert {request.max_new_tokens for chunk in chunks for request in chunk} == {5}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 64])
+def test_full_chunks_fill_the_batch(batch_size: int) -> None:
+    assert full_rounds(batch_size).rows >= max(8, 3 * batch_size)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batch_size", "expected"),
+    [
+        (-5.0, 32, Rounds(3, 32)),  # the time is over: the least
+        (9.6, 32, Rounds(3, 32)),  # 96 rows
+        (16.0, 32, Rounds(5, 32)),
+        (32.0, 32, Rounds(5, 64)),
+        (40.0, 32, Rounds(6, 64)),  # 400 rows: whole batches only
+        (48.0, 32, Rounds(5, 96)),
+        (86.4, 32, Rounds(9, 96)),
+        (999.0, 32, Rounds(9, 96)),
+        (2.0, 1, Rounds(5, 4)),
+        (3.5, 1, Rounds(5, 7)),
+        (6.0, 1, Rounds(7, 8)),
+    ],
+)
+def test_rounds_within_a_time(seconds: float, batch_size: int, expected: Rounds) -> None:
+    """At 0.1 s per row."""
+    assert rounds_within(seconds, 0.1, batch_size) == expected
+
+
+@given(st.floats(-10, 1e4), st.floats(1e-4, 10), st.integers(1, 128))
+def test_rounds_fit_unless_they_are_the_least(seconds: float, seconds_per_row: float, batch_size: int) -> None:
+    rounds = rounds_within(seconds, seconds_per_row, batch_size)
+    assert FEWEST_CHUNKS <= rounds.chunks <= MOST_CHUNKS
+    assert batch_size <= rounds.rows <= full_rounds(batch_size).rows
+    least = Rounds(FEWEST_CHUNKS, max(4, batch_size))
+    assert rounds == least or rounds.chunks * rounds.rows * seconds_per_row <= seconds * (1 + 1e-9)

@@ -99,7 +99,7 @@ def test_a_changed_configuration_is_refused_by_key(tmp_path: Path) -> None:
     changed = replace(asked, policy=replace(asked.policy, kind="fixed"))
     assert look_at(changed).is_new, "nothing is finished yet, so nothing would be mixed"
     finish(folder, next(plan.shards()))
-    with pytest.raises(RunFolderError, match=r"another configuration \(policy.kind: survival -> fixed\)"):
+    with pytest.raises(RunFolderError, match=r"another configuration \(policy.kind: goodput -> fixed\)"):
         look_at(changed)
 
 

@@ -2,22 +2,25 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cmasd.config import Config, from_dict
 from cmasd.core import Request, Result
 from cmasd.errors import DecodingError, ModelError
-from cmasd.pipeline.engine_thread import EngineThread
+from cmasd.pipeline.engine_thread import EngineThread, engines_beside
 from cmasd.telemetry.stats import EngineStats
 
 
 @dataclass
 class Pair:
     max_new_tokens: int = 3
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    notices: tuple[str, ...] = ("about the pair",)
 
 
 @dataclass
@@ -47,10 +50,16 @@ class Echo:
         return [Result(row.key, ids, "stop", len(ids), 1, 0, 0, float("nan"), 0.0, None, None)]
 
 
+def seven_slots(pair: Pair, config: Config, engines: int) -> Config:
+    """Stands in for counting memory."""
+    return config if config.engine.slots else replace(config, engine=replace(config.engine, slots=7))
+
+
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.setattr("cmasd.engine.Engine", Echo)
     monkeypatch.setattr("cmasd.engine.load_pair", lambda config: Pair())
+    monkeypatch.setattr("cmasd.engine.capacity.resolve", seven_slots)
     return from_dict({"input": {"path": "i"}, "output": {"path": "o"}})
 
 
@@ -86,3 +95,33 @@ def test_a_pair_that_cannot_be_loaded_is_the_users_error(config: Config, monkeyp
         engine.decode([[1]])
     with pytest.raises(ModelError, match="no such folder"):
         _ = engine.pair
+
+
+def test_a_number_of_slots_that_was_left_open_is_told(config: Config) -> None:
+    told = EngineThread(config)
+    assert told.pair.max_new_tokens == 3
+    assert told.notices == ["about the pair"]
+    left_open = EngineThread(replace(config, engine=replace(config.engine, slots=None)))
+    assert left_open.pair.max_new_tokens == 3
+    assert left_open.notices == ["about the pair", "engine.slots: 7 rows fit into memory."]
+
+
+@pytest.mark.parametrize(
+    ("actors", "device", "expected"),
+    [
+        ({"count": 8, "cpus_each": 2.0}, "cpu", 2),
+        ({"count": 1, "cpus_each": 0.5}, "cpu", 1),
+        ({"max": 3, "cpus_each": 0.5}, "cpu", 3),
+        ({"count": 9, "cpus_each": 16.0}, "cpu", 1),
+        ({"count": 9}, "cuda", 1),
+        ({"count": 9, "gpus_each": 0.25}, "cuda", 4),
+        ({"count": 2, "gpus_each": 0.25}, "cuda", 2),
+        ({"count": 2, "gpus_each": 2.0}, "cuda", 1),
+    ],
+)
+def test_actors_that_share_a_memory(
+    actors: dict[str, Any], device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    asked = from_dict({"input": {"path": "i"}, "output": {"path": "o"}, "actors": actors})
+    assert engines_beside(asked.actors, device) == expected

@@ -34,7 +34,13 @@ def test_read_tasks_yield_one_row_per_unfinished_shard(tmp_path: Path) -> None:
     assert from_block(pa.concat_tables(blocks))[2][0] == todo[2], "blocks may be merged"
 
 
-@pytest.mark.parametrize(("slots", "asked", "expected"), [(1, None, 2), (32, None, 64), (32, 3, 3)])
+@pytest.mark.parametrize(("slots", "asked", "expected"), [(1, None, 8), (32, None, 256), (32, 3, 3)])
 def test_shards_in_flight(tmp_path: Path, slots: int, asked: int | None, expected: int) -> None:
     one = config(tmp_path, engine={"slots": slots}, actors={"shards_in_flight": asked})
     assert shards_in_flight(one, make_plan(one)) == expected
+
+
+@pytest.mark.parametrize(("on_gpu", "expected"), [(False, 2048), (True, 8192)])
+def test_an_open_number_of_slots_is_fed_as_the_largest(tmp_path: Path, on_gpu: bool, expected: int) -> None:
+    one = config(tmp_path, engine={"slots": None})
+    assert shards_in_flight(one, make_plan(one), on_gpu) == expected

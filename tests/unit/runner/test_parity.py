@@ -214,14 +214,15 @@ def test_m2m100_gives_padding_ids_the_positions_of_stepwise_decoding() -> None:
 
 
 def test_output_layers_keep_bias_scale_and_cap() -> None:
-    """Logit corrections that tiny models leave at rest: Marian's bias, T5 without its scale, Gemma 3's cap."""
+    """Logit corrections that tiny models leave at rest: Marian's bias, T5 without its scale, caps that are felt."""
     marian: Any = tiny_model("marian", seed=9)
     marian.final_logits_bias.copy_(torch.linspace(-2, 2, 64)[None])
     t5: Any = tiny_model("t5", seed=9)
     t5.config.scale_decoder_outputs = not t5.config.scale_decoder_outputs
-    gemma: Any = tiny_model("gemma3", seed=9)
-    gemma.config.final_logit_softcapping = 1.0
-    for model in (marian, t5, gemma):
+    gemmas: list[Any] = [tiny_model(family, seed=9) for family in ("gemma2", "gemma3")]
+    for gemma in gemmas:
+        gemma.config.final_logit_softcapping = 1.0
+    for model in (marian, t5, *gemmas):
         assert walk(model, rounds=3, seed=9) < 1e-5
 
 

@@ -180,6 +180,35 @@ def test_a_row_that_breaks_the_tokenizer_spares_the_others() -> None:
     assert message(texts[1]) == "detokenise: the tokenizer failed on this row's ids (piece id is out of range.)"
 
 
+PIECES = st.lists(st.sampled_from(["a", "b ", "é", "\n", "</s>", "<s>"]), max_size=9).map("".join)
+"""Texts with the names of special tokens in them."""
+
+
+class _Careful(PreTrainedTokenizerFast):
+    """A tokenizer with a method of its own, hence never called past transformers."""
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        return super().__call__(texts, **options)
+
+
+@pytest.mark.parametrize("on_too_long", ["error", "truncate"])
+@pytest.mark.parametrize("splits", [False, True])
+@given(st.lists(st.lists(PIECES, max_size=4), max_size=3))
+def test_the_short_way_gives_what_transformers_gives(
+    splits: bool, on_too_long: str, batches: list[list[object]]
+) -> None:
+    stock = bytes_tokenizer("$A </s>")
+    make: Any = _Careful
+    careful = make(tokenizer_object=bytes_tokenizer("$A </s>").backend_tokenizer, eos_token="</s>", pad_token="<pad>")
+    stock.split_special_tokens = careful.split_special_tokens = splits
+    short, long = (codec(t, on_too_long=on_too_long, max_source_tokens=8) for t in (stock, careful))
+    for texts in batches:
+        rows = short.encode(texts)
+        assert rows == long.encode(texts)
+        ids = [row for row in rows if isinstance(row, list)]
+        assert short.decode(ids) == long.decode(ids)
+
+
 def test_decoding_leaves_spaces_before_punctuation_alone() -> None:
     tokenizer = bytes_tokenizer("$A </s>")
     tokenizer.clean_up_tokenization_spaces = True

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from cmasd.core import IterationTrace, Result, RowError, TokenTrace
-from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.recorder import ITERATION_NAMES, TOKEN_NAMES, Row, record
 from cmasd.telemetry.schema import Level, output_schema
 from cmasd.telemetry.totals import Totals
 
@@ -24,16 +24,9 @@ def result(tokens: int, level: Level, key: int = 0) -> Result:
     """`tokens` tokens, all but the last one accepted drafts of one iteration."""
     nan = math.nan
     ones = floats(*[0.5] * (tokens - 1), nan)
-    trace = TokenTrace(
-        source=np.array([1] * (tokens - 1) + [0], dtype=np.int8),
-        confidence=ones,
-        entropy=ones,
-        margin=ones,
-        softmax=ones,
-        tau=floats(*[0.0] * tokens),
-        gap_nats=floats(*[0.25] * tokens),
-        verifier_logprob=floats(*[-1.0] * tokens),
-    )
+    source = np.array([1] * (tokens - 1) + [0], dtype=np.int8)
+    tau, gap, logprob = (floats(*[value] * tokens) for value in (0.0, 0.25, -1.0))
+    trace = TokenTrace(source, ones, ones, ones, ones, tau, gap, logprob)
     one = floats(nan)
     iterations = IterationTrace(np.array([tokens], np.int32), np.array([tokens - 1], np.int32), one, one, one, one)
     return Result(
@@ -109,3 +102,9 @@ def test_totals_add_up() -> None:
     assert totals.acceptance_rate == pytest.approx(2 / 3)
     assert totals.tokens_per_iteration == 3
     assert Totals().acceptance_rate == Totals().tokens_per_iteration == 0
+
+
+def test_columns_are_in_the_order_of_the_traces_channels() -> None:
+    for names, trace in ((TOKEN_NAMES, TokenTrace), (ITERATION_NAMES, IterationTrace)):
+        for place, column in enumerate(names):
+            assert vars(trace)[column.partition("_")[2]].place == place, column

@@ -6,11 +6,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cmasd.config.tree import Config, VerificationConfig
 from cmasd.core import Draft
+from cmasd.verification import Verification, build_verification
 
 VOCABULARY = 12
 Acceptable = Callable[[Tensor, int, float], bool]
 """(verifier logits (V,), draft token, confidence) -> whether the rule takes the token."""
+
+
+def rule_of(config: VerificationConfig) -> Verification:
+    """The rule in a configuration that sets nothing else."""
+    return build_verification(Config(verification=config), eos_token_ids=())
 
 
 def random_case(seed: int, rows: int = 40, longest: int = 4, near: float = 0.7) -> tuple[Draft, Tensor]:

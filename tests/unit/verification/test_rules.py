@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmasd.config.tree import VerificationConfig
-from cmasd.verification import Verification, build_verification
+from cmasd.verification import Verification
 from tests.unit.verification.drafts import (
     VOCABULARY,
     Acceptable,
@@ -17,6 +17,7 @@ from tests.unit.verification.drafts import (
     random_case,
     rank,
     reference,
+    rule_of,
 )
 
 SEEDS = range(6)
@@ -38,14 +39,14 @@ def check(rule: Verification, acceptable: Acceptable, seed: int, near: float = 0
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_exact_takes_the_argmax_alone(seed: int) -> None:
-    rule = build_verification(VerificationConfig(kind="exact"))
+    rule = rule_of(VerificationConfig(kind="exact"))
     check(rule, lambda logits_V, token, confidence: token == int(logits_V.argmax()), seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("beta", "tau"), [(5, 3.0), (2, 3.0), (12, 1.0), (100, 2.0), (3, 0.1)])
 def test_relaxed(beta: int, tau: float, seed: int) -> None:
-    rule = build_verification(VerificationConfig(kind="relaxed", beta=beta, tau=tau))
+    rule = rule_of(VerificationConfig(kind="relaxed", beta=beta, tau=tau))
     check(
         rule,
         lambda logits_V, token, confidence: rank(logits_V, token) < beta and gap_nats(logits_V, token) <= tau,
@@ -65,7 +66,7 @@ def test_modulated(form: Form, tau_base: float, gamma: float, seed: int) -> None
     def acceptable(logits_V: torch.Tensor, token: int, confidence: float) -> bool:
         return rank(logits_V, token) < 4 and gap_nats(logits_V, token) <= tau(confidence)
 
-    rule = build_verification(config)
+    rule = rule_of(config)
     check(rule, acceptable, seed)
     draft, logits_BTV = random_case(seed)
     verdict = rule.verify(draft, logits_BTV)
@@ -86,7 +87,7 @@ def test_typical(epsilon: float, delta: float, seed: int) -> None:
         likely = math.exp(logs[token]) > min(epsilon, delta * math.exp(-entropy))
         return likely or token == int(logits_V.argmax())
 
-    check(build_verification(VerificationConfig(kind="typical", epsilon=epsilon, delta=delta)), acceptable, seed)
+    check(rule_of(VerificationConfig(kind="typical", epsilon=epsilon, delta=delta)), acceptable, seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -102,8 +103,8 @@ def test_typical(epsilon: float, delta: float, seed: int) -> None:
 )
 def test_lossy_rules_without_tolerance_are_exact(config: VerificationConfig, seed: int) -> None:
     draft, logits_BTV = random_case(seed)
-    exact = build_verification(VerificationConfig(kind="exact")).verify(draft, logits_BTV)
-    other = build_verification(config).verify(draft, logits_BTV)
+    exact = rule_of(VerificationConfig(kind="exact")).verify(draft, logits_BTV)
+    other = rule_of(config).verify(draft, logits_BTV)
     assert other.accepted_B.tolist() == exact.accepted_B.tolist()
     assert other.next_B.tolist() == exact.next_B.tolist()
 
@@ -121,7 +122,7 @@ def test_the_two_forms_relax_at_opposite_ends() -> None:
     accepted = {}
     for form in ("prose", "printed"):
         config = VerificationConfig(kind="modulated", tau_base=0.2, gamma=1.0)
-        rule = build_verification(replace(config, tau_form=form))
+        rule = rule_of(replace(config, tau_form=form))
         accepted[form] = rule.verify(draft, logits_BTV).accepted_B.tolist()
     assert accepted == {"prose": [1, 0], "printed": [0, 1]}
 
@@ -131,14 +132,14 @@ def test_a_draft_without_confidence_gets_the_base_tolerance() -> None:
     draft = replace(draft, confidence_BK=torch.full_like(draft.confidence_BK, torch.nan))
     for form in ("prose", "printed"):
         config = VerificationConfig(kind="modulated", tau_base=0.75, gamma=2.0)
-        verdict = build_verification(replace(config, tau_form=form)).verify(draft, logits_BTV)
+        verdict = rule_of(replace(config, tau_form=form)).verify(draft, logits_BTV)
         assert (verdict.tau_BK == 0.75).all()
 
 
 @pytest.mark.parametrize("kind", ["exact", "relaxed", "modulated", "typical", "sampling"])
 def test_no_draft_gives_one_token_of_the_verifier(kind: Kind) -> None:
     draft, logits_BTV = random_case(2, longest=0)
-    verdict = build_verification(replace(VerificationConfig(), kind=kind)).verify(draft, logits_BTV)
+    verdict = rule_of(replace(VerificationConfig(), kind=kind)).verify(draft, logits_BTV)
     assert verdict.accepted_B.tolist() == [0] * 40
     if kind != "sampling":
         assert verdict.next_B.tolist() == logits_BTV[:, 0].argmax(-1).tolist()
@@ -152,7 +153,7 @@ def test_banned_tokens_are_never_accepted(kind: Kind) -> None:
     masked_BKV = logits_BTV[:, :-1].scatter(2, draft.tokens_BK[..., None], -torch.inf)
     logits_BTV[:, :-1] = torch.where(banned_BK[..., None], masked_BKV, logits_BTV[:, :-1])
     config = VerificationConfig(beta=100, tau=1e6, tau_base=1e6, epsilon=0.0, delta=0.0)
-    verdict = build_verification(replace(config, kind=kind)).verify(draft, logits_BTV)
+    verdict = rule_of(replace(config, kind=kind)).verify(draft, logits_BTV)
     for row, count in enumerate(verdict.accepted_B.tolist()):
         assert not banned_BK[row, :count].any()
     assert verdict.accepted_B.sum() > 0
@@ -166,6 +167,6 @@ def test_ties_end_in_the_token_that_plain_decoding_takes(config: VerificationCon
     draft, _ = random_case(4, rows=30, near=0.0)
     levels = torch.randint(0, 3, (30, 5, VOCABULARY), generator=torch.Generator().manual_seed(4))
     logits_BTV = levels.to(torch.bfloat16)
-    verdict = build_verification(config).verify(draft, logits_BTV)
+    verdict = rule_of(config).verify(draft, logits_BTV)
     first_B = logits_BTV.argmax(-1)[torch.arange(30), verdict.accepted_B]
     assert verdict.next_B.tolist() == first_B.tolist()

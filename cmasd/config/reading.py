@@ -1,13 +1,11 @@
-"""YAML files and `key=value` overrides -> one checked, frozen `Config`; and what identifies it.
+"""YAML files and `key=value` overrides -> one checked, frozen `Config`.
 
-The only door to omegaconf. Overrides are taken as text, so `models.source_language=no` is Norwegian;
-in a YAML file, where `no` is a boolean, a boolean in place of text is refused.
+The only door to omegaconf, and the only module of this room that loads it. Overrides are taken as text, so
+`models.source_language=no` is Norwegian; in a YAML file, where `no` is a boolean, a boolean in place of text is
+refused.
 """
 
-import dataclasses
 import difflib
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +14,13 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from cmasd.config.flat import flatten, to_dict
 from cmasd.config.rules import check, value_of
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError
 
-WITHOUT_EFFECT_ON_RESULTS = ("output", "actors", "limits", "baseline", "cost")
-"""Sections that may change between a run and its resumption."""
+AUTO = {"engine.slots": None}
+"""Keys for which `auto` may be said, and what it stands for."""
 
 Tree = TypeVar("Tree")
 
@@ -105,6 +104,7 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else " `configs/reference.yaml` lists every key."
         raise ConfigError(f"{where}: unknown key.{hint}")
+    value = AUTO[key] if value == "auto" and key in AUTO else value
     booleans = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, bool)]
     if booleans and not isinstance(known[key], bool):
         got = str(booleans[0]).lower()
@@ -123,21 +123,6 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".")
 
 
-def flatten(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of a tree of dataclasses, in the order of its fields."""
-    for field in dataclasses.fields(tree):  # type: ignore[arg-type]
-        value = getattr(tree, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from flatten(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested dictionaries, for JSON."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(tree: dict[str, Any]) -> Config:
     """The inverse of `to_dict`; unknown keys raise `ConfigError`."""
     merged, known = OmegaConf.structured(Config()), dict(flatten(Config()))
@@ -151,13 +136,3 @@ def from_dict(tree: dict[str, Any]) -> Config:
 def to_yaml(config: Config) -> str:
     """YAML that `load` reads back to an equal configuration."""
     return str(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The keys that decide the results, with their values."""
-    return {key: value for key, value in flatten(config) if key.split(".")[0] not in WITHOUT_EFFECT_ON_RESULTS}
-
-
-def fingerprint(config: Config) -> str:
-    """Sixteen hex digits that change exactly when a key with an effect on results does."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,11 +1,27 @@
-"""Other decoders on the same requests, for side-by-side measurements."""
+"""`model.generate` of transformers on the same requests.
+
+On a CPU it decodes in float32 with the stock model, whatever precision our own engines are measured at; on a GPU in
+the pair's own precision.
+"""
 
 from typing import Any
 
 import torch
 
+from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
+from cmasd.runner.models import Model, load_model
+
+
+def stock_verifier(pair: Pair, config: Config) -> Model:
+    """The verifier as transformers runs it; loaded again only where the pair's is of less than float32 on a CPU."""
+    loaded = pair.verifier
+    if pair.device.type != "cpu" or loaded.dtype in (torch.float32, torch.float64):
+        return loaded
+    models = config.models
+    trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
+    return load_model(models.verifier, "float32", pair.device, **trust)
 
 
 class HfGenerate:
@@ -14,9 +30,11 @@ class HfGenerate:
     A batch runs to its largest limit; rows with a smaller one are cut. Under a forced last token all limits must agree.
     """
 
-    def __init__(self, pair: Pair, batch_size: int) -> None:
+    def __init__(self, pair: Pair, batch_size: int, model: Model | None = None) -> None:
+        """`model` is the pair's verifier unless another is given."""
         self.pair = pair
         self.batch_size = batch_size
+        self.model = pair.verifier if model is None else model
 
     @torch.inference_mode()
     def decode(self, requests: list[Request]) -> dict[int, list[int]]:
@@ -28,7 +46,7 @@ class HfGenerate:
         return outputs
 
     def _batch(self, batch: list[Request]) -> dict[int, list[int]]:
-        model: Any = self.pair.verifier
+        model: Any = self.model
         pad = model.generation_config.pad_token_id or 0
         longest = max(len(request.source) for request in batch)
         # Decoder-only models continue the last column, so their prompts are padded on the left.

@@ -1,0 +1,245 @@
+"""How many rows fit into memory, counted before anything is allocated.
+
+`engine.slots` null is turned into a number here, and a number that cannot fit is refused here: otherwise it would be
+the operating system that ends the job, hours later. A slot costs two rows of every buffer, its own and a staged one,
+besides the logits of its window and what encoding its source needs for a moment.
+The count is of the tensors that the engine asks for; `SAFE_SHARE` leaves the rest of the memory to everything else.
+
+Shapes: T window, V vocabulary, S source length.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmasd.config.tree import Config
+from cmasd.engine.pair import Pair
+from cmasd.engine.slots import SlotShape, SlotState
+from cmasd.errors import ConfigError
+from cmasd.runner.cache import Geometry
+from cmasd.runner.dense import COPIES, COPIES_OF_LARGE, LARGE_BYTES
+from cmasd.runner.families import family_of
+from cmasd.runner.load import measure
+from cmasd.runner.models import Model
+
+SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
+"""Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""
+MOST_SLOTS = {"cpu": 256, "cuda": 1024}
+"""Where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units are full by then, and
+every further row only makes each row wait longer."""
+FEW_STAGED = 8
+"""Rows that even an engine of one slot stages."""
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that an engine asks for."""
+
+    fixed_bytes: int
+    """Whatever the number of slots."""
+    slot_bytes: int
+    """For each further slot."""
+
+    def of(self, slots: int) -> int:
+        """Bytes for an engine of `slots` rows."""
+        return self.fixed_bytes + slots * self.slot_bytes
+
+    def most(self, free_bytes: float) -> int:
+        """Slots that fit; 0 where not even one does."""
+        return max(0, int((free_bytes - self.fixed_bytes) // self.slot_bytes))
+
+
+def resolve(pair: Pair, config: Config, engines: int = 1) -> Config:
+    """The configuration with a number of slots that fits; raises `ConfigError` when there is none.
+
+    `engines` are built alike and share the device's memory.
+    """
+    need, free = need_of(pair, config), free_bytes(pair.device) // engines
+    asked = config.engine.slots
+    if asked is not None and need.of(asked) <= free:
+        return config
+    if asked is not None:
+        raise ConfigError(f"engine.slots: {_refusal(asked, need, free)}")
+    slots = choose_slots(pair, config, free)
+    log.info("%s", {"event": "engine.slots", "slots": slots, "slot_bytes": need.slot_bytes, "free_bytes": free})
+    return replace(config, engine=replace(config.engine, slots=slots))
+
+
+def choose_slots(pair: Pair, config: Config, free_bytes: int) -> int:
+    """As many rows as are worth having in `free_bytes`; raises `ConfigError` when none fits."""
+    need, kind = need_of(pair, config), pair.device.type
+    fitting = need.most(SAFE_SHARE[kind] * free_bytes)
+    if fitting == 0:
+        raise ConfigError(f"engine.slots: {_refusal(1, need, free_bytes)}")
+    return min(fitting, MOST_SLOTS[kind])
+
+
+def fits(pair: Pair, config: Config, slots: int, free_bytes: int) -> bool:
+    """Whether an engine of `slots` rows can be had in `free_bytes`."""
+    return need_of(pair, config).of(slots) <= free_bytes
+
+
+def _refusal(slots: int, need: Need, free: int) -> str:
+    most = need.most(free)
+    expected = f"at most {most}" if most else "more memory, because not even one slot fits"
+    return (
+        f"does not fit into memory, got {slots} ({_size(need.of(slots))}: {_size(need.slot_bytes)} a slot; "
+        f"{_size(free)} are free); expected {expected}. Lower it, engine.max_source_tokens or engine.max_new_tokens."
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.0f} TB"
+
+
+def in_halves(
+    prefill: Callable[[list[int], list[list[int]]], None], slots: list[int], sources: list[list[int]]
+) -> None:
+    """`prefill` a batch; where memory is short after all, its halves one after the other, down to single rows."""
+    try:
+        prefill(slots, sources)
+    except RuntimeError as error:
+        if len(slots) == 1 or not is_out_of_memory(error):
+            raise
+    else:
+        return
+    # Outside the handler, which would keep the failed attempt's tensors alive.
+    log.warning("%s", {"event": "engine.prefill_split", "rows": len(slots)})
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(slots) // 2
+    in_halves(prefill, slots[:half], sources[:half])
+    in_halves(prefill, slots[half:], sources[half:])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory: a class of its own on a GPU, known by its words on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+# -------------------------------------------------------------------- what an engine asks for
+
+
+def need_of(pair: Pair, config: Config) -> Need:
+    """Bytes of every tensor that an engine and its runners allocate."""
+    plain = config.policy.kind == "plain"
+    shape = SlotShape(
+        slots=1,
+        staging=1,
+        max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
+        max_new_tokens=pair.max_new_tokens,
+        max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
+        window=1 if plain else config.drafter.max_draft_tokens + 1,
+    )
+    models = [model for model in (pair.verifier, None if plain else pair.drafter) if model is not None]
+    measured = [(model, measure(model, family_of(model))) for model in models]
+    state = SlotState(shape, config.telemetry.level, torch.device("meta"))
+    tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
+    row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for _, geometry in measured)
+    prefill = max(_prefill_bytes(model, geometry, pair.max_source_tokens) for model, geometry in measured)
+    passing = max(prefill, _logits_bytes(pair.verifier, config, shape.window))
+    return Need(sum(map(_packed_bytes, models)) + FEW_STAGED * row_bytes, 2 * row_bytes + passing)
+
+
+def _cache_bytes(geometry: Geometry, shape: SlotShape) -> int:
+    """Keys and values of one row of one runner, with the mask over its source."""
+    return _position_bytes(geometry) * (shape.length + shape.max_source) + shape.max_source * geometry.dtype.itemsize
+
+
+def _position_bytes(geometry: Geometry) -> int:
+    return geometry.layers * 2 * geometry.heads * geometry.width * geometry.dtype.itemsize
+
+
+def _logits_bytes(model: Model, config: Config, window: int) -> int:
+    """The window's logits and what verification makes of them: a float32 copy, or both models' probabilities."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    copies = 4 if config.verification.kind == "sampling" else 2
+    return window * vocabulary * (model.dtype.itemsize + 4 * copies)
+
+
+def _prefill_bytes(model: Model, geometry: Geometry, source: int) -> int:
+    """What encoding one staged row holds at its peak: a layer's activations, and the keys and values not yet stored."""
+    family = family_of(model)
+    hidden = int(model.config.get_text_config().hidden_size)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not _head(model)]
+    widest = max([layer.out_features for layer in layers], default=4 * hidden)
+    activations = source * (2 * widest + 8 * hidden) * geometry.dtype.itemsize
+    fresh = source * _position_bytes(geometry) if family.is_encoder_decoder else 0
+    relative = family.is_encoder_decoder and family.positions_key is None
+    scored = relative or model.config._attn_implementation == "eager"
+    return activations + fresh + (2 * geometry.heads * source * source * 4 if scored else 0)
+
+
+def _head(model: Any) -> Any:
+    return getattr(model, "lm_head", None)
+
+
+def _packed_bytes(model: Model) -> int:
+    """Weights in the layout of a CPU's products, next to the model's own."""
+    if model.device.type != "cpu":
+        return 0
+    weights = [module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear)]
+    return sum(size * (COPIES_OF_LARGE if size > LARGE_BYTES else COPIES) for size in weights)
+
+
+# -------------------------------------------------------------------- what the machine has
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be had on the device now."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    return host_free_bytes()
+
+
+def host_free_bytes(root: Path = Path("/")) -> int:
+    """The smaller of what the machine has left and what the process's control groups allow it."""
+    machine = root / "proc/meminfo"
+    if not machine.is_file():  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    known = dict(line.split(":", 1) for line in machine.read_text().splitlines() if ":" in line)
+    available = int(known["MemAvailable"].split()[0]) * 1024
+    return min([available, *_allowed_by_groups(root)])
+
+
+def _allowed_by_groups(root: Path) -> list[int]:
+    """Of versions 2 and 1, what each group from the process's own up to the outermost has left."""
+    groups = root / "proc/self/cgroup"
+    left = []
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        own = base / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(base):
+                left += _left_in(folder, "memory.max", "memory.current")
+                left += _left_in(folder, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return left
+
+
+def _left_in(folder: Path, limit_name: str, used_name: str) -> list[int]:
+    """Pages of files count as used, though the kernel gives them up when they are wanted."""
+    limit, used = folder / limit_name, folder / used_name
+    if not (limit.is_file() and used.is_file()) or limit.read_text().strip() == "max":
+        return []
+    counts = folder / "memory.stat"
+    lines = counts.read_text().splitlines() if counts.is_file() else []
+    files = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+    reclaimable = files.get("total_inactive_file", files.get("inactive_file", 0))
+    return [max(0, int(limit.read_text()) - int(used.read_text()) + reclaimable)]

@@ -1,0 +1,119 @@
+"""Measures what forwards cost on this machine, once per pair and machine: the goodput policy's table.
+
+The table is kept in the user's cache folder under a name made of everything it depends on: both models, precision,
+device, threads, versions and shapes. A file that is missing or unreadable is measured anew.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmasd import __version__
+from cmasd.policies.costs import StepTable
+from cmasd.runner.base import Runner
+
+SOURCE_TOKENS, PREFIX_TOKENS = 16, 16
+"""Of the made-up rows: about a sentence."""
+WARM_UPS, REPEATS = 9, 3
+"""Weights are packed for a row count once it has come up a few times."""
+
+
+def step_table(verifier: Runner, drafter: Runner | None, about: list[Any], slots: int, window: int) -> StepTable:
+    """The table for up to `slots` rows and `window` tokens each; slots 0..slots-1 of the runners are overwritten.
+
+    `about` is what else the costs depend on, models' configurations first, for the name under which it is kept.
+    """
+    path = _folder() / f"{_name(verifier, drafter, about, slots, window)}.json"
+    try:
+        return _from_json(path.read_text(), window)
+    except (OSError, ValueError, KeyError, TypeError):
+        table = measure(verifier, drafter, slots, window)
+    _keep(path, json.dumps(asdict(table)))
+    return table
+
+
+@torch.inference_mode()
+def measure(verifier: Runner, drafter: Runner | None, slots: int, window: int) -> StepTable:
+    """Median seconds of each forward, at row counts that grow fourfold up to `slots`."""
+    counts = sorted({min(4**i, slots) for i in range(slots.bit_length() // 2 + 2)})
+    length = min(SOURCE_TOKENS, verifier.max_source_length, verifier.max_length - window)
+    sources = [[0] * length] * slots
+    verify, draft = [], []
+    for runner in (verifier, drafter):
+        if runner is not None:
+            runner.prefill(list(range(slots)), sources)
+    prefix = min(PREFIX_TOKENS, verifier.max_length - window) if verifier.is_encoder_decoder else length - 1
+    for rows in counts:
+        starts_B = torch.full((rows,), prefix, device=verifier.device)
+        verify.append(tuple(_seconds(verifier, starts_B, tokens) for tokens in range(1, window + 1)))
+        draft.append(_seconds(drafter, starts_B, 1) if drafter is not None else 0.0)
+    return StepTable(tuple(counts), tuple(verify), tuple(draft))
+
+
+def _seconds(runner: Runner, starts_B: Tensor, tokens: int) -> float:
+    tokens_BT = torch.zeros((len(starts_B), tokens), dtype=torch.int64, device=runner.device)
+
+    def step() -> None:
+        runner.forward(tokens_BT, starts_B)[:, 0].argmax(-1).tolist()
+
+    for _ in range(WARM_UPS):
+        step()
+    return sorted(_timed(step) for _ in range(REPEATS))[REPEATS // 2]
+
+
+def _timed(step: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmasd" / "step-costs"
+
+
+def _name(verifier: Runner, drafter: Runner | None, about: list[Any], slots: int, window: int) -> str:
+    device = torch.cuda.get_device_name(verifier.device) if verifier.device.type == "cuda" else platform.processor()
+    parts = [str(one) for one in about]
+    parts += [str(runner.dtype) for runner in (verifier, drafter) if runner is not None]
+    parts += [str(verifier.max_length), str(verifier.max_source_length), str(slots), str(window)]
+    parts += [
+        platform.node(),
+        device,
+        str(torch.get_num_threads()),
+        __version__,
+        version("torch"),
+        version("transformers"),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _from_json(text: str, window: int) -> StepTable:
+    """Raises ValueError, KeyError or TypeError for anything but a whole table."""
+    read = json.loads(text)
+    table = StepTable(tuple(read["rows"]), tuple(tuple(row) for row in read["verify"]), tuple(read["draft"]))
+    shape = [len(table.verify), len(table.draft), *map(len, table.verify)]
+    if not table.rows or shape != [len(table.rows)] * 2 + [window] * len(table.rows):
+        raise ValueError(f"a table of another shape: {shape}")
+    return table
+
+
+def _keep(path: Path, text: str) -> None:
+    """Whole or not at all; a folder that cannot be written to costs a measurement at the next start."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(path)
+    except OSError:
+        return

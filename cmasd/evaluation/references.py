@@ -1,0 +1,29 @@
+"""The first rows of an input together with their references, for scores."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import pyarrow as pa
+
+from cmasd.config.tree import Config
+from cmasd.io.formats.base import KEEP_PREFIX
+from cmasd.io.plan import make_plan, source_of
+from cmasd.io.shards import read_shards
+
+
+def first_pairs(config: Config, column: str, count: int) -> list[tuple[str, str]]:
+    """(text, reference) of the first rows that have both; raises `InputError` without such a column."""
+    return list(islice(_pairs(replace(config, input=replace(config.input, keep_columns=[column])), column), count))
+
+
+def _pairs(config: Config, column: str) -> Iterator[tuple[str, str]]:
+    plan = make_plan(config)
+    for number, planned in enumerate(plan.files):
+        part = plan.part(number)
+        todo = {shard.index for shard in part.shards()}
+        for _, rows in read_shards(part, source_of(config, planned.file), todo):
+            references = rows[KEEP_PREFIX + column].cast(pa.string()).to_pylist()
+            for text, reference in zip(rows["text"].to_pylist(), references, strict=True):
+                if text and reference:
+                    yield text, reference

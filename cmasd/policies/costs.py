@@ -1,0 +1,65 @@
+"""What an iteration costs, in seconds, by live rows and drafted tokens.
+
+A table measured at start-up on the real models (`cmasd.engine.costs` fills it) gives the shape; what iterations really
+take while running gives the level: the machine's load changes, and the engine adds work of its own.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+
+KEPT = 15
+"""Latest iterations of a kind; their median counts."""
+ENOUGH = 3
+"""Iterations of a kind before they count more than the table."""
+FORGET = 0.1
+"""Share of the level's old value that a new iteration replaces."""
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """Seconds of one forward."""
+
+    rows: tuple[int, ...]
+    """Row counts, ascending."""
+    verify: tuple[tuple[float, ...], ...]
+    """By row count, then by window: [i][t] feeds t + 1 tokens to each of rows[i] rows."""
+    draft: tuple[float, ...]
+    """One token of the drafter, by row count; zeros without a drafting model."""
+
+    def seconds(self, rows: int, drafted: int) -> float:
+        """Drafting `drafted` tokens for each row, then verifying them; between row counts by interpolation."""
+        verify = np.interp(rows, self.rows, [row[drafted] for row in self.verify])
+        return float(verify + drafted * np.interp(rows, self.rows, self.draft))
+
+
+@dataclass
+class IterationCosts:
+    """The table, corrected by experience."""
+
+    table: StepTable
+    _seen: dict[tuple[int, int], deque[float]] = field(default_factory=dict)
+    _levels: dict[bool, float] = field(default_factory=dict)
+    """Measured over table, for plain and for drafting iterations."""
+
+    def seconds(self, rows: int, drafted: int) -> float:
+        """Expected seconds of an iteration."""
+        seen = self._seen.get((_bucket(rows), drafted))
+        if seen is not None and len(seen) >= ENOUGH:
+            return median(seen)
+        level = self._levels.get(drafted > 0) or max(self._levels.values(), default=1.0)
+        return level * self.table.seconds(rows, drafted)
+
+    def observe(self, rows: int, drafted: int, seconds: float) -> None:
+        """An iteration took this long."""
+        self._seen.setdefault((_bucket(rows), drafted), deque(maxlen=KEPT)).append(seconds)
+        level = seconds / self.table.seconds(rows, drafted)
+        old = self._levels.get(drafted > 0, level)
+        self._levels[drafted > 0] = old + FORGET * (level - old)
+
+
+def _bucket(rows: int) -> int:
+    """Row counts that cost about the same: the next power of two."""
+    return 1 << (rows - 1).bit_length()

@@ -1,0 +1,112 @@
+"""Draft while it raises the expected tokens per second; decode plainly where nothing does.
+
+    Theta(K) = expected tokens of all rows with K drafted tokens each / seconds of that iteration
+
+Before an iteration, Theta is compared over K with the acceptance rates of the latest iterations: where K = 0 wins the
+drafter is skipped, and tried again now and then. While drafting, the next token is drafted as long as some longer
+draft has a higher Theta, with each row's own calibrated survival (DSpark, arXiv 2607.05147, whose budget is a number
+of query tokens; here an iteration pays for its longest row, as a batch of equal windows does, so all rows draft to one
+length). The stop depends on confidences already seen, never on later ones, so speculative sampling stays lossless.
+
+Shapes: B rows, J tokens drafted so far, K draft.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmasd.policies.acceptance import Acceptance
+from cmasd.policies.base import Observation, Policy
+from cmasd.policies.costs import IterationCosts
+
+FIRST_TRIAL_ROWS = 64
+"""The first trial drafts for so many rows added up over iterations, so that a small batch is judged fairly too."""
+TRIAL = 4
+"""Drafting iterations of a later trial; the first has to catch up and is not timed."""
+SHORTEST_REST, LONGEST_REST = 32, 1024
+"""Plain iterations between trials: twice as many after each that fails, because catching up is not free."""
+PLAIN_EVERY, PLAIN = 128, 3
+"""Drafting iterations between plain ones that keep the comparison honest, and how many of those."""
+
+
+class GoodputPolicy(Policy):
+    """One length for all rows, chosen in every iteration; 0 is plain decoding."""
+
+    def __init__(self, max_draft_tokens: int) -> None:
+        self.max_draft_tokens = max_draft_tokens
+        self.acceptance = Acceptance(max_draft_tokens)
+        self.costs: IterationCosts | None = None
+        """Set by the engine, which can measure."""
+        self._first_rows_left = FIRST_TRIAL_ROWS
+        self._trial_left = 0
+        self._plain_left = 0
+        self._rest = SHORTEST_REST
+        self._since_plain = PLAIN_EVERY
+        self._looked_for = 0
+        self._rates: list[float] = []
+        self._seconds: list[float] = []
+
+    def goodput(self, rows: int) -> list[float]:
+        """Theta(K) in tokens per second for K = 0, 1, ... max_draft_tokens, before anything is drafted."""
+        self._look(rows)
+        tokens_K = rows * np.cumsum(np.concatenate([[1.0], np.cumprod(self._rates)]))
+        return [float(tokens) / seconds for tokens, seconds in zip(tokens_K, self._seconds, strict=True)]
+
+    def _look(self, rows: int) -> None:
+        """What is known at the beginning of an iteration, looked up once in it."""
+        if self._looked_for == rows:
+            return
+        assert self.costs is not None, "the engine sets the costs"
+        self._looked_for = rows
+        self._rates = self.acceptance.rates().tolist()
+        self._seconds = [self.costs.seconds(rows, k) for k in range(self.max_draft_tokens + 1)]
+
+    def plan(self, rows: int) -> int:
+        """The longest draft, or 0 where plain decoding wins and no trial is due."""
+        if self._trial_left or self._first_rows_left > 0:
+            return self.max_draft_tokens
+        if self._plain_left:
+            return 0
+        theta = self.goodput(rows)
+        if max(theta[1:]) <= theta[0]:
+            self._plain_left, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
+            return 0
+        self._rest = SHORTEST_REST
+        if self._since_plain >= PLAIN_EVERY:
+            self._plain_left = PLAIN
+            return 0
+        return self.max_draft_tokens
+
+    def go_on(self, confidence_BJ: Tensor) -> Tensor:
+        """(B,), the same for all rows: does a longer draft have a higher Theta?"""
+        rows, drafted = confidence_BJ.shape
+        self._look(rows)
+        survival_J = self.acceptance.survival(confidence_BJ).sum(0).tolist()
+        tokens = rows + sum(survival_J)
+        now = tokens / self._seconds[drafted]
+        last = survival_J[-1]
+        longer = False
+        for rate, seconds in zip(self._rates[drafted:], self._seconds[drafted + 1 :], strict=True):
+            last *= rate
+            tokens += last
+            longer = longer or tokens / seconds > now
+        return torch.full((rows,), longer, device=confidence_BJ.device)
+
+    def observe(self, observation: Observation) -> None:
+        """Learn costs and acceptance; count down to the next trial."""
+        assert self.costs is not None, "the engine sets the costs"
+        rows, drafted = observation.draft.tokens_BK.shape
+        self._looked_for = 0
+        if observation.is_typical:
+            self.costs.observe(rows, drafted, observation.seconds)
+        if drafted:
+            self.acceptance.observe(observation.draft, observation.verdict)
+            self._since_plain += 1
+            self._first_rows_left -= rows
+            self._trial_left = max(0, self._trial_left - 1)
+            return
+        self._since_plain = 0
+        if self._plain_left:
+            self._plain_left -= 1
+            # Back from a rest, not from a look at plain decoding: one trial before Theta is asked again.
+            self._trial_left = TRIAL if self._plain_left == 0 and self._rest > SHORTEST_REST else 0

@@ -1,0 +1,291 @@
+"""BART and its kin (Marian, mBART, Pegasus, M2M100) in few tensor operations.
+
+Small models are bound by the overhead of each operation, not by arithmetic: the stock modules of transformers take
+9 ms for a step of a 6-layer decoder whose products take one. Here a layer is three products less (queries, keys and
+values are one), no module calls, no mask building, and weights stored for the machine (`dense.py`). The weights come
+from the loaded model; parity with it is tested family by family.
+
+Shapes: B rows, T window, S source length, N = B*T, d model width, H heads, D head width, L keys read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmasd.runner.cache import LayerPairs, SlotCache
+from cmasd.runner.dense import Dense, dense
+from cmasd.runner.masks import source_mask
+
+Norm = Callable[[Tensor], Tensor]
+Make = Callable[..., Dense]
+"""`dense`, with its choices made."""
+
+
+def _norm(module: Any) -> Norm:
+    shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Tokens and positions to hidden states."""
+
+    tokens_Vd: Tensor
+    """Scaled."""
+    positions_Pd: Tensor
+    padding: int | None
+    """Families that count no position for this id give it place 0, and the others one more."""
+    norm: Norm | None
+
+    @classmethod
+    def of(cls, side: Any, length: int) -> "Embedding":
+        """From an encoder or a decoder of transformers, for `length` positions or as many as its table has."""
+        scale = getattr(side, "embed_scale", None) or getattr(side.embed_tokens, "embed_scale", None) or 1.0
+        table = side.embed_positions
+        padding = None
+        if hasattr(table, "make_weights"):
+            padding = table.padding_idx
+            positions_Pd = table.get_embedding(padding + 1 + length, table.embedding_dim, padding)[padding:]
+            positions_Pd = positions_Pd.to(side.embed_tokens.weight)
+        else:
+            positions_Pd = table.weight[getattr(table, "offset", 0) :]
+        norm = getattr(side, "layernorm_embedding", None)
+        weight_Vd = side.embed_tokens.weight
+        tokens_Vd = weight_Vd if scale == 1.0 else weight_Vd * scale
+        return cls(tokens_Vd, positions_Pd, padding, _norm(norm) if norm else None)
+
+    def __call__(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """(B, T, d). Positions past the table are those of padding or of drafts past a row's end: never used."""
+        if self.padding is not None:
+            positions_BT = (positions_BT + 1).masked_fill(tokens_BT == self.padding, 0)
+        positions_BT = positions_BT.clamp_max(len(self.positions_Pd) - 1)
+        hidden_BTd = F.embedding(tokens_BT, self.tokens_Vd) + F.embedding(positions_BT, self.positions_Pd)
+        return hidden_BTd if self.norm is None else self.norm(hidden_BTd)
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """A residual branch with its norm before (mBART, Pegasus, M2M100) or after (BART, Marian)."""
+
+    norm: Norm
+    norm_first: bool
+
+    def __call__(self, x_Nd: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, d)"""
+        if self.norm_first:
+            return branch(self.norm(x_Nd)).add_(x_Nd)
+        return self.norm(branch(x_Nd).add_(x_Nd))
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The two products at the end of a layer."""
+
+    inner: Dense
+    activation: Callable[[Tensor], Tensor]
+    outer: Dense
+    sublayer: Sublayer
+
+    @classmethod
+    def of(cls, layer: Any, norm_first: bool, make: Make) -> "FeedForward":
+        """From a layer of transformers."""
+        activation = torch.relu_ if isinstance(layer.activation_fn, torch.nn.ReLU) else layer.activation_fn
+        sublayer = Sublayer(_norm(layer.final_layer_norm), norm_first)
+        return cls(make(layer.fc1), activation, make(layer.fc2), sublayer)
+
+    def __call__(self, x_Nd: Tensor) -> Tensor:
+        """(N, d)"""
+        return self.sublayer(x_Nd, lambda h_Nd: self.outer(self.activation(self.inner(h_Nd))))
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    """Queries, keys and values in one product: all heads' queries, then (key, value) head by head."""
+
+    heads: int
+    project: Dense
+    out: Dense
+    sublayer: Sublayer
+
+    @classmethod
+    def of(cls, layer: Any, norm_first: bool, make: Make) -> "SelfAttention":
+        """From a layer of transformers."""
+        attention = layer.self_attn
+        project = make(attention.q_proj, _paired(attention))
+        sublayer = Sublayer(_norm(layer.self_attn_layer_norm), norm_first)
+        return cls(attention.num_heads, project, make(attention.out_proj), sublayer)
+
+    def over_cache(self, x_Nd: Tensor, rows: int, cache: SlotCache, layer: int, mask: Tensor) -> Tensor:
+        """(N, d): write this window's keys and values, read the cache's; `mask` (B*H, T, L)."""
+
+        def branch(h_Nd: Tensor) -> Tensor:
+            width = h_Nd.shape[1]
+            projected = self.project(h_Nd)
+            cache.write(layer, projected[:, width:].reshape(-1, 2 * width // self.heads))
+            assert cache.view is not None, "a window is open"
+            return self.out(_attend(projected[:, :width], rows, *cache.view.products[layer], mask))
+
+        return self.sublayer(x_Nd, branch)
+
+    def over_source(self, x_Nd: Tensor, rows: int, mask: Tensor) -> Tensor:
+        """(N, d): every position of a row sees the others; `mask` (B, 1, 1, S)."""
+
+        def branch(h_Nd: Tensor) -> Tensor:
+            width = h_Nd.shape[1]
+            queries_BSd, pairs_BSp = self.project(h_Nd).view(rows, -1, 3 * width).split([width, 2 * width], dim=-1)
+            queries_BHSD = queries_BSd.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            keys_BHSD, values_BHSD = pairs_BSp.unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(2, dim=-1)
+            out_BHSD = F.scaled_dot_product_attention(queries_BHSD, keys_BHSD, values_BHSD, attn_mask=mask)
+            return self.out(out_BHSD.transpose(1, 2).reshape(h_Nd.shape))
+
+        return self.sublayer(x_Nd, branch)
+
+
+def _paired(attention: Any) -> torch.nn.Linear:
+    """Keys and values as one layer whose outputs are (head, key | value, D)."""
+
+    def joined(key: Tensor, value: Tensor) -> Tensor:
+        split = [one.unflatten(0, (attention.num_heads, -1)) for one in (key, value)]
+        return torch.cat(split, dim=1).flatten(0, 1)
+
+    key, value = attention.k_proj, attention.v_proj
+    linear = torch.nn.Linear(key.in_features, 2 * key.out_features, bias=key.bias is not None, device="meta")
+    linear.weight = torch.nn.Parameter(joined(key.weight, value.weight), requires_grad=False)
+    if key.bias is not None:
+        linear.bias = torch.nn.Parameter(joined(key.bias, value.bias), requires_grad=False)
+    return linear
+
+
+def _attend(queries_Nd: Tensor, rows: int, keys_GDL: Tensor, values_GLD: Tensor, mask_GTL: Tensor) -> Tensor:
+    """(N, d); G = B*H. Two batched products: on a CPU a fifth faster than the fused kernel for windows this short."""
+    groups, width, _ = keys_GDL.shape
+    heads = groups // rows
+    queries_GTD = queries_Nd.view(rows, -1, heads, width).transpose(1, 2).reshape(groups, -1, width)
+    scores_GTL = torch.baddbmm(mask_GTL, queries_GTD, keys_GDL, alpha=width**-0.5)
+    out_GTD = torch.bmm(torch.softmax(scores_GTL, dim=-1), values_GLD)
+    return out_GTD.view(rows, heads, -1, width).transpose(1, 2).reshape(queries_Nd.shape)
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Over the stored keys and values of the source."""
+
+    heads: int
+    query: Dense
+    store: Dense
+    """Encoder states to (head, key | value, D)."""
+    out: Dense
+    sublayer: Sublayer
+
+    @classmethod
+    def of(cls, layer: Any, norm_first: bool, make: Make) -> "CrossAttention":
+        """From a layer of transformers."""
+        attention = layer.encoder_attn
+        sublayer = Sublayer(_norm(layer.encoder_attn_layer_norm), norm_first)
+        store = make(_paired(attention), recurs=False)
+        return cls(attention.num_heads, make(attention.q_proj), store, make(attention.out_proj), sublayer)
+
+    def __call__(self, x_Nd: Tensor, rows: int, keys_GDS: Tensor, values_GSD: Tensor, mask: Tensor) -> Tensor:
+        """(N, d); `mask` (B*H, 1, S)"""
+        return self.sublayer(x_Nd, lambda h_Nd: self.out(_attend(self.query(h_Nd), rows, keys_GDS, values_GSD, mask)))
+
+    def pair(self, encoded_BSd: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D) of a batch of sources."""
+        rows, length, width = encoded_BSd.shape
+        stored = self.store(encoded_BSd.view(-1, width)).view(rows, length, self.heads, -1).transpose(1, 2)
+        keys_BHSD, values_BHSD = stored.chunk(2, dim=-1)
+        return keys_BHSD, values_BHSD
+
+
+def _per_head(mask: Tensor, heads: int) -> Tensor:
+    """(B, 1, T, L) -> (B*H, T, L)"""
+    return mask.expand(-1, heads, -1, -1).flatten(0, 1)
+
+
+class Encoder:
+    """Sources to hidden states. It remembers its latest batch, for a drafter that shares the verifier's encoder."""
+
+    def __init__(self, encoder: Any, max_source_length: int, int8: bool = False) -> None:
+        self.modules = encoder
+        norm_first = getattr(encoder, "layer_norm", None) is not None
+        make = partial(dense, recurs=False, int8=int8)
+        self._embed = Embedding.of(encoder, max_source_length)
+        self._layers = [
+            (SelfAttention.of(layer, norm_first, make), FeedForward.of(layer, norm_first, make))
+            for layer in encoder.layers
+        ]
+        self._norm = _norm(encoder.layer_norm) if norm_first else None
+        self._latest: tuple[list[list[int]], Tensor] | None = None
+
+    def equals(self, other: "Encoder") -> bool:
+        """Whether both have the same weights in the same precision."""
+        mine, theirs = self.modules.state_dict(), other.modules.state_dict()
+        return mine.keys() == theirs.keys() and all(
+            one.dtype == theirs[name].dtype and torch.equal(one, theirs[name]) for name, one in mine.items()
+        )
+
+    def __call__(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """(B, S, d) states of `sources`, padded to `ids_BS`."""
+        if self._latest is None or self._latest[0] is not sources:
+            self._latest = (sources, self._encode(ids_BS, lengths_B))
+        return self._latest[1]
+
+    def _encode(self, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        rows, length = ids_BS.shape
+        positions_BS = torch.arange(length, device=ids_BS.device).expand(rows, -1)
+        x_BSd = self._embed(ids_BS, positions_BS)
+        mask = source_mask(lengths_B, length, x_BSd.dtype)
+        x_Nd = x_BSd.view(rows * length, -1)
+        for attention, feed_forward in self._layers:
+            x_Nd = feed_forward(attention.over_source(x_Nd, rows, mask))
+        if self._norm is not None:
+            x_Nd = self._norm(x_Nd)
+        return x_Nd.view(rows, length, -1)
+
+
+class Decoder:
+    """Windows of tokens to hidden states, over a slot cache."""
+
+    def __init__(self, decoder: Any, max_length: int, int8: bool = False) -> None:
+        norm_first = getattr(decoder, "layer_norm", None) is not None
+        make = partial(dense, int8=int8)
+        self._embed = Embedding.of(decoder, max_length)
+        self._layers = [
+            (
+                SelfAttention.of(layer, norm_first, make),
+                CrossAttention.of(layer, norm_first, make),
+                FeedForward.of(layer, norm_first, make),
+            )
+            for layer in decoder.layers
+        ]
+        self._norm = _norm(decoder.layer_norm) if norm_first else None
+        self._heads = self._layers[0][0].heads
+
+    def pairs(self, encoded_BSd: Tensor) -> LayerPairs:
+        """Every layer's cross-attention keys and values (B, H, S, D)."""
+        return [cross.pair(encoded_BSd) for _, cross, _ in self._layers]
+
+    def __call__(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        cache: SlotCache,
+        mask: Tensor,
+        sources: LayerPairs,
+        source_mask: Tensor,
+    ) -> Tensor:
+        """(B, T, d) hidden states; the cache's window is open; `sources` as in `View.products`."""
+        rows, window = tokens_BT.shape
+        x_Nd = self._embed(tokens_BT, positions_BT).view(rows * window, -1)
+        mask_GTL, mask_G1S = _per_head(mask, self._heads), _per_head(source_mask, self._heads)
+        for i, (attention, cross, feed_forward) in enumerate(self._layers):
+            x_Nd = attention.over_cache(x_Nd, rows, cache, i, mask_GTL)
+            x_Nd = feed_forward(cross(x_Nd, rows, *sources[i], mask_G1S))
+        if self._norm is not None:
+            x_Nd = self._norm(x_Nd)
+        return x_Nd.view(rows, window, -1)

@@ -1,0 +1,214 @@
+"""CUDA graphs of the forwards that recur: one launch in place of a hundred and more.
+
+Shapes are rounded up to a bucket, so that few graphs serve all rows and lengths; rows of padding write to the cache's
+spare slot. A bucket runs as it is until it has recurred, is then captured, and replayed from there on. A captured
+function sees the device alone: what the host knows is the bucket's `Extent`. On a CPU the same buckets run uncaptured.
+
+Not in the graph: the output layer, because logits would stay in the memory of every graph and be computed for padding;
+so logits are the caller's. Nor the draft loop, acceptance and commit: the loop's length is decided by the host, which
+would read a stop flag one token late, and constraints and telemetry work on shapes that change with the rows.
+
+Shapes: B rows, R rows with padding, T window, d model width.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cmasd.runner.cache import Extent
+
+GraphsMode = Literal["auto", "on", "off"]
+Function = Callable[[Tensor, Tensor, Extent, Tensor | None], Tensor]
+"""Tokens (R, T), starts (R,), the extent, live rows () -> hidden states (R, T, d), without a wait for the device."""
+
+WARM_UPS = 3
+"""Before a capture, on its stream: libraries choose kernels and allocate workspaces in their first calls."""
+USES_BEFORE_CAPTURE = 4
+"""A capture costs about as much as the four forwards it makes; shapes that come up less often are not worth it."""
+MOST_BUCKETS = 128
+"""The least recently used goes first. A working set beyond this is never captured, and runs as without graphs."""
+LEAST_LENGTH = 32
+"""Positions that are read at least: fewer would cost graphs and save microseconds."""
+FINE_FROM = 16
+"""From here on there are two buckets per doubling, so that rounding adds at most half; below, one is enough."""
+
+log = logging.getLogger(__name__)
+
+
+def uses_graphs(mode: GraphsMode, device: torch.device) -> bool:
+    """Whether forwards go through buckets."""
+    return mode == "on" or (mode == "auto" and device.type == "cuda")
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether buckets can become graphs."""
+    return device.type == "cuda"
+
+
+def rounded(count: int) -> int:
+    """The least of 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... that is not less than `count`."""
+    power = 1 << (count - 1).bit_length()
+    smaller = power // 4 * 3
+    return smaller if power > FINE_FROM and count <= smaller else power
+
+
+class Bucket:
+    """The inputs of one extent at fixed addresses, and the function over them: called, or captured and replayed."""
+
+    def __init__(self, function: Function, extent: Extent, device: torch.device) -> None:
+        self.extent = extent
+        self.uses = 0
+        self._function = function
+        with torch.inference_mode(False):  # so that callers within and without it may write to them
+            self._tokens_RT = torch.zeros(extent.rows, extent.window, dtype=torch.int64, device=device)
+            self._starts_R = torch.zeros(extent.rows, dtype=torch.int64, device=device)
+            self._live = torch.zeros((), dtype=torch.int64, device=device)
+        self._rows = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._hidden_RTd: Tensor | None = None
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether `run` replays a graph."""
+        return self._graph is not None
+
+    def load(self, tokens_BT: Tensor, starts_B: Tensor) -> None:
+        """Copy a window in; rows of padding keep what they had, which was valid in this bucket."""
+        rows = tokens_BT.shape[0]
+        self._tokens_RT[:rows].copy_(tokens_BT)
+        self._starts_R[:rows].copy_(starts_B)
+        if rows != self._rows:
+            self._live.fill_(rows)
+            self._rows = rows
+        self.uses += 1
+
+    def run(self) -> Tensor:
+        """Hidden states (R, T, d) of what was loaded; a captured bucket overwrites them in the next run of any."""
+        if self._graph is None:
+            return self._call()
+        self._graph.replay()
+        assert self._hidden_RTd is not None, "a capture keeps its output"
+        return self._hidden_RTd
+
+    def _call(self) -> Tensor:
+        return self._function(self._tokens_RT, self._starts_R, self.extent, self._live)
+
+    def capture(self, recorder: "Recorder") -> None:
+        """Record the function; what was loaded may be run once more, since it writes the same again."""
+        self._graph, self._hidden_RTd = recorder.record(self._call)
+
+
+class Recorder:
+    """One stream and one memory pool for all graphs of a runner, which are never in flight together."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Warm up and capture `function`; also its output, in the memory of the graph.
+
+        The error mode lets other threads of the process use the device meanwhile. A capture that fails may leave its
+        own stream current; the outer block restores the caller's.
+        """
+        caller = torch.cuda.current_stream(self._device)
+        with torch.cuda.device(self._device), torch.cuda.stream(caller):
+            self._stream.wait_stream(caller)
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UPS):
+                    function()
+            caller.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                output = function()
+            return graph, output
+
+
+class Graphs:
+    """The buckets of a runner."""
+
+    def __init__(self, function: Function, most: Extent, device: torch.device, insist: bool = False) -> None:
+        """`most` bounds every extent; `insist` raises where a capture fails, instead of going on without graphs."""
+        self._function = function
+        self._most = most
+        self._device = device
+        self._insist = insist
+        self._captures = can_capture(device)
+        self._recorder: Recorder | None = None
+        self._buckets: OrderedDict[Extent, Bucket] = OrderedDict()
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Of the buckets held, the most recently used last."""
+        return list(self._buckets)
+
+    @property
+    def captured(self) -> list[Extent]:
+        """Of the buckets that are replayed."""
+        return [extent for extent, bucket in self._buckets.items() if bucket.is_captured]
+
+    def __call__(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
+        """Hidden states (B, T, d), to be used up before the next call."""
+        bucket = self._bucket(self.round(extent))
+        bucket.load(tokens_BT, starts_B)
+        if self._captures and not bucket.is_captured and bucket.uses >= USES_BEFORE_CAPTURE:
+            self._capture(bucket)
+        return bucket.run()[: extent.rows]
+
+    def prepare(self, extents: Iterable[Extent]) -> None:
+        """Capture ahead of use, largest first: what a large graph needed of the pool serves the smaller ones."""
+        for extent in sorted({self.round(extent) for extent in extents}, key=_size, reverse=True)[:MOST_BUCKETS]:
+            bucket = self._bucket(extent)
+            if self._captures and not bucket.is_captured:
+                self._capture(bucket)
+
+    def round(self, extent: Extent) -> Extent:
+        """The bucket of an extent. Windows stay: they are few, and every token of one costs."""
+        return Extent(
+            rows=min(rounded(extent.rows), self._most.rows),
+            window=extent.window,
+            length=min(rounded(max(extent.length, LEAST_LENGTH)), self._most.length),
+            sources=min(rounded(max(extent.sources, LEAST_LENGTH)), self._most.sources) if extent.sources else 0,
+        )
+
+    def _bucket(self, extent: Extent) -> Bucket:
+        bucket = self._buckets.get(extent)
+        if bucket is None:
+            if len(self._buckets) == MOST_BUCKETS:
+                self._drop()
+            bucket = self._buckets[extent] = Bucket(self._function, extent, self._device)
+        self._buckets.move_to_end(extent)
+        return bucket
+
+    def _drop(self) -> None:
+        """The least recently used bucket; a graph may not go while the device still runs it."""
+        _, bucket = self._buckets.popitem(last=False)
+        if bucket.is_captured and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _capture(self, bucket: Bucket) -> None:
+        try:
+            if self._recorder is None:
+                self._recorder = Recorder(self._device)
+                self._grow_tables()
+            bucket.capture(self._recorder)
+        except RuntimeError as error:
+            if self._insist:
+                raise
+            self._captures = False
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.warning("%s", {"event": "runner.graphs_off", "extent": tuple(bucket.extent), "cause": cause})
+
+    def _grow_tables(self) -> None:
+        """Tables that grow with the longest read, such as T5's, must not move once a graph knows their address."""
+        whole = Extent(1, 1, self._most.length, self._most.sources)
+        Bucket(self._function, whole, self._device).run()
+
+
+def _size(extent: Extent) -> tuple[int, int]:
+    return extent.rows * extent.window, extent.length + extent.sources

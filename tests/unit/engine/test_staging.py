@@ -1,0 +1,55 @@
+"""A device without room for a whole batch of new rows: the engine goes on with halves, and nothing else changes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmasd.engine import Engine
+from cmasd.runner.bart import Encoder
+from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
+
+
+@pytest.mark.parametrize("family", ["marian", "llama"])
+def test_a_batch_too_large_for_memory_is_split(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, config = shared_pair(family), tiny_config(policy={"kind": "fixed"}, engine={"slots": 5})
+    requests = ragged_requests(17, seed=3)
+    expected = tokens_of(decode(pair, config, requests))
+    engine = Engine(pair, config)
+    assert engine.drafter is not None
+    real, sizes = engine.drafter.prefill, []
+
+    def once(slots: list[int], sources: list[list[int]], **options: bool) -> None:
+        sizes.append(len(slots))
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        real(slots, sources, **options)
+
+    monkeypatch.setattr(engine.drafter, "prefill", once)
+    engine.submit(requests)
+    found: dict[int, list[int]] = {}
+    while engine.pending:
+        found |= {result.key: result.token_ids.tolist() for result in engine.step()}
+    assert found == expected
+    assert sizes[1] + sizes[2] == sizes[0] > 1
+
+
+@pytest.mark.parametrize(("shared", "rounds"), [(True, 1), (False, 2)])
+def test_a_drafter_with_the_verifiers_encoder_encodes_nothing(
+    shared: bool, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are encoded once for both models; with another encoder, once for each."""
+    pair = shared_pair("marian", "copy" if shared else "unrelated")
+    assert pair.drafter is not None
+    encoded = 0
+    real = Encoder._encode
+
+    def counted(self: Encoder, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        nonlocal encoded
+        encoded += len(ids_BS)
+        return real(self, ids_BS, lengths_B)
+
+    monkeypatch.setattr(Encoder, "_encode", counted)
+    requests = ragged_requests(11, seed=5)
+    drafted = decode(pair, tiny_config(policy={"kind": "fixed"}, engine={"slots": 3}), requests)
+    assert encoded == rounds * len(requests)
+    assert sum(result.num_drafted_tokens for result in drafted.values()) > 0

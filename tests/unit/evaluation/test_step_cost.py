@@ -1,0 +1,37 @@
+"""Costs of a forward: every shape is there, and a wider window of a wide model costs more."""
+
+from dataclasses import replace
+
+import pytest
+
+from cmasd.evaluation.step_cost import step_costs
+from tests.unit.engine.pairs import ragged_requests, shared_pair
+
+SOURCES = [request.source for request in ragged_requests(3, seed=3)]
+
+
+@pytest.mark.parametrize("family", ["marian", "llama"])
+def test_every_shape_of_both_models(family: str) -> None:
+    costs = step_costs(shared_pair(family), SOURCES, [1, 4], seconds=0.1, query_tokens=(1, 3))
+    shapes = [(cost.model, cost.rows, cost.query_tokens) for cost in costs]
+    assert shapes == [
+        (model, rows, window)
+        for rows in (1, 4)
+        for model, windows in (("verifier", (1, 3)), ("drafter", (1,)))
+        for window in windows
+    ]
+    for cost in costs:
+        one = next(c for c in costs if (c.model, c.rows, c.query_tokens) == (cost.model, cost.rows, 1))
+        assert 0 < cost.low <= cost.milliseconds <= cost.high
+        assert cost.ratio_to_one == pytest.approx(cost.milliseconds / one.milliseconds)
+
+
+def test_work_shows_in_the_cost() -> None:
+    """A window of 4,096 query tokens against one of 64."""
+    costs = step_costs(shared_pair("marian"), SOURCES, [64], seconds=0.1, query_tokens=(1, 64))
+    assert costs[1].ratio_to_one > 2
+
+
+def test_a_pair_without_a_drafter() -> None:
+    pair = replace(shared_pair("marian"), drafter=None)
+    assert {cost.model for cost in step_costs(pair, SOURCES, [1], seconds=0.0, query_tokens=(1,))} == {"verifier"}

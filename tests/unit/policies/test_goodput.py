@@ -1,0 +1,181 @@
+"""The goodput policy: Theta by hand, when it stops a draft, and when it gives the drafter up and tries it again."""
+
+from itertools import groupby
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmasd.policies import GoodputPolicy, Observation
+from cmasd.policies.acceptance import REFIT_EVERY
+from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.policies.goodput import FIRST_TRIAL_ROWS, LONGEST_REST, PLAIN, PLAIN_EVERY, SHORTEST_REST, TRIAL
+from tests.unit.policies.iterations import iteration
+
+ROWS = 4
+FIRST_TRIAL = FIRST_TRIAL_ROWS // ROWS
+"""Iterations."""
+
+
+def policy_of(verify: list[float], draft: float = 0.1) -> GoodputPolicy:
+    """`verify`: seconds for windows of 1, 2, ... tokens, whatever the number of rows."""
+    policy = GoodputPolicy(max_draft_tokens=len(verify) - 1)
+    policy.costs = IterationCosts(StepTable((1,), (tuple(verify),), (draft,)))
+    return policy
+
+
+def live(policy: GoodputPolicy, iterations: int, accepted: int, confidence: float = 0.5) -> list[int]:
+    """Drafted tokens of each iteration, when every row accepts `accepted` of them and costs are those of the table."""
+    assert policy.costs is not None
+    lengths = []
+    for _ in range(iterations):
+        drafted = policy.plan(ROWS)
+        kept = min(accepted, drafted)
+        draft, verdict = iteration(torch.full((ROWS, drafted), confidence), [drafted] * ROWS, [kept] * ROWS)
+        policy.observe(Observation(draft, verdict, policy.costs.table.seconds(ROWS, drafted), is_typical=True))
+        lengths.append(drafted)
+    return lengths
+
+
+def runs(lengths: list[int]) -> list[tuple[bool, int]]:
+    """(whether it drafted, for how many iterations in a row)."""
+    return [(drafts, len(list(group))) for drafts, group in groupby(length > 0 for length in lengths)]
+
+
+# -------------------------------------------------------------------- Theta
+
+
+def test_goodput_by_hand() -> None:
+    """Nothing judged yet: three of four are assumed to be accepted at each position."""
+    theta = policy_of([1.0, 1.2, 1.5]).goodput(rows=2)
+    assert theta == pytest.approx([2 / 1.0, 2 * 1.75 / 1.3, 2 * (1 + 0.75 + 0.75**2) / 1.7])
+
+
+def test_goodput_follows_what_was_accepted() -> None:
+    """Of four rows all accept one of two tokens: rates 7/8 and 3/8 with what is assumed beforehand."""
+    policy = policy_of([1.0, 1.2, 1.5])
+    live(policy, 1, accepted=1)
+    assert policy.goodput(rows=1) == pytest.approx([1.0, (1 + 7 / 8) / 1.3, (1 + 7 / 8 + 7 / 8 * 3 / 8) / 1.7])
+
+
+@pytest.mark.parametrize(("confidences", "goes_on"), [([0.9, 0.9], True), ([0.9, 0.3], False)])
+def test_drafting_goes_on_while_theta_rises(confidences: list[float], goes_on: bool) -> None:
+    """After one token: (2 + 1.8)/1.3 < (2 + 1.8 + 1.35)/1.7, but (2 + 1.2)/1.3 > (2 + 1.2 + 0.9)/1.7."""
+    answer_B = policy_of([1.0, 1.2, 1.5]).go_on(torch.tensor([[c] for c in confidences]))
+    assert answer_B.tolist() == [goes_on, goes_on]
+
+
+def test_a_step_in_the_costs_is_looked_beyond() -> None:
+    """The second token costs more than it brings, but with it the third and fourth are nearly free."""
+    dear_then_free = policy_of([1.0, 1.0, 1.7, 1.7, 1.7], draft=0.0)
+    sure_B1 = torch.tensor([[0.999]])
+    theta = dear_then_free.goodput(1)
+    assert theta[2] < theta[1] < max(theta[3:])
+    assert dear_then_free.go_on(sure_B1).all()
+    assert not policy_of([1.0, 1.0, 1.7], draft=0.0).go_on(sure_B1).any()
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.floats(0.1, 2.0), min_size=4, max_size=4),
+    st.lists(st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3), min_size=1, max_size=4),
+    st.integers(1, 3),
+)
+def test_the_stop_is_where_no_longer_draft_has_a_higher_theta(
+    steps: list[float], confidences: list[list[float]], drafted: int
+) -> None:
+    seconds = [sum(steps[: k + 1]) for k in range(4)]
+    policy, rows = policy_of(seconds, draft=0.0), len(confidences)
+
+    def theta(k: int) -> float:
+        """Own confidences as far as they are known, then the rate that is assumed of all."""
+        tokens = float(rows)
+        for row in confidences:
+            survival = 1.0
+            for j in range(k):
+                survival *= row[j] if j < drafted else 0.75
+                tokens += survival
+        return tokens / seconds[k]
+
+    best = max([theta(k) for k in range(drafted + 1, 4)], default=0.0)
+    if abs(best - theta(drafted)) < 1e-5:
+        return
+    answer_B = policy.go_on(torch.tensor(confidences)[:, :drafted])
+    assert answer_B.tolist() == [best > theta(drafted)] * rows
+
+
+def test_a_drafter_without_confidence() -> None:
+    """NaN counts as 1/2 before anything is known; what is accepted then decides."""
+    policy, nothing_BJ = policy_of([1.0, 1.2, 1.5]), torch.full((ROWS, 1), torch.nan)
+    assert not policy.go_on(nothing_BJ).any(), "(1 + 0.5)/1.3 > (1 + 0.5 + 0.375)/1.7"
+    assert set(live(policy, 2 * REFIT_EVERY, accepted=2, confidence=torch.nan)) == {0, 2}
+    assert policy.go_on(nothing_BJ).all()
+
+
+# -------------------------------------------------------------------- drafting at all
+
+
+def test_where_plain_wins_the_drafter_rests_longer_each_time() -> None:
+    lengths = live(policy_of([1.0, 1.2, 1.5]), 3500, accepted=0)
+    rests = [SHORTEST_REST * 2**i for i in range(20) if SHORTEST_REST * 2**i <= LONGEST_REST]
+    assert rests[-1] == LONGEST_REST
+    expected = [run for rest in [*rests, LONGEST_REST] for run in ((True, TRIAL), (False, rest))]
+    expected[0] = (True, FIRST_TRIAL)
+    assert runs(lengths)[: len(expected)] == expected
+
+
+def test_where_drafting_pays_plain_is_measured_now_and_then() -> None:
+    assert runs(live(policy_of([1.0, 1.2, 1.5]), FIRST_TRIAL + 2 * (PLAIN + PLAIN_EVERY), accepted=2)) == [
+        (True, FIRST_TRIAL),
+        (False, PLAIN),
+        (True, PLAIN_EVERY),
+        (False, PLAIN),
+        (True, PLAIN_EVERY),
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 5, FIRST_TRIAL_ROWS, 1000])
+def test_the_first_trial_is_as_long_as_it_takes_to_see_enough_rows(rows: int) -> None:
+    policy, iterations = policy_of([1.0, 9.0]), 0
+    while policy.plan(rows):
+        draft, verdict = iteration(torch.full((rows, 1), 0.5), [1] * rows, [0] * rows)
+        policy.observe(Observation(draft, verdict, 9.0, is_typical=True))
+        iterations += 1
+    assert (iterations - 1) * rows < FIRST_TRIAL_ROWS <= iterations * rows
+
+
+def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
+    """The same acceptance, but drafting gets cheap for a while."""
+    policy = policy_of([1.0, 1.2, 1.5], draft=5.0)
+    assert runs(live(policy, FIRST_TRIAL + TRIAL + 3 * SHORTEST_REST, accepted=2)) == [
+        (True, FIRST_TRIAL),
+        (False, SHORTEST_REST),
+        (True, TRIAL),
+        (False, 2 * SHORTEST_REST),
+    ]
+    dear, policy.costs = policy.costs, policy_of([1.0, 1.2, 1.5]).costs
+    assert runs(live(policy, 3 * TRIAL, accepted=2)) == [(True, 3 * TRIAL)]
+    policy.costs = dear
+    assert runs(live(policy, SHORTEST_REST + 1, accepted=2)) == [(False, SHORTEST_REST), (True, 1)]
+
+
+def test_measured_seconds_overrule_the_table() -> None:
+    """By the table drafting pays; what iterations take says otherwise, and only typical ones are asked."""
+    for is_typical, drafts_on in ((True, False), (False, True)):
+        policy = policy_of([1.0, 1.2, 1.5])
+        for _ in range(FIRST_TRIAL):
+            draft, verdict = iteration(torch.full((ROWS, 2), 0.5), [2] * ROWS, [2] * ROWS)
+            policy.observe(Observation(draft, verdict, 100.0, is_typical))
+        plain = iteration(torch.zeros(ROWS, 0), [0] * ROWS, [0] * ROWS)
+        policy.observe(Observation(*plain, 1.0, is_typical=True))
+        assert (policy.plan(ROWS) > 0) == drafts_on
+
+
+def test_an_iteration_that_had_no_room_to_draft_uses_up_no_trial() -> None:
+    """Rows at their limit draft nothing, although the policy asked for it."""
+    policy = policy_of([1.0, 1.2, 1.5])
+    for _ in range(2 * FIRST_TRIAL):
+        assert policy.plan(ROWS) == 2
+        policy.observe(Observation(*iteration(torch.zeros(ROWS, 0), [0] * ROWS, [0] * ROWS), 1.0, is_typical=True))
+    assert runs(live(policy, FIRST_TRIAL + 1, accepted=0)) == [(True, FIRST_TRIAL), (False, 1)]
