@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.machine import keep_freed_memory, machine
+from jobs.machine import machine
 
 if TYPE_CHECKING:
     from cmasd.evaluation.quality import Quality
@@ -27,6 +27,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Train to the end, resuming from `work` if a checkpoint is there."""
     from cmasd.config import load_tree
+    from cmasd.runner.allocator import keep_freed_memory
     from cmasd.training.recipe import Recipe
 
     recipe = load_tree(Recipe(), [args.recipe], args.overrides)

@@ -83,7 +83,9 @@ class EngineThread:
     def _loop(self) -> None:
         from cmasd.engine import Engine, load_pair
         from cmasd.engine.capacity import resolve
+        from cmasd.runner.allocator import keep_freed_memory
 
+        keep_freed_memory()
         set_torch_threads(self._config.actors.cpus_each)
         pair = load_pair(self._config)
         config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))

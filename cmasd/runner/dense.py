@@ -25,9 +25,9 @@ Dense = Callable[[Tensor], Tensor]
 
 MOST_ROWS = 256
 """Above, arithmetic outweighs packing."""
-USES_BEFORE_PACKING = 8
+USES_BEFORE_PACKING = 4
 """Row counts that come up less often are not worth a packed copy."""
-COPIES, COPIES_OF_LARGE, LARGE_BYTES = 6, 3, 2 * 2**20
+COPIES, COPIES_OF_LARGE, LARGE_BYTES = 8, 4, 2 * 2**20
 """Packed copies of a weight that are kept, and of one of more bytes than `LARGE_BYTES`."""
 LEAST_SCALE = 1e-30
 """Instead of zero, which nothing can be divided by."""
@@ -61,8 +61,18 @@ def _candidates(weight_OI: Tensor) -> Sequence[Callable[[Tensor, Tensor | None],
     return (OneDnnDense,)
 
 
+def rounded(rows: int) -> int:
+    """The least of 1, 2, 4, 8, 12, 16, 24, 32, 48, ... that is not less than `rows`."""
+    power = 1 << (rows - 1).bit_length()
+    smaller = power // 4 * 3
+    return smaller if power > 8 and rows <= smaller else power
+
+
 class MklDense:
-    """Float32 weights packed by MKL, once for each row count that recurs: a packed copy serves one count alone."""
+    """Float32 weights packed by MKL, which makes a copy for one row count alone.
+
+    Rows are padded up to a count that comes up again, as the last rows of a job would else never meet a packed copy.
+    """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         self._weight_OI = weight_OI
@@ -76,14 +86,17 @@ class MklDense:
     def __call__(self, x_NI: Tensor) -> Tensor:
         """(N, O)"""
         rows = x_NI.shape[0]
-        packed = self._packed.get(rows)
+        count = rounded(rows)
+        packed = self._packed.get(count)
         if packed is None:
-            self._count(rows)
+            self._note(count)
             return F.linear(x_NI, self._weight_OI, self._bias_O)
-        product: Tensor = self._ops._mkl_linear(x_NI, packed, self._weight_OI, self._bias_O, rows)
-        return product
+        if count != rows:
+            x_NI = F.pad(x_NI, (0, 0, 0, count - rows))
+        product: Tensor = self._ops._mkl_linear(x_NI, packed, self._weight_OI, self._bias_O, count)
+        return product[:rows]
 
-    def _count(self, rows: int) -> None:
+    def _note(self, rows: int) -> None:
         if rows > MOST_ROWS:
             return
         uses = self._uses[rows] = self._uses.get(rows, 0) + 1

@@ -1,28 +1,8 @@
-"""What is said of the machine, and the allocator's settings."""
-
-import platform
-import subprocess
-import sys
-from pathlib import Path
+"""What is said of the machine."""
 
 import pytest
 
-from jobs.machine import MALLOC_SETTINGS, keep_freed_memory, machine
-
-ROOT = Path(__file__).resolve().parents[3]
-COUNT_FAULTS = """
-import resource, sys
-from jobs.machine import keep_freed_memory
-if sys.argv[1] == "kept":
-    assert keep_freed_memory({}), "not switched on"
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-b"x" * (64 << 20)
-before = faults()
-for _ in range(10):
-    b"x" * (64 << 20)
-print(faults() - before)
-"""
+from jobs.machine import machine
 
 
 def test_processor_or_gpu() -> None:
@@ -37,18 +17,3 @@ def test_one_name_for_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cmasd.io.provenance.provenance", lambda: {"hardware": hardware})
     assert machine(on_gpu=True) == "Test GPU"
     assert machine(on_gpu=False) == "8 cores of Test CPU"
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant")
-def test_freed_memory_is_kept() -> None:
-    faults = {}
-    for how in ("default", "kept"):
-        command = [sys.executable, "-c", COUNT_FAULTS, how]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        faults[how] = int(done.stdout)
-    assert faults["kept"] < 100 < faults["default"]
-
-
-@pytest.mark.parametrize("name", MALLOC_SETTINGS)
-def test_settings_of_the_user_stay(name: str) -> None:
-    assert not keep_freed_memory({name: "1"})

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmasd.runner import dense as room
-from cmasd.runner.dense import MOST_ROWS, USES_BEFORE_PACKING, Dense, MklDense, OneDnnDense, dense
+from cmasd.runner.dense import MOST_ROWS, USES_BEFORE_PACKING, Dense, MklDense, OneDnnDense, dense, rounded
 
 IN, OUT = 24, 40
 ROWS = [1, 2, 3, 7, 16, 33, MOST_ROWS + 1]
@@ -97,7 +97,25 @@ def test_a_row_count_is_packed_once_it_has_come_up_often_enough() -> None:
     product = mkl(linear().weight, None)
     for use in range(1, USES_BEFORE_PACKING + 3):
         product(rows_of(7))
-        assert (7 in product._packed) == (use >= USES_BEFORE_PACKING)
+        assert (8 in product._packed) == (use >= USES_BEFORE_PACKING), "rows are padded up"
+
+
+def test_counts_between_share_a_packed_copy() -> None:
+    layer = linear()
+    product = mkl(layer.weight, layer.bias)
+    for count in [5, 6, 7, 8] * USES_BEFORE_PACKING:
+        x_NI = rows_of(count)
+        out_NO = product(x_NI)
+        assert out_NO.shape == (count, OUT)
+        torch.testing.assert_close(out_NO, layer(x_NI), atol=1e-5, rtol=0)
+    assert set(product._packed) == {1, 8}
+
+
+def test_padding_never_more_than_doubles_a_batch_and_little_of_a_large_one() -> None:
+    counts = [rounded(rows) for rows in range(1, MOST_ROWS + 1)]
+    assert counts == sorted(counts)
+    assert all(rows <= count < 2 * rows or rows == count for rows, count in enumerate(counts, start=1))
+    assert all(count <= 1.5 * rows for rows, count in enumerate(counts, start=1) if rows > 8)
 
 
 def test_large_batches_are_never_packed() -> None:
@@ -110,7 +128,7 @@ def test_large_batches_are_never_packed() -> None:
 def test_the_oldest_row_count_makes_room() -> None:
     layer = linear()
     product = mkl(layer.weight, layer.bias)
-    counts = range(2, 2 + product._kept)
+    counts = [2, 4, 8, 12, 16, 24, 32, 48][: product._kept]
     for count in counts:
         for _ in range(USES_BEFORE_PACKING):
             product(rows_of(count))
@@ -118,6 +136,7 @@ def test_the_oldest_row_count_makes_room() -> None:
     for _ in range(2 * USES_BEFORE_PACKING):  # what was dropped has to earn its place again
         torch.testing.assert_close(product(rows_of(1)), layer(rows_of(1)), atol=1e-5, rtol=0)
     assert set(product._packed) == {*counts, 1} - {2}
+    assert len(counts) == product._kept
 
 
 def test_large_weights_keep_fewer_copies(monkeypatch: pytest.MonkeyPatch) -> None:
