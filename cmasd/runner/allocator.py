@@ -1,8 +1,8 @@
 """glibc's memory allocator, told to keep what is freed.
 
 Logits and activations of a megabyte and more come and go in every step. By default glibc gives such buffers back to
-the system, and the next step faults their pages in again: a quarter of a training step's time on two cores, and a tenth of
-a decoding step's.
+the system, and the next step faults their pages in again: on two cores a quarter of a training step's time, and a tenth
+of a decoding step's.
 """
 
 import ctypes

@@ -9,6 +9,7 @@ Shapes: N rows, I input width, O output width.
 """
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,11 +24,11 @@ from cmasd.errors import ModelError
 Dense = Callable[[Tensor], Tensor]
 """(N, I) -> (N, O)"""
 
-MOST_ROWS = 256
-"""Above, arithmetic outweighs packing."""
-USES_BEFORE_PACKING = 4
+ROW_COUNTS = (4, 8, 16, 24, 32, 48, 64)
+"""Row counts for which weights are packed; below, `F.linear` is as fast, and above, arithmetic outweighs packing."""
+USES_BEFORE_PACKING = 6
 """Row counts that come up less often are not worth a packed copy."""
-COPIES, COPIES_OF_LARGE, LARGE_BYTES = 8, 4, 2 * 2**20
+COPIES, COPIES_OF_LARGE, LARGE_BYTES = len(ROW_COUNTS), 3, 16 * 2**20
 """Packed copies of a weight that are kept, and of one of more bytes than `LARGE_BYTES`."""
 LEAST_SCALE = 1e-30
 """Instead of zero, which nothing can be divided by."""
@@ -61,11 +62,10 @@ def _candidates(weight_OI: Tensor) -> Sequence[Callable[[Tensor, Tensor | None],
     return (OneDnnDense,)
 
 
-def rounded(rows: int) -> int:
-    """The least of 1, 2, 4, 8, 12, 16, 24, 32, 48, ... that is not less than `rows`."""
-    power = 1 << (rows - 1).bit_length()
-    smaller = power // 4 * 3
-    return smaller if power > 8 and rows <= smaller else power
+def rounded(rows: int) -> int | None:
+    """The least packed row count that is not less than `rows`; None where packing does not pay."""
+    place = bisect_left(ROW_COUNTS, rows)
+    return None if rows <= ROW_COUNTS[0] // 2 or place == len(ROW_COUNTS) else ROW_COUNTS[place]
 
 
 class MklDense:
@@ -81,33 +81,36 @@ class MklDense:
         self._packed: dict[int, Tensor] = {}
         self._uses: dict[int, int] = {}
         self._ops: Any = torch.ops.mkl
-        self._pack(1)
+        self._pack(ROW_COUNTS[0])
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         """(N, O)"""
         rows = x_NI.shape[0]
         count = rounded(rows)
-        packed = self._packed.get(count)
-        if packed is None:
-            self._note(count)
+        packed = None if count is None else self._packed.get(count)
+        if packed is None and count is not None:
+            packed = self._packed_now(count)
+        if packed is None or count is None:
             return F.linear(x_NI, self._weight_OI, self._bias_O)
         if count != rows:
             x_NI = F.pad(x_NI, (0, 0, 0, count - rows))
         product: Tensor = self._ops._mkl_linear(x_NI, packed, self._weight_OI, self._bias_O, count)
         return product[:rows]
 
-    def _note(self, rows: int) -> None:
-        if rows > MOST_ROWS:
-            return
+    def _packed_now(self, rows: int) -> Tensor | None:
+        """Pack for a row count that has come up often enough."""
         uses = self._uses[rows] = self._uses.get(rows, 0) + 1
-        if uses >= USES_BEFORE_PACKING:
-            self._uses[rows] = 0
-            self._pack(rows)
+        if uses < USES_BEFORE_PACKING:
+            return None
+        self._uses[rows] = 0
+        return self._pack(rows)
 
-    def _pack(self, rows: int) -> None:
+    def _pack(self, rows: int) -> Tensor:
         if len(self._packed) == self._kept:
             del self._packed[next(iter(self._packed))]
-        self._packed[rows] = self._ops._mkl_reorder_linear_weight(self._weight_OI, rows)
+        packed: Tensor = self._ops._mkl_reorder_linear_weight(self._weight_OI, rows)
+        self._packed[rows] = packed
+        return packed
 
 
 class OneDnnDense:

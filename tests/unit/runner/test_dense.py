@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmasd.runner import dense as room
-from cmasd.runner.dense import MOST_ROWS, USES_BEFORE_PACKING, Dense, MklDense, OneDnnDense, dense, rounded
+from cmasd.runner.dense import ROW_COUNTS, USES_BEFORE_PACKING, Dense, MklDense, OneDnnDense, dense, rounded
 
 IN, OUT = 24, 40
-ROWS = [1, 2, 3, 7, 16, 33, MOST_ROWS + 1]
+ROWS = [1, 2, 3, 7, 16, 33, 65]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float64: 1e-12}
 Kind = Callable[[Tensor, Tensor | None], Dense]
 
@@ -108,35 +108,35 @@ def test_counts_between_share_a_packed_copy() -> None:
         out_NO = product(x_NI)
         assert out_NO.shape == (count, OUT)
         torch.testing.assert_close(out_NO, layer(x_NI), atol=1e-5, rtol=0)
-    assert set(product._packed) == {1, 8}
+    assert set(product._packed) == {4, 8}
 
 
-def test_padding_never_more_than_doubles_a_batch_and_little_of_a_large_one() -> None:
-    counts = [rounded(rows) for rows in range(1, MOST_ROWS + 1)]
-    assert counts == sorted(counts)
-    assert all(rows <= count < 2 * rows or rows == count for rows, count in enumerate(counts, start=1))
-    assert all(count <= 1.5 * rows for rows, count in enumerate(counts, start=1) if rows > 8)
+def test_padding_less_than_doubles_a_batch() -> None:
+    counts = {rows: rounded(rows) for rows in range(1, 2 * ROW_COUNTS[-1])}
+    assert [rows for rows, count in counts.items() if count is None] == [1, 2, *range(65, 128)]
+    assert all(rows <= count < 2 * rows for rows, count in counts.items() if count is not None)
 
 
-def test_large_batches_are_never_packed() -> None:
+@pytest.mark.parametrize("count", [1, 2, ROW_COUNTS[-1] + 1])
+def test_where_packing_does_not_pay_nothing_is_packed(count: int) -> None:
     product = mkl(linear().weight, None)
     for _ in range(2 * USES_BEFORE_PACKING):
-        product(rows_of(MOST_ROWS + 1))
-    assert set(product._packed) == {1}
+        product(rows_of(count))
+    assert set(product._packed) == {ROW_COUNTS[0]}
 
 
-def test_the_oldest_row_count_makes_room() -> None:
+def test_of_a_large_weight_the_oldest_row_count_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = linear()
+    monkeypatch.setattr(room, "LARGE_BYTES", layer.weight.nbytes - 1)
     product = mkl(layer.weight, layer.bias)
-    counts = [2, 4, 8, 12, 16, 24, 32, 48][: product._kept]
+    counts = ROW_COUNTS[1 : 1 + product._kept]
     for count in counts:
         for _ in range(USES_BEFORE_PACKING):
             product(rows_of(count))
-    assert set(product._packed) == set(counts), "the first count, 1, was the oldest"
+    assert set(product._packed) == set(counts), "the first count was the oldest"
     for _ in range(2 * USES_BEFORE_PACKING):  # what was dropped has to earn its place again
-        torch.testing.assert_close(product(rows_of(1)), layer(rows_of(1)), atol=1e-5, rtol=0)
-    assert set(product._packed) == {*counts, 1} - {2}
-    assert len(counts) == product._kept
+        torch.testing.assert_close(product(rows_of(4)), layer(rows_of(4)), atol=1e-5, rtol=0)
+    assert set(product._packed) == {*counts, 4} - {counts[0]}
 
 
 def test_large_weights_keep_fewer_copies(monkeypatch: pytest.MonkeyPatch) -> None:
