@@ -23,7 +23,7 @@ FIRST_TRIAL_ROWS = 64
 """The first trial drafts for so many rows added up over iterations, so that a small batch is judged fairly too."""
 TRIAL = 4
 """Drafting iterations of a later trial; the first has to catch up and is not timed."""
-SHORTEST_REST, LONGEST_REST = 32, 1024
+SHORTEST_REST, LONGEST_REST = 128, 4096
 """Plain iterations between trials: twice as many after each that fails, because catching up is not free."""
 PLAIN_EVERY, PLAIN = 128, 3
 """Drafting iterations between plain ones that keep the comparison honest, and how many of those."""

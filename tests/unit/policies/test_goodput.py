@@ -117,7 +117,7 @@ def test_a_drafter_without_confidence() -> None:
 
 
 def test_where_plain_wins_the_drafter_rests_longer_each_time() -> None:
-    lengths = live(policy_of([1.0, 1.2, 1.5]), 3500, accepted=0)
+    lengths = live(policy_of([1.0, 1.2, 1.5]), 4 * LONGEST_REST, accepted=0)
     rests = [SHORTEST_REST * 2**i for i in range(20) if SHORTEST_REST * 2**i <= LONGEST_REST]
     assert rests[-1] == LONGEST_REST
     expected = [run for rest in [*rests, LONGEST_REST] for run in ((True, TRIAL), (False, rest))]
