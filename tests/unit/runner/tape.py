@@ -38,6 +38,8 @@ class Tape(TorchDispatchMode):
         with torch.inference_mode():
             for func, args, kwargs, outputs in self._steps:
                 for old, new in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
+                    if old.is_mkldnn:  # weights that were packed meanwhile: the same again, and never in a graph
+                        continue
                     if old.data_ptr() != new.data_ptr():  # else it is a view, or was changed in place
                         old.copy_(new)
 
