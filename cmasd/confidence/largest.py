@@ -15,8 +15,8 @@ def argmax(logits: Tensor) -> Tensor:
     """Like `logits.argmax(-1)`, the first of equals included."""
     if not _is_worth_it(logits):
         return logits.argmax(-1)
-    start, window = _winning_window(logits, _tops(logits))
-    return (start + window.argmax(-1, keepdim=True)).squeeze(-1)
+    place, _ = _search(logits, _tops(logits))
+    return place
 
 
 def top2(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,10 +24,10 @@ def top2(logits: Tensor) -> tuple[Tensor, Tensor]:
     if not _is_worth_it(logits):
         return logits.topk(2, dim=-1).values, logits.argmax(-1)
     tops = _tops(logits)
-    start, window = _winning_window(logits, tops)
+    place, window = _search(logits, tops)
     inside, outside = window.topk(2, dim=-1).values, tops.topk(2, dim=-1).values
     values = torch.cat([inside[..., :1], torch.maximum(inside[..., 1:], outside[..., 1:])], dim=-1)
-    return values, (start + window.argmax(-1, keepdim=True)).squeeze(-1)
+    return values, place
 
 
 def _is_worth_it(logits: Tensor) -> bool:
@@ -45,7 +45,8 @@ def _tops(logits: Tensor) -> Tensor:
     return torch.cat([tops, logits[..., whole:].amax(-1, keepdim=True)], dim=-1)
 
 
-def _winning_window(logits: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the block with the largest value starts (..., 1), and its values (..., BLOCK)."""
+def _search(logits: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the largest value is (...), and the values of its block (..., BLOCK)."""
     start = (tops.argmax(-1, keepdim=True) * BLOCK).clamp_max(logits.shape[-1] - BLOCK)
-    return start, logits.gather(-1, start + torch.arange(BLOCK, device=logits.device))
+    window = logits.gather(-1, start + torch.arange(BLOCK, device=logits.device))
+    return (start + window.argmax(-1, keepdim=True)).squeeze(-1), window

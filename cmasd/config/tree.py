@@ -7,6 +7,10 @@ keeps equal to this file. Ranges are checked in `rules.py`.
 from dataclasses import dataclass, field
 from typing import Literal
 
+MOST_SLOTS = {"cpu": 256, "cuda": 1024}
+"""For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
+are full by then, and every further row only makes each row wait longer."""
+
 
 @dataclass(frozen=True)
 class InputConfig:

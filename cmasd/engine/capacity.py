@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmasd.config.tree import Config
+from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.engine.pair import Pair
-from cmasd.engine.slots import SlotShape, SlotState
+from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry
 from cmasd.runner.dense import COPIES, COPIES_OF_LARGE, LARGE_BYTES
@@ -30,11 +30,6 @@ from cmasd.runner.models import Model
 
 SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""
-MOST_SLOTS = {"cpu": 256, "cuda": 1024}
-"""Where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units are full by then, and
-every further row only makes each row wait longer."""
-FEW_STAGED = 8
-"""Rows that even an engine of one slot stages."""
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory")
 
 log = logging.getLogger(__name__)
@@ -69,14 +64,17 @@ def resolve(pair: Pair, config: Config, engines: int = 1) -> Config:
         return config
     if asked is not None:
         raise ConfigError(f"engine.slots: {_refusal(asked, need, free)}")
-    slots = choose_slots(pair, config, free)
+    slots = _choose(need, pair.device.type, free)
     log.info("%s", {"event": "engine.slots", "slots": slots, "slot_bytes": need.slot_bytes, "free_bytes": free})
     return replace(config, engine=replace(config.engine, slots=slots))
 
 
 def choose_slots(pair: Pair, config: Config, free_bytes: int) -> int:
     """As many rows as are worth having in `free_bytes`; raises `ConfigError` when none fits."""
-    need, kind = need_of(pair, config), pair.device.type
+    return _choose(need_of(pair, config), pair.device.type, free_bytes)
+
+
+def _choose(need: Need, kind: str, free_bytes: int) -> int:
     fitting = need.most(SAFE_SHARE[kind] * free_bytes)
     if fitting == 0:
         raise ConfigError(f"engine.slots: {_refusal(1, need, free_bytes)}")
@@ -151,7 +149,7 @@ def need_of(pair: Pair, config: Config) -> Need:
     row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for _, geometry in measured)
     prefill = max(_prefill_bytes(model, geometry, pair.max_source_tokens) for model, geometry in measured)
     passing = max(prefill, _logits_bytes(pair.verifier, config, shape.window))
-    return Need(sum(map(_packed_bytes, models)) + FEW_STAGED * row_bytes, 2 * row_bytes + passing)
+    return Need(sum(map(_packed_bytes, models)) + LEAST_STAGED * row_bytes, 2 * row_bytes + passing)
 
 
 def _cache_bytes(geometry: Geometry, shape: SlotShape) -> int:

@@ -25,7 +25,7 @@ from cmasd.engine.capacity import in_halves
 from cmasd.engine.costs import step_table
 from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
-from cmasd.engine.slots import SlotShape, SlotState
+from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
@@ -33,9 +33,6 @@ from cmasd.runner.families import Words
 from cmasd.runner.load import load_runner, share_encoder
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import build_verification
-
-LEAST_STAGED = 8
-"""Rows prefilled at once, however few slots there are: encoding one by one is several times slower."""
 
 
 class Engine:

@@ -20,6 +20,8 @@ from cmasd.drafters import Context
 
 TOKEN_CHANNELS = ("source", "confidence", "entropy", "margin", "softmax", "tau", "gap_nats", "verifier_logprob")
 ITERATION_CHANNELS = ("draft_length", "accepted", "confidence", "entropy", "margin", "softmax")
+LEAST_STAGED = 8
+"""Rows prefilled at once, however few slots there are: encoding one by one is several times slower."""
 COUNTERS = ("iterations", "drafted", "accepted", "drafting", "rollbacks")
 NAN = float("nan")
 PLAIN_TOKEN = (float(FROM_VERIFIER), NAN, NAN, NAN, NAN, 0.0, 0.0, 0.0)

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.io.formats.base import KEEP_PREFIX
-from cmasd.io.plan import make_plan, source_of
-from cmasd.io.shards import read_shards
+from cmasd.io.plan import make_plan
+from cmasd.io.samples import tables
 
 
 def first_pairs(config: Config, column: str, count: int) -> list[tuple[str, str]]:
@@ -18,12 +18,8 @@ def first_pairs(config: Config, column: str, count: int) -> list[tuple[str, str]
 
 
 def _pairs(config: Config, column: str) -> Iterator[tuple[str, str]]:
-    plan = make_plan(config)
-    for number, planned in enumerate(plan.files):
-        part = plan.part(number)
-        todo = {shard.index for shard in part.shards()}
-        for _, rows in read_shards(part, source_of(config, planned.file), todo):
-            references = rows[KEEP_PREFIX + column].cast(pa.string()).to_pylist()
-            for text, reference in zip(rows["text"].to_pylist(), references, strict=True):
-                if text and reference:
-                    yield text, reference
+    for rows in tables(config, make_plan(config)):
+        references = rows[KEEP_PREFIX + column].cast(pa.string()).to_pylist()
+        for text, reference in zip(rows["text"].to_pylist(), references, strict=True):
+            if text and reference:
+                yield text, reference

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from cmasd.config.tree import Config
+from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.errors import IncompleteRunError, TooManyFailedRowsError
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.provenance import provenance
@@ -26,9 +26,6 @@ from cmasd.telemetry.totals import Totals
 
 ROWS_IN_FLIGHT_PER_SLOT = 16
 """Rows handed to an actor per slot: slots stay full across shard borders, by rows of like length."""
-
-MOST_SLOTS = {"cpu": 256, "cuda": 1024}
-"""Of an actor that chooses for itself; `cmasd.engine.capacity` has the same, behind torch."""
 
 READERS_PER_ACTOR = 4
 """Input files open at once; reading is far cheaper than decoding."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmasd.runner.cache import LayerPairs, SlotCache
-from cmasd.runner.dense import Dense, dense
+from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.masks import source_mask
 
 Norm = Callable[[Tensor], Tensor]
@@ -154,11 +154,7 @@ def _paired(attention: Any) -> torch.nn.Linear:
         return torch.cat(split, dim=1).flatten(0, 1)
 
     key, value = attention.k_proj, attention.v_proj
-    linear = torch.nn.Linear(key.in_features, 2 * key.out_features, bias=key.bias is not None, device="meta")
-    linear.weight = torch.nn.Parameter(joined(key.weight, value.weight), requires_grad=False)
-    if key.bias is not None:
-        linear.bias = torch.nn.Parameter(joined(key.bias, value.bias), requires_grad=False)
-    return linear
+    return linear_of(joined(key.weight, value.weight), None if key.bias is None else joined(key.bias, value.bias))
 
 
 def _attend(queries_Nd: Tensor, rows: int, keys_GDL: Tensor, values_GLD: Tensor, mask_GTL: Tensor) -> Tensor:

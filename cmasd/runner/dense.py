@@ -174,6 +174,15 @@ def _is_intel() -> bool:
     return processors.is_file() and "GenuineIntel" in processors.read_text(errors="replace")
 
 
+def linear_of(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
+    """A layer around given weights, for `dense`."""
+    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, device="meta")
+    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if bias_O is not None:
+        linear.bias = nn.Parameter(bias_O, requires_grad=False)
+    return linear
+
+
 def _joined_bias(linears: Sequence[nn.Linear], bias: Tensor | None) -> Tensor | None:
     if all(linear.bias is None for linear in linears):
         return bias

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cmasd.errors import ModelError
-from cmasd.runner.dense import Dense, dense
+from cmasd.runner.dense import Dense, dense, linear_of
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 
@@ -218,10 +218,7 @@ def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> 
     ids_S = words.tensor(linear.weight.device)
     if ids_S is None:
         return dense(linear, bias=bias_V, int8=int8)
-    chosen = nn.Linear(linear.in_features, len(ids_S), bias=linear.bias is not None, device="meta")
-    chosen.weight = nn.Parameter(linear.weight[ids_S], requires_grad=False)
-    if linear.bias is not None:
-        chosen.bias = nn.Parameter(linear.bias[ids_S], requires_grad=False)
+    chosen = linear_of(linear.weight[ids_S], None if linear.bias is None else linear.bias[ids_S])
     return dense(chosen, bias=None if bias_V is None else bias_V[ids_S], int8=int8)
 
 

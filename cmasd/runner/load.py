@@ -43,7 +43,7 @@ def load_runner(
     model.eval()
     geometry = measure(model, family)
     if not family.is_encoder_decoder:
-        return DecoderOnlyRunner(model, family, geometry, slots, max_length, words, int8, graphs)
+        return DecoderOnlyRunner(model, family, geometry, slots, max_length, max_length, words, int8, graphs)
     _check_source_length(model, family, max_source_length)
     family.prepare(model.get_decoder(), max_length)
     return EncoderDecoderRunner(model, family, geometry, slots, max_length, max_source_length, words, int8, graphs)

@@ -63,6 +63,11 @@ class _SlotRunner:
         most = Extent(slots, max_length, max_length, max_source_length)
         self.graphs = Graphs(self._hidden, most, geometry.device, insist=graphs == "on") if bucketed else None
         """Replays forwards of a shape that recurs; None where forwards run one by one."""
+        self._take(model, family, geometry, int8)
+
+    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, int8: bool) -> None:
+        """What this kind of runner needs of the model."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def forward(
@@ -171,24 +176,12 @@ class EncoderDecoderRunner(_SlotRunner):
 
     is_encoder_decoder = True
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        family: Family,
-        geometry: Geometry,
-        slots: int,
-        max_length: int,
-        max_source_length: int,
-        words: Words,
-        int8: bool,
-        graphs: GraphsMode,
-    ) -> None:
-        super().__init__(model, family, geometry, slots, max_length, max_source_length, words, int8, graphs)
-        self._sources = SourceCache(geometry, slots, max_source_length)
+    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, int8: bool) -> None:
+        self._sources = SourceCache(geometry, self.slots, self.max_source_length)
         self._stack: Stack
         if family.is_bart:
-            encoder = Encoder(model.get_encoder(), max_source_length, int8)
-            self._stack = BartStack(encoder, Decoder(model.get_decoder(), max_length, int8), self._cache)
+            encoder = Encoder(model.get_encoder(), self.max_source_length, int8)
+            self._stack = BartStack(encoder, Decoder(model.get_decoder(), self.max_length, int8), self._cache)
         else:
             self._stack = StockStack(model, self._cache)
 
@@ -246,18 +239,7 @@ class DecoderOnlyRunner(_SlotRunner):
 
     is_encoder_decoder = False
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        family: Family,
-        geometry: Geometry,
-        slots: int,
-        max_length: int,
-        words: Words,
-        int8: bool,
-        graphs: GraphsMode,
-    ) -> None:
-        super().__init__(model, family, geometry, slots, max_length, max_length, words, int8, graphs)
+    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, int8: bool) -> None:
         self._decoder: Any = model.base_model
         self._spans = family.spans(model.config)
         self._last_position = self.max_positions - 1 if family.has_position_table and self.max_positions else None

@@ -46,15 +46,15 @@ class BudgetVerification:
             self.tokens += rows
             self._move_price()
             return Verdict(draft.lengths_B, best_BT[:, 0], draft.confidence_BK)
-        spent_BK = self._gaps(draft, logits_BTV, best_BT).cumsum(-1)
+        position_K = torch.arange(most, device=best_BT.device)
+        is_end_BK = torch.isin(draft.tokens_BK, self._eos_ids.to(best_BT.device))
+        is_past_BK = (position_K >= draft.lengths_B[:, None]) | (is_end_BK.long().cumsum(-1) > is_end_BK)
+        spent_BK = self._gaps(draft, logits_BTV, best_BT).masked_fill_(is_past_BK, torch.inf).cumsum(-1)
         balance = self.budget * self.tokens - self.spent_nats
         accepted_B, spent = self._choose(spent_BK, self.price, balance)
         # A row gains its accepted tokens and one of the verifier's own, unless it ended before.
-        position_K = torch.arange(most, device=accepted_B.device)
-        is_end_BK = torch.isin(draft.tokens_BK, self._eos_ids.to(accepted_B.device)) & (
-            position_K < accepted_B[:, None]
-        )
-        self.tokens += int(accepted_B.sum()) + int((~is_end_BK.any(-1)).sum())
+        has_ended_B = (is_end_BK & (position_K < accepted_B[:, None])).any(-1)
+        self.tokens += int(accepted_B.sum()) + int((~has_ended_B).sum())
         self.spent_nats += spent
         self._move_price()
         return Verdict(accepted_B, pick(best_BT, accepted_B), torch.full_like(draft.confidence_BK, self.tau))
@@ -65,17 +65,13 @@ class BudgetVerification:
         self.price = min(max(self.price / STEP if has_left else self.price * STEP, CHEAPEST), DEAREST)
 
     def _gaps(self, draft: Draft, logits_BTV: Tensor, best_BT: Tensor) -> Tensor:
-        """(B, K) nats; 0 for the argmax, infinite for what may not be accepted, or comes after an end of sequence."""
+        """(B, K) nats; 0 for the argmax, infinite for what may not be accepted at all."""
         logits_BKV = logits_BTV[:, :-1].float()
         drafted_BK1 = logits_BKV.gather(-1, draft.tokens_BK[..., None])
         gap_BK = logits_BKV.amax(-1) - drafted_BK1.squeeze(-1)
         allowed_BK = (logits_BKV > drafted_BK1).sum(-1) < self.beta
         allowed_BK &= gap_BK <= self.tau
-        position_K = torch.arange(gap_BK.shape[1], device=gap_BK.device)
-        gap_BK = gap_BK.masked_fill(draft.tokens_BK == best_BT[:, :-1], 0.0).masked_fill(~allowed_BK, torch.inf)
-        is_end_BK = torch.isin(draft.tokens_BK, self._eos_ids.to(gap_BK.device)).long()
-        is_past_BK = (position_K >= draft.lengths_B[:, None]) | (is_end_BK.cumsum(-1) > is_end_BK)
-        return gap_BK.masked_fill(is_past_BK, torch.inf)
+        return gap_BK.masked_fill(draft.tokens_BK == best_BT[:, :-1], 0.0).masked_fill(~allowed_BK, torch.inf)
 
     @staticmethod
     def _choose(spent_BK: Tensor, price: float, balance: float) -> tuple[Tensor, float]:

@@ -97,7 +97,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, corpus: Co
     recipe = replace(small_recipe(tmp_path / "killed", tmp_path), checkpoint_seconds=0.0)
     with pytest.raises(Killed):
         train(recipe, corpus, small_tokenizer(), kill_at(killed_at), report_every=1)
-    state = torch.load(tmp_path / "killed/work/checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / "killed" / "work" / "checkpoint.pt", weights_only=True)
     assert state["step"] == killed_at - 1, "the last step before the kill"
     assert equal(weights(recipe, corpus), whole)
 
