@@ -101,7 +101,7 @@ def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: fl
     results = [row.to_dict() for row in bench(pair, config, sources, sizes, lineup, seconds, watcher)]
     watcher.close()
     print(result_table(results), flush=True)
-    costs = step_costs(pair, sources, sizes, STEP_SECONDS) if args.steps else []
+    costs = step_costs(pair, config, sources, sizes, STEP_SECONDS) if args.steps else []
     steps = [cost.to_dict() for cost in costs]
     if steps:
         print(f"\n{step_table(steps)}")

@@ -81,7 +81,7 @@ def plan_table(config: Config, run: Run) -> str:
     """What would be read, run and written."""
     shards, todo = sum(1 for _ in run.plan.shards()), run.todo
     rows_todo = sum(shard.rows for shard in todo)
-    drafter = config.models.drafter if config.drafter.kind == "model" else config.drafter.kind
+    drafter = config.models.drafter if config.drafter.kind in ("model", "parallel") else config.drafter.kind
     actors = str(config.actors.count or f"{config.actors.min} to {config.actors.max}")
     slots = config.engine.slots or "as many as fit"
     why = "new run" if run.is_new else "same configuration and input as before"

@@ -4,16 +4,22 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.machine import machine
 
 if TYPE_CHECKING:
+    import torch
+
+    from cmasd.evaluation.drafting import Drafting
     from cmasd.evaluation.quality import Quality
+    from cmasd.training.corpus import Corpus
     from cmasd.training.recipe import Recipe
-    from cmasd.training.trainer import Progress
+    from cmasd.training.trainer import Progress, Task
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -41,6 +47,10 @@ def check(recipe: "Recipe", file: str) -> None:
     from cmasd.errors import ConfigError
 
     needed = {"output": recipe.output, "work": recipe.work, "data.path": recipe.data.path}
+    if recipe.kind == "parallel":
+        needed["parallel.verifier"] = recipe.parallel.verifier
+    elif recipe.kind != "seq2seq":
+        raise ConfigError(f"kind: must be seq2seq or parallel, got {recipe.kind}.")
     for key, value in needed.items():
         if not value:
             raise ConfigError(f"{key}: is not set; expected a path. Add it to {file} or pass {key}=PATH.")
@@ -57,28 +67,71 @@ def train(recipe: "Recipe") -> int:
     import torch
 
     from cmasd.training.card import write_card
-    from cmasd.training.corpus import build_corpus, read_texts
-    from cmasd.training.tokenizer import read_tokenizer, train_tokenizer
-    from cmasd.training.trainer import export, write_shortlist
     from cmasd.training.trainer import train as fit
 
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    torch.manual_seed(recipe.schedule.seed)
+    lesson = parallel(recipe) if recipe.kind == "parallel" else seq2seq(recipe)
+    rows = int(lesson.corpus.share.sum())
+    print(f"{rows} pairs per epoch, {recipe.schedule.steps} steps", flush=True)
+    seconds = fit(recipe, lesson.task, lesson.corpus, show)
+    lesson.export(getattr(torch, recipe.dtype))
+    scores = [asdict(score) for score in evaluate(recipe)] if recipe.test.path else []
+    parameters = sum(weight.numel() for weight in lesson.task.model.parameters() if weight.requires_grad)
+    write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters)
+    print(json.dumps({"output": recipe.output, "seconds": round(seconds), "parameters": parameters, "scores": scores}))
+    return 0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained, on what, and how it is written."""
+
+    task: "Task"
+    corpus: "Corpus"
+    export: "Callable[[torch.dtype], None]"
+
+
+def parallel(recipe: "Recipe") -> Lesson:
+    """A drafter of one pass, for a verifier and its outputs."""
+    import torch
+
+    from cmasd.runner.models import load_model, load_tokenizer
+    from cmasd.training.corpus import build_corpus
+    from cmasd.training.parallel import ParallelTask, build_network, drafted_ids, export_parallel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    verifier = load_model(recipe.parallel.verifier, "float32", device)
+    corpus = build_corpus(recipe.data, load_tokenizer(recipe.parallel.verifier))
+    network = build_network(recipe.parallel, verifier)
+    task = ParallelTask(network, verifier, corpus, recipe.parallel, drafted_ids(recipe.parallel, corpus, verifier))
+    return Lesson(task, corpus, partial(export_parallel, network, corpus, recipe))
+
+
+def seq2seq(recipe: "Recipe") -> Lesson:
+    """A model that says the target, given the source."""
+    import torch
+
+    from cmasd.training.corpus import build_corpus, read_texts, write_shortlist
+    from cmasd.training.seq2seq import Seq2SeqTask, begin, export
+    from cmasd.training.tokenizer import read_tokenizer, train_tokenizer
+
     if recipe.tokenizer.path:
         tokenizer = read_tokenizer(recipe.tokenizer.path)
     else:
         print(f"training a tokenizer of {recipe.tokenizer.vocabulary_size} pieces", flush=True)
         tokenizer = train_tokenizer(read_texts(recipe.data), recipe.tokenizer.vocabulary_size)
     corpus = build_corpus(recipe.data, tokenizer)
-    print(f"{int(corpus.share.sum())} pairs per epoch, {recipe.schedule.steps} steps", flush=True)
-    model, seconds = fit(recipe, corpus, tokenizer, show)
-    export(model, tokenizer, recipe, getattr(torch, recipe.dtype))
-    if recipe.role == "drafter":
-        write_shortlist(corpus, Path(recipe.output))
-    scores = [asdict(quality) for quality in evaluate(recipe)] if recipe.test.path else []
-    parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters)
-    print(json.dumps({"output": recipe.output, "seconds": round(seconds), "parameters": parameters, "scores": scores}))
-    return 0
+    model: Any = begin(recipe, tokenizer)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    task = Seq2SeqTask(model, corpus, tokenizer, recipe.schedule.label_smoothing)
+
+    def write(dtype: torch.dtype) -> None:
+        export(model, tokenizer, recipe, dtype)
+        if recipe.role == "drafter":
+            write_shortlist(corpus, Path(recipe.output))
+
+    return Lesson(task, corpus, write)
 
 
 def show(progress: "Progress") -> None:
@@ -86,34 +139,57 @@ def show(progress: "Progress") -> None:
     eta = time.strftime("%H:%M:%S", time.gmtime(progress.eta_seconds))
     print(
         f"step {progress.step}/{progress.steps}  loss {progress.loss_nats:.3f}  "
-        f"source gain {progress.source_gain_nats:.2f}  rate {progress.learning_rate:.1e}  "
+        f"{progress.gauge[0]} {progress.gauge[1]:.2f}  rate {progress.learning_rate:.1e}  "
         f"{progress.target_tokens_per_second:.0f} tokens/s  ETA {eta}",
         flush=True,
     )
 
 
-def evaluate(recipe: "Recipe") -> "list[Quality]":
-    """Scores of the exported model by AR greedy decoding in our engine."""
+def evaluate(recipe: "Recipe") -> "list[Quality] | list[Drafting]":
+    """Scores of the exported model, in our engine: by AR greedy decoding, or as the drafter of its verifier."""
     from cmasd.config import Config
     from cmasd.engine import load_pair
+    from cmasd.evaluation import drafting
     from cmasd.evaluation.quality import TestSets
     from cmasd.evaluation.quality import evaluate as score_sets
 
     base = Config()
     config = replace(
         base,
-        models=replace(base.models, verifier=recipe.output, drafter=None),
-        policy=replace(base.policy, kind="plain"),
         telemetry=replace(base.telemetry, level="none"),
         engine=replace(base.engine, slots=64),
         input=replace(base.input, on_too_long="truncate"),
     )
     assert recipe.test.path is not None, "asked for only with a test file"
     test = recipe.test
-    sets = TestSets(test.path or "", test.source_column, test.target_column, test.set_column)
-    return score_sets(
-        load_pair(config),
+    sets = TestSets(test.path or "", test.source_column, test.target_column, test.set_column, test.rows)
+    if recipe.kind == "parallel":
+        drafts = replace(
+            config,
+            models=replace(base.models, verifier=recipe.parallel.verifier, drafter=recipe.output),
+            drafter=replace(
+                base.drafter,
+                kind="parallel",
+                max_draft_tokens=recipe.parallel.queries,
+                shortlist=recipe.parallel.shortlist,
+            ),
+        )
+        lengths = [length for length in (1, 2, 3, 4, 6, 8) if length <= recipe.parallel.queries]
+        return drafting.evaluate(
+            load_pair(drafts),
+            drafts,
+            sets,
+            lengths,
+            on_set=lambda d: print(f"{d.name}: k = {d.draft_tokens}, {d.tokens_per_iteration:.2f} tokens/iteration"),
+        )
+    plain = replace(
         config,
+        models=replace(base.models, verifier=recipe.output, drafter=None),
+        policy=replace(base.policy, kind="plain"),
+    )
+    return score_sets(
+        load_pair(plain),
+        plain,
         sets,
         on_set=lambda q: print(f"{q.name}: {q.rows} rows, BLEU {q.bleu:.1f}, chrF {q.chrf:.1f}", flush=True),
     )

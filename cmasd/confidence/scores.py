@@ -66,16 +66,19 @@ class Confidence:
     margin_form: str
     calibration: CalibrationMap | None
 
-    def __call__(self, logits_BV: Tensor) -> tuple[Tensor, Scores]:
-        """Return C (B,) float32 in [0, 1] and the components behind it."""
+    def __call__(self, logits_BV: Tensor, head_B: Tensor | None = None) -> tuple[Tensor, Scores]:
+        """Return C (B,) float32 in [0, 1] and the components behind it; `head_B` is the drafter's own prediction."""
         scores = score(logits_BV, self.margin_form)
-        return self.combine(scores), scores
+        return self.combine(scores, head_B), scores
 
-    def combine(self, scores: Scores) -> Tensor:
+    def combine(self, scores: Scores, head_B: Tensor | None = None) -> Tensor:
         """C (B,) of given components."""
         if self.kind == "ensemble":
             w1, w2, w3 = self.weights
             raw_B = w1 * scores.entropy + w2 * scores.margin + w3 * scores.softmax
+        elif self.kind in ("auto", "head"):
+            assert head_B is not None or self.kind == "auto", "the engine checks that there is a head"
+            raw_B = scores.max_prob if head_B is None else head_B.float()
         else:
             raw_B = getattr(scores, self.kind)
         return raw_B if self.calibration is None else self.calibration(raw_B)

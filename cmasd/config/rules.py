@@ -89,10 +89,16 @@ def _check_together(config: Config) -> None:
             f"exact, got {config.policy.quality_budget_nats_per_token:g} with policy.kind {config.policy.kind} and "
             f"verification.kind {config.verification.kind}. Set policy.kind=goodput verification.kind=exact."
         )
-    needs_drafter = config.policy.kind != "plain" and config.drafter.kind == "model"
+    if config.confidence.kind == "head" and config.drafter.kind != "parallel":
+        raise ConfigError(
+            f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.kind}. "
+            "Use confidence.kind=auto."
+        )
+    needs_drafter = config.policy.kind != "plain" and config.drafter.kind in ("model", "parallel")
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(
-            "models.drafter: must be set for drafter.kind 'model', got null. Name a model, or set drafter.kind=lookup."
+            f"models.drafter: must be set for drafter.kind '{config.drafter.kind}', got null. "
+            "Name a model, or set drafter.kind=lookup."
         )
     if config.input.template is not None and "{text}" not in config.input.template:
         raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")

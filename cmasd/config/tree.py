@@ -55,7 +55,8 @@ class ModelsConfig:
     verifier: str = "en-de/verifier"
     """Model whose output is wanted: bundled name, folder or hub name."""
     drafter: str | None = "en-de/drafter"
-    """Model that proposes tokens, for `drafter.kind: model`; same tokenizer as the verifier."""
+    """Model that proposes tokens, for `drafter.kind` model (same tokenizer as the verifier) or parallel (trained for
+    the verifier)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`: quantised weights, with a scale per channel and per row."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -74,8 +75,9 @@ class ModelsConfig:
 class DrafterConfig:
     """Who drafts."""
 
-    kind: Literal["model", "lookup"] = "model"
-    """`model`: a smaller model, token by token; `lookup`: n-gram copy from the source and the row's own output."""
+    kind: Literal["model", "parallel", "lookup"] = "model"
+    """`model`: a smaller model, token by token; `parallel`: all tokens in one pass over the verifier's own states;
+    `lookup`: n-gram copy from the source and the row's own output."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration."""
     min_draft_tokens: int = 1
@@ -138,8 +140,9 @@ class VerificationConfig:
 class ConfidenceConfig:
     """How sure the drafter is, from its logits."""
 
-    kind: Literal["max_prob", "entropy", "margin", "softmax", "ensemble"] = "max_prob"
-    """`ensemble` is the weighted sum of entropy, margin and softmax."""
+    kind: Literal["auto", "head", "max_prob", "entropy", "margin", "softmax", "ensemble"] = "auto"
+    """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; `auto`: the
+    head where there is one, else max_prob."""
     weights: list[float] = field(default_factory=lambda: [0.34, 0.33, 0.33])
     """Ensemble weights of entropy, margin and softmax; not negative, sum 1."""
     margin_form: Literal["full", "printed"] = "full"

@@ -6,6 +6,7 @@ for while they are live (slots 0..B-1), and told after each verification what wa
 Shapes: B live rows, L token buffer, S source buffer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,11 +34,20 @@ class Context:
 class Drafter(Protocol):
     """Proposes up to `policy.max_draft_tokens` tokens per row."""
 
+    one_pass: bool
+    """Whether all tokens of a draft come of one forward, or each of its own."""
     caught_up: bool
     """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """New rows enter these slots; `later` leaves the work until they are first drafted for, if ever."""
+        ...
+
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None] | None:
+        """Made-up rows enter these slots; returns one forward for those that have `starts_B` (B,) tokens, to be timed.
+
+        None where drafting has no cost worth naming.
+        """
         ...
 
     def move(self, source: int, target: int) -> None:
@@ -49,5 +59,8 @@ class Drafter(Protocol):
         ...
 
     def commit(self, accepted_B: Tensor) -> None:
-        """(B,) tokens of the latest draft were accepted; the rest is rolled back."""
+        """The verifier has seen the rows: (B,) tokens of the draft were accepted, 0 where nothing was drafted.
+
+        Called after every iteration, those without a draft included; what was not accepted is rolled back.
+        """
         ...

@@ -33,9 +33,13 @@ class LookupDrafter:
         self._sent: tuple[Tensor, Tensor] | None = None
 
     caught_up = True
+    one_pass = True
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Nothing to do: everything is read from the context."""
+
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
+        """Nothing to time."""
 
     def move(self, source: int, target: int) -> None:
         """Nothing to do."""
@@ -50,8 +54,7 @@ class LookupDrafter:
         real_BK = (where_BK < ends_B[:, None]) & (tokens_BK >= 0) & (found_B > 0)[:, None]
         drafted_B = real_BK.long().cumprod(-1).sum(-1).minimum(room_B)
         confidence_BK = self._rates(found_B)[:, None].expand(-1, most)
-        asked_B = self._extend(confidence_BK, drafted_B)
-        lengths_B = self.policy.keep(confidence_BK, asked_B)
+        lengths_B = self.policy.cut(confidence_BK, drafted_B)
         self._sent = (found_B, lengths_B)
         return Draft(
             tokens_BK.clamp_min(0), lengths_B, confidence_BK, confidence_BK.new_full((*tokens_BK.shape, 3), torch.nan)
@@ -59,8 +62,10 @@ class LookupDrafter:
 
     def commit(self, accepted_B: Tensor) -> None:
         """Update the acceptance rate of each suffix length."""
-        assert self._sent is not None, "commit follows draft"
+        if self._sent is None:
+            return
         found_B, lengths_B = self._sent
+        self._sent = None
         judged_B = (accepted_B + 1).minimum(lengths_B)
         self._accepted_N += self._per_length(found_B, accepted_B)
         self._judged_N += self._per_length(found_B, judged_B)
@@ -73,15 +78,6 @@ class LookupDrafter:
         self._accepted_N = self._accepted_N.to(found_B.device) * FADE
         self._judged_N = self._judged_N.to(found_B.device) * FADE
         return ((self._accepted_N + PRIOR_ACCEPTED) / (self._judged_N + PRIOR_JUDGED))[found_B]
-
-    def _extend(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
-        """Apply the policy's stop after each token, as a drafter that works token by token would."""
-        asked_B = drafted_B.clamp_max(1)
-        going_B = drafted_B > 1
-        for j in range(1, confidence_BK.shape[1]):
-            going_B = going_B & self.policy.go_on(confidence_BK[:, :j]) & (drafted_B > j)
-            asked_B = asked_B + going_B
-        return asked_B
 
     @staticmethod
     def _context(context: Context) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,15 @@ was never fed), more after plain iterations in which the drafter was skipped.
 Shapes: B rows, T window, V vocabulary, J drafted so far.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from cmasd.confidence import Confidence
-from cmasd.confidence.scores import Scores
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
+from cmasd.drafters.choice import Choice
 from cmasd.policies import Policy
 from cmasd.runner.base import Runner
 from cmasd.runner.constraints import Constraints
@@ -22,24 +24,23 @@ from cmasd.runner.constraints import Constraints
 class ModelDrafter:
     """Autoregressive drafting: greedy, or sampling at a temperature."""
 
+    one_pass = False
+
     def __init__(
         self,
         runner: Runner,
         policy: Policy,
         confidence: Confidence,
         constraints: Constraints,
+        choose: Choice,
         eos_ids: Tensor,
-        temperature: float | None,
-        seed: int = 0,
     ) -> None:
-        """`temperature`: None drafts greedily; a number samples, and drafts carry their distribution."""
         self.runner = runner
         self.policy = policy
         self.confidence = confidence
         self.constraints = constraints
         self.eos_ids = eos_ids
-        self.temperature = temperature
-        self._generator = torch.Generator(runner.device).manual_seed(seed + 1)
+        self.choose = choose
         self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._fed = 0
         self._later: dict[int, list[int]] = {}
@@ -55,6 +56,15 @@ class ModelDrafter:
         self.runner.prefill(slots, sources)
         held = [0 if self.runner.is_encoder_decoder else len(source) - 1 for source in sources]
         self._cached[slots] = torch.tensor(held, device=self._cached.device)
+
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:
+        """One token for each row."""
+        self.runner.prefill(slots, sources)
+
+        def forward(starts_B: Tensor) -> None:
+            self.runner.forward(torch.zeros_like(starts_B)[:, None], starts_B)[:, 0].argmax(-1).tolist()
+
+        return forward
 
     def move(self, source: int, target: int) -> None:
         """Copy the row's cache as far as it is filled."""
@@ -80,7 +90,7 @@ class ModelDrafter:
             last_B1 = context.tokens_BL.gather(1, lengths_B[:, None] + (j - 1))
             logits_BV = self._constrain(logits_BV, context, last_B1, lengths_B + (j - 1))
             confidence_B, scores = self.confidence(logits_BV)
-            token_B, prob_BV = self._choose(logits_BV, scores)
+            token_B, prob_BV = self.choose(logits_BV, scores.token)
             tokens.append(token_B)
             confidences.append(confidence_B)
             components.append(torch.stack([scores.entropy, scores.margin, scores.softmax], dim=-1))
@@ -101,7 +111,7 @@ class ModelDrafter:
             lengths_B=self.policy.keep(confidence_BK, drafted_B),
             confidence_BK=confidence_BK,
             components_BK3=torch.stack(components, 1),
-            probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.temperature is not None else None,
+            probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.choose.samples else None,
         )
 
     def commit(self, accepted_B: Tensor) -> None:
@@ -130,15 +140,3 @@ class ModelDrafter:
         return self.constraints.apply(
             logits_BV[:, None], context.tokens_BL, starts_B, context.prompt_lengths_B, limits_B, last_B1
         )[:, 0]
-
-    def _choose(self, logits_BV: Tensor, scores: Scores) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B,), and their distribution (B, V) when sampling; a shortlist's columns become ids again."""
-        ids_S = self.runner.shortlist
-        if self.temperature is None:
-            return scores.token if ids_S is None else ids_S[scores.token], None
-        probs_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1)
-        token_B = torch.multinomial(probs_BV, 1, generator=self._generator).squeeze(1)
-        if ids_S is None:
-            return token_B, probs_BV
-        whole_BV = probs_BV.new_zeros(len(probs_BV), self.runner.vocabulary_size)
-        return ids_S[token_B], whole_BV.index_copy_(1, ids_S, probs_BV)

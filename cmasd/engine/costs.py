@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cmasd import __version__
+from cmasd.drafters import Drafter
 from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Runner
 
@@ -29,8 +31,8 @@ WARM_UPS, REPEATS = 9, 3
 """Weights are packed for a row count once it has come up a few times."""
 
 
-def step_table(verifier: Runner, drafter: Runner | None, about: list[Any], slots: int, window: int) -> StepTable:
-    """The table for up to `slots` rows and `window` tokens each; slots 0..slots-1 of the runners are overwritten.
+def step_table(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> StepTable:
+    """The table for up to `slots` rows and `window` tokens each; slots 0..slots-1 of both are overwritten.
 
     `about` is what else the costs depend on, models' configurations first, for the name under which it is kept.
     """
@@ -44,35 +46,35 @@ def step_table(verifier: Runner, drafter: Runner | None, about: list[Any], slots
 
 
 @torch.inference_mode()
-def measure(verifier: Runner, drafter: Runner | None, slots: int, window: int) -> StepTable:
+def measure(verifier: Runner, drafter: Drafter | None, slots: int, window: int) -> StepTable:
     """Median seconds of each forward, at row counts that grow fourfold up to `slots`."""
     counts = sorted({min(4**i, slots) for i in range(slots.bit_length() // 2 + 2)})
     length = min(SOURCE_TOKENS, verifier.max_source_length, verifier.max_length - window)
     sources = [[0] * length] * slots
     verify, draft = [], []
-    for runner in (verifier, drafter):
-        if runner is not None:
-            runner.prefill(list(range(slots)), sources)
+    verifier.prefill(list(range(slots)), sources)
+    forward = None if drafter is None else drafter.rehearse(list(range(slots)), sources)
     prefix = min(PREFIX_TOKENS, verifier.max_length - window) if verifier.is_encoder_decoder else length - 1
     for rows in counts:
         starts_B = torch.full((rows,), prefix, device=verifier.device)
-        verify.append(tuple(_seconds(verifier, starts_B, tokens) for tokens in range(1, window + 1)))
-        draft.append(_seconds(drafter, starts_B, 1) if drafter is not None else 0.0)
-    return StepTable(tuple(counts), tuple(verify), tuple(draft))
+        verify.append(tuple(_verification(verifier, starts_B, tokens) for tokens in range(1, window + 1)))
+        draft.append(0.0 if forward is None else _seconds(partial(forward, starts_B)))
+    return StepTable(tuple(counts), tuple(verify), tuple(draft), drafter is not None and drafter.one_pass)
 
 
-def _seconds(runner: Runner, starts_B: Tensor, tokens: int) -> float:
-    tokens_BT = torch.zeros((len(starts_B), tokens), dtype=torch.int64, device=runner.device)
+def _verification(verifier: Runner, starts_B: Tensor, tokens: int) -> float:
+    tokens_BT = torch.zeros((len(starts_B), tokens), dtype=torch.int64, device=verifier.device)
+    return _seconds(lambda: verifier.forward(tokens_BT, starts_B)[:, 0].argmax(-1).tolist())
 
-    def step() -> None:
-        runner.forward(tokens_BT, starts_B)[:, 0].argmax(-1).tolist()
 
+def _seconds(step: Callable[[], object]) -> float:
+    """Median."""
     for _ in range(WARM_UPS):
         step()
     return sorted(_timed(step) for _ in range(REPEATS))[REPEATS // 2]
 
 
-def _timed(step: Callable[[], None]) -> float:
+def _timed(step: Callable[[], object]) -> float:
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
@@ -82,10 +84,9 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmasd" / "step-costs"
 
 
-def _name(verifier: Runner, drafter: Runner | None, about: list[Any], slots: int, window: int) -> str:
+def _name(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> str:
     device = torch.cuda.get_device_name(verifier.device) if verifier.device.type == "cuda" else platform.processor()
-    parts = [str(one) for one in about]
-    parts += [str(runner.dtype) for runner in (verifier, drafter) if runner is not None]
+    parts = [*map(str, about), type(drafter).__name__, str(verifier.dtype)]
     parts += [str(verifier.max_length), str(verifier.max_source_length), str(slots), str(window)]
     parts += [
         platform.node(),
@@ -101,7 +102,8 @@ def _name(verifier: Runner, drafter: Runner | None, about: list[Any], slots: int
 def _from_json(text: str, window: int) -> StepTable:
     """Raises ValueError, KeyError or TypeError for anything but a whole table."""
     read = json.loads(text)
-    table = StepTable(tuple(read["rows"]), tuple(tuple(row) for row in read["verify"]), tuple(read["draft"]))
+    verify, draft = tuple(tuple(row) for row in read["verify"]), tuple(read["draft"])
+    table = StepTable(tuple(read["rows"]), verify, draft, bool(read["one_pass"]))
     shape = [len(table.verify), len(table.draft), *map(len, table.verify)]
     if not table.rows or shape != [len(table.rows)] * 2 + [window] * len(table.rows):
         raise ValueError(f"a table of another shape: {shape}")

@@ -20,7 +20,8 @@ from torch import Tensor
 from cmasd.confidence import build_confidence
 from cmasd.config.tree import Config
 from cmasd.core import Draft, Request, Result, Verdict
-from cmasd.drafters import Context, Drafter, LookupDrafter, ModelDrafter
+from cmasd.drafters import Context, Drafter, LookupDrafter, ModelDrafter, ParallelDrafter
+from cmasd.drafters.choice import Choice
 from cmasd.engine.capacity import in_halves
 from cmasd.engine.costs import step_table
 from cmasd.engine.pair import Pair
@@ -31,6 +32,7 @@ from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.families import Words
 from cmasd.runner.load import load_runner, share_encoder
+from cmasd.runner.parallel import ParallelModel
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import build_verification
 
@@ -78,26 +80,36 @@ class Engine:
             return None
         if config.drafter.kind == "lookup":
             return LookupDrafter(self.policy, config.drafter.max_ngram)
-        assert self.pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
-        sampling = config.verification.kind == "sampling"
         words = Words(self.pair.constraints.banned, self.pair.shortlist)
+        choose = Choice(
+            config.verification.temperature if config.verification.kind == "sampling" else None,
+            config.verification.seed,
+            words.tensor(self.pair.device),
+            self.verifier.vocabulary_size,
+            self.pair.device,
+        )
+        confidence = build_confidence(config.confidence)
+        if config.drafter.kind == "parallel":
+            assert self.pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
+            model = ParallelModel(self.pair.parallel, self.pair.verifier, words, self.pair.int8)
+            return ParallelDrafter(model, self.verifier, self.policy, confidence, choose, self.eos_ids)
+        assert self.pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
         runner = load_runner(self.pair.drafter, *runner_shape, words, self.pair.int8, config.engine.graphs)
         share_encoder(runner, self.verifier)
         return ModelDrafter(
             runner,
             self.policy,
-            build_confidence(config.confidence),
+            confidence,
             self.constraints,
+            choose,
             self.eos_ids,
-            temperature=config.verification.temperature if sampling else None,
-            seed=config.verification.seed,
         )
 
     def _step_table(self, graphs: str) -> StepTable:
-        drafter = self.drafter.runner if isinstance(self.drafter, ModelDrafter) else None
-        models = [self.pair.verifier.config, self.pair.drafter.config if drafter and self.pair.drafter else None]
-        about = [*models, self.pair.int8, graphs]
-        return step_table(self.verifier, drafter, about, self.shape.slots, self.shape.window)
+        pair = self.pair
+        drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
+        about = [pair.verifier.config, *drafting, pair.int8, graphs]
+        return step_table(self.verifier, self.drafter, about, self.shape.slots, self.shape.window)
 
     @property
     def pending(self) -> int:
@@ -230,7 +242,7 @@ class Engine:
             count_B = torch.where(ended_B, is_eos_BT.long().argmax(-1), verdict.accepted_B) + 1
             context.tokens_BL.scatter_(1, context.lengths_B[:, None] + position_T, emitted_BT)
         trace(self.state, context, Outcome(draft, verdict, emitted_BT, count_B), logits_BTV, self.record_gaps)
-        if self.drafter is not None and self._asked:
+        if self.drafter is not None:
             self.drafter.commit(verdict.accepted_B)
         self.state.lengths[: self._live] += count_B
         self.stats.iterations += 1

@@ -10,7 +10,10 @@ import torch
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError, ModelError
 from cmasd.runner.constraints import Constraints
+from cmasd.runner.load import parallel_shape
 from cmasd.runner.models import Model, check_pair, load_model, load_shortlist, load_tokenizer, vocabulary_size
+from cmasd.runner.parallel import ParallelNetwork
+from cmasd.runner.parallel_folder import is_parallel, load_parallel
 from cmasd.runner.text import TextCodec
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -23,6 +26,7 @@ class Pair:
 
     verifier: Model
     drafter: Model | None
+    """For `drafter.kind: model`."""
     codec: TextCodec
     constraints: Constraints
     max_new_tokens: int
@@ -33,6 +37,8 @@ class Pair:
     """Ids that the drafter drafts from; None: all."""
     int8: bool = False
     """Whether runners quantise the weights."""
+    parallel: ParallelNetwork | None = None
+    """For `drafter.kind: parallel`."""
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -76,11 +82,23 @@ def load_pair(config: Config) -> Pair:
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
     verifier = load_model(models.verifier, models.dtype, device, **trust)
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
-    drafter = None
-    if config.policy.kind != "plain" and config.drafter.kind == "model":
-        assert models.drafter is not None, "checked by the configuration's rules"
-        drafter = load_model(models.drafter, models.dtype, device, **trust)
-        drafter_tokenizer = load_tokenizer(models.drafter, trust_remote_code=models.trust_remote_code)
+    drafter, parallel = None, None
+    drafts_with = config.drafter.kind if config.policy.kind != "plain" else "nothing"
+    name = models.drafter or ""
+    if drafts_with == "parallel":
+        parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, device)
+        if config.drafter.max_draft_tokens > parallel.shape.queries:
+            raise ConfigError(
+                f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "
+                f"got {config.drafter.max_draft_tokens}."
+            )
+        if config.confidence.kind == "head" and not parallel.shape.has_confidence:
+            raise ConfigError(f"confidence.kind: {name} has no confidence head, got head. Use confidence.kind=auto.")
+    if drafts_with == "model":
+        if is_parallel(name):
+            raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
+        drafter = load_model(name, models.dtype, device, **trust)
+        drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
         check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
     max_source, max_new = _limits(config, verifier, encoder_decoder)
@@ -98,14 +116,15 @@ def load_pair(config: Config) -> Pair:
         verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=codec.forced_bos_token_id
     )
     shortlist = None
-    if drafter is not None and config.drafter.shortlist is not None:
-        ids = load_shortlist(models.drafter or "")[: config.drafter.shortlist]
+    if drafts_with in ("model", "parallel") and config.drafter.shortlist is not None:
+        ids = load_shortlist(name)[: config.drafter.shortlist]
         shortlist = tuple(sorted({*ids, *constraints.eos_token_ids} - set(constraints.banned)))
         if len(shortlist) < 2:
             raise ConfigError(
                 f"drafter.shortlist: leaves one token to draft, got {config.drafter.shortlist}. Raise it."
             )
-    return Pair(verifier, drafter, codec, constraints, max_new, max_source, shortlist, models.dtype == "int8")
+    int8 = models.dtype == "int8"
+    return Pair(verifier, drafter, codec, constraints, max_new, max_source, shortlist, int8, parallel)
 
 
 def _limits(config: Config, verifier: Model, encoder_decoder: bool) -> tuple[int, int]:

@@ -34,6 +34,19 @@ class TestSets:
     source_column: str = "en"
     target_column: str = "de"
     set_column: str = "set"
+    rows: int | None = None
+    """The first so many of each set; None: all."""
+
+
+def read_sets(sets: TestSets) -> dict[str, list[tuple[str, str]]]:
+    """(source, reference) of every set, in the order of their names; rows without text on a side are left out."""
+    columns = [sets.set_column, sets.source_column, sets.target_column]
+    table = pds.dataset(sets.path, format="parquet").to_table(columns=columns).to_pydict()
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, source, target in zip(*(table[column] for column in columns), strict=True):
+        if source and target:
+            found.setdefault(str(name), []).append((source, target))
+    return {name: found[name][: sets.rows] for name in sorted(found)}
 
 
 def score(name: str, outputs: list[str], references: list[str]) -> Quality:
@@ -58,16 +71,11 @@ def translate(decoder: Decoder, pair: Pair, texts: list[str]) -> list[str]:
 def evaluate(
     pair: Pair, config: Config, sets: TestSets, on_set: Callable[[Quality], None] = lambda quality: None
 ) -> list[Quality]:
-    """Decode and score every set of a file, in the order of their names; rows without text on a side are left out."""
-    columns = [sets.set_column, sets.source_column, sets.target_column]
-    table = pds.dataset(sets.path, format="parquet").to_table(columns=columns).to_pydict()
-    filled = (row for row in zip(*(table[column] for column in columns), strict=True) if row[1] and row[2])
-    rows = sorted(filled, key=lambda row: str(row[0]))
+    """Decode and score every set of a file, in the order of their names."""
     decoder, qualities = EngineDecoder(pair, config), []
-    for name in dict.fromkeys(row[0] for row in rows):
-        of_set = [row for row in rows if row[0] == name]
-        outputs = translate(decoder, pair, [row[1] for row in of_set])
-        quality = score(name, outputs, [row[2] for row in of_set])
+    for name, rows in read_sets(sets).items():
+        outputs = translate(decoder, pair, [source for source, _ in rows])
+        quality = score(name, outputs, [reference for _, reference in rows])
         qualities.append(quality)
         on_set(quality)
     return qualities

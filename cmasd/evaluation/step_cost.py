@@ -8,21 +8,25 @@ so that a busy machine is fair to all.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from cmasd.engine import Pair
+from cmasd.config.tree import Config
+from cmasd.engine import Engine, Pair
 from cmasd.runner.base import Runner
-from cmasd.runner.load import load_runner
-from cmasd.runner.models import Model
+from cmasd.runner.dense import USES_BEFORE_PACKING
 
 QUERY_TOKENS = (1, 2, 3, 4, 6, 8)
 PREFIX_TOKENS = 16
 """Tokens that a row has before the window: about the middle of a sentence."""
-WARM_UPS, MOST_REPEATS = 2, 30
+WARM_UPS, MOST_REPEATS = USES_BEFORE_PACKING + 3, 30
+"""Weights are packed once a row count has come up a few times."""
+Shape = tuple[str, int]
+"""Model and query tokens per row."""
 
 
 @dataclass(frozen=True)
@@ -48,38 +52,55 @@ class StepCost:
 
 
 def step_costs(
-    pair: Pair, sources: list[list[int]], rows: list[int], seconds: float, query_tokens: tuple[int, ...] = QUERY_TOKENS
+    pair: Pair,
+    config: Config,
+    sources: list[list[int]],
+    rows: list[int],
+    seconds: float,
+    query_tokens: tuple[int, ...] = QUERY_TOKENS,
 ) -> list[StepCost]:
-    """Verifier at every number of rows and query tokens, drafter at one query token; in about `seconds` together."""
-    models: dict[str, tuple[Model, tuple[int, ...]]] = {"verifier": (pair.verifier, query_tokens)}
-    if pair.drafter is not None:
-        models["drafter"] = (pair.drafter, (1,))
-    share = seconds / (len(models) * len(rows))
+    """Verifier at every number of rows and query tokens, and one forward of the drafter; in about `seconds` together.
+
+    The drafter's query tokens are those of its forward: one, or the whole draft where it drafts in one pass.
+    """
+    share = seconds / len(rows)
     return [
         cost
         for count in rows
-        for name, (model, windows) in models.items()
-        for cost in _costs(name, pair, model, [sources[i % len(sources)] for i in range(count)], windows, share)
+        for cost in _costs(pair, config, [sources[i % len(sources)] for i in range(count)], query_tokens, share)
     ]
 
 
 @torch.inference_mode()
 def _costs(
-    name: str, pair: Pair, model: Model, sources: list[list[int]], windows: tuple[int, ...], seconds: float
+    pair: Pair, config: Config, sources: list[list[int]], windows: tuple[int, ...], seconds: float
 ) -> list[StepCost]:
-    rows, longest = len(sources), max(map(len, sources))
-    starts_B = torch.tensor([PREFIX_TOKENS if pair.is_encoder_decoder else len(row) - 1 for row in sources])
-    runner = load_runner(model, rows, int(starts_B.max()) + max(windows), longest)
-    runner.prefill(list(range(rows)), sources)
-    starts_B = starts_B.to(runner.device)
-    steps = {window: _step(runner, rows, window, starts_B) for window in windows}
+    rows = len(sources)
+    room = replace(pair, max_new_tokens=PREFIX_TOKENS + max(windows), max_source_tokens=max(map(len, sources)))
+    policy = replace(config.policy, kind="fixed" if has_drafter(pair) else "plain")
+    engine = Engine(room, replace(config, engine=replace(config.engine, slots=rows), policy=policy))
+    verifier, slots = engine.verifier, list(range(rows))
+    verifier.prefill(slots, sources)
+    prefix = [PREFIX_TOKENS if pair.is_encoder_decoder else len(row) - 1 for row in sources]
+    starts_B = torch.tensor(prefix, device=verifier.device)
+    steps = {("verifier", window): _step(verifier, rows, window, starts_B) for window in windows}
+    drafter = engine.drafter
+    if drafter is not None and (forward := drafter.rehearse(slots, sources)) is not None:
+        tokens = engine.policy.max_draft_tokens if drafter.one_pass else 1
+        steps["drafter", tokens] = partial(forward, starts_B)
     times = _take_turns(steps, seconds)
-    one = float(np.median(times[1])) if 1 in times else float("nan")
     costs = []
-    for window, measured in times.items():
+    for (model, window), measured in times.items():
+        ones = times.get((model, 1))
         low, middle, high = np.quantile(measured, [0.25, 0.5, 0.75]).tolist()
-        costs.append(StepCost(name, rows, window, middle, low, high, middle / one))
+        ratio = middle / float(np.median(ones)) if ones else float("nan")
+        costs.append(StepCost(model, rows, window, middle, low, high, ratio))
     return costs
+
+
+def has_drafter(pair: Pair) -> bool:
+    """Whether a model that drafts was loaded."""
+    return pair.drafter is not None or pair.parallel is not None
 
 
 def _step(runner: Runner, rows: int, window: int, starts_B: torch.Tensor) -> Callable[[], None]:
@@ -95,18 +116,18 @@ def _step(runner: Runner, rows: int, window: int, starts_B: torch.Tensor) -> Cal
     return step
 
 
-def _take_turns(steps: dict[int, Callable[[], None]], seconds: float) -> dict[int, list[float]]:
+def _take_turns(steps: dict[Shape, Callable[[], None]], seconds: float) -> dict[Shape, list[float]]:
     """Milliseconds of every step, three times at least and until the time is over."""
     for step in steps.values():
         for _ in range(WARM_UPS):
             step()
-    times: dict[int, list[float]] = {window: [] for window in steps}
+    times: dict[Shape, list[float]] = {shape: [] for shape in steps}
     deadline = time.perf_counter() + seconds
     for repeat in range(MOST_REPEATS):
         if repeat >= 3 and time.perf_counter() > deadline:
             break
-        for window, step in steps.items():
+        for shape, step in steps.items():
             started = time.perf_counter()
             step()
-            times[window].append(1000 * (time.perf_counter() - started))
+            times[shape].append(1000 * (time.perf_counter() - started))
     return times

@@ -40,6 +40,18 @@ class Policy(ABC):
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """(B,) bool: should the row draft token J + 1, given its J confidences?"""
 
+    def cut(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
+        """(B,) int64 <= drafted_B: what goes to the verifier of a draft that was made in one pass.
+
+        Where the policy would have stopped a drafter that goes token by token: no later confidence is looked at.
+        """
+        asked_B = drafted_B.clamp_max(1)
+        going_B = drafted_B > 1
+        for j in range(1, confidence_BK.shape[1]):
+            going_B = going_B & self.go_on(confidence_BK[:, :j]) & (drafted_B > j)
+            asked_B = asked_B + going_B
+        return self.keep(confidence_BK, asked_B)
+
     def keep(self, confidence_BJ: Tensor, drafted_B: Tensor) -> Tensor:
         """(B,) int64 <= drafted_B: how many of the drafted tokens go to the verifier."""
         return drafted_B

@@ -27,12 +27,15 @@ class StepTable:
     verify: tuple[tuple[float, ...], ...]
     """By row count, then by window: [i][t] feeds t + 1 tokens to each of rows[i] rows."""
     draft: tuple[float, ...]
-    """One token of the drafter, by row count; zeros without a drafting model."""
+    """One forward of the drafter, by row count; zeros without a drafting model."""
+    one_pass: bool = False
+    """Whether that forward drafts all tokens, or one."""
 
     def seconds(self, rows: int, drafted: int) -> float:
         """Drafting `drafted` tokens for each row, then verifying them; between row counts by interpolation."""
         verify = np.interp(rows, self.rows, [row[drafted] for row in self.verify])
-        return float(verify + drafted * np.interp(rows, self.rows, self.draft))
+        forwards = min(drafted, 1) if self.one_pass else drafted
+        return float(verify + forwards * np.interp(rows, self.rows, self.draft))
 
 
 @dataclass

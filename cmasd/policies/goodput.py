@@ -79,18 +79,33 @@ class GoodputPolicy(Policy):
 
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """(B,), the same for all rows: does a longer draft have a higher Theta?"""
-        rows, drafted = confidence_BJ.shape
+        rows = len(confidence_BJ)
         self._look(rows)
         survival_J = self.acceptance.survival(confidence_BJ).sum(0).tolist()
+        return torch.full((rows,), self._pays(rows, survival_J), device=confidence_BJ.device)
+
+    def cut(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
+        """See `Policy.cut`; all rows are cut to one length."""
+        rows, most = confidence_BK.shape
+        self._look(rows)
+        survival_K = self.acceptance.survival(confidence_BK).sum(0).tolist()
+        length = 1
+        while length < most and self._pays(rows, survival_K[:length]):
+            length += 1
+        return self.keep(confidence_BK, drafted_B.clamp_max(length))
+
+    def _pays(self, rows: int, survival_J: list[float]) -> bool:
+        """Whether some draft longer than J tokens has a higher Theta; of the tokens to come, past rates are known."""
+        drafted = len(survival_J)
         tokens = rows + sum(survival_J)
         now = tokens / self._seconds[drafted]
         last = survival_J[-1]
-        longer = False
         for rate, seconds in zip(self._rates[drafted:], self._seconds[drafted + 1 :], strict=True):
             last *= rate
             tokens += last
-            longer = longer or tokens / seconds > now
-        return torch.full((rows,), longer, device=confidence_BJ.device)
+            if tokens / seconds > now:
+                return True
+        return False
 
     def observe(self, observation: Observation) -> None:
         """Learn costs and acceptance; count down to the next trial."""

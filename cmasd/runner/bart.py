@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmasd.runner.cache import LayerPairs, SlotCache
+from cmasd.runner.base import LayerPairs
+from cmasd.runner.cache import SlotCache
 from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.masks import source_mask
 
@@ -26,7 +27,8 @@ Make = Callable[..., Dense]
 """`dense`, with its choices made."""
 
 
-def _norm(module: Any) -> Norm:
+def norm_of(module: Any) -> Norm:
+    """A layer norm as a plain function."""
     shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
@@ -57,7 +59,7 @@ class Embedding:
         norm = getattr(side, "layernorm_embedding", None)
         weight_Vd = side.embed_tokens.weight
         tokens_Vd = weight_Vd if scale == 1.0 else weight_Vd * scale
-        return cls(tokens_Vd, positions_Pd, padding, _norm(norm) if norm else None)
+        return cls(tokens_Vd, positions_Pd, padding, norm_of(norm) if norm else None)
 
     def __call__(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """(B, T, d). Positions past the table are those of padding or of drafts past a row's end: never used."""
@@ -95,7 +97,7 @@ class FeedForward:
     def of(cls, layer: Any, norm_first: bool, make: Make) -> "FeedForward":
         """From a layer of transformers."""
         activation = torch.relu_ if isinstance(layer.activation_fn, torch.nn.ReLU) else layer.activation_fn
-        sublayer = Sublayer(_norm(layer.final_layer_norm), norm_first)
+        sublayer = Sublayer(norm_of(layer.final_layer_norm), norm_first)
         return cls(make(layer.fc1), activation, make(layer.fc2), sublayer)
 
     def __call__(self, x_Nd: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class SelfAttention:
         """From a layer of transformers."""
         attention = layer.self_attn
         project = make(attention.q_proj, _paired(attention))
-        sublayer = Sublayer(_norm(layer.self_attn_layer_norm), norm_first)
+        sublayer = Sublayer(norm_of(layer.self_attn_layer_norm), norm_first)
         return cls(attention.num_heads, project, make(attention.out_proj), sublayer)
 
     def over_cache(self, x_Nd: Tensor, rows: int, cache: SlotCache, layer: int, mask: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class SelfAttention:
             projected = self.project(h_Nd)
             cache.write(layer, projected[:, width:].reshape(-1, 2 * width // self.heads))
             assert cache.view is not None, "a window is open"
-            return self.out(_attend(projected[:, :width], rows, *cache.view.products[layer], mask))
+            return self.out(attend(projected[:, :width], rows, *cache.view.products[layer], mask))
 
         return self.sublayer(x_Nd, branch)
 
@@ -157,7 +159,7 @@ def _paired(attention: Any) -> torch.nn.Linear:
     return linear_of(joined(key.weight, value.weight), None if key.bias is None else joined(key.bias, value.bias))
 
 
-def _attend(queries_Nd: Tensor, rows: int, keys_GDL: Tensor, values_GLD: Tensor, mask_GTL: Tensor) -> Tensor:
+def attend(queries_Nd: Tensor, rows: int, keys_GDL: Tensor, values_GLD: Tensor, mask_GTL: Tensor) -> Tensor:
     """(N, d); G = B*H. Two batched products: on a CPU a fifth faster than the fused kernel for windows this short."""
     groups, width, _ = keys_GDL.shape
     heads = groups // rows
@@ -182,13 +184,13 @@ class CrossAttention:
     def of(cls, layer: Any, norm_first: bool, make: Make) -> "CrossAttention":
         """From a layer of transformers."""
         attention = layer.encoder_attn
-        sublayer = Sublayer(_norm(layer.encoder_attn_layer_norm), norm_first)
+        sublayer = Sublayer(norm_of(layer.encoder_attn_layer_norm), norm_first)
         store = make(_paired(attention), recurs=False)
         return cls(attention.num_heads, make(attention.q_proj), store, make(attention.out_proj), sublayer)
 
     def __call__(self, x_Nd: Tensor, rows: int, keys_GDS: Tensor, values_GSD: Tensor, mask: Tensor) -> Tensor:
         """(N, d); `mask` (B*H, 1, S)"""
-        return self.sublayer(x_Nd, lambda h_Nd: self.out(_attend(self.query(h_Nd), rows, keys_GDS, values_GSD, mask)))
+        return self.sublayer(x_Nd, lambda h_Nd: self.out(attend(self.query(h_Nd), rows, keys_GDS, values_GSD, mask)))
 
     def pair(self, encoded_BSd: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of a batch of sources."""
@@ -198,7 +200,7 @@ class CrossAttention:
         return keys_BHSD, values_BHSD
 
 
-def _per_head(mask: Tensor, heads: int) -> Tensor:
+def per_head(mask: Tensor, heads: int) -> Tensor:
     """(B, 1, T, L) -> (B*H, T, L)"""
     return mask.expand(-1, heads, -1, -1).flatten(0, 1)
 
@@ -215,7 +217,7 @@ class Encoder:
             (SelfAttention.of(layer, norm_first, make), FeedForward.of(layer, norm_first, make))
             for layer in encoder.layers
         ]
-        self._norm = _norm(encoder.layer_norm) if norm_first else None
+        self._norm = norm_of(encoder.layer_norm) if norm_first else None
         self._latest: tuple[list[list[int]], Tensor] | None = None
 
     def equals(self, other: "Encoder") -> bool:
@@ -259,7 +261,7 @@ class Decoder:
             )
             for layer in decoder.layers
         ]
-        self._norm = _norm(decoder.layer_norm) if norm_first else None
+        self._norm = norm_of(decoder.layer_norm) if norm_first else None
         self._heads = self._layers[0][0].heads
 
     def pairs(self, encoded_BSd: Tensor) -> LayerPairs:
@@ -278,7 +280,7 @@ class Decoder:
         """(B, T, d) hidden states; the cache's window is open; `sources` as in `View.products`."""
         rows, window = tokens_BT.shape
         x_Nd = self._embed(tokens_BT, positions_BT).view(rows * window, -1)
-        mask_GTL, mask_G1S = _per_head(mask, self._heads), _per_head(source_mask, self._heads)
+        mask_GTL, mask_G1S = per_head(mask, self._heads), per_head(source_mask, self._heads)
         for i, (attention, cross, feed_forward) in enumerate(self._layers):
             x_Nd = attention.over_cache(x_Nd, rows, cache, i, mask_GTL)
             x_Nd = feed_forward(cross(x_Nd, rows, *sources[i], mask_G1S))

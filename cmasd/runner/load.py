@@ -15,6 +15,7 @@ from cmasd.runner.base import Runner
 from cmasd.runner.cache import Geometry
 from cmasd.runner.families import ANY_WORD, Family, Words, family_of
 from cmasd.runner.graphs import GraphsMode
+from cmasd.runner.parallel import ParallelShape
 from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, encode
 
 
@@ -54,6 +55,14 @@ def share_encoder(runner: Runner, other: Runner) -> bool:
     if isinstance(runner, EncoderDecoderRunner) and isinstance(other, EncoderDecoderRunner):
         return runner.share_encoder(other)
     return False
+
+
+def parallel_shape(verifier: PreTrainedModel) -> ParallelShape:
+    """The shape of a parallel drafter for this verifier, with the default sizes where the verifier leaves a choice."""
+    geometry = measure(verifier, family_of(verifier))
+    embeddings: Any = verifier.get_input_embeddings()
+    width = int(embeddings.weight.shape[1])
+    return ParallelShape(width, geometry.heads, geometry.width, bool(verifier.config.is_encoder_decoder))
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.cache import Extent, Geometry, LayerPairs, SlotCache, SourceCache, View
+from cmasd.runner.base import LayerPairs, Memory
+from cmasd.runner.cache import Extent, Geometry, SlotCache, SourceCache, View
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask, source_mask
@@ -60,6 +61,7 @@ class _SlotRunner:
         self._cache = SlotCache(geometry, slots, max_length, spare=bucketed)
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
+        self.hidden_BTd: Tensor | None = None
         most = Extent(slots, max_length, max_length, max_source_length)
         self.graphs = Graphs(self._hidden, most, geometry.device, insist=graphs == "on") if bucketed else None
         """Replays forwards of a shape that recurs; None where forwards run one by one."""
@@ -77,6 +79,7 @@ class _SlotRunner:
         extent = self._extent(tokens_BT, starts_B, longest)
         run = self.graphs or self._hidden
         hidden_BTd = run(tokens_BT, starts_B.to(self.device), extent)
+        self.hidden_BTd = hidden_BTd
         if only_B is not None:
             hidden_BTd = hidden_BTd.take_along_dim(only_B[:, None, None], dim=1)
         return self._head(hidden_BTd)
@@ -96,6 +99,18 @@ class _SlotRunner:
     def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
         """The device's part: (B, T, d). Rows from `live` () on, where it is given, are padding."""
         raise NotImplementedError
+
+    def memory(self, cached_B: Tensor, layers: int) -> Memory:
+        """See `Runner.memory`."""
+        rows = len(cached_B)
+        seen_B1 = cached_B[:, None].clamp_min(1)
+        view = self._cache.read(rows, int(seen_B1.max()), layers)
+        mask = self._causal.window(seen_B1 - 1, view.length, span=None)
+        return Memory(view.products, mask, *self._source_memory(rows, layers))
+
+    def _source_memory(self, rows: int, layers: int) -> tuple[LayerPairs, Tensor | None]:
+        """Nothing without an encoder."""
+        return [], None
 
     def _open_window(self, starts_B: Tensor, extent: Extent, live: Tensor | None) -> Tensor:
         """Point the cache at this window; return its positions (B, T)."""
@@ -190,12 +205,17 @@ class EncoderDecoderRunner(_SlotRunner):
         """See `Runner.prefill`."""
         assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
         ids_BS, lengths_B = padded(sources, self._filler, self.device)
+        self.hidden_BTd = None
         self._sources.store(
             torch.tensor(slots, device=self.device), lengths_B, self._stack.pairs(sources, ids_BS, lengths_B)
         )
 
     def _longest_source(self, rows: int) -> int:
         return self._sources.longest(rows)
+
+    def _source_memory(self, rows: int, layers: int) -> tuple[LayerPairs, Tensor | None]:
+        view, mask = self._sources.read(rows, layers)
+        return view.products, mask
 
     def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
         positions_BT, sources = self._open_window(starts_B, extent, live), self._sources
@@ -248,13 +268,15 @@ class DecoderOnlyRunner(_SlotRunner):
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`. Rows are right-padded; causality hides the padding."""
         assert all(0 < len(source) <= self.max_length for source in sources), "a prompt is empty or too long"
+        self.hidden_BTd = None
         if max(map(len, sources)) == 1:
             return
-        ids_BT, _ = padded([source[:-1] for source in sources], self._filler, self.device)
+        ids_BT, lengths_B = padded([source[:-1] for source in sources], self._filler, self.device)
         length = ids_BT.shape[1]
         positions_1T = self._steps_L[None, :length]
         self._cache.open_prompt(torch.tensor(slots, device=self.device), positions_1T)
-        self._decode(ids_BT, positions_1T, length)
+        hidden_BTd = self._decode(ids_BT, positions_1T, length)
+        self.hidden_BTd = hidden_BTd.take_along_dim((lengths_B - 1).clamp_min(0)[:, None, None], dim=1)
 
     def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
         return self._decode(tokens_BT, self._open_window(starts_B, extent, live), extent.length)

@@ -9,21 +9,35 @@ from cmasd.training.recipe import Recipe
 
 
 def write_card(recipe: Recipe, scores: list[dict[str, Any]], seconds: float, hardware: str, parameters: int) -> None:
-    """Write `README.md` beside the weights; `scores` are rows of name, rows, bleu, chrf and signatures."""
+    """Write `README.md` beside the weights.
+
+    `scores` are rows of name, rows, bleu, chrf and signatures; of a parallel drafter name, rows, draft_tokens,
+    tokens_per_iteration and acceptance_rate.
+    """
     card = recipe.card
-    front = ["---", f"license: {card.licence}", "library_name: transformers", "pipeline_tag: translation"]
+    is_parallel = recipe.kind == "parallel"
+    library = "cmasd" if is_parallel else "transformers"
+    front = ["---", f"license: {card.licence}", f"library_name: {library}", "pipeline_tag: translation"]
     front += ["language:", *(f"- {code}" for code in card.languages), "---"]
     body = ["", f"# {card.title}", "", _facts(recipe, parameters), "", "## Data", "", card.data.strip()]
-    body += ["", "## Recipe", "", f"`cmasd train configs/train_{recipe.role}.yaml`", ""]
+    body += ["", "## Recipe", "", f"`cmasd train configs/train_{'parallel' if is_parallel else recipe.role}.yaml`", ""]
     body += _training(recipe, seconds, hardware)
     if scores:
-        body += ["", "## Scores", "", *_table(scores)]
+        body += ["", "## Scores", "", *(_drafts(scores) if is_parallel else _table(scores))]
     if card.limits:
         body += ["", "## Limits", "", card.limits.strip()]
     (Path(recipe.output) / "README.md").write_text("\n".join([*front, *body]) + "\n")
 
 
 def _facts(recipe: Recipe, parameters: int) -> str:
+    if recipe.kind == "parallel":
+        own = recipe.parallel
+        return (
+            f"A drafter of one pass for `{own.verifier}`: {own.queries} queries, {own.layers} layer(s) over that "
+            f"verifier's own caches, feed-forward {own.feed_forward}, Markov head of rank {own.rank}, "
+            f"{'a' if own.has_confidence else 'no'} confidence head, trained to draft from "
+            f"{own.shortlist or 'all'} tokens; {parameters / 1e6:.2f} M parameters, stored in {recipe.dtype}."
+        )
     model = recipe.model
     return (
         f"MarianMT architecture, {model.encoder_layers} encoder and {model.decoder_layers} decoder layers, "
@@ -36,6 +50,13 @@ def _facts(recipe: Recipe, parameters: int) -> str:
 def _training(recipe: Recipe, seconds: float, hardware: str) -> list[str]:
     schedule = json.dumps(asdict(recipe.schedule))
     mix = json.dumps(recipe.data.mix) if recipe.data.mix else "all rows"
+    if recipe.kind == "parallel":
+        return [
+            f"- Task: `{json.dumps(asdict(recipe.parallel))}`",
+            f"- Schedule: `{schedule}`",
+            f"- Pairs up to {recipe.data.max_tokens} tokens.",
+            f"- Took {seconds / 60:.0f} minutes on {hardware}, checkpoints included.",
+        ]
     start = recipe.start
     trained = "all weights" if start.train_encoder else "decoder layers alone"
     begun = (
@@ -53,3 +74,22 @@ def _table(scores: list[dict[str, Any]]) -> list[str]:
     lines = ["Greedy decoding, sacreBLEU.", "", "| test set | rows | BLEU | chrF |", "| --- | --- | --- | --- |"]
     lines += [f"| {s['name']} | {s['rows']} | {s['bleu']:.1f} | {s['chrf']:.1f} |" for s in scores]
     return [*lines, "", f"`{scores[0]['bleu_signature']}`", "", f"`{scores[0]['chrf_signature']}`"]
+
+
+def _drafts(scores: list[dict[str, Any]]) -> list[str]:
+    """Tokens per iteration and acceptance rate, a row for each set and a column for each draft length."""
+    lengths = sorted({score["draft_tokens"] for score in scores})
+    lines = [
+        "Tokens per iteration (acceptance rate) with k tokens drafted in every iteration, exact verification.",
+        "",
+        f"| test set | rows | {' | '.join(f'k = {length}' for length in lengths)} |",
+        f"| --- | --- |{' --- |' * len(lengths)}",
+    ]
+    for name in dict.fromkeys(score["name"] for score in scores):
+        of_set = {score["draft_tokens"]: score for score in scores if score["name"] == name}
+        rows = next(iter(of_set.values()))["rows"]
+        cells = [
+            f"{of_set[k]['tokens_per_iteration']:.2f} ({100 * of_set[k]['acceptance_rate']:.0f} %)" for k in lengths
+        ]
+        lines.append(f"| {name} | {rows} | {' | '.join(cells)} |")
+    return lines

@@ -5,17 +5,20 @@ Texts are read and tokenised piece by piece; what stays is one flat int32 array 
 side, 4 bytes a token.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as pds
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from cmasd.errors import ConfigError, InputError
+from cmasd.runner.models import SHORTLIST
 from cmasd.training.recipe import DataRecipe
 
 CHUNK_ROWS = 20_000
@@ -35,6 +38,10 @@ class Side:
     def lengths(self) -> NDArray[np.int64]:
         """(rows,) tokens per row, eos included."""
         return np.diff(self.offsets)
+
+    def lists(self, rows: NDArray[np.int64]) -> list[list[int]]:
+        """Token ids of some rows."""
+        return [self.tokens[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
 
     def padded(self, rows: NDArray[np.int64], pad: int) -> torch.Tensor:
         """(len(rows), longest) int64 token ids."""
@@ -118,7 +125,7 @@ class _SideBuilder:
         self._tokens: list[NDArray[np.int32]] = []
         self._lengths: list[NDArray[np.int64]] = []
 
-    def add(self, texts: list[str], tokenizer: PreTrainedTokenizerFast) -> None:
+    def add(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """Tokenise with eos appended."""
         rows = tokenizer(texts, return_attention_mask=False)["input_ids"]
         self._tokens.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
@@ -129,7 +136,7 @@ class _SideBuilder:
         return Side(np.concatenate(self._tokens), np.cumsum(lengths))
 
 
-def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerFast) -> Corpus:
+def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Read, tokenise, and leave out pairs longer than `max_tokens` or of wildly different length."""
     builders, shares = (_SideBuilder(), _SideBuilder()), []
     for pairs in read_pairs(recipe):
@@ -149,6 +156,18 @@ def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerFast) -> Corp
             f"({recipe.max_tokens}) or the shares in data.mix."
         )
     return Corpus(source, target, share)
+
+
+def frequent(corpus: Corpus) -> list[int]:
+    """Every id of the targets, most frequent first."""
+    counts = np.bincount(corpus.target.tokens)
+    ids: list[int] = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist()
+    return ids
+
+
+def write_shortlist(corpus: Corpus, folder: Path) -> None:
+    """The ids of `frequent`, for `drafter.shortlist`."""
+    (folder / SHORTLIST).write_text(json.dumps(frequent(corpus)) + "\n")
 
 
 def stream(corpus: Corpus, seed: int, batch_tokens: int, skip: int) -> Iterator[NDArray[np.int64]]:

@@ -57,6 +57,36 @@ class StartRecipe:
 
 
 @dataclass(frozen=True)
+class ParallelRecipe:
+    """A drafter of one pass, for `kind: parallel`: it begins with the verifier's last decoder layers where they fit."""
+
+    verifier: str = ""
+    """Bundled name, folder or hub name of the model whose outputs the data are."""
+    queries: int = 8
+    """Most tokens drafted in one pass."""
+    layers: int = 1
+    feed_forward: int = 512
+    rank: int = 64
+    """Of the Markov head; 0: none."""
+    has_confidence: bool = True
+    """Whether a head learns to predict acceptance."""
+    shortlist: int | None = 3000
+    """Drafts are made of this many tokens, the most frequent of the data; null: the whole vocabulary."""
+    cuts: int = 8
+    """Tokens per row that a loss looks at, each behind a cut at a random place."""
+    losses_per_batch: int = 4
+    """Steps taken on a batch, with other cuts each, before the verifier reads the next one."""
+    ce: float = 1.0
+    """Weight of the cross entropy of the verifier's token."""
+    tv: float = 0.0
+    """Weight of the total variation to the verifier's distribution."""
+    confidence: float = 1.0
+    """Weight of the binary cross entropy of the predicted acceptance."""
+    decay: float = 4.0
+    """Draft positions over which a token is looked at less often by a factor of e."""
+
+
+@dataclass(frozen=True)
 class ScheduleRecipe:
     """AdamW with linear warm-up, a constant stretch, and linear decay to zero."""
 
@@ -70,6 +100,8 @@ class ScheduleRecipe:
     label_smoothing: float = 0.1
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    accumulate: int = 1
+    """Batches whose gradients are added up in one step."""
     seed: int = 1
 
 
@@ -82,6 +114,8 @@ class TestRecipe:
     source_column: str = "en"
     target_column: str = "de"
     set_column: str = "set"
+    rows: int | None = None
+    """The first so many of each set; null: all."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +135,8 @@ class CardRecipe:
 class Recipe:
     """One training run."""
 
+    kind: str = "seq2seq"
+    """`seq2seq`: a MarianMT model (`model`, `start`); `parallel`: a drafter of one pass (`parallel`)."""
     role: str = "verifier"
     """`verifier` or `drafter`: what the model card calls the result."""
     output: str = ""
@@ -111,6 +147,7 @@ class Recipe:
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     start: StartRecipe = field(default_factory=StartRecipe)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     test: TestRecipe = field(default_factory=TestRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)

@@ -11,6 +11,7 @@ from cmasd.confidence.scores import score
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.core import Draft
 from cmasd.drafters import Context, ModelDrafter
+from cmasd.drafters.choice import Choice
 from cmasd.policies import FixedPolicy, Policy, SurvivalPolicy
 from cmasd.runner import load_runner
 from cmasd.runner.constraints import Constraints
@@ -25,9 +26,9 @@ def drafter_of(
 ) -> ModelDrafter:
     runner = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8)
     confidence = build_confidence(ConfidenceConfig())
-    drafter = ModelDrafter(
-        runner, policy, confidence, Constraints(eos_token_ids=eos), torch.tensor(eos, dtype=torch.int64), temperature
-    )
+    choose = Choice(temperature, 0, None, runner.vocabulary_size, runner.device)
+    eos_ids = torch.tensor(eos, dtype=torch.int64)
+    drafter = ModelDrafter(runner, policy, confidence, Constraints(eos_token_ids=eos), choose, eos_ids)
     drafter.prefill([0, 1, 2], SOURCES)
     return drafter
 

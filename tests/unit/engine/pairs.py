@@ -12,6 +12,8 @@ from cmasd.config import Config, from_dict
 from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair
 from cmasd.runner.constraints import Constraints
+from cmasd.runner.load import parallel_shape
+from cmasd.runner.parallel import ParallelNetwork
 from cmasd.runner.text import TextCodec
 from tests.unit.runner.tiny import tiny_model
 
@@ -57,6 +59,21 @@ def shared_model(family: str, quality: str = "copy", seed: int = 0, vocabulary: 
     return tiny_model(family, seed=seed + shift, vocabulary=vocabulary, layers=1).double()
 
 
+QUERIES = 6
+"""Of parallel drafters."""
+
+
+@cache
+def shared_parallel(family: str, quality: str = "noisy", seed: int = 0, vocabulary: int = 64) -> ParallelNetwork:
+    """A float64 parallel drafter for `shared_model`: `noisy` has learned to be right now and then, others have not."""
+    verifier = shared_model(family, "copy", seed, vocabulary)
+    torch.manual_seed(seed)
+    shape = replace(parallel_shape(verifier), queries=QUERIES, feed_forward=16, rank=4)
+    network = ParallelNetwork(shape).double()
+    torch.nn.init.normal_(network.out.weight)
+    return network.requires_grad_(False).eval()
+
+
 def shared_pair(
     family: str,
     quality: str = "noisy",
@@ -74,6 +91,7 @@ def shared_pair(
         constraints=Constraints() if constraints is None else constraints,
         max_new_tokens=max_new_tokens,
         max_source_tokens=MAX_SOURCE_TOKENS,
+        parallel=shared_parallel(family, quality, seed, vocabulary),
     )
 
 

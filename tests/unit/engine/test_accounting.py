@@ -28,6 +28,10 @@ class ScriptedDrafter:
     committed: int = 0
     moves: list[tuple[int, int]] = field(default_factory=list)
     caught_up: bool = True
+    one_pass: bool = True
+
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
+        raise AssertionError("nothing is timed with a fixed length")
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         assert len(slots) == len(sources)

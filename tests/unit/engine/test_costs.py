@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmasd.drafters import ModelDrafter
 from cmasd.engine import Engine, costs
 from cmasd.engine.costs import measure, step_table
 from cmasd.policies import GoodputPolicy
 from cmasd.policies.costs import StepTable
 from cmasd.runner import Runner, load_runner
+from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import ragged_requests, shared_model, shared_pair, tiny_config
 
 SLOTS, WINDOW = 5, 3
@@ -22,7 +24,7 @@ class Bench:
     """Two runners, and how often something was measured on them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.verifier, self.drafter = runner("copy"), runner("noisy")
+        self.verifier, self.drafter = runner("copy"), drafting("noisy")
         self.measured = 0
 
         def counted(*arguments: Any) -> StepTable:
@@ -37,6 +39,12 @@ class Bench:
 
 def runner(quality: str, family: str = "marian", max_length: int = 30) -> Runner:
     return load_runner(shared_model(family, quality), slots=SLOTS, max_length=max_length, max_source_length=12)
+
+
+def drafting(quality: str, family: str = "marian") -> ModelDrafter:
+    """Good for nothing but its forward."""
+    unused: Any = None
+    return ModelDrafter(runner(quality, family), unused, unused, Constraints(), unused, torch.tensor([1]))
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ def test_what_is_measured(family: str, slots: int, counts: tuple[int, ...], monk
     """Every row count with every window, each forward in a place of its own in the table."""
     monkeypatch.setattr(costs, "WARM_UPS", 1)
     fed: list[tuple[int, ...]] = []
-    verifier, drafter = runner("copy", family), runner("noisy", family)
+    verifier, drafter = runner("copy", family), drafting("noisy", family)
     real = verifier.forward
 
     def counted(tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None) -> Tensor:
@@ -154,7 +162,7 @@ def test_a_damaged_file_is_measured_anew_and_mended(text: str, bench: Bench, tmp
     assert bench.measured == 2
     assert bench.table() == again
     assert bench.measured == 2
-    assert set(json.loads(path.read_text())) == {"rows", "verify", "draft"}
+    assert set(json.loads(path.read_text())) == {"rows", "verify", "draft", "one_pass"}
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_error(

@@ -22,6 +22,7 @@ from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import (
     MAX_SOURCE_TOKENS,
     QUALITIES,
+    QUERIES,
     decode,
     decode_plain,
     shared_pair,
@@ -107,11 +108,11 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
     if kind == "survival":
         policy["threshold"] = draw(st.sampled_from([0.0, 1e-4, 0.01, 0.1, 0.4, 1.0]))
     confidence = {
-        "kind": draw(st.sampled_from(["max_prob", "entropy", "margin", "softmax", "ensemble"])),
+        "kind": draw(st.sampled_from(["auto", "max_prob", "entropy", "margin", "softmax", "ensemble"])),
         "margin_form": draw(st.sampled_from(["full", "printed"])),
     }
     drafter = {
-        "kind": draw(st.sampled_from(["model", "lookup"])),
+        "kind": draw(st.sampled_from(["model", "parallel", "lookup"])),
         "max_draft_tokens": longest,
         "min_draft_tokens": draw(st.integers(1, longest)),
         "max_ngram": draw(st.integers(1, 3)),
@@ -123,7 +124,7 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
 def cases(draw: st.DrawFn, families: list[str]) -> Case:
     """Every way of drafting, over ragged sources, limits and ends inside a window, and a checkpoint's rules."""
     rows = draw(st.lists(REQUEST, min_size=1, max_size=7))
-    longest = draw(st.integers(1, 6))
+    longest = draw(st.integers(1, QUERIES))
     sections = draw(policies(longest))
     sections["engine"] = {"slots": draw(st.sampled_from([1, 2, 3, 5, 8]))}
     sections["telemetry"] = {"level": draw(st.sampled_from(["none", "iteration", "token"]))}

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from jobs.main import main
-from tests.unit.training.small import copy_data, sentences, write_rows
+from tests.unit.training.small import copy_data, save_small_model, sentences, write_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = """
@@ -117,3 +118,50 @@ def test_arguments_survive_in_a_process_of_its_own(recipe: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: data.path: no such file or folder, got nowhere")
+
+
+PARALLEL = """
+kind: parallel
+role: drafter
+output: {folder}/drafter
+work: {folder}/parallel-work
+data: {{path: {folder}/pairs.parquet}}
+parallel: {{verifier: {folder}/model, queries: 4, feed_forward: 16, rank: 4, shortlist: 100}}
+schedule: {{steps: 8, warmup_steps: 2, batch_tokens: 256, accumulate: 2}}
+test: {{path: {folder}/test.parquet}}
+card: {{title: Tiny parallel, languages: [en, de], licence: cc0-1.0, data: Words.}}
+threads: 1
+"""
+
+
+def test_a_parallel_drafter_from_recipe_to_card(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recipe.parent
+    save_small_model(folder)
+    path = folder / "train_parallel.yaml"
+    path.write_text(PARALLEL.format(folder=folder))
+    assert main(["train", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "step 8/8  loss " in out
+    assert "tokens per iteration" in out
+    scores: Any = last_json(out)["scores"]
+    assert [(s["name"], s["rows"], s["draft_tokens"]) for s in scores] == [
+        (name, 2, k) for k in (1, 2, 3, 4) for name in ("a", "b")
+    ]
+    assert all(s["tokens_per_iteration"] >= 1 for s in scores)
+    assert {file.name for file in (folder / "drafter").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "recipe.json",
+        "shortlist.json",
+        "README.md",
+    }
+    card = (folder / "drafter" / "README.md").read_text()
+    assert "| a | 2 | 1." in card
+    assert "Markov head of rank 4" in card
+
+
+def test_a_parallel_drafter_needs_its_verifier(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "kind=parallel"]) == 2
+    assert "parallel.verifier: is not set" in capsys.readouterr().err
+    assert main(["train", str(recipe), "kind=serial"]) == 2
+    assert "kind: must be seq2seq or parallel, got serial" in capsys.readouterr().err

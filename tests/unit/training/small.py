@@ -1,6 +1,7 @@
 """Small corpora and recipes for tests of training: a copy task, and a model of one layer and width 32."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import MarianMTModel, PreTrainedTokenizerFast
 
+from cmasd.training.corpus import Corpus
 from cmasd.training.recipe import DataRecipe, ModelRecipe, Recipe, ScheduleRecipe, TokenizerRecipe
+from cmasd.training.seq2seq import Seq2SeqTask, begin, build_model, export
 from cmasd.training.tokenizer import train_tokenizer
-from cmasd.training.trainer import build_model, export
+from cmasd.training.trainer import Progress, train
 
 WORDS = ["ah", "bee", "cee", "dee", "eff", "gee", "hay", "jay", "kay", "oak", "pea", "tea"]
 VOCABULARY = 280
@@ -57,6 +60,19 @@ def small_recipe(folder: Path, data: Path, **schedule: Any) -> Recipe:
         threads=1,
     )
     return replace(recipe, schedule=replace(recipe.schedule, **schedule))
+
+
+def fit(
+    recipe: Recipe,
+    corpus: Corpus,
+    report: Callable[[Progress], None] = lambda progress: None,
+    report_every: int = 50,
+) -> tuple[MarianMTModel, float]:
+    """Train a sentence model to the end, or from its checkpoint to the end; the model, and the seconds it took."""
+    torch.manual_seed(recipe.schedule.seed)
+    model = begin(recipe, small_tokenizer())
+    task = Seq2SeqTask(model, corpus, small_tokenizer(), recipe.schedule.label_smoothing)
+    return model, train(recipe, task, corpus, report, report_every)
 
 
 def save_small_model(folder: Path, seed: int = 0) -> Path:

@@ -15,7 +15,7 @@ FILES = sorted(CONFIGS.glob("train_*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_recipe_loads(path: Path) -> None:
     recipe = load_tree(Recipe(), [path])
-    assert path.stem == f"train_{recipe.role}", "the card names the recipe by its role"
+    assert path.stem == f"train_{recipe.kind if recipe.kind == 'parallel' else recipe.role}", "as the card names it"
     assert recipe.output
     assert recipe.work
     assert recipe.data.path
@@ -28,7 +28,10 @@ def test_recipe_loads(path: Path) -> None:
 
 def test_both_roles_have_a_recipe_and_share_a_tokenizer() -> None:
     verifier, drafter = (load_tree(Recipe(), [CONFIGS / f"train_{role}.yaml"]) for role in ("verifier", "drafter"))
-    assert len(FILES) == 2
+    parallel = load_tree(Recipe(), [CONFIGS / "train_parallel.yaml"])
+    assert len(FILES) == 3
+    assert parallel.data.path == drafter.data.path
+    assert verifier.output.endswith(parallel.parallel.verifier)
     assert drafter.tokenizer.path == verifier.output
     assert drafter.data.max_tokens <= verifier.data.max_tokens
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
 from cmasd.errors import ConfigError
 from cmasd.training.corpus import Corpus, build_corpus
 from cmasd.training.recipe import Recipe, ScheduleRecipe
-from cmasd.training.trainer import Progress, build_model, export, rate, source_gain, token_loss, train
-from tests.unit.training.small import SMALL_MODEL, copy_data, small_recipe, small_tokenizer
+from cmasd.training.seq2seq import build_model, export, source_gain, token_loss
+from cmasd.training.trainer import Progress, rate
+from tests.unit.training.small import SMALL_MODEL, copy_data, fit, small_recipe, small_tokenizer
 
 
 class Killed(Exception):
@@ -33,7 +34,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> tuple[M
     folder = tmp_path_factory.mktemp("learned")
     recipe = small_recipe(folder, folder, steps=200, warmup_steps=20, learning_rate=1e-2, batch_tokens=256)
     reports: list[Progress] = []
-    model, _ = train(recipe, corpus, small_tokenizer(), reports.append)
+    model, _ = fit(recipe, corpus, reports.append)
     return model, recipe, reports
 
 
@@ -52,7 +53,7 @@ def kill_at(step: int) -> Callable[[Progress], None]:
 
 def weights(recipe: Recipe, corpus: Corpus) -> dict[str, torch.Tensor]:
     """Trained to the end, or from the checkpoint to the end."""
-    model, _ = train(recipe, corpus, small_tokenizer(), lambda progress: None)
+    model, _ = fit(recipe, corpus, lambda progress: None)
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
@@ -64,7 +65,7 @@ def test_a_copy_task_is_learned(learned: tuple[MarianMTModel, Recipe, list[Progr
     _, _, reports = learned
     assert [report.step for report in reports] == [50, 100, 150, 200]
     assert reports[0].loss_nats > 1.5 > 0.6 > reports[-1].loss_nats
-    assert reports[-1].source_gain_nats > 1.5
+    assert reports[-1].gauge[1] > 1.5
     assert reports[-1].eta_seconds == 0
     assert all(report.target_tokens_per_second > 0 and report.steps == 200 for report in reports)
 
@@ -96,7 +97,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, corpus: Co
     whole = weights(small_recipe(tmp_path / "whole", tmp_path), corpus)
     recipe = replace(small_recipe(tmp_path / "killed", tmp_path), checkpoint_seconds=0.0)
     with pytest.raises(Killed):
-        train(recipe, corpus, small_tokenizer(), kill_at(killed_at), report_every=1)
+        fit(recipe, corpus, kill_at(killed_at), report_every=1)
     state = torch.load(tmp_path / "killed" / "work" / "checkpoint.pt", weights_only=True)
     assert state["step"] == killed_at - 1, "the last step before the kill"
     assert equal(weights(recipe, corpus), whole)
@@ -113,8 +114,8 @@ def test_seeds_decide_the_weights(tmp_path: Path, corpus: Corpus) -> None:
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path, corpus: Corpus) -> None:
     recipe = small_recipe(tmp_path, tmp_path, steps=5)
-    first, seconds = train(recipe, corpus, small_tokenizer(), lambda progress: None)
-    again, same_seconds = train(recipe, corpus, small_tokenizer(), kill_at(5))
+    first, seconds = fit(recipe, corpus, lambda progress: None)
+    again, same_seconds = fit(recipe, corpus, kill_at(5))
     assert same_seconds == seconds > 0
     assert equal(first.state_dict(), again.state_dict())
 
@@ -125,7 +126,7 @@ def test_more_steps_go_on_from_the_checkpoint(tmp_path: Path, corpus: Corpus) ->
     weights(recipe, corpus)
     steps: list[int] = []
     longer = replace(recipe, schedule=replace(recipe.schedule, steps=8))
-    model, _ = train(longer, corpus, small_tokenizer(), lambda progress: steps.append(progress.step), report_every=1)
+    model, _ = fit(longer, corpus, lambda progress: steps.append(progress.step), report_every=1)
     assert steps == [5, 6, 7, 8]
     whole = weights(small_recipe(tmp_path / "b", tmp_path, steps=8, decay_share=0.0), corpus)
     assert equal(dict(model.state_dict()), whole)

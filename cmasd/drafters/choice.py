@@ -1,0 +1,33 @@
+"""The token of a draft, from its logits: the likeliest, or one drawn at a temperature with its distribution.
+
+Shapes: B rows, S columns of the logits, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Choice:
+    """Greedy, or sampling; a shortlist's columns become token ids again."""
+
+    def __init__(
+        self, temperature: float | None, seed: int, shortlist: Tensor | None, vocabulary_size: int, device: torch.device
+    ) -> None:
+        """`temperature`: None is greedy; a number samples, and drafts carry their distribution."""
+        self.samples = temperature is not None
+        self._temperature = temperature
+        self._generator = torch.Generator(device).manual_seed(seed + 1)
+        self._shortlist_S = shortlist
+        self._vocabulary_size = vocabulary_size
+
+    def __call__(self, logits_BS: Tensor, best_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B,), and their distribution (B, V) when sampling; `best_B` are the columns of the argmax."""
+        ids_S = self._shortlist_S
+        if self._temperature is None:
+            return best_B if ids_S is None else ids_S[best_B], None
+        probs_BS = torch.softmax(logits_BS.float() / self._temperature, dim=-1)
+        column_B = torch.multinomial(probs_BS, 1, generator=self._generator).squeeze(1)
+        if ids_S is None:
+            return column_B, probs_BS
+        whole_BV = probs_BS.new_zeros(len(probs_BS), self._vocabulary_size)
+        return ids_S[column_B], whole_BV.index_copy_(1, ids_S, probs_BS)

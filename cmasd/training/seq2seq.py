@@ -1,0 +1,174 @@
+"""A MarianMT model from scratch, or from some layers of a larger one.
+
+Post-norm MarianMT diverges, or learns a language model that ignores its source, under the default
+initialisation and a short warm-up. Residual branches therefore start small (DeepNet, arXiv
+2203.00555, folded into the initial weights), and the log carries the source gain: how many nats the
+loss rises when sources are shuffled. Near zero means that the source is ignored.
+
+Shapes: B rows, S source length, T target length, N real target tokens, D width, V vocabulary.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+
+from cmasd.errors import ConfigError
+from cmasd.training.corpus import Corpus
+from cmasd.training.recipe import ModelRecipe, Recipe, StartRecipe
+from cmasd.training.trainer import Batch
+
+
+class Seq2SeqTask:
+    """Say the target, given the source."""
+
+    losses_per_batch = 1
+
+    def __init__(
+        self, model: MarianMTModel, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, smoothing: float
+    ) -> None:
+        self.model = model
+        self._corpus = corpus
+        self._pad = int(tokenizer.pad_token_id)
+        self._smoothing = smoothing
+
+    def prepare(self, rows: NDArray[np.int64]) -> "Pairs":
+        """Both sides, padded."""
+        source, target = (side.padded(rows, self._pad) for side in (self._corpus.source, self._corpus.target))
+        return Pairs(source.to(self.model.device), target.to(self.model.device), int((target != self._pad).sum()))
+
+    def loss(self, batch: Batch, seed: int) -> Tensor:
+        """See `Task.loss`."""
+        assert isinstance(batch, Pairs), "made by prepare"
+        return token_loss(self.model, batch.source_BS, batch.target_BT, self._smoothing)
+
+    def gauge(self, batch: Batch) -> tuple[str, float]:
+        """The source gain in nats."""
+        assert isinstance(batch, Pairs), "made by prepare"
+        return "source gain", source_gain(self.model, batch.source_BS, batch.target_BT)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Padded token ids, and how many of the target's are real."""
+
+    source_BS: Tensor
+    target_BT: Tensor
+    tokens: int
+
+
+def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
+    """A randomly initialised MarianMT with tied embeddings, ready for a short warm-up."""
+    config = MarianConfig(
+        vocab_size=len(tokenizer),
+        d_model=recipe.width,
+        encoder_layers=recipe.encoder_layers,
+        decoder_layers=recipe.decoder_layers,
+        encoder_ffn_dim=recipe.feed_forward,
+        decoder_ffn_dim=recipe.feed_forward,
+        encoder_attention_heads=recipe.heads,
+        decoder_attention_heads=recipe.heads,
+        max_position_embeddings=recipe.max_positions,
+        activation_function="relu",
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        scale_embedding=True,
+        share_encoder_decoder_embeddings=True,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        forced_eos_token_id=None,
+    )
+    config._attn_implementation = "eager"
+    model = MarianMTModel(config)
+    initialise(model, recipe)
+    return model
+
+
+def begin(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
+    """The model that training starts with."""
+    model = build_model(recipe.model, tokenizer)
+    if recipe.start.path:
+        copy_weights(model, recipe.start)
+    return model
+
+
+def initialise(model: MarianMTModel, recipe: ModelRecipe) -> None:
+    """Xavier weights with DeepNet's gains: post-norm residual branches start small."""
+    n, m = recipe.encoder_layers, recipe.decoder_layers
+    encoder_gain = 0.87 * (n**4 * m) ** (-1 / 16) / (0.81 * (n**4 * m) ** (1 / 16)) ** 0.5
+    decoder_gain = (12 * m) ** -0.25 / ((3 * m) ** 0.25) ** 0.5
+    for name, weight in model.named_parameters():
+        if "embed_tokens" in name or name.endswith("shared.weight"):
+            nn.init.normal_(weight, std=recipe.width**-0.5)
+        elif weight.dim() == 2 and "embed_positions" not in name:
+            small = any(part in name for part in ("v_proj", "out_proj", "fc1", "fc2"))
+            gain = decoder_gain if "decoder" in name else encoder_gain
+            nn.init.xavier_normal_(weight, gain=gain if small else 1.0)
+
+
+def copy_weights(model: MarianMTModel, recipe: StartRecipe) -> None:
+    """Start from a larger model: its encoder, its embeddings, and the decoder layers that the recipe names.
+
+    Raises ConfigError when the shapes do not fit.
+    """
+    given: MarianMTModel = MarianMTModel.from_pretrained(recipe.path, dtype=torch.float32)
+    weights = {name: weight for name, weight in given.state_dict().items() if ".decoder.layers." not in name}
+    for new, old in enumerate(recipe.decoder_layers):
+        old_prefix, new_prefix = f"model.decoder.layers.{old}.", f"model.decoder.layers.{new}."
+        for name, weight in given.state_dict().items():
+            if name.startswith(old_prefix):
+                weights[new_prefix + name.removeprefix(old_prefix)] = weight
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"start: {recipe.path} does not fit the model of this recipe: {reason}") from None
+    if not recipe.train_encoder:
+        for part in (model.model.encoder, model.model.shared, model.lm_head):
+            part.requires_grad_(False)
+
+
+def token_loss(model: MarianMTModel, source_BS: Tensor, target_BT: Tensor, smoothing: float) -> Tensor:
+    """Mean label-smoothed cross entropy per target token, in nats; padding is left out."""
+    pad, start = int(model.config.pad_token_id or 0), model.config.decoder_start_token_id
+    inputs_BT = torch.cat([torch.full_like(target_BT[:, :1], start), target_BT[:, :-1]], dim=1)
+    mask_BS = torch.ne(source_BS, pad).long()
+    outputs = model.model(source_BS, attention_mask=mask_BS, decoder_input_ids=inputs_BT, use_cache=False)
+    hidden_BTD = outputs.last_hidden_state
+    real_BT = target_BT != pad
+    logits_NV = F.linear(hidden_BTD[real_BT], model.lm_head.weight, model.final_logits_bias[0])
+    return F.cross_entropy(logits_NV.float(), target_BT[real_BT], label_smoothing=smoothing)
+
+
+@torch.no_grad()
+def source_gain(model: MarianMTModel, source: Tensor, target: Tensor) -> float:
+    """Nats per token that the true sources save over the same sources in another order."""
+    right = token_loss(model, source, target, 0.0)
+    return (token_loss(model, source.roll(1, 0), target, 0.0) - right).item()
+
+
+def export(model: MarianMTModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, dtype: torch.dtype) -> None:
+    """Write safetensors, tokenizer and generation config that plain `transformers` loads."""
+    model.to(dtype)  # type: ignore[arg-type]
+    model.generation_config = GenerationConfig(
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        bad_words_ids=[[tokenizer.pad_token_id]],
+        max_length=recipe.model.max_positions // 2,
+        num_beams=1,
+    )
+    folder = Path(recipe.output)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")

@@ -1,0 +1,146 @@
+"""Parallel drafters learn their verifier, and draft in the engine what they learned in training."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from cmasd.core import Request
+from cmasd.runner.load import parallel_shape
+from cmasd.runner.parallel import ParallelNetwork
+from cmasd.training.parallel import (
+    Lesson,
+    Words,
+    accepted,
+    choose_cuts,
+    copy_layers,
+    listen,
+    loss_of,
+    tokens_per_iteration,
+)
+from cmasd.training.recipe import ParallelRecipe
+from tests.unit.engine.pairs import decode, decode_plain, shared_model, shared_pair, tiny_config, tokens_of
+from tests.unit.runner.tiny import FAMILIES
+
+QUERIES, VOCABULARY = 4, 64
+REQUESTS = [Request(key, [3 + (7 * key + 5 * i) % 60 for i in range(3 + key % 8)], 16) for key in range(48)]
+
+
+def outputs(family: str) -> tuple[list[list[int]], list[list[int]]]:
+    decoded = tokens_of(decode_plain(shared_pair(family), REQUESTS))
+    return [request.source for request in REQUESTS], [decoded[request.key] for request in REQUESTS]
+
+
+def learned(family: str, steps: int, **shape: Any) -> tuple[ParallelNetwork, Lesson, Words]:
+    """Trained on a few outputs of a tiny verifier, over and over."""
+    verifier = shared_model(family)
+    torch.manual_seed(0)
+    network = ParallelNetwork(
+        replace(parallel_shape(verifier), queries=QUERIES, feed_forward=64, **{"rank": 8, **shape})
+    )
+    network.double()
+    words = Words.of(verifier, torch.arange(VOCABULARY))
+    lesson = listen(verifier, *outputs(family), network.shape.layers)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        chosen = choose_cuts(lesson, 8, QUERIES, 4.0, generator)
+        loss_of(network, lesson, words, *chosen, ParallelRecipe(tv=0.5)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return network.requires_grad_(False).eval(), lesson, words
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [("marian", {}), ("t5", {"rank": 0}), ("llama", {"has_confidence": False}), ("gemma3", {"norm_first": True})],
+)
+def test_what_is_learned_is_what_the_engine_accepts(family: str, shape: dict[str, Any]) -> None:
+    """The simulation over known outputs and real decoding take the same number of iterations, row by row in sum."""
+    network, lesson, words = learned(family, 60, **shape)
+    accepted_BT, judged_BTK = accepted(network, lesson, words)
+    tokens, iterations = tokens_per_iteration(accepted_BT, lesson, QUERIES)
+    assert tokens / iterations > 1.3
+    assert judged_BTK.shape == (*accepted_BT.shape, QUERIES)
+    assert bool(((judged_BTK >= 0) & (judged_BTK <= 1)).all())
+    pair = replace(shared_pair(family), parallel=network)
+    config = tiny_config(
+        policy={"kind": "fixed"}, drafter={"kind": "parallel", "max_draft_tokens": QUERIES}, engine={"slots": 5}
+    )
+    fast = decode(pair, config, REQUESTS)
+    assert tokens_of(fast) == tokens_of(decode_plain(pair, REQUESTS))
+    assert sum(result.num_iterations for result in fast.values()) == iterations
+
+
+def test_confidence_is_learned() -> None:
+    """Every other row says something new each time, which nobody can guess: the drafter learns to know these rows."""
+    verifier, (sources, targets) = shared_model("marian"), outputs("marian")
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"queries": QUERIES, "feed_forward": 64, "rank": 8}
+    network = ParallelNetwork(replace(parallel_shape(verifier), **sizes)).double()
+    words, recipe = Words.of(verifier, torch.arange(VOCABULARY)), ParallelRecipe()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+
+    def lesson() -> Lesson:
+        noise = [torch.randint(3, VOCABULARY, (len(target),), generator=generator).tolist() for target in targets]
+        mixed = [noise[i] if i % 2 else target for i, target in enumerate(targets)]
+        return listen(verifier, sources, mixed, 1)
+
+    for _ in range(60):
+        batch = lesson()
+        loss_of(network, batch, words, *choose_cuts(batch, 8, QUERIES, 4.0, generator), recipe).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    batch = lesson()
+    _, judged_BTK = accepted(network, batch, words)
+    inside_BT = torch.arange(judged_BTK.shape[1]) < batch.ends_B[:, None]
+    first_BT = judged_BTK[..., 0]
+    known, noise = (float(first_BT[k::2][inside_BT[k::2]].mean()) for k in (0, 1))
+    assert known > noise + 0.3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_listened_to(family: str) -> None:
+    """The verifier, run over its own outputs at once, says them again."""
+    verifier, (sources, targets) = shared_model(family), outputs(family)
+    lesson = listen(verifier, sources, targets, 1)
+    logits_BTV = cast(Any, Words.of(verifier, torch.arange(VOCABULARY)).head)(lesson.hidden_BTd)
+    for row, target in enumerate(targets):
+        first = int(lesson.first_B[row])
+        assert logits_BTV[row, first : first + len(target)].argmax(-1).tolist() == target
+        assert int(lesson.ends_B[row]) == first + len(target)
+        assert lesson.tokens_BU[row, first + 1 : first + 1 + len(target)].tolist() == target
+
+
+def test_cuts_lie_in_the_output_and_early_tokens_come_more_often() -> None:
+    lesson = listen(shared_model("llama"), *outputs("llama"), 1)
+    cuts_BC, steps_BC = choose_cuts(lesson, 200, QUERIES, 1.0, torch.Generator().manual_seed(0))
+    assert bool((cuts_BC >= lesson.first_B[:, None]).all())
+    assert bool((cuts_BC < lesson.ends_B[:, None]).all())
+    assert torch.equal(cuts_BC.amin(1), lesson.first_B)
+    counts = torch.bincount(steps_BC.view(-1), minlength=QUERIES) / steps_BC.numel()
+    expected = torch.exp(-torch.arange(QUERIES) / 1.0)
+    torch.testing.assert_close(counts.double(), (expected / expected.sum()).double(), atol=0.02, rtol=0)
+
+
+def test_layers_of_the_verifier_are_copied_where_they_fit() -> None:
+    verifier = shared_model("marian")
+    fitting = ParallelNetwork(replace(parallel_shape(verifier), feed_forward=verifier.config.decoder_ffn_dim))
+    assert copy_layers(fitting, verifier)
+    name = "fc1.weight"
+    theirs = verifier.get_decoder().layers[-1].state_dict()[name]
+    assert torch.equal(fitting.layers[0].state_dict()[name].double(), theirs)
+    assert not copy_layers(ParallelNetwork(replace(fitting.shape, feed_forward=8)), verifier)
+    assert not copy_layers(ParallelNetwork(parallel_shape(shared_model("t5"))), shared_model("t5"))
+
+
+def test_tokens_per_iteration_walks_from_cut_to_cut() -> None:
+    one = torch.zeros(1, dtype=torch.int64)
+    nothing = torch.zeros(1)
+    lesson = Lesson(nothing, one + 1, one + 9, nothing, [], [], None)
+    accepted_BT = torch.tensor([[9, 3, 9, 9, 9, 0, 5, 9, 9]])
+    # From place 1: 3 accepted and one more, place 5: none and one more, place 6: cut off by the end.
+    assert tokens_per_iteration(accepted_BT, lesson, 8) == (8, 3)
+    assert tokens_per_iteration(accepted_BT, lesson, 1) == (8, 5)
