@@ -145,7 +145,7 @@ class ConfidenceConfig:
     margin_form: Literal["full", "printed"] = "full"
     """`full`: 2*sigmoid(z1 - z2) - 1; `printed`: sigmoid(z1 - z2), never under 0.5."""
     calibration: str | None = None
-    """File of a fitted calibration map; null: raw scores."""
+    """File of calibration maps, written by `cmasd calibrate`, on every node; null: raw scores."""
 
 
 @dataclass(frozen=True)
