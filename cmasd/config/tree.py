@@ -74,8 +74,9 @@ class ModelsConfig:
 class DrafterConfig:
     """Who drafts."""
 
-    kind: Literal["model", "lookup"] = "model"
-    """`model`: a smaller model, token by token; `lookup`: n-gram copy from the source and the row's own output."""
+    kind: Literal["model", "lookup", "self"] = "model"
+    """`model`: a smaller model, token by token; `lookup`: n-gram copy from the source and the row's own output;
+    `self`: the verifier's first decoder layers, without any training."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration."""
     min_draft_tokens: int = 1
@@ -83,6 +84,8 @@ class DrafterConfig:
     shortlist: int | None = None
     """Drafts are made of this many tokens, the most frequent by the drafter's shortlist.json: a smaller output layer,
     fewer right guesses; null: the whole vocabulary."""
+    self_layers: int | None = None
+    """Decoder layers of the verifier that draft (drafter `self`); null: half of them."""
     max_ngram: int = 3
     """Longest n-gram that `lookup` matches."""
 

@@ -30,7 +30,7 @@ from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.families import Words
-from cmasd.runner.load import load_runner, share_encoder
+from cmasd.runner.load import load_runner, share_encoder, share_weights
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import build_verification
 
@@ -83,6 +83,8 @@ class Engine:
         words = Words(self.pair.constraints.banned, self.pair.shortlist)
         runner = load_runner(self.pair.drafter, *runner_shape, words, self.pair.int8, config.engine.graphs)
         share_encoder(runner, self.verifier)
+        if config.drafter.kind == "self":
+            share_weights(runner, self.verifier)
         return ModelDrafter(
             runner,
             self.policy,

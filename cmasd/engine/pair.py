@@ -10,6 +10,7 @@ import torch
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError, ModelError
 from cmasd.runner.constraints import Constraints
+from cmasd.runner.early_exit import early_exit
 from cmasd.runner.models import Model, check_pair, load_model, load_shortlist, load_tokenizer, vocabulary_size
 from cmasd.runner.text import TextCodec
 
@@ -82,6 +83,8 @@ def load_pair(config: Config) -> Pair:
         drafter = load_model(models.drafter, models.dtype, device, **trust)
         drafter_tokenizer = load_tokenizer(models.drafter, trust_remote_code=models.trust_remote_code)
         check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
+    elif config.policy.kind != "plain" and config.drafter.kind == "self":
+        drafter = early_exit(verifier, config.drafter.self_layers)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
     max_source, max_new = _limits(config, verifier, encoder_decoder)
     codec = TextCodec(
@@ -98,7 +101,7 @@ def load_pair(config: Config) -> Pair:
         verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=codec.forced_bos_token_id
     )
     shortlist = None
-    if drafter is not None and config.drafter.shortlist is not None:
+    if drafter is not None and config.drafter.kind == "model" and config.drafter.shortlist is not None:
         ids = load_shortlist(models.drafter or "")[: config.drafter.shortlist]
         shortlist = tuple(sorted({*ids, *constraints.eos_token_ids} - set(constraints.banned)))
         if len(shortlist) < 2:
