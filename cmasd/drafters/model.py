@@ -31,14 +31,20 @@ class ModelDrafter:
         eos_ids: Tensor,
         temperature: float | None,
         seed: int = 0,
+        vocabulary_size: int | None = None,
     ) -> None:
-        """`temperature`: None drafts greedily; a number samples, and drafts carry their distribution."""
+        """`temperature`: None drafts greedily; a number samples, and drafts carry their distribution.
+
+        `vocabulary_size` is the verifier's where it differs: of two models with one tokenizer, either may have more
+        output columns than there are tokens. What only one of them has is never drafted.
+        """
         self.runner = runner
         self.policy = policy
         self.confidence = confidence
         self.constraints = constraints
         self.eos_ids = eos_ids
         self.temperature = temperature
+        self.vocabulary_size = runner.vocabulary_size if vocabulary_size is None else vocabulary_size
         self._generator = torch.Generator(runner.device).manual_seed(seed + 1)
         self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._fed = 0
@@ -93,7 +99,7 @@ class ModelDrafter:
             active_B = active_B & ~torch.isin(token_B, self.eos_ids)
             if not active_B.any():
                 break
-            logits_BV = self.runner.forward(token_B[:, None], lengths_B + j)[:, -1]
+            logits_BV = self._forward(token_B[:, None], lengths_B + j)[:, -1]
         self._fed = len(tokens) - 1
         confidence_BK = torch.stack(confidences, -1)
         return Draft(
@@ -115,13 +121,23 @@ class ModelDrafter:
         most = int(missing_B.max())
         self.caught_up = most <= 2
         if most == 1:
-            logits_BV = self.runner.forward(context.tokens_BL.gather(1, cached_B[:, None]), cached_B)[:, 0]
+            logits_BV = self._forward(context.tokens_BL.gather(1, cached_B[:, None]), cached_B)[:, 0]
         else:
             offset_T = torch.arange(most, device=cached_B.device)
             where_BT = (cached_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
-            logits_BV = self.runner.forward(context.tokens_BL.gather(1, where_BT), cached_B, missing_B - 1)[:, 0]
+            logits_BV = self._forward(context.tokens_BL.gather(1, where_BT), cached_B, missing_B - 1)[:, 0]
         cached_B.copy_(context.lengths_B)
         return logits_BV
+
+    def _forward(self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None) -> Tensor:
+        """Logits over the verifier's vocabulary; an id that this model lacks is read as its last one."""
+        own = self.runner.vocabulary_size
+        if own < self.vocabulary_size:
+            tokens_BT = tokens_BT.clamp_max(own - 1)
+        logits_BTV = self.runner.forward(tokens_BT, starts_B, only_B)
+        if own == self.vocabulary_size or self.runner.shortlist is not None:
+            return logits_BTV
+        return torch.nn.functional.pad(logits_BTV, (0, self.vocabulary_size - own), value=-torch.inf)
 
     def _constrain(self, logits_BV: Tensor, context: Context, last_B1: Tensor, starts_B: Tensor) -> Tensor:
         if self.runner.shortlist is not None:
@@ -140,5 +156,5 @@ class ModelDrafter:
         token_B = torch.multinomial(probs_BV, 1, generator=self._generator).squeeze(1)
         if ids_S is None:
             return token_B, probs_BV
-        whole_BV = probs_BV.new_zeros(len(probs_BV), self.runner.vocabulary_size)
+        whole_BV = probs_BV.new_zeros(len(probs_BV), self.vocabulary_size)
         return ids_S[token_B], whole_BV.index_copy_(1, ids_S, probs_BV)

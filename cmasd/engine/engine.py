@@ -93,6 +93,7 @@ class Engine:
             self.eos_ids,
             temperature=config.verification.temperature if sampling else None,
             seed=config.verification.seed,
+            vocabulary_size=self.verifier.vocabulary_size,
         )
 
     def _step_table(self, graphs: str) -> StepTable:

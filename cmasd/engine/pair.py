@@ -102,7 +102,8 @@ def load_pair(config: Config) -> Pair:
     )
     shortlist = None
     if drafter is not None and config.drafter.kind == "model" and config.drafter.shortlist is not None:
-        ids = load_shortlist(models.drafter or "")[: config.drafter.shortlist]
+        known = vocabulary_size(verifier.config)
+        ids = [one for one in load_shortlist(models.drafter or "") if one < known][: config.drafter.shortlist]
         shortlist = tuple(sorted({*ids, *constraints.eos_token_ids} - set(constraints.banned)))
         if len(shortlist) < 2:
             raise ConfigError(
