@@ -205,7 +205,7 @@ def test_calibration_from_the_telemetry_of_a_run(
     run(config(tmp_path, pair, source))
     for part in ("000003", "000007"):
         (tmp_path / "run" / "outputs" / f"part-00000-{part}.parquet").unlink()
-    assert main(["calibrate", str(tmp_path / "run"), "--plot", str(tmp_path / "curve.svg")]) == 0
+    assert main(["calibrate", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     report = json.loads(said.splitlines()[-1])
     raw = outputs(tmp_path)
@@ -214,7 +214,6 @@ def test_calibration_from_the_telemetry_of_a_run(
     assert report["tokens"] == sum(raw["num_accepted_tokens"].to_pylist()) + rejected
     assert {one["score"] for one in report["scores"]} == {"max_prob", "entropy", "margin", "softmax", "ensemble"}
     assert f"confidence.kind={report['best']} confidence.calibration={tmp_path}/run/calibration.json" in said
-    assert (tmp_path / "curve.svg").stat().st_size > 1000
 
     kept = tmp_path / "maps.json"
     (tmp_path / "run" / "calibration.json").rename(kept)

@@ -19,8 +19,7 @@ from cmasd.evaluation.calibration import (
     log_loss,
     reliability,
 )
-from cmasd.evaluation.judged import Array, Counts, Judged
-from tests.unit.engine.pairs import tiny_config
+from tests.unit.evaluation.drawn import judged_from
 
 RNG = np.random.default_rng(0)
 
@@ -96,18 +95,6 @@ def test_log_loss_by_hand() -> None:
     sample = by_hand([(0.8, 10, 7), (0.25, 4, 1)])
     expected = -(7 * np.log(0.8) + 3 * np.log(0.2) + np.log(0.25) + 3 * np.log(0.75)) / 14
     assert log_loss(sample) == pytest.approx(expected)
-
-
-def judged_from(truth: dict[str, CalibrationMap], tokens: int = 30_000) -> Judged:
-    """Every score is drawn on its own."""
-    judged = Judged(tiny_config(drafter={"max_draft_tokens": 2}), seed=0, tokens=tokens)
-    rng = np.random.default_rng(4)
-    for name, one in truth.items():
-        score_N: Array = rng.random(tokens)
-        accepted_N = (rng.random(tokens) < one(torch.from_numpy(score_N)).numpy()).astype(float)
-        judged.counts[name] = Counts.empty(2)
-        judged.counts[name].add(score_N, rng.integers(0, 3, tokens), rng.integers(0, 2, tokens), accepted_N)
-    return judged
 
 
 def test_the_better_score_comes_first_and_its_held_out_figures_improve() -> None:
