@@ -1,10 +1,13 @@
 """Maps from a raw score to the acceptance probability it stands for, kept as small JSON files.
 
-Two kinds: `platt` (sigmoid(a * logit(c) + b)) and `isotonic` (knots, linear between them).
+A file holds one map per score and the settings that the scores were computed with, so that a map is never applied to
+anything else. Two kinds: `platt` (sigmoid(a * logit(c) + b)) and `isotonic` (knots, linear between them).
+`cmasd calibrate` writes the files; `cmasd.evaluation.calibration` fits the maps.
 """
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmasd.config.tree import ConfidenceConfig
 from cmasd.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 KEY = "confidence.calibration"
 
 
@@ -42,20 +46,70 @@ class CalibrationMap:
         share = (inside - x[right - 1]) / (x[right] - x[right - 1]).clamp_min(1e-12)
         return y[right - 1] + share * (y[right] - y[right - 1])
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in the file."""
+        if self.kind == "platt":
+            return {"kind": self.kind, "a": self.a, "b": self.b}
+        return {"kind": self.kind, "x": list(self.x), "y": list(self.y)}
 
-def load_calibration(path: str) -> CalibrationMap:
-    """Read a map; raises `ConfigError` naming the file."""
+
+def calibration_file(
+    maps: Mapping[str, CalibrationMap], config: ConfidenceConfig, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The file's content: maps by score, how the scores were computed, and where the maps come from."""
+    return {
+        "version": VERSION,
+        "weights": list(config.weights),
+        "margin_form": config.margin_form,
+        "maps": {score: one.to_dict() for score, one in maps.items()},
+        "about": dict(about),
+    }
+
+
+def load_calibration(config: ConfidenceConfig) -> CalibrationMap | None:
+    """The map of the configured score, None without a file; raises `ConfigError` naming the file."""
+    path = config.calibration
+    if path is None:
+        return None
+    tree = _read(path)
+    if tree.get("margin_form") != config.margin_form and config.kind in ("margin", "ensemble"):
+        raise ConfigError(
+            f"{KEY}: {path} was fitted with another confidence.margin_form, got {config.margin_form}; "
+            f"expected {tree.get('margin_form')}. Set it so, or calibrate anew."
+        )
+    if tree.get("weights") != list(config.weights) and config.kind == "ensemble":
+        raise ConfigError(
+            f"{KEY}: {path} was fitted with other confidence.weights, got {list(config.weights)}; "
+            f"expected {tree.get('weights')}. Set them so, or calibrate anew."
+        )
+    return _map(tree["maps"], config.kind, path)
+
+
+def _read(path: str) -> dict[str, Any]:
     try:
         tree = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"{KEY}: no such file, got {path}.") from None
     except (OSError, ValueError):
         raise ConfigError(f"{KEY}: {path} is not a JSON file.") from None
-    if not isinstance(tree, dict) or tree.get("version") != VERSION or tree.get("kind") not in ("platt", "isotonic"):
+    if not isinstance(tree, dict) or tree.get("version") != VERSION or not isinstance(tree.get("maps"), dict):
         raise ConfigError(
-            f"{KEY}: {path} is not a calibration map; expected version {VERSION} and kind platt or isotonic."
+            f"{KEY}: {path} is not a calibration file; expected version {VERSION} and maps. "
+            "Write one with cmasd calibrate."
         )
-    return _platt(tree, path) if tree["kind"] == "platt" else _isotonic(tree, path)
+    return tree
+
+
+def _map(maps: dict[str, Any], score: str, path: str) -> CalibrationMap:
+    """Map of one score, its numbers checked."""
+    tree = maps.get(score)
+    if tree is None:
+        has = ", ".join(sorted(maps)) or "none"
+        raise ConfigError(f"{KEY}: {path} has no map for confidence.kind {score} (has: {has}). Choose one of these.")
+    kind = tree.get("kind") if isinstance(tree, dict) else None
+    if kind not in ("platt", "isotonic"):
+        raise ConfigError(f"{KEY}: {path}: the map of {score} must be of kind platt or isotonic, got {kind}.")
+    return _platt(tree, path) if kind == "platt" else _isotonic(tree, path)
 
 
 def _platt(tree: dict[str, Any], path: str) -> CalibrationMap:

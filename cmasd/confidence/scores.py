@@ -86,6 +86,5 @@ class Confidence:
 
 def build_confidence(config: ConfidenceConfig) -> Confidence:
     """Raises `ConfigError` when the calibration file is missing or malformed."""
-    calibration = load_calibration(config.calibration) if config.calibration else None
     w1, w2, w3 = config.weights
-    return Confidence(config.kind, (w1, w2, w3), config.margin_form, calibration)
+    return Confidence(config.kind, (w1, w2, w3), config.margin_form, load_calibration(config))

@@ -28,6 +28,7 @@ RULES = (
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.shortlist", _at_least(2), "at least 2, or null"),
+    Rule("drafter.self_layers", _at_least(1), "at least 1, or null"),
     Rule("drafter.max_ngram", _at_least(1), "at least 1"),
     Rule("policy.alpha", lambda v: v > 0, "greater than 0"),
     Rule("policy.threshold", _share, "between 0 and 1"),

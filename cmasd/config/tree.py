@@ -75,9 +75,10 @@ class ModelsConfig:
 class DrafterConfig:
     """Who drafts."""
 
-    kind: Literal["model", "parallel", "lookup"] = "model"
+    kind: Literal["model", "parallel", "lookup", "self"] = "model"
     """`model`: a smaller model, token by token; `parallel`: all tokens in one pass over the verifier's own states;
-    `lookup`: n-gram copy from the source and the row's own output."""
+    `lookup`: n-gram copy from the source and the row's own output; `self`: the verifier's first decoder layers, without
+    any training."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration."""
     min_draft_tokens: int = 1
@@ -85,6 +86,8 @@ class DrafterConfig:
     shortlist: int | None = None
     """Drafts are made of this many tokens, the most frequent by the drafter's shortlist.json: a smaller output layer,
     fewer right guesses; null: the whole vocabulary."""
+    self_layers: int | None = None
+    """Decoder layers of the verifier that draft (drafter `self`); null: half of them."""
     max_ngram: int = 3
     """Longest n-gram that `lookup` matches."""
 
@@ -148,7 +151,7 @@ class ConfidenceConfig:
     margin_form: Literal["full", "printed"] = "full"
     """`full`: 2*sigmoid(z1 - z2) - 1; `printed`: sigmoid(z1 - z2), never under 0.5."""
     calibration: str | None = None
-    """File of a fitted calibration map; null: raw scores."""
+    """File of calibration maps, written by `cmasd calibrate`, on every node; null: raw scores."""
 
 
 @dataclass(frozen=True)

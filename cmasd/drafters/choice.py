@@ -18,7 +18,8 @@ class Choice:
         self._temperature = temperature
         self._generator = torch.Generator(device).manual_seed(seed + 1)
         self._shortlist_S = shortlist
-        self._vocabulary_size = vocabulary_size
+        self.vocabulary_size = vocabulary_size
+        """Of the verifier."""
 
     def __call__(self, logits_BS: Tensor, best_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens (B,), and their distribution (B, V) when sampling; `best_B` are the columns of the argmax."""
@@ -29,5 +30,5 @@ class Choice:
         column_B = torch.multinomial(probs_BS, 1, generator=self._generator).squeeze(1)
         if ids_S is None:
             return column_B, probs_BS
-        whole_BV = probs_BS.new_zeros(len(probs_BS), self._vocabulary_size)
+        whole_BV = probs_BS.new_zeros(len(probs_BS), self.vocabulary_size)
         return ids_S[column_B], whole_BV.index_copy_(1, ids_S, probs_BS)

@@ -1,7 +1,8 @@
 """n-gram copy from the source and the row's own output: no model, no cost worth naming.
 
 The longest suffix of the row (up to `max_ngram` tokens) that occurs earlier in source + output is
-found, the latest occurrence wins, and the tokens after it are the draft. Confidence is the share of
+found, and the tokens after it are the draft: after its latest occurrence in the output, or else its
+first in the source, which opens with what a summary says. Confidence is the share of
 judged tokens that were accepted after suffixes of that length, with PRIOR assumed beforehand; old
 evidence fades, so that a length which a policy has given up is tried again. Entropy and margins do
 not exist and are NaN.
@@ -45,10 +46,10 @@ class LookupDrafter:
         """Nothing to do."""
 
     def draft(self, context: Context, room_B: Tensor) -> Draft:
-        """Copy what followed the latest earlier occurrence of the longest matching suffix."""
+        """Copy what followed the longest suffix that occurs before."""
         most = min(self.policy.max_draft_tokens, int(room_B.max()))
         context_BC, ends_B = self._context(context)
-        found_B, start_B = self._match(context_BC, ends_B)
+        found_B, start_B = self._match(context_BC, ends_B, ends_B - context.lengths_B + context.prompt_lengths_B)
         where_BK = start_B[:, None] + torch.arange(most, device=start_B.device)
         tokens_BK = context_BC.gather(1, where_BK.clamp_max(context_BC.shape[1] - 1))
         real_BK = (where_BK < ends_B[:, None]) & (tokens_BK >= 0) & (found_B > 0)[:, None]
@@ -89,8 +90,8 @@ class LookupDrafter:
         joined_BC = torch.cat([context.source_BS, torch.full_like(own_BL[:, :1], -1), own_BL], dim=1)
         return joined_BC, context.lengths_B + context.source_BS.shape[1] + 1
 
-    def _match(self, context_BC: Tensor, ends_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Suffix length found (B,), 0 for none; and the position after its latest earlier occurrence."""
+    def _match(self, context_BC: Tensor, ends_B: Tensor, output_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Suffix length found (B,), 0 for none; and where the tokens to copy begin. The output begins at `output_B`."""
         found_B, start_B = torch.zeros_like(ends_B), torch.zeros_like(ends_B)
         for n in range(1, min(self.max_ngram, context_BC.shape[1] - 1) + 1):
             tail_Bn = ends_B[:, None] - n + torch.arange(n, device=ends_B.device)
@@ -102,6 +103,7 @@ class LookupDrafter:
                 context_BC.gather(1, after_C.clamp_max(context_BC.shape[1] - 1).expand_as(equal_BC)) >= 0
             )
             latest_B = (follows_BC * after_C).amax(-1)
+            first_B = after_C.where(follows_BC, context_BC.shape[1]).amin(-1)
             found_B = torch.where(latest_B > 0, n, found_B)
-            start_B = torch.where(latest_B > 0, latest_B, start_B)
+            start_B = torch.where(latest_B > 0, torch.where(latest_B >= output_B, latest_B, first_B), start_B)
         return found_B, start_B

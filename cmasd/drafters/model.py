@@ -41,6 +41,7 @@ class ModelDrafter:
         self.constraints = constraints
         self.eos_ids = eos_ids
         self.choose = choose
+        self.vocabulary_size = choose.vocabulary_size
         self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._fed = 0
         self._later: dict[int, list[int]] = {}
@@ -103,7 +104,7 @@ class ModelDrafter:
             active_B = active_B & ~torch.isin(token_B, self.eos_ids)
             if not active_B.any():
                 break
-            logits_BV = self.runner.forward(token_B[:, None], lengths_B + j)[:, -1]
+            logits_BV = self._forward(token_B[:, None], lengths_B + j)[:, -1]
         self._fed = len(tokens) - 1
         confidence_BK = torch.stack(confidences, -1)
         return Draft(
@@ -125,13 +126,23 @@ class ModelDrafter:
         most = int(missing_B.max())
         self.caught_up = most <= 2
         if most == 1:
-            logits_BV = self.runner.forward(context.tokens_BL.gather(1, cached_B[:, None]), cached_B)[:, 0]
+            logits_BV = self._forward(context.tokens_BL.gather(1, cached_B[:, None]), cached_B)[:, 0]
         else:
             offset_T = torch.arange(most, device=cached_B.device)
             where_BT = (cached_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
-            logits_BV = self.runner.forward(context.tokens_BL.gather(1, where_BT), cached_B, missing_B - 1)[:, 0]
+            logits_BV = self._forward(context.tokens_BL.gather(1, where_BT), cached_B, missing_B - 1)[:, 0]
         cached_B.copy_(context.lengths_B)
         return logits_BV
+
+    def _forward(self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None) -> Tensor:
+        """Logits over the verifier's vocabulary; an id that this model lacks is read as its last one."""
+        own = self.runner.vocabulary_size
+        if own < self.vocabulary_size:
+            tokens_BT = tokens_BT.clamp_max(own - 1)
+        logits_BTV = self.runner.forward(tokens_BT, starts_B, only_B)
+        if own == self.vocabulary_size or self.runner.shortlist is not None:
+            return logits_BTV
+        return torch.nn.functional.pad(logits_BTV, (0, self.vocabulary_size - own), value=-torch.inf)
 
     def _constrain(self, logits_BV: Tensor, context: Context, last_B1: Tensor, starts_B: Tensor) -> Tensor:
         if self.runner.shortlist is not None:

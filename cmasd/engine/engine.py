@@ -31,7 +31,7 @@ from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.families import Words
-from cmasd.runner.load import load_runner, share_encoder
+from cmasd.runner.load import load_runner, share_encoder, share_weights
 from cmasd.runner.parallel import ParallelModel
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import build_verification
@@ -96,6 +96,8 @@ class Engine:
         assert self.pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
         runner = load_runner(self.pair.drafter, *runner_shape, words, self.pair.int8, config.engine.graphs)
         share_encoder(runner, self.verifier)
+        if config.drafter.kind == "self":
+            share_weights(runner, self.verifier)
         return ModelDrafter(
             runner,
             self.policy,

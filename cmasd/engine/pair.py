@@ -10,8 +10,17 @@ import torch
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError, ModelError
 from cmasd.runner.constraints import Constraints
+from cmasd.runner.early_exit import early_exit
 from cmasd.runner.load import parallel_shape
-from cmasd.runner.models import Model, check_pair, load_model, load_shortlist, load_tokenizer, vocabulary_size
+from cmasd.runner.models import (
+    Model,
+    Tokenizer,
+    check_pair,
+    load_model,
+    load_shortlist,
+    load_tokenizer,
+    vocabulary_size,
+)
 from cmasd.runner.parallel import ParallelNetwork
 from cmasd.runner.parallel_folder import is_parallel, load_parallel
 from cmasd.runner.text import TextCodec
@@ -82,24 +91,7 @@ def load_pair(config: Config) -> Pair:
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
     verifier = load_model(models.verifier, models.dtype, device, **trust)
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
-    drafter, parallel = None, None
-    drafts_with = config.drafter.kind if config.policy.kind != "plain" else "nothing"
-    name = models.drafter or ""
-    if drafts_with == "parallel":
-        parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, device)
-        if config.drafter.max_draft_tokens > parallel.shape.queries:
-            raise ConfigError(
-                f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "
-                f"got {config.drafter.max_draft_tokens}."
-            )
-        if config.confidence.kind == "head" and not parallel.shape.has_confidence:
-            raise ConfigError(f"confidence.kind: {name} has no confidence head, got head. Use confidence.kind=auto.")
-    if drafts_with == "model":
-        if is_parallel(name):
-            raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
-        drafter = load_model(name, models.dtype, device, **trust)
-        drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
-        check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
+    drafter, parallel = _load_drafter(config, verifier, tokenizer)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
     max_source, max_new = _limits(config, verifier, encoder_decoder)
     codec = TextCodec(
@@ -115,16 +107,47 @@ def load_pair(config: Config) -> Pair:
     constraints = Constraints.from_generation_config(
         verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=codec.forced_bos_token_id
     )
-    shortlist = None
-    if drafts_with in ("model", "parallel") and config.drafter.shortlist is not None:
-        ids = load_shortlist(name)[: config.drafter.shortlist]
-        shortlist = tuple(sorted({*ids, *constraints.eos_token_ids} - set(constraints.banned)))
-        if len(shortlist) < 2:
-            raise ConfigError(
-                f"drafter.shortlist: leaves one token to draft, got {config.drafter.shortlist}. Raise it."
-            )
+    shortlist = _shortlist(config, verifier, constraints) if drafter is not None or parallel is not None else None
     int8 = models.dtype == "int8"
     return Pair(verifier, drafter, codec, constraints, max_new, max_source, shortlist, int8, parallel)
+
+
+def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tuple[Model | None, ParallelNetwork | None]:
+    """The model that drafts, in one of two forms, or none: a policy may never draft, and lookup needs no model."""
+    models, kind, name = config.models, config.drafter.kind, config.models.drafter or ""
+    if config.policy.kind == "plain" or kind == "lookup":
+        return None, None
+    if kind == "self":
+        return early_exit(verifier, config.drafter.self_layers), None
+    if kind == "parallel":
+        parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, verifier.device)
+        if config.drafter.max_draft_tokens > parallel.shape.queries:
+            raise ConfigError(
+                f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "
+                f"got {config.drafter.max_draft_tokens}."
+            )
+        if config.confidence.kind == "head" and not parallel.shape.has_confidence:
+            raise ConfigError(f"confidence.kind: {name} has no confidence head, got head. Use confidence.kind=auto.")
+        return None, parallel
+    if is_parallel(name):
+        raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
+    trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
+    drafter = load_model(name, models.dtype, verifier.device, **trust)
+    drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
+    check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
+    return drafter, None
+
+
+def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tuple[int, ...] | None:
+    """Ids that a trained drafter drafts from; None: all."""
+    if config.drafter.shortlist is None or config.drafter.kind == "self":
+        return None
+    known = vocabulary_size(verifier.config)
+    ids = [one for one in load_shortlist(config.models.drafter or "") if one < known][: config.drafter.shortlist]
+    shortlist = tuple(sorted({*ids, *constraints.eos_token_ids} - set(constraints.banned)))
+    if len(shortlist) < 2:
+        raise ConfigError(f"drafter.shortlist: leaves one token to draft, got {config.drafter.shortlist}. Raise it.")
+    return shortlist
 
 
 def _limits(config: Config, verifier: Model, encoder_decoder: bool) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Pictures of a bench: throughput against batch size, one line per engine; or speed against quality, by kind.
+"""Pictures: throughput against batch size, one line per engine; speed against quality, by kind; reliability curves.
 
 Lines and points differ by marker and dash as well as by colour, so the picture is read in print too; bars are the
 quartiles over chunks, or the interval of a ratio. Drawn by matplotlib without a display. It is an extra: `check_plot`
@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmasd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cmasd.evaluation.calibration import Fitted
 
 ENDINGS = (".png", ".svg")
 LEAST_GAP = 1e-3
@@ -101,3 +104,28 @@ def _draw_panel(axes: Any, results: Sequence[Mapping[str, Any]], quality: str, f
 def label(row: Mapping[str, Any]) -> str:
     """An engine's name, with its dtype where that is not plain float32."""
     return row["engine"] if row["dtype"] == "float32" else f"{row['engine']} {row['dtype']}"
+
+
+def plot_reliability(fitted: "Fitted", path: Path, title: str) -> None:
+    """Draw the share of accepted drafts against confidence, before and after calibration, by draft position."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained", facecolor="white")
+    panels = (
+        ("as it is", fitted.before, fitted.positions_before),
+        (f"after {fitted.method}", fitted.after, fitted.positions_after),
+    )
+    for axes, (form, whole, positions) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="calibrated")
+        lines = [("all positions", whole), *((f"position {k}", one) for k, one in enumerate(positions, start=1))]
+        for (name, quality), marker, dash in zip(lines, cycle(MARKERS), cycle(DASHES), strict=False):
+            means = [group.mean_confidence for group in quality.curve]
+            shares = [group.accepted_share for group in quality.curve]
+            axes.plot(means, shares, marker=marker, linestyle=dash, alpha=0.8, label=name)
+        axes.set_title(f"{form}: ECE {whole.ece:.3f}, AUC {whole.auc:.3f}", fontsize="small")
+        axes.set_xlabel("mean confidence of a group")
+        axes.grid(visible=True, alpha=0.3)
+    figure.axes[0].set_ylabel("share of draft tokens accepted")
+    figure.axes[0].legend(fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=150)

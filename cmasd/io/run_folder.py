@@ -6,7 +6,7 @@ writing a shard twice changes nothing. Files of unknown origin are refused rathe
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,8 @@ from cmasd.telemetry.schema import SCHEMA_VERSION
 from cmasd.telemetry.totals import METADATA_KEY, Totals
 
 _OUTPUT_NAME = re.compile(r"part-\d{5}-\d{6}\.parquet")
+BATCH_ROWS = 4096
+"""Of an output, in memory at once when it is read."""
 
 
 class RunFolder:
@@ -105,6 +107,21 @@ class RunFolder:
     def output_positions(self) -> list[tuple[int, int]]:
         """(file, index) of finished shards, by their names alone."""
         return sorted((int(name[5:10]), int(name[11:17])) for name in self._output_names())
+
+    def read_outputs(
+        self, columns: Sequence[str], rows: int = BATCH_ROWS
+    ) -> Iterator[tuple[tuple[int, ...], pa.RecordBatch]]:
+        """Finished shards in pieces of at most `rows`, each with its place: (file, index, piece)."""
+        for position in self.output_positions():
+            name = "part-{:05d}-{:06d}.parquet".format(*position)
+            with self.storage.open_raw(join(self.outputs, name)) as stream:
+                try:
+                    pieces = pq.ParquetFile(stream).iter_batches(rows, columns=list(columns))
+                    yield from (((*position, number), piece) for number, piece in enumerate(pieces))
+                except pa.ArrowInvalid as error:
+                    raise RunFolderError(
+                        f"{self.address}/outputs/{name}: cannot be read: {error}. Remove it and run again."
+                    ) from None
 
     def clean(self) -> int:
         """Remove what killed processes left half-written; returns how many files."""

@@ -264,6 +264,11 @@ class Decoder:
         self._norm = norm_of(decoder.layer_norm) if norm_first else None
         self._heads = self._layers[0][0].heads
 
+    def share_weights(self, other: "Decoder") -> None:
+        """Use the first layers of `other`, and its embeddings, as they are stored there."""
+        self._layers = other._layers[: len(self._layers)]
+        self._embed = other._embed
+
     def pairs(self, encoded_BSd: Tensor) -> LayerPairs:
         """Every layer's cross-attention keys and values (B, H, S, D)."""
         return [cross.pair(encoded_BSd) for _, cross, _ in self._layers]

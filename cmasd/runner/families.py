@@ -192,7 +192,7 @@ def output_head(model: Any, words: Words, int8: bool = False) -> Callable[[Tenso
     """
     scale = _output_scale(model)
     cap: float | None = getattr(model.config, "final_logit_softcapping", None)
-    banned = list(words.banned if words.shortlist is None else ())
+    banned = [one for one in words.banned if words.shortlist is None and one < len(model.lm_head.weight)]
     product = _output_product(model, words, banned if cap is None else [], int8)
 
     def logits(hidden_BTd: Tensor) -> Tensor:

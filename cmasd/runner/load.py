@@ -16,7 +16,7 @@ from cmasd.runner.cache import Geometry
 from cmasd.runner.families import ANY_WORD, Family, Words, family_of
 from cmasd.runner.graphs import GraphsMode
 from cmasd.runner.parallel import ParallelShape
-from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, encode
+from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, _SlotRunner, encode
 
 
 def load_runner(
@@ -55,6 +55,13 @@ def share_encoder(runner: Runner, other: Runner) -> bool:
     if isinstance(runner, EncoderDecoderRunner) and isinstance(other, EncoderDecoderRunner):
         return runner.share_encoder(other)
     return False
+
+
+def share_weights(runner: Runner, other: Runner) -> None:
+    """Let the runner of a model's beginning (`early_exit`) use the weights as the whole model's runner stored them."""
+    assert isinstance(runner, _SlotRunner), "made by load_runner"
+    assert isinstance(other, _SlotRunner), "made by load_runner"
+    runner.share_weights(other)
 
 
 def parallel_shape(verifier: PreTrainedModel) -> ParallelShape:

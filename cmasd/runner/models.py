@@ -42,6 +42,8 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"]
 
 Model = PreTrainedModel
 """A loaded model, by a name that rooms without transformers can import."""
+Tokenizer = PreTrainedTokenizerBase
+"""A loaded tokenizer, likewise."""
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -156,6 +158,7 @@ def check_pair(
     """Raise ModelError unless a draft by the one model can be verified by the other.
 
     A drafter that comes without a tokenizer (None) is taken to share the verifier's when the vocabulary sizes agree.
+    Sizes may differ by padding: columns that neither tokenizer has a piece for.
     """
     _check_end_token("models.verifier", verifier_tokenizer)
     kinds = [_kind(verifier_config), _kind(drafter_config)]
@@ -165,7 +168,9 @@ def check_pair(
             f"expected {kinds[0]} ({verifier_config.model_type}). Choose a drafter of the verifier's family."
         )
     sizes = [vocabulary_size(verifier_config), vocabulary_size(drafter_config)]
-    if sizes[0] != sizes[1]:
+    tokenizers = [one for one in (verifier_tokenizer, drafter_tokenizer) if one is not None]
+    is_padding = len(tokenizers) == 2 and all(max(one.get_vocab().values()) < min(sizes) for one in tokenizers)
+    if sizes[0] != sizes[1] and not is_padding:
         raise _disagreement(f"{sizes[0]} vs {sizes[1]} tokens")
     if drafter_tokenizer is not None:
         _check_pieces(verifier_tokenizer, drafter_tokenizer)

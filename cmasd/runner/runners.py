@@ -71,6 +71,10 @@ class _SlotRunner:
         """What this kind of runner needs of the model."""
         raise NotImplementedError
 
+    def share_weights(self, other: "_SlotRunner") -> None:
+        """Use what `other` made of its model's weights; this model is the beginning of that one (`early_exit`)."""
+        self._head = other._head
+
     @torch.no_grad()
     def forward(
         self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, longest: int | None = None
@@ -139,6 +143,10 @@ class BartStack:
         self.encoder = encoder
         self._decoder = decoder
         self._cache = cache
+
+    def share_weights(self, other: "BartStack") -> None:
+        """See `_SlotRunner.share_weights`."""
+        self._decoder.share_weights(other._decoder)
 
     def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
         """See `Stack.pairs`."""
@@ -226,6 +234,13 @@ class EncoderDecoderRunner(_SlotRunner):
         """See `Runner.move`."""
         self._cache.move(source, target)
         self._sources.move(source, target)
+
+    def share_weights(self, other: _SlotRunner) -> None:
+        """See `_SlotRunner.share_weights`."""
+        super().share_weights(other)
+        assert isinstance(other, EncoderDecoderRunner), "a model and its beginning are of one kind"
+        if isinstance(self._stack, BartStack) and isinstance(other._stack, BartStack):
+            self._stack.share_weights(other._stack)
 
     def share_encoder(self, other: "EncoderDecoderRunner") -> bool:
         """Use the encoder of `other` where it has the same weights, so that a batch is encoded once for both."""

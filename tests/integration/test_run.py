@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from cmasd.config import Config, from_dict
 from cmasd.errors import ConfigError, ModelError, RunFolderError, TooManyFailedRowsError
@@ -190,3 +192,60 @@ def test_s3_in_and_out(tmp_path: Path, pair: Path, bucket: str) -> None:
     client.put_object(Bucket=bucket, Key="in/1.jsonl", Body=b'{"text": "changed"}\n')
     with pytest.raises(RunFolderError, match=r"1\.jsonl has changed"):
         run(asked)
+
+
+def test_calibration_from_the_telemetry_of_a_run(
+    tmp_path: Path, pair: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the run is enough; the file that is written changes confidences as it says, and no output."""
+    from cmasd.confidence import load_calibration
+    from jobs.main import main
+
+    source = corpus(tmp_path / "in.jsonl", 120)
+    run(config(tmp_path, pair, source))
+    for part in ("000003", "000007"):
+        (tmp_path / "run" / "outputs" / f"part-00000-{part}.parquet").unlink()
+    assert main(["calibrate", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    report = json.loads(said.splitlines()[-1])
+    raw = outputs(tmp_path)
+    rejected = sum(value == value for row in raw["iteration_rejected_confidence"].to_pylist() for value in row)
+    assert report["rows"] == 104
+    assert report["tokens"] == sum(raw["num_accepted_tokens"].to_pylist()) + rejected
+    assert {one["score"] for one in report["scores"]} == {"max_prob", "entropy", "margin", "softmax", "ensemble"}
+    assert f"confidence.kind={report['best']} confidence.calibration={tmp_path}/run/calibration.json" in said
+
+    kept = tmp_path / "maps.json"
+    (tmp_path / "run" / "calibration.json").rename(kept)
+    (tmp_path / "run").rename(tmp_path / "before")
+    confidence = {"kind": "max_prob", "calibration": str(kept)}
+    asked = config(tmp_path, pair, source, confidence=confidence)
+    run(asked)
+    first = pads.dataset(tmp_path / "before" / "outputs").to_table().sort_by("id")
+    mapped = outputs(tmp_path)
+    mapped = mapped.filter(pc.is_in(mapped["id"], first["id"])).sort_by("id")
+    assert mapped["output"].equals(first["output"])
+    calibration = load_calibration(asked.confidence)
+    assert calibration is not None
+    before, after = (
+        torch.tensor([value for row in table["token_confidence"].to_pylist() for value in row or ()])
+        for table in (first, mapped)
+    )
+    torch.testing.assert_close(after, calibration(before), equal_nan=True, atol=1e-4, rtol=0)
+
+
+def test_runs_that_cannot_be_calibrated(tmp_path: Path, pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.main import main
+
+    assert main(["calibrate", str(tmp_path)]) == 2
+    run(config(tmp_path, pair, corpus(tmp_path / "in.jsonl", 8), telemetry={"level": "iteration"}))
+    assert main(["calibrate", str(tmp_path / "run")]) == 2
+    (tmp_path / "run").rename(tmp_path / "coarse")
+    run(config(tmp_path, pair, tmp_path / "in.jsonl", policy={"kind": "plain"}))
+    assert main(["calibrate", str(tmp_path / "run")]) == 2
+    assert main(["calibrate", str(tmp_path / "run"), "--output", str(tmp_path / "nowhere" / "map.json")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "is not a run folder" in said[0]
+    assert "telemetry.level is iteration. Run with telemetry.level=token" in said[1]
+    assert "too few judged draft tokens to calibrate, got 0; expected at least 200" in said[2]
+    assert said[3].startswith("error: --output: no such folder")

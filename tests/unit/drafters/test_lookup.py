@@ -20,7 +20,9 @@ ROW = st.tuples(
 """Encoder source, decoder tokens, room."""
 
 
-def context(rows: list[tuple[list[int], list[int], int]], width: int = MOST_SOURCE) -> tuple[Context, torch.Tensor]:
+def context(
+    rows: list[tuple[list[int], list[int], int]], width: int = MOST_SOURCE, prompt: int = 1
+) -> tuple[Context, torch.Tensor]:
     """The rows as the engine hands them over, with noise past their lengths."""
     tokens_BL = torch.randint(0, 4, (len(rows), MOST_TOKENS + LONGEST), generator=torch.Generator().manual_seed(0))
     source_BS = torch.full((len(rows), width), -1)
@@ -28,18 +30,26 @@ def context(rows: list[tuple[list[int], list[int], int]], width: int = MOST_SOUR
         tokens_BL[row, : len(tokens)] = torch.tensor(tokens)
         source_BS[row, : len(source)] = torch.tensor(source, dtype=torch.int64)
     lengths_B = torch.tensor([len(tokens) for _, tokens, _ in rows])
-    ones_B = torch.ones_like(lengths_B)
-    return Context(tokens_BL, lengths_B, ones_B, ones_B * 99, source_BS), torch.tensor([room for _, _, room in rows])
+    prompts_B = torch.tensor([min(prompt, len(tokens)) for _, tokens, _ in rows])
+    return Context(tokens_BL, lengths_B, prompts_B, lengths_B * 0 + 99, source_BS), torch.tensor(
+        [room for _, _, room in rows]
+    )
 
 
-def search(source: list[int], tokens: list[int], room: int, max_ngram: int) -> list[int]:
-    """What follows the latest earlier occurrence of the longest suffix, in the source or in the row itself."""
+def search(source: list[int], tokens: list[int], prompt: int, room: int, max_ngram: int) -> list[int]:
+    """What follows the longest suffix that occurs before: lately in the output, else first in source or prompt."""
     for size in range(min(max_ngram, len(tokens)), 0, -1):
         suffix = tokens[-size:]
-        for text in (tokens, source):
-            for start in range(len(text) - size - 1, -1, -1):
-                if text[start : start + size] == suffix:
-                    return text[start + size :][:room]
+        found = [
+            (text, start + size)
+            for text in (source, tokens)
+            for start in range(len(text) - size)
+            if text[start : start + size] == suffix
+        ]
+        late = [after for text, after in found if text is tokens and after >= prompt]
+        if found:
+            text, after = (tokens, late[-1]) if late else found[0]
+            return text[after:][:room]
     return []
 
 
@@ -48,11 +58,16 @@ def proposals(draft: Draft) -> list[list[int]]:
 
 
 @settings(max_examples=60)
-@given(st.lists(ROW, min_size=1, max_size=6).filter(lambda rows: any(room for _, _, room in rows)), st.integers(1, 4))
-def test_drafts_equal_a_plain_search(rows: list[tuple[list[int], list[int], int]], max_ngram: int) -> None:
+@given(
+    st.lists(ROW, min_size=1, max_size=6).filter(lambda rows: any(room for _, _, room in rows)),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_drafts_equal_a_plain_search(rows: list[tuple[list[int], list[int], int]], max_ngram: int, prompt: int) -> None:
     drafter = LookupDrafter(FixedPolicy(LONGEST), max_ngram)
-    draft = drafter.draft(*context(rows))
-    assert proposals(draft) == [search(source, tokens, room, max_ngram) for source, tokens, room in rows]
+    draft = drafter.draft(*context(rows, prompt=prompt))
+    expected = [search(source, tokens, min(prompt, len(tokens)), room, max_ngram) for source, tokens, room in rows]
+    assert proposals(draft) == expected
     assert (draft.tokens_BK >= 0).all()
     assert draft.confidence_BK.shape == draft.tokens_BK.shape
     assert draft.components_BK3.isnan().all()
@@ -63,6 +78,13 @@ def test_a_decoder_only_row_looks_in_its_prompt() -> None:
     drafter = LookupDrafter(FixedPolicy(3), max_ngram=2)
     draft = drafter.draft(*context([([], [1, 2, 3, 0, 1, 2], 3)], width=0))
     assert proposals(draft) == [[3, 0, 1]]
+
+
+def test_of_equal_matches_the_latest_of_the_output_wins_else_the_first_of_the_source() -> None:
+    source = [1, 0, 3, 1, 2, 3]
+    drafter = LookupDrafter(FixedPolicy(2), max_ngram=1)
+    draft = drafter.draft(*context([(source, [2, 1], 2), (source, [2, 1, 3, 3, 1, 2, 1], 2)]))
+    assert proposals(draft) == [[0, 3], [2, 1]]
 
 
 def test_a_match_does_not_cross_from_source_to_output() -> None:

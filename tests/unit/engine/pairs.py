@@ -12,6 +12,7 @@ from cmasd.config import Config, from_dict
 from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair
 from cmasd.runner.constraints import Constraints
+from cmasd.runner.early_exit import early_exit
 from cmasd.runner.load import parallel_shape
 from cmasd.runner.parallel import ParallelNetwork
 from cmasd.runner.text import TextCodec
@@ -93,6 +94,21 @@ def shared_pair(
         max_source_tokens=MAX_SOURCE_TOKENS,
         parallel=shared_parallel(family, quality, seed, vocabulary),
     )
+
+
+@cache
+def deep_model(family: str) -> PreTrainedModel:
+    """A float64 model of three layers, made once."""
+    return tiny_model(family, layers=3).double()
+
+
+def self_pair(
+    family: str, layers: int, constraints: Constraints | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+) -> Pair:
+    """A verifier of three layers whose first ones draft."""
+    verifier = deep_model(family)
+    pair = shared_pair(family, constraints=constraints, max_new_tokens=max_new_tokens)
+    return replace(pair, verifier=verifier, drafter=early_exit(verifier, layers))
 
 
 def tiny_config(**sections: dict[str, Any]) -> Config:

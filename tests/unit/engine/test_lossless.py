@@ -25,6 +25,7 @@ from tests.unit.engine.pairs import (
     QUERIES,
     decode,
     decode_plain,
+    self_pair,
     shared_pair,
     tiny_config,
     tokens_of,
@@ -112,7 +113,8 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "margin_form": draw(st.sampled_from(["full", "printed"])),
     }
     drafter = {
-        "kind": draw(st.sampled_from(["model", "parallel", "lookup"])),
+        "kind": draw(st.sampled_from(["model", "parallel", "lookup", "self"])),
+        "self_layers": draw(st.integers(1, 2)),
         "max_draft_tokens": longest,
         "min_draft_tokens": draw(st.integers(1, longest)),
         "max_ngram": draw(st.integers(1, 3)),
@@ -186,12 +188,15 @@ def decode_at(costs: Costs, pair: Pair, sections: dict[str, dict[str, Any]], req
 def check(case: Case) -> Decoded:
     constraints = Constraints(**case.rules)
     pair = shared_pair(case.family, case.quality, constraints, max_new_tokens=MOST_NEW_TOKENS)
+    shortlist, drafter = case.shortlist, case.sections["drafter"]
+    if drafter.get("kind") == "self":
+        pair, shortlist = self_pair(case.family, drafter["self_layers"], constraints, MOST_NEW_TOKENS), None
     if case.eos_choice is not None:
         produced = sorted({token for row in tokens_of(decode_plain(pair, case.requests)).values() for token in row})
         eos = produced[case.eos_choice % len(produced)]
         pair = replace(pair, constraints=replace(constraints, eos_token_ids=(eos,), _ids={}))
     plain = decode_plain(pair, case.requests)
-    decoded = decode_at(case.costs, replace(pair, shortlist=case.shortlist), case.sections, case.requests)
+    decoded = decode_at(case.costs, replace(pair, shortlist=shortlist), case.sections, case.requests)
     fast = decoded.results
     assert tokens_of(fast) == tokens_of(plain)
     for key, result in fast.items():
@@ -238,6 +243,16 @@ def test_drafting_that_starts_and_stops_stays_exact(family: str, quality: str) -
         assert run.behind > 0
         assert sum(one != other for one, other in pairwise(run.drafting)) >= 4
         assert sum(result.num_drafted_tokens for result in run.results.values()) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_drafts_for_itself_and_stays_exact(family: str) -> None:
+    requests = [Request(key, list(range(5, 9 + 2 * key)), 9 + key) for key in range(4)]
+    pair = self_pair(family, 2)
+    config = tiny_config(policy={"kind": "fixed"}, drafter={"kind": "self", "max_draft_tokens": 3})
+    fast = decode(pair, config, requests)
+    assert tokens_of(fast) == tokens_of(decode_plain(pair, requests))
+    assert all(result.num_drafted_tokens > 0 for result in fast.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

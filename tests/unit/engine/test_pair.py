@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cmasd.config import Config, from_dict
-from cmasd.engine.pair import DEFAULT_MAX_NEW_TOKENS, _limits, choose_device
+from cmasd.engine.capacity import need_of, resolve
+from cmasd.engine.pair import DEFAULT_MAX_NEW_TOKENS, _limits, choose_device, load_pair
 from cmasd.errors import ConfigError, ModelError
 from tests.unit.engine.pairs import tiny_pair
 from tests.unit.runner.tiny import POSITIONS, tiny_model
@@ -60,6 +61,18 @@ def test_the_decoder_starts_as_the_checkpoint_says() -> None:
     pair.verifier.config.decoder_start_token_id = None
     with pytest.raises(ModelError, match="names no decoder_start_token_id"):
         _ = pair.decoder_start
+
+
+def test_a_verifier_that_drafts_for_itself_needs_no_drafter() -> None:
+    """The shortlist belongs to the drafter that is not there; memory is counted for both."""
+    keys = {"kind": "self", "self_layers": 2, "shortlist": 3000}
+    config = from_dict({"models": {"drafter": None}, "drafter": keys, "engine": {"slots": 2}})
+    pair: Any = load_pair(config)
+    assert len(pair.drafter.get_decoder().layers) == 2
+    assert pair.shortlist is None
+    alone = load_pair(from_dict({"policy": {"kind": "plain"}}))
+    assert need_of(pair, config).slot_bytes > need_of(alone, config).slot_bytes
+    assert resolve(pair, config) == config
 
 
 def test_notices_are_those_of_the_checkpoint() -> None:

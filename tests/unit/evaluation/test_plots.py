@@ -7,8 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from cmasd.confidence import CalibrationMap
 from cmasd.errors import ConfigError
-from cmasd.evaluation.plots import check_plot, label, plot_pareto, plot_throughput
+from cmasd.evaluation.calibration import fit
+from cmasd.evaluation.plots import check_plot, label, plot_pareto, plot_reliability, plot_throughput
+from tests.unit.evaluation.drawn import judged_from
 
 
 def row(engine: str, batch_size: int, rate: float, dtype: str = "float32") -> dict[str, Any]:
@@ -74,3 +77,14 @@ def test_without_matplotlib_one_line_says_what_to_install(monkeypatch: pytest.Mo
 def test_the_ending_decides_the_format() -> None:
     with pytest.raises(ConfigError, match=r"must end in \.png or \.svg, got speed\.jpg"):
         check_plot(Path("speed.jpg"))
+
+
+def test_reliability_before_and_after_by_position(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `bench`)")
+    [fitted] = fit(judged_from({"max_prob": CalibrationMap("platt", a=0.3, b=-1.0)}), "run")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        plot_reliability(fitted, tmp_path / "curve.svg", "a run")
+    root = ElementTree.parse(tmp_path / "curve.svg").getroot()
+    texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"calibrated", "all positions", "position 1", "position 2", "a run"} <= texts
+    assert any(text.startswith(f"after {fitted.method}: ECE 0.0") for text in texts)

@@ -1,0 +1,82 @@
+"""A calibration as a person reads it: every score, then the best one by draft position and by confidence."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cmasd.evaluation.judged import SHARES
+from jobs.tables import table
+
+if TYPE_CHECKING:
+    from cmasd.evaluation.calibration import Fitted, Quality
+    from cmasd.evaluation.judged import Judged
+
+MOST_POSITIONS = 8
+"""Columns of a reliability table."""
+
+
+def report(run: str, judged: "Judged", fitted: Sequence["Fitted"]) -> str:
+    """All tables."""
+    best = fitted[0]
+    fit, choose, rest = (f"{share:.0%}" for share in SHARES)
+    parts = [
+        f"{run}: {judged.tokens:,} judged draft tokens of {judged.rows:,} rows. Maps are fitted to {fit} of the rows "
+        f"and chosen by {choose}; all figures are of the other {rest}.",
+        _scores(fitted),
+        f"{best.score} by draft position:",
+        _positions(best),
+        f"Share of drafts accepted, by {best.score} as it is and by draft position (tokens in brackets):",
+        _curve(best.before, best.positions_before),
+        f"The same after calibration by {best.method}: each share should lie within the bounds on its left.",
+        _curve(best.after, best.positions_after),
+    ]
+    return "\n\n".join(parts)
+
+
+def _scores(fitted: Sequence["Fitted"]) -> str:
+    header = ("score", "map", "tokens", "accepted", "ECE before", "after", "AUC", "nats before", "after")
+    rows = [
+        (
+            one.score,
+            one.method,
+            f"{one.before.tokens:,}",
+            f"{one.before.accepted_share:.1%}",
+            f"{one.before.ece:.3f}",
+            f"{one.after.ece:.3f}",
+            f"{one.after.auc:.3f}",
+            f"{one.before.log_loss_nats:.3f}",
+            f"{one.after.log_loss_nats:.3f}",
+        )
+        for one in fitted
+    ]
+    return table(rows, header)
+
+
+def _positions(best: "Fitted") -> str:
+    header = ("position", "tokens", "accepted", "mean before", "after", "ECE before", "after", "AUC")
+    rows = [
+        (
+            str(number),
+            f"{before.tokens:,}",
+            f"{before.accepted_share:.1%}",
+            f"{before.mean_confidence:.1%}",
+            f"{after.mean_confidence:.1%}",
+            f"{before.ece:.3f}",
+            f"{after.ece:.3f}",
+            f"{after.auc:.3f}",
+        )
+        for number, (before, after) in enumerate(zip(best.positions_before, best.positions_after, strict=True), start=1)
+    ]
+    return table(rows, header)
+
+
+def _curve(whole: "Quality", by_position: Sequence["Quality"]) -> str:
+    from cmasd.evaluation.calibration import GROUPS
+
+    columns = [whole, *by_position[:MOST_POSITIONS]]
+    shares = [{group.low: f"{group.accepted_share:.0%} ({group.tokens:,})" for group in one.curve} for one in columns]
+    header = ("confidence", "all", *(str(number) for number in range(1, len(columns))))
+    rows = [
+        (f"{low / GROUPS:.0%} to {(low + 1) / GROUPS:.0%}", *(one.get(low / GROUPS, "-") for one in shares))
+        for low in range(GROUPS)
+    ]
+    return table(rows, header)
