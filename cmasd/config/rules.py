@@ -1,5 +1,6 @@
 """Ranges that types cannot express, each with the sentence a user reads when it is broken."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,14 @@ RULES = (
 )
 
 
+_SECRET = re.compile(
+    r"(?P<keep>://)[^/@:?]*:(?!\d+(/|$))[^@]+(?=@)"
+    r"|(?P<name>[?&](x-amz-[\w-]+|signature|sig|awsaccesskeyid|(access_)?token|secret|password|key)=)[^&]*",
+    re.IGNORECASE,
+)
+"""Credentials before the host of an address, or in its query."""
+
+
 def value_of(config: object, key: str) -> Any:
     """The value at a dotted key."""
     for part in key.split("."):
@@ -72,7 +81,20 @@ def check(config: Config) -> None:
         value = value_of(config, rule.key)
         if not rule.holds(value):
             raise ConfigError(f"{rule.key}: must be {rule.says}, got {value}.")
+    _check_addresses(config)
     _check_together(config)
+
+
+def _check_addresses(config: Config) -> None:
+    """What is in a configuration is kept in the manifest and shown in messages: no place for a secret."""
+    for key in ("input.path", "output.path", "confidence.calibration", "models.verifier", "models.drafter"):
+        value = str(value_of(config, key))
+        if _SECRET.search(value):
+            shown = _SECRET.sub(lambda found: f"{found['keep'] or found['name']}***", value)
+            raise ConfigError(
+                f"{key}: must not hold credentials, got {shown}. Give them by AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, by AWS_PROFILE, or by a role."
+            )
 
 
 def _check_together(config: Config) -> None:
