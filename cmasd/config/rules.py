@@ -26,6 +26,7 @@ def _share(value: float) -> bool:
 
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
+    Rule("input.max_text_bytes", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.shortlist", _at_least(2), "at least 2, or null"),

@@ -36,6 +36,8 @@ class InputConfig:
     """Wrap each text in the tokenizer's chat template, as one user turn."""
     on_too_long: Literal["error", "truncate"] = "error"
     """What a source longer than `engine.max_source_tokens` gets: a row error, or its first tokens."""
+    max_text_bytes: int = 1_000_000
+    """A longer text is a row error, before anyone counts its tokens: no row may take a worker's memory."""
 
 
 @dataclass(frozen=True)

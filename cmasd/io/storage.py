@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import fsspec
+import pyarrow as pa
 
 from cmasd.io.faults import Guarded, told
 
@@ -56,10 +57,11 @@ class Storage:
     def open(self, path: str) -> io.BufferedIOBase:
         """For reading, decompressed by the name's ending (`.gz`, `.bz2`, `.xz`, `.zst`)."""
         raw, kind = self.open_raw(path), fsspec.utils.infer_compression(path)
+        if path.endswith(".zst"):  # which fsspec reads with another package only
+            return io.BufferedReader(cast(Any, pa.CompressedInputStream(raw, "zstd")), _READ_BUFFER_BYTES)
         if kind is None:
             return cast(io.BufferedIOBase, raw)
-        with self._told(path, "decompressed"):
-            return cast(io.BufferedIOBase, fsspec.compression.compr[kind](raw, mode="rb"))
+        return cast(io.BufferedIOBase, fsspec.compression.compr[kind](raw, mode="rb"))
 
     def open_raw(self, path: str) -> Any:
         """A binary file for reading, as stored; the libraries it goes to disagree about its type."""
