@@ -196,6 +196,9 @@ class LimitsConfig:
 
     max_failed_fraction: float = 0.05
     """Share of rows that may end in an error before the run stops with exit code 3."""
+    max_actor_restarts: int = 2
+    """Times a worker may die decoding a shard before the shard is halved to find the row, and a row before it is
+    recorded as an error; beyond as many deaths while models load, the run ends."""
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,15 @@ class Storage:
         except FileNotFoundError:
             return
 
+    def delete_folder(self, path: str) -> None:
+        """Remove a folder and all in it; absent is fine."""
+        try:
+            self.fs.invalidate_cache()
+            with self._told(path, "deleted"):
+                self.fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+
     def _told(self, path: str, what: str, missing: str | None = None) -> AbstractContextManager[None]:
         return told(self._shown(path), what, missing)
 

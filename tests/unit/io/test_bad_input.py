@@ -22,6 +22,7 @@ import pytest
 from cmasd.config import from_dict
 from cmasd.errors import InputError
 from cmasd.io.formats import records
+from cmasd.io.formats.base import PIECE_BYTES
 from cmasd.io.plan import make_plan, source_of
 from cmasd.io.shards import read_shards
 
@@ -89,7 +90,7 @@ def groups(path: Path) -> None:
     """Four row groups of two rows; the texts are not compressed."""
     rows = {"id": [f"i{n}" for n in range(8)], "text": [f"text{n}" * 5 for n in range(8)]}
     pq.write_table(
-        pa.table(rows), path, row_group_size=2, compression="NONE", use_dictionary=False, write_page_checksum=True
+        pa.table(rows), path, row_group_size=2, compression="none", use_dictionary=False, write_page_checksum=True
     )
 
 
@@ -137,7 +138,8 @@ CASES: dict[str, list[Case]] = {
         ("10 MB lines", b'{"text": "' + BIG + b'"}\n{"text": "a"}\n', [TOO_BIG, "a"]),
         ("broken, cut off, NUL, blank lines", b'{"text": "a"\n\0\n\n  \r\n{"text": "b"}\r\n{"te', [
             Bad("not JSON"), Bad("not JSON"), "b", Bad("not JSON")]),
-        ("a number of 5,000 digits, nested 100,000 deep", b'{"text": ' + b"9" * 5000 + b"}\n" + b"[" * 100_000 + b'\n{"text": "a"}',
+        ("a number of 5,000 digits, nested 100,000 deep",
+         b'{"text": ' + b"9" * 5000 + b"}\n" + b"[" * 100_000 + b'\n{"text": "a"}',
          [Bad("not JSON"), Bad("not JSON"), "a"]),
         ("a byte order mark", b"\xef\xbb\xbf" + jsonl({"text": "a"}), ["a"]),
         ("an array", b'[{"text": "a"}]', Refused("starts with a JSON array")),
@@ -200,7 +202,7 @@ CASES: dict[str, list[Case]] = {
         ("a column twice", lambda path: pq.write_table(pa.Table.from_arrays([NOT_UTF8] * 2, ["text"] * 2), path),
          Refused("has 2 columns named 'text'")),
         ("damaged pages", damaged(groups, lambda data: data.replace(b"text3text3", b"text3xxxx3")),
-         [long_text(0), long_text(1), *[Bad("row group 1 cannot be read: ")] * 2, *[long_text(n) for n in range(4, 8)]]),
+         [*map(long_text, range(2)), *[Bad("row group 1 cannot be read: ")] * 2, *map(long_text, range(4, 8))]),
         ("a damaged footer", damaged(groups, lambda data: data[:-60] + bytes(40) + data[-20:]),
          Refused("cannot be read as parquet: ")),
         ("cut off", damaged(groups, half), Refused("cannot be read as parquet: Parquet magic bytes not found")),
@@ -319,7 +321,7 @@ def test_endless_lines_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytes
 
 
 def test_long_rows_are_parsed_a_few_at_a_time() -> None:
-    half_piece = records.PIECE_BYTES // 2
+    half_piece = PIECE_BYTES // 2
     groups = records.grouped([half_piece, half_piece, 1, 1], lambda item: int(item))
     assert list(groups) == [[half_piece, half_piece], [1, 1]]
 
@@ -329,17 +331,18 @@ def test_a_crafted_parquet_runs_nothing(tmp_path: Path) -> None:
     import pickle
 
     import ray.data  # noqa: F401  (registers)
-    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType as Objects
+
+    kind: Any = Objects()
 
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "ran",)
 
     with contextlib.suppress(pa.ArrowKeyError):
-        pa.register_extension_type(ArrowPythonObjectType())
-    storage = pa.array([pickle.dumps(Payload())], pa.large_binary())
-    kind = ArrowPythonObjectType()
-    objects = pa.ExtensionArray.from_storage(kind, storage)
+        pa.register_extension_type(kind)
+    storage: Any = pa.array([pickle.dumps(Payload())], pa.large_binary())
+    objects: Any = pa.ExtensionArray.from_storage(kind, storage)
     texts = pa.array(["a"])
     for columns, keys in (
         ({"text": objects}, {}),
