@@ -1,4 +1,4 @@
-"""`cmasd run` on input of many bad kinds, with a row that kills its worker: each row comes out once, with its outcome."""
+"""`cmasd run` on input of many bad kinds, with a row that kills its worker: each row comes out once."""
 
 import json
 import shutil
