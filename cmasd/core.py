@@ -30,7 +30,7 @@ class RowError:
     """Why one input row has no output; the job goes on without it."""
 
     stage: str
-    """`read`, `encode`, `decode` or `detokenise`."""
+    """`read`, `encode`, `decode`, `detokenise`, or `crash` for a row that kills its worker."""
     message: str
 
     def __str__(self) -> str:

@@ -29,6 +29,18 @@ class ModelError(CmasdError):
     exit_code = 2
 
 
+class StorageAccessError(CmasdError):
+    """A storage refuses us: no or wrong credentials, no permission, no such bucket, an address it cannot have."""
+
+    exit_code = 2
+
+
+class StorageError(CmasdError):
+    """A storage failed, after retries: an outage, a full disk, expired credentials; rerunning resumes."""
+
+    exit_code = 1
+
+
 class RunFolderError(CmasdError):
     """The output folder holds another run, or a damaged one."""
 

@@ -1,5 +1,6 @@
 """Ranges that types cannot express, each with the sentence a user reads when it is broken."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ def _share(value: float) -> bool:
 
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
+    Rule("input.max_text_bytes", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.shortlist", _at_least(2), "at least 2, or null"),
@@ -55,9 +57,18 @@ RULES = (
     Rule("actors.shards_in_flight", _at_least(1), "at least 1, or null"),
     Rule("output.rows_per_shard", _at_least(1), "at least 1, or null"),
     Rule("limits.max_failed_fraction", _share, "between 0 and 1"),
+    Rule("limits.max_actor_restarts", _at_least(1), "at least 1"),
     Rule("baseline.rows", _at_least(0), "at least 0"),
     Rule("cost.accelerator_per_hour", _at_least(0), "at least 0, or null"),
 )
+
+
+_SECRET = re.compile(
+    r"(?P<keep>://)[^/@:?]*:(?!\d+(/|$))[^@]+(?=@)"
+    r"|(?P<name>[?&](x-amz-[\w-]+|signature|sig|awsaccesskeyid|(access_)?token|secret|password|key)=)[^&]*",
+    re.IGNORECASE,
+)
+"""Credentials before the host of an address, or in its query."""
 
 
 def value_of(config: object, key: str) -> Any:
@@ -73,7 +84,20 @@ def check(config: Config) -> None:
         value = value_of(config, rule.key)
         if not rule.holds(value):
             raise ConfigError(f"{rule.key}: must be {rule.says}, got {value}.")
+    _check_addresses(config)
     _check_together(config)
+
+
+def _check_addresses(config: Config) -> None:
+    """What is in a configuration is kept in the manifest and shown in messages: no place for a secret."""
+    for key in ("input.path", "output.path", "confidence.calibration", "models.verifier", "models.drafter"):
+        value = str(value_of(config, key))
+        if _SECRET.search(value):
+            shown = _SECRET.sub(lambda found: f"{found['keep'] or found['name']}***", value)
+            raise ConfigError(
+                f"{key}: must not hold credentials, got {shown}. Give them by AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, by AWS_PROFILE, or by a role."
+            )
 
 
 def _check_together(config: Config) -> None:

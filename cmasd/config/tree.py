@@ -36,6 +36,8 @@ class InputConfig:
     """Wrap each text in the tokenizer's chat template, as one user turn."""
     on_too_long: Literal["error", "truncate"] = "error"
     """What a source longer than `engine.max_source_tokens` gets: a row error, or its first tokens."""
+    max_text_bytes: int = 1_000_000
+    """A longer text is a row error, before anyone counts its tokens: no row may take a worker's memory."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,9 @@ class LimitsConfig:
 
     max_failed_fraction: float = 0.05
     """Share of rows that may end in an error before the run stops with exit code 3."""
+    max_actor_restarts: int = 2
+    """Times a worker may die decoding a shard before the shard is halved to find the row, and a row before it is
+    recorded as an error; beyond as many deaths while models load, the run ends."""
 
 
 @dataclass(frozen=True)

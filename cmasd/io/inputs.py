@@ -14,6 +14,7 @@ from cmasd.config.tree import InputConfig
 from cmasd.errors import InputError
 from cmasd.io.formats import FORMATS
 from cmasd.io.formats import huggingface as hf
+from cmasd.io.formats.base import legible
 from cmasd.io.storage import Listed, Storage, base_name, join
 
 _COMPRESSED = re.compile(r"\.(gz|bz2|xz|zst)$")
@@ -56,14 +57,22 @@ def list_inputs(config: InputConfig) -> Listing:
     else:
         found = storage.glob(storage.root) if any(c in config.path for c in "*?[") else []
     if not found:
-        raise InputError(f"input.path: no input files at {config.path}; expected a file, a folder or a glob.")
+        raise InputError(f"input.path: no input files at {config.path}; {_expected(storage)}")
     return _listing(storage, found, _format_of(found, config))
+
+
+def _expected(storage: Storage) -> str:
+    endings = ", ".join(ending for kind in FORMATS.values() for ending in kind.endings)
+    if storage.is_folder(storage.root):
+        return f"expected names ending in {endings}, compressed or not. Rename the files, or set input.format."
+    return "expected a file, a folder or a glob. Correct the path."
 
 
 def _listing(storage: Storage, found: list[Listed], format: str) -> Listing:
     parents = [posixpath.dirname(file.path) for file in found]
     common = posixpath.commonpath(parents) if all(parents) else ""
-    files = [InputFile(posixpath.relpath(f.path, common or "."), f.path, f.bytes, storage.stamp(f)) for f in found]
+    names = [legible(posixpath.relpath(file.path, common or ".")) for file in found]
+    files = [InputFile(name, f.path, f.bytes, storage.stamp(f)) for name, f in zip(names, found, strict=True)]
     return Listing(format, files)
 
 
@@ -115,7 +124,7 @@ def _saved_dataset(storage: Storage, config: InputConfig) -> str | None:
         return storage.root
     if not storage.is_file(join(storage.root, "dataset_dict.json")):
         return None
-    splits = json.loads(storage.read(join(storage.root, "dataset_dict.json")))["splits"]
+    splits = _names(storage, join(storage.root, "dataset_dict.json"), "splits", "")
     if config.split not in splits:
         raise InputError(f"{config.path}: no split '{config.split}' (has: {', '.join(splits)}). Set input.split.")
     return join(storage.root, config.split)
@@ -126,9 +135,25 @@ def _list_datasets(config: InputConfig) -> Listing:
     folder = _saved_dataset(storage, config) if storage.is_folder(storage.root) else None
     if folder is None:
         return _list_named(config)
-    state = json.loads(storage.read(join(folder, "state.json")))
-    names = [entry["filename"] for entry in state["_data_files"]]
-    return _listing(storage, [storage.info(join(folder, name)) for name in names], "arrow")
+    state = join(folder, "state.json")
+    files = []
+    for name in _names(storage, state, "_data_files", "filename"):
+        if base_name(name) != name or not storage.is_file(join(folder, name)):
+            raise InputError(f"{state}: names a file that is not beside it, got {name!r}. Save the dataset again.")
+        files.append(storage.info(join(folder, name)))
+    return _listing(storage, files, "arrow")
+
+
+def _names(storage: Storage, path: str, key: str, field: str) -> list[str]:
+    """Names in one of the JSON files of a `save_to_disk` folder."""
+    try:
+        entries = json.loads(storage.read(path))[key]
+        names = [entry[field] if field else entry for entry in entries]
+        if all(isinstance(name, str) for name in names):
+            return names
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise InputError(f"{path}: is damaged, expected JSON with names in '{key}'. Save the dataset again.")
 
 
 def _list_named(config: InputConfig) -> Listing:

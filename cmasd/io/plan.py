@@ -16,6 +16,7 @@ import pyarrow as pa
 from cmasd.config.tree import Config
 from cmasd.errors import InputError, RunFolderError
 from cmasd.io.formats import FORMATS, ReadSpec, Source
+from cmasd.io.formats.base import UNREADABLE, one_line
 from cmasd.io.formats.columnar import is_text
 from cmasd.io.inputs import InputFile, Listing, list_inputs
 from cmasd.io.storage import Storage
@@ -160,7 +161,7 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
         )
     keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["keep_schema"])))
     files = [PlannedFile(now[entry["name"]], entry["rows"]) for entry in stored["files"]]
-    spec = ReadSpec(config.input.text_column, config.input.id_column, keep)
+    spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
 
 
@@ -195,9 +196,10 @@ def _probe(
     source, reader = source_of(config, file), FORMATS[listing.format]
     try:
         types, rows = reader.columns(source, names), reader.count(source)
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file.name}: cannot be read as {listing.format}: {reason}") from None
+    except UNREADABLE as error:
+        raise InputError(
+            f"{file.name}: cannot be read as {listing.format}: {one_line(error)}. Copy it again, or leave it out."
+        ) from None
     if types is not None and rows:
         _check_columns(config, listing, file, types, names)
     return types, rows
@@ -231,4 +233,5 @@ def _spec(config: Config, listing: Listing, probes: list[dict[str, pa.DataType] 
             raise InputError(f"input.keep_columns: '{name}' has several types ({stated}), expected one.")
         kind = next((types[name] for _, types in known if name in types), pa.string())
         fields.append(pa.field(name, kind))
-    return ReadSpec(config.input.text_column, config.input.id_column, pa.schema(fields))
+    keep = pa.schema(fields)
+    return ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)

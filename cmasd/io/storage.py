@@ -1,8 +1,10 @@
 """Files by path or address, whatever holds them: fsspec over local disks, `s3://` and its other protocols.
 
 A file written here appears whole or not at all: on disk by a temporary name in the same folder, fsync and rename;
-elsewhere by one put. Credentials and endpoints come from the storage's own environment variables (`AWS_*`), never
-from a configuration, and are looked up in each process.
+elsewhere by one put, or a multipart upload that is aborted when a part fails. What a storage refuses or fails to do is
+told as `StorageAccessError` or `StorageError` (`cmasd.io.faults`), so that it is never taken for bad content.
+Credentials and endpoints come from the storage's own variables and files (`AWS_*`, `~/.aws`), never from a
+configuration, and are looked up in each process.
 """
 
 import hashlib
@@ -10,16 +12,25 @@ import io
 import os
 import posixpath
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import fsspec
+import pyarrow as pa
+
+from cmasd.io.faults import Guarded, told
 
 TEMPORARY_PREFIX = ".tmp-"
 """Of files being written; what a killed process leaves behind starts with it."""
 _STAMP_CHUNK_BYTES = 64 * 1024
 _STAMP_CHUNKS = 10
+_READ_BUFFER_BYTES = 1024 * 1024
+_PART_BYTES = 32 * 1024 * 1024
+"""Of a multipart upload to S3; twice as much goes in one put."""
+_ATTEMPTS = 8
+"""At each request to S3, with a wait that doubles up to 20 s; `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE` override."""
 
 
 @dataclass(frozen=True)
@@ -37,58 +48,105 @@ class Storage:
     """One file system."""
 
     def __init__(self, address: str) -> None:
-        self.fs, self.root = cast(tuple[Any, str], fsspec.core.url_to_fs(address))
-        self.is_local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
+        with told(address, "opened"):
+            self.fs, self.root = cast(tuple[Any, str], fsspec.core.url_to_fs(address, **_options(address)))
+        protocols = [self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol
+        self.is_local = "file" in protocols
+        self._write_options = {"chunksize": _PART_BYTES} if "s3" in protocols else {}
 
-    def open(self, path: str) -> io.IOBase:
+    def open(self, path: str) -> io.BufferedIOBase:
         """For reading, decompressed by the name's ending (`.gz`, `.bz2`, `.xz`, `.zst`)."""
-        return cast(io.IOBase, self.fs.open(path, "rb", compression="infer"))
+        raw, kind = self.open_raw(path), fsspec.utils.infer_compression(path)
+        if path.endswith(".zst"):  # which fsspec reads with another package only
+            return io.BufferedReader(cast(Any, pa.CompressedInputStream(raw, "zstd")), _READ_BUFFER_BYTES)
+        if kind is None:
+            return cast(io.BufferedIOBase, raw)
+        return cast(io.BufferedIOBase, fsspec.compression.compr[kind](raw, mode="rb"))
 
     def open_raw(self, path: str) -> Any:
         """A binary file for reading, as stored; the libraries it goes to disagree about its type."""
-        return self.fs.open(path, "rb")
+        with self._told(path, "read"):
+            return io.BufferedReader(Guarded(self.fs.open(path, "rb"), self._shown(path)), _READ_BUFFER_BYTES)
 
     def read(self, path: str) -> bytes:
         """The whole file; `FileNotFoundError` if there is none."""
         self.fs.invalidate_cache()
-        return cast(bytes, self.fs.cat_file(path))
+        with self._told(path, "read"):
+            return cast(bytes, self.fs.cat_file(path))
 
     def is_folder(self, path: str) -> bool:
         """True also for a prefix of an object store that holds something."""
-        return bool(self.fs.isdir(path))
+        return self._type(path) == "directory"
 
     def is_file(self, path: str) -> bool:
         """True for a file or an object."""
-        return bool(self.fs.isfile(path))
+        return self._type(path) == "file"
+
+    def _type(self, path: str) -> str | None:
+        """Asked with `info`, because fsspec's own `isfile` takes every failure for a no."""
+        try:
+            with self._told(path, "looked at"):
+                return str(self.fs.info(path)["type"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def files(self, folder: str, recursive: bool = False) -> list[Listed]:
-        """Files below a folder, by name; an absent folder has none."""
+        """Files below a folder, by name; an absent folder has none.
+
+        One level is asked for with `ls`, because fsspec's `find` with a depth takes a refusal for an empty folder.
+        """
         self.fs.invalidate_cache()
-        found = self.fs.find(folder, maxdepth=None if recursive else 1, detail=True)
-        return [_listed(path, info) for path, info in sorted(found.items())]
+        try:
+            with self._told(folder, "listed"):
+                entries = self.fs.find(folder, detail=True).values() if recursive else self.fs.ls(folder, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        files = {entry["name"]: entry for entry in entries if entry["type"] == "file"}
+        return [_listed(path, entry) for path, entry in sorted(files.items()) if path != folder]
 
     def glob(self, pattern: str) -> list[Listed]:
         """Files that match, by name."""
-        found = self.fs.glob(pattern, detail=True)
+        with self._told(pattern, "listed"):
+            found = self.fs.glob(pattern, detail=True)
+        if not found:
+            self._type(pattern)  # a refusal, which `glob` takes for no match, is told here
         return [_listed(path, info) for path, info in sorted(found.items()) if info["type"] == "file"]
 
     def info(self, path: str) -> Listed:
         """One file."""
-        return _listed(path, self.fs.info(path))
+        with self._told(path, "looked at"):
+            return _listed(path, self.fs.info(path))
 
     def write(self, path: str, data: bytes) -> None:
         """Create or replace a file in one step."""
-        if self.is_local:
-            _write_local(Path(path), data)
-        else:
-            self.fs.pipe_file(path, data)
+        with self._told(path, "written", missing="the bucket or folder does not exist"):
+            if self.is_local:
+                _write_local(Path(path), data)
+            else:
+                self.fs.pipe_file(path, data, **self._write_options)
 
     def delete(self, path: str) -> None:
         """Remove one file; absent is fine."""
         try:
-            self.fs.rm_file(path)
+            with self._told(path, "deleted"):
+                self.fs.rm_file(path)
         except FileNotFoundError:
             return
+
+    def delete_folder(self, path: str) -> None:
+        """Remove a folder and all in it; absent is fine."""
+        try:
+            self.fs.invalidate_cache()
+            with self._told(path, "deleted"):
+                self.fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+
+    def _told(self, path: str, what: str, missing: str | None = None) -> AbstractContextManager[None]:
+        return told(self._shown(path), what, missing)
+
+    def _shown(self, path: str) -> str:
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
     def stamp(self, file: Listed) -> str:
         """Changes when the content does: the store's tag, or a digest of up to ten samples of 64 KiB over the file.
@@ -104,6 +162,13 @@ class Storage:
                 stream.seek(position)
                 digest.update(stream.read(_STAMP_CHUNK_BYTES))
         return digest.hexdigest()[:32]
+
+
+def _options(address: str) -> dict[str, Any]:
+    """How often S3 is asked again; what the user's environment says goes first."""
+    if not address.startswith(("s3://", "s3a://")) or {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+        return {}
+    return {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": _ATTEMPTS}}}
 
 
 def _listed(path: str, info: dict[str, Any]) -> Listed:

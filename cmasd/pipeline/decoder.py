@@ -17,6 +17,7 @@ from cmasd.core import Result, RowError
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
+from cmasd.pipeline.crashes import Crashes
 from cmasd.pipeline.engine_thread import EngineThread
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import from_block
@@ -32,24 +33,29 @@ class Decoder:
         self._config = config
         self._folder = RunFolder(config.output.path)
         self._engine = EngineThread(config)
+        self._crashes = Crashes(self._folder, config.limits.max_actor_restarts)
         self._text_lock = threading.Lock()
         self._ready_at: float | None = None
         self._name = uuid.uuid4().hex[:12]
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decode and write every shard of the block."""
+        shards = from_block(block)
+        if self._ready_at is None:
+            with self._crashes.loading(shards[0][0]):
+                _ = self._engine.pair
+            self._ready_at = self._ready_at or time.time()
         codec = self._engine.pair.codec
-        self._ready_at = self._ready_at or time.time()
         reports = []
-        for shard, rows in from_block(block):
+        for shard, rows in shards:
             assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
-            decoded = self._decode(codec, rows)
+            decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
             table = record(decoded, self._config.telemetry.level, kept_columns(rows))
             totals = self._folder.write_shard(shard, table)
-            reports.append(self._report(shard, totals, decoded))
+            reports.append(self._report(shard, totals, decoded, notices))
         return ShardReport.to_table(reports)
 
-    def _report(self, shard: Shard, totals: Totals, rows: Sequence[Row]) -> ShardReport:
+    def _report(self, shard: Shard, totals: Totals, rows: Sequence[Row], notices: list[str]) -> ShardReport:
         failures = (f"{row.id}: {row.result}" for row in rows if isinstance(row.result, RowError))
         return ShardReport(
             shard=shard,
@@ -57,7 +63,7 @@ class Decoder:
             actor=self._name,
             ready_at=self._ready_at or time.time(),
             stats=self._engine.stats,
-            notices=list(self._engine.notices),
+            notices=[*self._engine.notices, *notices],
             first_failure=next(failures, None),
         )
 

@@ -18,6 +18,7 @@ from cmasd.io.runs import Run, look_at
 from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.baseline import Compare, compare_in_cluster
 from cmasd.pipeline.cluster import Resources, connected, resources
+from cmasd.pipeline.crashes import forget as forget_crashes
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.summary import summarise
@@ -118,8 +119,13 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources)
             enable_true_multi_threading=True,
         ),
     )
-    for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from ShardReport.from_table(table)
+    folder = RunFolder(config.output.path)
+    forget_crashes(folder)
+    try:
+        for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from ShardReport.from_table(table)
+    finally:
+        forget_crashes(folder)
 
 
 def shards_in_flight(config: Config, plan: Plan, on_gpu: bool = False) -> int:

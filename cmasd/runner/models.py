@@ -12,6 +12,7 @@ import os
 import socket
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -54,7 +55,17 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError)
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    UnpicklingError,
+)
 
 
 def bundled_names() -> list[str]:
@@ -84,6 +95,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise ModelError(f"{name}: no config.json in the folder; expected a model in Hugging Face format. {_advice()}")
     config = _from_pretrained(AutoConfig, name, source, "the configuration", trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        _check_kernels(name, config)
     return cast(PretrainedConfig, config)
 
 
@@ -221,6 +234,20 @@ def _check_tokenizer_files(name: str, source: Path | str) -> None:
         f"{name}: no tokenizer next to the model; expected one of {', '.join(_TOKENIZER_FILES)}. "
         "Save the tokenizer into the model's folder with save_pretrained."
     )
+
+
+def _check_kernels(name: str, config: PretrainedConfig) -> None:
+    """A configuration may name a repository whose compiled kernels transformers would fetch and run."""
+    for key in ("_attn_implementation", "_experts_implementation"):
+        value = getattr(config, key, None)
+        if "/" in str(value):
+            raise ModelError(
+                f"{name}: config.json asks for code from the hub, got {key.strip('_')} {value!r}; expected one that "
+                "transformers has. Remove it or, where you trust its author, set models.trust_remote_code=true."
+            )
+    for part in getattr(config, "sub_configs", None) or ():
+        if (inner := getattr(config, part, None)) is not None:
+            _check_kernels(name, inner)
 
 
 def _check_weights(name: str, folder: Path, allow_pickle: bool) -> None:

@@ -4,6 +4,8 @@ That shape is `id` (text), `text` (text, null when the row is bad), `error` (why
 columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
 """
 
+import lzma
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,8 +15,10 @@ import pyarrow as pa
 from cmasd.io.storage import Storage
 
 KEEP_PREFIX = "keep."
-PIECE_ROWS = 1024
-"""Rows parsed at a time."""
+PIECE_ROWS, PIECE_BYTES = 1024, 64 * 1024 * 1024
+"""Rows parsed at a time: no more than both say, so that long rows do not add up."""
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, pa.ArrowException, zlib.error, lzma.LZMAError)
+"""What parsers raise on content that is not what its name says; failures of a storage are `CmasdError` instead."""
 
 Wanted = Callable[[int, int], bool]
 """Whether any row in [start, stop) is still to be read."""
@@ -44,6 +48,8 @@ class ReadSpec:
     id_column: str | None = None
     keep: pa.Schema = field(default_factory=_empty_schema)
     """Names and types of `input.keep_columns`."""
+    max_text_bytes: int = 1_000_000
+    """See `input.max_text_bytes`."""
 
     @property
     def columns(self) -> list[str]:
@@ -84,21 +90,40 @@ def canonical(
     return table
 
 
-def check_text(value: Any) -> tuple[str | None, str | None]:
+def unreadable(first_row: int, ids: Sequence[str | None], reason: str, source: Source, spec: ReadSpec) -> pa.Table:
+    """Rows whose content is lost: an id, and the reason; a null id is replaced by the default."""
+    names = [f"{source.name}:{row}" if given is None else given for row, given in enumerate(ids, first_row)]
+    keep = pa.table({field.name: pa.nulls(len(names), field.type) for field in spec.keep}, schema=spec.keep)
+    return canonical(names, [None] * len(names), [reason] * len(names), keep)
+
+
+def legible(text: str) -> str:
+    """The same text where it is valid Unicode; lone surrogates become escapes, so that different texts stay so."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(error: BaseException) -> str:
+    """For messages: what a parser said."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
+
+
+def check_text(value: Any, most_bytes: int) -> tuple[str | None, str | None]:
     """(text, null) or (null, what is wrong with it)."""
     if value is None:
         return None, "text is null"
     if isinstance(value, bytes):
         try:
-            return value.decode("utf-8"), None
+            value = value.decode("utf-8")
         except UnicodeDecodeError as error:
             return None, f"text is not UTF-8 (byte {error.start})"
     if not isinstance(value, str):
         return None, f"text is {type(value).__name__}, expected a string: {abbreviate(value)}"
     try:
-        value.encode("utf-8")
+        size = len(value.encode("utf-8"))
     except UnicodeEncodeError as error:
         return None, f"text is not valid Unicode (character {error.start})"
+    if size > most_bytes:
+        return None, f"text has {size} bytes; expected at most {most_bytes} (input.max_text_bytes)"
     return value, None
 
 

@@ -1,25 +1,82 @@
 """Arrow tables with typed columns -> the common shape; shared by Parquet and Hugging Face datasets."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from cmasd.errors import InputError
 from cmasd.io.formats.base import ReadSpec, Source, canonical, check_text
+
+EXTENSION_KEY = b"ARROW:extension:name"
 
 
 def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
     """`table` holds `spec.columns`; its first row is row `first_row` of the file."""
-    checked = [check_text(value) for value in _values(table[spec.text_column])]
-    ids = [f"{source.name}:{row}" for row in range(first_row, first_row + table.num_rows)]
-    if spec.id_column:
-        given = _values(table[spec.id_column])
-        ids = [default if value is None else _as_text(value) for default, value in zip(ids, given, strict=True)]
+    checked = [check_text(value, spec.max_text_bytes) for value in _values(table[spec.text_column])]
+    texts, errors = [text for text, _ in checked], [error for _, error in checked]
+    given = ids_of(table[spec.id_column]) if spec.id_column else [None] * table.num_rows
+    ids = [f"{source.name}:{row}" if one is None else one for row, one in enumerate(given, first_row)]
     keep = table.select(spec.keep.names).cast(spec.keep)
-    return canonical(ids, [text for text, _ in checked], [error for _, error in checked], keep)
+    for place, name in enumerate(spec.keep.names):
+        column, bad = _legible(keep[name])
+        keep = keep.set_column(place, spec.keep.field(name), column)
+        for row in bad:
+            texts[row], errors[row] = None, errors[row] or f"column '{name}' is not UTF-8"
+    return canonical(ids, texts, errors, keep)
+
+
+def ids_of(column: "pa.ChunkedArray[Any]") -> list[str | None]:
+    """Ids as text; bytes that are not UTF-8 become escapes."""
+    return [None if value is None else _as_text(value) for value in _values(column)]
 
 
 def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _legible(column: "pa.ChunkedArray[Any]") -> tuple["pa.ChunkedArray[Any]", list[int]]:
+    """A kept column that every reader can read, and the rows that had to be changed for it."""
+    try:
+        column.validate(full=True)
+        return column, []
+    except pa.ArrowInvalid:
+        pass
+    if not is_text(column.type):  # strings inside lists or structs
+        return pa.chunked_array([pa.nulls(len(column), column.type)]), list(range(len(column)))
+    values = _values(column)
+    bad = [row for row, value in enumerate(values) if isinstance(value, bytes)]
+    array = pa.array([None if value is None else _as_text(value) for value in values], pa.string())
+    return pa.chunked_array([array]).cast(column.type), bad
+
+
+def check_schema(schema: pa.Schema, names: Sequence[str], source: Source) -> dict[str, pa.DataType]:
+    """Types by column; raises `InputError` for a needed column that comes twice or whose type is an extension.
+
+    The values of an extension type are made by code that some library registered for it; Ray's unpickles them, which
+    runs whatever the file says. Arrow's own (`arrow.*`) are safe.
+    """
+    for name in names:
+        if (count := schema.names.count(name)) > 1:
+            raise InputError(f"{source.name}: has {count} columns named '{name}', expected one. Rename them.")
+        if name in schema.names and (found := next(_extensions(schema.field(name)), None)):
+            raise InputError(
+                f"{source.name}: column '{name}' has the extension type {found}, expected a plain type: reading such a "
+                "type can run code. Write the column as text or numbers."
+            )
+    return {field.name: field.type for field in schema}
+
+
+def _extensions(field: "pa.Field[Any]") -> Iterator[str]:
+    """Names of extension types in a column, registered here or not."""
+    kind: Any = field.type
+    name = (field.metadata or {}).get(EXTENSION_KEY, b"").decode("utf-8", "replace")
+    if isinstance(kind, pa.BaseExtensionType):
+        name = kind.extension_name
+    if name and not name.startswith("arrow."):
+        yield name
+    for place in range(kind.num_fields):
+        yield from _extensions(kind.field(place))
 
 
 def _values(column: "pa.ChunkedArray[Any]") -> list[Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cmasd.io.formats.base import PIECE_ROWS, Pieces, ReadSpec, Source, Wanted
-from cmasd.io.formats.columnar import to_canonical
+from cmasd.io.formats.base import PIECE_ROWS, Pieces, ReadSpec, Source, Wanted, one_line, unreadable
+from cmasd.io.formats.columnar import check_schema, to_canonical
 
 
 class ArrowFiles:
@@ -28,19 +28,38 @@ class ArrowFiles:
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the stream's schema."""
         with source.storage.open_raw(source.path) as stream:
-            schema = pa.ipc.open_stream(stream).schema
-        return {field.name: field.type for field in schema}
+            return check_schema(pa.ipc.open_stream(stream).schema, names, source)
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Batch by batch."""
         row = 0
         for batch in _batches(source):
+            check_schema(batch.schema, spec.columns, source)
+            broken = _broken(batch, spec)
             for start in range(0, batch.num_rows, PIECE_ROWS):
                 part = batch.slice(start, PIECE_ROWS)
                 if wanted(row, row + part.num_rows):
                     table = pa.Table.from_batches([part]).select(spec.columns)
-                    yield row, to_canonical(table, row, source, spec)
+                    lost = unreadable(row, [None] * part.num_rows, broken, source, spec) if broken else None
+                    yield row, lost if lost is not None else to_canonical(table, row, source, spec)
                 row += part.num_rows
+
+
+def _broken(batch: pa.RecordBatch, spec: ReadSpec) -> str | None:
+    """Why a batch must not be touched: offsets that lie would have us read anywhere in memory."""
+    for name in spec.columns:
+        column = batch.column(name)
+        try:
+            _as_bytes(column).validate(full=True)
+        except pa.ArrowInvalid as error:
+            return f"column '{name}' is damaged: {one_line(error)}"
+    return None
+
+
+def _as_bytes(column: "pa.Array[Any]") -> "pa.Array[Any]":
+    """Strings without the demand that they are UTF-8, which is asked row by row later."""
+    views = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    return column.view(views[column.type]) if column.type in views else column
 
 
 def _batches(source: Source) -> Iterator[pa.RecordBatch]:
@@ -64,8 +83,7 @@ class HubDataset:
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the dataset's features."""
-        schema = load(source.path).features.arrow_schema
-        return {field.name: field.type for field in schema}
+        return check_schema(load(source.path).features.arrow_schema, names, source)
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Slice by slice."""

@@ -23,7 +23,7 @@ class JsonLines:
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """By the first rows."""
         first = next(_lines(source), b"")
-        if first.lstrip().startswith(b"["):
+        if isinstance(first, bytes) and first.lstrip().startswith(b"["):
             raise InputError(
                 f"{source.name}: starts with a JSON array, expected one object per line. "
                 "Convert it, e.g. with jq -c '.[]'."
@@ -32,20 +32,22 @@ class JsonLines:
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Line by line."""
-        return records.pieces(records.grouped(_lines(source)), parse, source, spec, wanted)
+        return records.pieces(records.grouped(_lines(source), records.line_size), parse, source, spec, wanted)
 
 
-def _lines(source: Source) -> Iterator[bytes]:
+def _lines(source: Source) -> Iterator[records.Line]:
     with source.storage.open(source.path) as stream:
-        for line in stream:
-            if not line.isspace():
+        for line in records.lines(stream):
+            if not (isinstance(line, bytes) and line.isspace()):
                 yield line
 
 
-def parse(line: bytes) -> records.Record:
+def parse(line: records.Line) -> records.Record:
     """One line."""
+    if isinstance(line, int):
+        return records.too_long(line)
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return f"line is not UTF-8 (byte {error.start})"
     except (ValueError, RecursionError) as error:

@@ -1,12 +1,25 @@
-"""Parquet files. Row groups without an unfinished row are not read."""
+"""Parquet files. Row groups without an unfinished row are not read; rows that cannot be read are bad rows.
+
+Page checksums are checked where the file has them.
+"""
 
 from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmasd.io.formats.base import PIECE_ROWS, Pieces, ReadSpec, Source, Wanted
-from cmasd.io.formats.columnar import to_canonical
+from cmasd.io.formats.base import (
+    PIECE_BYTES,
+    PIECE_ROWS,
+    UNREADABLE,
+    Pieces,
+    ReadSpec,
+    Source,
+    Wanted,
+    one_line,
+    unreadable,
+)
+from cmasd.io.formats.columnar import check_schema, ids_of, to_canonical
 
 
 class Parquet:
@@ -23,13 +36,13 @@ class Parquet:
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the footer."""
         with source.storage.open_raw(source.path) as stream:
-            schema = pq.read_schema(stream)
-        return {field.name: field.type for field in schema}
+            return check_schema(pq.read_schema(stream), names, source)
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Row group by row group."""
         with source.storage.open_raw(source.path) as stream:
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            check_schema(file.schema_arrow, spec.columns, source)
             row = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -39,7 +52,31 @@ class Parquet:
 
 
 def _group(file: pq.ParquetFile, group: int, row: int, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
-    for batch in file.iter_batches(batch_size=PIECE_ROWS, row_groups=[group], columns=spec.columns):
+    metadata = file.metadata.row_group(group)
+    start, stop = row, row + metadata.num_rows
+    size = PIECE_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
+    batches = file.iter_batches(min(max(size, 1), PIECE_ROWS), row_groups=[group], columns=spec.columns)
+    while row < stop:
+        try:
+            batch = next(batches, None)
+            reason = "it has fewer rows than the file says"
+        except UNREADABLE as error:
+            batch, reason = None, one_line(error)
+        if batch is None:
+            if wanted(row, stop):
+                ids = _ids(file, group, spec)[row - start :]
+                yield row, unreadable(row, ids, f"row group {group} cannot be read: {reason}", source, spec)
+            return
         if wanted(row, row + batch.num_rows):
             yield row, to_canonical(pa.Table.from_batches([batch]), row, source, spec)
         row += batch.num_rows
+
+
+def _ids(file: pq.ParquetFile, group: int, spec: ReadSpec) -> list[str | None]:
+    """Of a damaged row group, as far as that column can be read."""
+    rows = file.metadata.row_group(group).num_rows
+    try:
+        ids = ids_of(file.read_row_group(group, columns=[spec.id_column])[spec.id_column]) if spec.id_column else []
+    except UNREADABLE:
+        ids = []
+    return (ids + [None] * rows)[:rows]

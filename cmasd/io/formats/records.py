@@ -4,18 +4,36 @@ The type of a kept column is judged by the first rows of the first file (`infer`
 makes its row an error, so that nothing is changed or dropped unseen.
 """
 
+import codecs
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedIOBase
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from cmasd.io.formats.base import PIECE_ROWS, Pieces, ReadSpec, Source, Wanted, abbreviate, canonical, check_text
+from cmasd.io.formats.base import (
+    PIECE_BYTES,
+    PIECE_ROWS,
+    Pieces,
+    ReadSpec,
+    Source,
+    Wanted,
+    abbreviate,
+    canonical,
+    check_text,
+    legible,
+)
 
 PROBED_ROWS = 1000
 """Rows looked at to judge columns."""
 
+LONGEST_LINE_BYTES = PIECE_BYTES
+"""A longer line is a bad row, and is not held in memory."""
+
+Line = bytes | int
+"""A line with its end, or the bytes of one that is too long."""
 Record = dict[str, Any] | str
 """Values by column, or what is wrong with the row."""
 
@@ -26,7 +44,7 @@ def to_canonical(records: Sequence[Record], first_row: int, source: Source, spec
     kept: dict[str, list[Any]] = {name: [] for name in spec.keep.names}
     for row, record in enumerate(records, first_row):
         values = record if isinstance(record, dict) else {}
-        text, error = check_text(values[spec.text_column]) if spec.text_column in values else _no_text(record, spec)
+        text, error = _text(record, values, spec)
         for name in kept:
             value, misfit = _fit(values.get(name), spec.keep.field(name).type)
             kept[name].append(value)
@@ -37,7 +55,9 @@ def to_canonical(records: Sequence[Record], first_row: int, source: Source, spec
     return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep))
 
 
-def _no_text(record: Record, spec: ReadSpec) -> tuple[None, str]:
+def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str | None, str | None]:
+    if spec.text_column in values:
+        return check_text(values[spec.text_column], spec.max_text_bytes)
     return None, record if isinstance(record, str) else f"no column '{spec.text_column}' in this row"
 
 
@@ -45,8 +65,11 @@ def _id(values: dict[str, Any], default: str, column: str | None) -> str:
     value = values.get(column) if column else None
     if value is None:
         return default
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return _as_text(value)
+
+
+def _as_text(value: Any) -> str:
+    return legible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _fit(value: Any, kind: pa.DataType) -> tuple[Any, str | None]:
@@ -54,8 +77,7 @@ def _fit(value: Any, kind: pa.DataType) -> tuple[Any, str | None]:
     if value is None:
         return None, None
     if kind == pa.string():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return text.encode("utf-8", "replace").decode("utf-8"), None
+        return _as_text(value), None
     if isinstance(value, bool) is (kind == pa.bool_()) and isinstance(value, _FITTING[kind]):
         return _number(value, kind)
     return None, f"is {abbreviate(value)}, expected {kind} as in the first rows"
@@ -100,8 +122,47 @@ def pieces(groups: Iterator[list[Any]], parse: Any, source: Source, spec: ReadSp
         row += len(group)
 
 
-def grouped(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Lists of up to `PIECE_ROWS` items."""
-    iterator = iter(items)
-    while group := list(islice(iterator, PIECE_ROWS)):
+def grouped(items: Iterable[Any], size: Callable[[Any], int]) -> Iterator[list[Any]]:
+    """Lists of up to `PIECE_ROWS` items and, but for the last item, `PIECE_BYTES`."""
+    group: list[Any] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if len(group) == PIECE_ROWS or total >= PIECE_BYTES:
+            yield group
+            group, total = [], 0
+    if group:
         yield group
+
+
+def lines(stream: BufferedIOBase) -> Iterator[Line]:
+    """Lines ended by a line feed, without a byte order mark at the start."""
+    first = True
+    while line := stream.readline(LONGEST_LINE_BYTES):
+        if first:
+            line, first = line.removeprefix(codecs.BOM_UTF8), False
+        if len(line) < LONGEST_LINE_BYTES or line.endswith(b"\n"):
+            yield line
+        else:
+            yield len(line) + _skip_line(stream)
+
+
+def _skip_line(stream: BufferedIOBase) -> int:
+    """Bytes up to the end of the line."""
+    skipped = 0
+    while rest := stream.readline(LONGEST_LINE_BYTES):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
+
+
+def line_size(line: Line) -> int:
+    """Bytes in memory."""
+    return len(line) if isinstance(line, bytes) else 0
+
+
+def too_long(size: int) -> str:
+    """What is wrong with a line of that many bytes."""
+    return f"line has {size} bytes; expected at most {LONGEST_LINE_BYTES}"

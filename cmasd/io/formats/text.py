@@ -25,15 +25,17 @@ class TextLines:
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Line by line."""
 
-        def parse(line: bytes) -> records.Record:
+        def parse(line: records.Line) -> records.Record:
+            if isinstance(line, int):
+                return records.too_long(line)
             try:
                 return {spec.text_column: line.rstrip(b"\r\n").decode("utf-8")}
             except UnicodeDecodeError as error:
                 return f"line is not UTF-8 (byte {error.start})"
 
-        return records.pieces(records.grouped(_lines(source)), parse, source, spec, wanted)
+        return records.pieces(records.grouped(_lines(source), records.line_size), parse, source, spec, wanted)
 
 
-def _lines(source: Source) -> Iterator[bytes]:
+def _lines(source: Source) -> Iterator[records.Line]:
     with source.storage.open(source.path) as stream:
-        yield from stream
+        yield from records.lines(stream)

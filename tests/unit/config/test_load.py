@@ -247,3 +247,28 @@ def test_what_may_be_said_of_the_output(policy: Any, verification: Any, claim: s
     config = replace(config, policy=replace(config.policy, kind=policy))
     config = replace(config, verification=replace(config.verification, kind=verification))
     assert config.lossless == claim
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://AKIAKEY:se/cr+et@bucket/in", "s3://***@bucket/in"),
+        ("simplecache::s3://AKIAKEY:secret@bucket/in", "simplecache::s3://***@bucket/in"),
+        ("https://host/a.jsonl?X-Amz-Date=1&X-Amz-Signature=secret", "https://host/a.jsonl?X-Amz-Date=***&X-Amz-Sig"),
+        ("https://host/a.jsonl?token=secret", "https://host/a.jsonl?token=***"),
+    ],
+)
+@pytest.mark.parametrize("key", ["input.path", "output.path"])
+def test_credentials_in_an_address_are_refused_and_not_shown(key: str, address: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load([], ["input.path=in", "output.path=out", f"{key}={address}"])
+    assert f"{key}: must not hold credentials, got {shown}" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "se/cr+et" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/a:b@c", "http://host:8080/a@b", "https://host/a?versionId=3", "a:b@c"]
+)
+def test_other_addresses_are_fine(address: str) -> None:
+    assert load([], [f"input.path={address}", "output.path=out"]).input.path == address

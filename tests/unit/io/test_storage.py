@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cmasd.errors import StorageError
 from cmasd.io.storage import TEMPORARY_PREFIX, Storage
 
 
@@ -16,7 +17,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk gone")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(StorageError, match=r"file: cannot be written: disk gone"):
         storage.write(str(tmp_path / "file"), b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert storage.read(str(tmp_path / "file")) == b"old"
