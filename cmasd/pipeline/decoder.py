@@ -5,6 +5,7 @@ models run in the engine's thread. The actor writes outputs itself, so that no t
 object store and a shard is kept the moment it is decoded.
 """
 
+import logging
 import threading
 import time
 import uuid
@@ -17,37 +18,54 @@ from cmasd.core import Result, RowError
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
+from cmasd.pipeline import logs
 from cmasd.pipeline.engine_thread import EngineThread
+from cmasd.pipeline.metrics import ShardMetrics
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import from_block
 from cmasd.runner.text import TextCodec
 from cmasd.telemetry.recorder import Row, record
 from cmasd.telemetry.totals import Totals
 
+_log = logging.getLogger(__name__)
+
 
 class Decoder:
     """Callable on blocks of shards, from several threads."""
 
     def __init__(self, config: Config) -> None:
+        self._name = uuid.uuid4().hex[:12]
+        logs.configure(config, actor=self._name)
         self._config = config
         self._folder = RunFolder(config.output.path)
-        self._engine = EngineThread(config)
+        self._engine = EngineThread(config, self._name)
+        self._metrics = ShardMetrics(config.output.path, self._name)
         self._text_lock = threading.Lock()
-        self._ready_at: float | None = None
-        self._name = uuid.uuid4().hex[:12]
+        self._engine.wait()  # an actor that counts as ready can decode; a failure is raised by the first shard
+        self._ready_at = time.time()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decode and write every shard of the block."""
         codec = self._engine.pair.codec
-        self._ready_at = self._ready_at or time.time()
         reports = []
         for shard, rows in from_block(block):
-            assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
-            decoded = self._decode(codec, rows)
-            table = record(decoded, self._config.telemetry.level, kept_columns(rows))
-            totals = self._folder.write_shard(shard, table)
-            reports.append(self._report(shard, totals, decoded))
+            with logs.about(shard=shard.output_name):
+                reports.append(self._decode_shard(codec, shard, rows))
         return ShardReport.to_table(reports)
+
+    def _decode_shard(self, codec: TextCodec, shard: Shard, rows: pa.Table) -> ShardReport:
+        assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
+        started = time.monotonic()
+        decoded = self._decode(codec, rows)
+        table = record(decoded, self._config.telemetry.level, kept_columns(rows))
+        totals = self._folder.write_shard(shard, table)
+        self._metrics.written(totals)
+        report = self._report(shard, totals, decoded)
+        counts = {"rows": totals.rows, "errors": totals.errors, "output_tokens": totals.output_tokens}
+        _log.info("shard written", extra={"fields": {**counts, "seconds": round(time.monotonic() - started, 3)}})
+        if report.first_failure:
+            _log.warning("%d row(s) failed, the first: %s", totals.errors, report.first_failure)
+        return report
 
     def _report(self, shard: Shard, totals: Totals, rows: Sequence[Row]) -> ShardReport:
         failures = (f"{row.id}: {row.result}" for row in rows if isinstance(row.result, RowError))
@@ -55,7 +73,7 @@ class Decoder:
             shard=shard,
             totals=totals,
             actor=self._name,
-            ready_at=self._ready_at or time.time(),
+            ready_at=self._ready_at,
             stats=self._engine.stats,
             notices=list(self._engine.notices),
             first_failure=next(failures, None),
