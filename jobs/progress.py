@@ -1,13 +1,17 @@
 """Progress on the screen: one live line on a terminal, else a log line every ten seconds and every tenth of the way."""
 
+import logging
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from cmasd.io.runs import Run
 from cmasd.pipeline.run import Watcher
 from cmasd.pipeline.tally import Progress
+
+_log = logging.getLogger("cmasd.jobs")
 
 LINE_EVERY_SECONDS = 10.0
 LINE_EVERY_SHARE = 0.1
@@ -54,6 +58,29 @@ class Printer(Watcher):
     def close(self) -> None:
         """Give the terminal back."""
         self._stack.close()
+
+
+class LogLines(Watcher):
+    """Logs what a run tells; progress once per `LINE_EVERY_SECONDS`, and at the end."""
+
+    def __init__(self) -> None:
+        self._line_at = 0.0
+
+    def planned(self, run: Run) -> None:
+        """What there is, and what is left."""
+        shards = sum(1 for _ in run.plan.shards())
+        counts = {"rows": run.plan.rows, "files": len(run.plan.files), "shards": shards, "shards_todo": len(run.todo)}
+        _log.info("planned", extra={"fields": counts})
+
+    def stage(self, text: str) -> None:
+        """A new stage."""
+        _log.info(text)
+
+    def progress(self, progress: Progress) -> None:
+        """Another shard."""
+        if progress.rows_done == progress.rows_total or time.monotonic() - self._line_at >= LINE_EVERY_SECONDS:
+            self._line_at = time.monotonic()
+            _log.info("progress", extra={"fields": asdict(progress)})
 
 
 def progress_line(progress: Progress) -> str:

@@ -28,18 +28,24 @@ def main(args: argparse.Namespace) -> int:
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
+    from cmasd.pipeline import logs
     from cmasd.pipeline.run import Watcher, run
-    from jobs.progress import Printer
+    from jobs.ending import told
+    from jobs.progress import LogLines, Printer
     from jobs.tables import baseline_table, summary_table
 
     signal.signal(signal.SIGTERM, _terminate)
-    watcher = Watcher() if args.quiet else Printer()
-    try:
-        summary = run(config, compare, watcher)
-    finally:
-        if isinstance(watcher, Printer):
-            watcher.close()
-    if not args.quiet:
+    logs_json = config.logging.format == "json"
+    if logs_json:
+        logs.configure(config)
+    watcher = LogLines() if logs_json else Watcher() if args.quiet else Printer()
+    with told(config) as summary:
+        try:
+            summary |= run(config, compare, watcher)
+        finally:
+            if isinstance(watcher, Printer):
+                watcher.close()
+    if not (args.quiet or logs_json):
         for notice in summary["notices"]:
             print(f"notice: {notice}")
         print(summary_table(summary))

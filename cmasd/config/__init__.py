@@ -6,13 +6,24 @@ named like one of these functions: importing it would put the module in the func
 
 from typing import TYPE_CHECKING, Any
 
-from cmasd.config.flat import fingerprint, flatten, identity, to_dict
+from cmasd.config.flat import fingerprint, flatten, identity, public_dict, to_dict
 from cmasd.config.tree import Config
 
 if TYPE_CHECKING:
     from cmasd.config.reading import from_dict, load, load_tree, to_yaml
 
-__all__ = ["Config", "fingerprint", "flatten", "from_dict", "identity", "load", "load_tree", "to_dict", "to_yaml"]
+__all__ = [
+    "Config",
+    "fingerprint",
+    "flatten",
+    "from_dict",
+    "identity",
+    "load",
+    "load_tree",
+    "public_dict",
+    "to_dict",
+    "to_yaml",
+]
 
 
 def __getattr__(name: str) -> Any:

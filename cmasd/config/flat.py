@@ -8,8 +8,11 @@ from typing import Any
 
 from cmasd.config.tree import Config
 
-WITHOUT_EFFECT_ON_RESULTS = ("output", "actors", "limits", "baseline", "cost")
+WITHOUT_EFFECT_ON_RESULTS = ("output", "actors", "logging", "notify", "limits", "baseline", "cost")
 """Sections that may change between a run and its resumption."""
+
+SECRET = ("webhook", "command")
+"""Keys of `notify` that may hold a token: their values are never stored."""
 
 
 def flatten(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -25,6 +28,13 @@ def flatten(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested dictionaries, for JSON."""
     return dataclasses.asdict(config)
+
+
+def public_dict(config: Config) -> dict[str, Any]:
+    """Like `to_dict`, with `set` in place of values that may be secret."""
+    tree = to_dict(config)
+    tree["notify"] |= {key: "set" for key in SECRET if tree["notify"][key]}
+    return tree
 
 
 def identity(config: Config) -> dict[str, Any]:

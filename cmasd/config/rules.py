@@ -58,6 +58,7 @@ RULES = (
     Rule("output.rows_per_shard", _at_least(1), "at least 1, or null"),
     Rule("limits.max_failed_fraction", _share, "between 0 and 1"),
     Rule("limits.max_actor_restarts", _at_least(1), "at least 1"),
+    Rule("notify.timeout_seconds", lambda v: v > 0, "greater than 0 seconds"),
     Rule("baseline.rows", _at_least(0), "at least 0"),
     Rule("cost.accelerator_per_hour", _at_least(0), "at least 0, or null"),
 )
@@ -125,5 +126,7 @@ def _check_together(config: Config) -> None:
             f"models.drafter: must be set for drafter.kind '{config.drafter.kind}', got null. "
             "Name a model, or set drafter.kind=lookup."
         )
+    if config.notify.webhook is not None and not config.notify.webhook.startswith(("http://", "https://")):
+        raise ConfigError("notify.webhook: must begin with https:// or http://. (The value may be secret: not shown.)")
     if config.input.template is not None and "{text}" not in config.input.template:
         raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")

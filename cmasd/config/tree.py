@@ -197,6 +197,28 @@ class TelemetryConfig:
 
 
 @dataclass(frozen=True)
+class LoggingConfig:
+    """What driver and actors write to stderr."""
+
+    format: Literal["text", "json"] = "text"
+    """`text`: lines for people; `json`: one object a line, with run, actor and shard; progress then comes so, too."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is written."""
+
+
+@dataclass(frozen=True)
+class NotifyConfig:
+    """Who is told when a run has ended, well or not; `${oc.env:NAME}` keeps an address out of the file."""
+
+    webhook: str | None = None
+    """Address that gets state, exit code and summary in a POST, as JSON; null: none."""
+    command: str | None = None
+    """Shell command that gets the same JSON on its stdin; null: none."""
+    timeout_seconds: float = 10.0
+    """For one of two tries of the webhook; the command may take six times as long."""
+
+
+@dataclass(frozen=True)
 class LimitsConfig:
     """When a run gives up."""
 
@@ -237,6 +259,8 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     cost: CostConfig = field(default_factory=CostConfig)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmasd.config import fingerprint, identity, to_dict
+from cmasd.config import fingerprint, identity, public_dict
 from cmasd.config.tree import Config
 from cmasd.errors import RunFolderError
 from cmasd.io.plan import Plan, Shard
@@ -79,7 +79,7 @@ class RunFolder:
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": fingerprint(config),
-            "config": to_dict(config),
+            "config": public_dict(config),
             "identity": identity(config),
             **provenance,
             "plan": plan.to_dict(),

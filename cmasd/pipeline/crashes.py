@@ -19,7 +19,7 @@ from cmasd.core import RowError
 from cmasd.errors import DecodingError
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
-from cmasd.io.storage import join
+from cmasd.io.storage import base_name, join
 from cmasd.telemetry.recorder import Row
 
 FOLDER = "inflight"
@@ -35,7 +35,7 @@ class Note:
     """What is known of a shard; stored before each step that may crash."""
 
     deaths: dict[str, int] = field(default_factory=dict)
-    """By what was going on: `LOADING`, `TOGETHER` with other shards, or `<start>-<stop>`, rows of the shard, alone."""
+    """By what was going on: `TOGETHER` with other shards, or `<start>-<stop>`, rows of the shard, alone."""
     now: str | None = None
     """What is going on."""
 
@@ -49,18 +49,24 @@ class Crashes:
         self._turns = Turns()
 
     @contextmanager
-    def loading(self, shard: Shard) -> Iterator[None]:
-        """While the shard waits for models; raises `DecodingError` when workers keep dying of that."""
-        note = self._found(shard)
-        if (deaths := note.deaths.get(LOADING, 0)) > self._max_restarts:
+    def loading(self, actor: str, actors: int) -> Iterator[None]:
+        """While an actor loads its models, one of `actors` that may do so at once; a note that stays is a death.
+
+        Raises `DecodingError` when workers keep dying of that.
+        """
+        folder, note = join(self._folder.storage.root, FOLDER), f"{LOADING}-{actor}.json"
+        noted = [file for file in self._folder.storage.files(folder) if base_name(file.path).startswith(LOADING)]
+        deaths = len(noted) - (actors - 1)
+        if deaths > self._max_restarts:
             raise DecodingError(
                 f"models: workers died {deaths} times while loading them; expected at most {self._max_restarts} "
                 "(limits.max_actor_restarts). Check that they fit into memory."
             )
-        with self._noted(shard, note, LOADING):
+        self._folder.write_json({}, FOLDER, note)
+        try:
             yield
-        if not note.deaths:
-            self._folder.storage.delete(self._path(shard))
+        finally:
+            self._folder.storage.delete(join(folder, note))
 
     def decode(self, shard: Shard, rows: pa.Table, decode: Decode) -> tuple[list[Row], list[str]]:
         """All rows of the shard, and what users should know."""
@@ -91,7 +97,7 @@ class Crashes:
             return decode(part)
 
     def _check_number(self, shard: Shard, note: Note) -> None:
-        spans = (tuple(map(int, name.split("-"))) for name in note.deaths if name not in (LOADING, TOGETHER))
+        spans = (tuple(map(int, name.split("-"))) for name in note.deaths if name != TOGETHER)
         crashing = sum(stop - start == 1 for start, stop in spans)
         if crashing > MOST_CRASHING_ROWS:
             raise DecodingError(

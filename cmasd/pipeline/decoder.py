@@ -5,6 +5,7 @@ models run in the engine's thread. The actor writes outputs itself, so that no t
 object store and a shard is kept the moment it is decoded.
 """
 
+import logging
 import threading
 import time
 import uuid
@@ -17,43 +18,57 @@ from cmasd.core import Result, RowError
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
+from cmasd.pipeline import logs
 from cmasd.pipeline.crashes import Crashes
 from cmasd.pipeline.engine_thread import EngineThread
+from cmasd.pipeline.metrics import ShardMetrics
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import from_block
 from cmasd.runner.text import TextCodec
 from cmasd.telemetry.recorder import Row, record
 from cmasd.telemetry.totals import Totals
 
+_log = logging.getLogger(__name__)
+
 
 class Decoder:
     """Callable on blocks of shards, from several threads."""
 
     def __init__(self, config: Config) -> None:
+        self._name = uuid.uuid4().hex[:12]
+        logs.configure(config, actor=self._name)
         self._config = config
         self._folder = RunFolder(config.output.path)
-        self._engine = EngineThread(config)
         self._crashes = Crashes(self._folder, config.limits.max_actor_restarts)
+        loading = self._crashes.loading(self._name, config.actors.count or config.actors.max)
+        self._engine = EngineThread(config, self._name, loading)
+        self._metrics = ShardMetrics(config.output.path, self._name)
         self._text_lock = threading.Lock()
-        self._ready_at: float | None = None
-        self._name = uuid.uuid4().hex[:12]
+        self._engine.wait()  # an actor that counts as ready can decode; a failure is raised by the first shard
+        self._ready_at = time.time()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decode and write every shard of the block."""
-        shards = from_block(block)
-        if self._ready_at is None:
-            with self._crashes.loading(shards[0][0]):
-                _ = self._engine.pair
-            self._ready_at = self._ready_at or time.time()
         codec = self._engine.pair.codec
         reports = []
-        for shard, rows in shards:
-            assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
-            decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
-            table = record(decoded, self._config.telemetry.level, kept_columns(rows))
-            totals = self._folder.write_shard(shard, table)
-            reports.append(self._report(shard, totals, decoded, notices))
+        for shard, rows in from_block(block):
+            with logs.about(shard=shard.output_name):
+                reports.append(self._decode_shard(codec, shard, rows))
         return ShardReport.to_table(reports)
+
+    def _decode_shard(self, codec: TextCodec, shard: Shard, rows: pa.Table) -> ShardReport:
+        assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
+        started = time.monotonic()
+        decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
+        table = record(decoded, self._config.telemetry.level, kept_columns(rows))
+        totals = self._folder.write_shard(shard, table)
+        self._metrics.written(totals)
+        report = self._report(shard, totals, decoded, notices)
+        counts = {"rows": totals.rows, "errors": totals.errors, "output_tokens": totals.output_tokens}
+        _log.info("shard written", extra={"fields": {**counts, "seconds": round(time.monotonic() - started, 3)}})
+        if report.first_failure:
+            _log.warning("%d row(s) failed, the first: %s", totals.errors, report.first_failure)
+        return report
 
     def _report(self, shard: Shard, totals: Totals, rows: Sequence[Row], notices: list[str]) -> ShardReport:
         failures = (f"{row.id}: {row.result}" for row in rows if isinstance(row.result, RowError))
@@ -61,7 +76,7 @@ class Decoder:
             shard=shard,
             totals=totals,
             actor=self._name,
-            ready_at=self._ready_at or time.time(),
+            ready_at=self._ready_at,
             stats=self._engine.stats,
             notices=[*self._engine.notices, *notices],
             first_failure=next(failures, None),

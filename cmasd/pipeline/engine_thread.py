@@ -5,12 +5,15 @@ full across shard borders. The first failure, of loading or of a step, is what e
 """
 
 import itertools
+import logging
 import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,10 +21,13 @@ from cmasd.config.tree import ActorsConfig, Config
 from cmasd.core import Request, Result
 from cmasd.errors import CmasdError, DecodingError
 from cmasd.pipeline.backlog import Backlog
+from cmasd.pipeline.metrics import EngineMetrics
 from cmasd.telemetry.stats import EngineStats
 
 if TYPE_CHECKING:
     from cmasd.engine import Pair
+
+_log = logging.getLogger(__name__)
 
 ROWS_AHEAD_PER_SLOT = 2
 """The rows being decoded, and one batch to take their places; all others wait where they can still be sorted."""
@@ -40,8 +46,11 @@ class _Job:
 class EngineThread:
     """Loads the pair, then decodes what is submitted, until the process ends."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, actor: str = "", loading: AbstractContextManager[None] | None = None) -> None:
+        """`actor` names this engine in metrics; `loading` is entered while models load, and may refuse."""
         self._config = config
+        self._loading = loading or nullcontext()
+        self._actor = actor
         self._inbox: queue.Queue[tuple[_Job, list[Request]]] = queue.Queue()
         self._jobs: dict[int, _Job] = {}
         self._keys = itertools.count()
@@ -52,6 +61,10 @@ class EngineThread:
         """What users should know of the pair and of its engine; complete when `pair` is there."""
         self.stats = EngineStats()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    def wait(self) -> None:
+        """Until the models are loaded, or have failed to: then `pair` and `decode` raise why."""
+        self._pair.exception()
 
     @property
     def pair(self) -> "Pair":
@@ -78,6 +91,7 @@ class EngineThread:
         except BaseException as error:  # noqa: BLE001 - handed to every waiting thread, which raises it
             failure = error if isinstance(error, CmasdError) else DecodingError(describe(error))
             failure.__cause__ = None if failure is error else error
+            _log.error("the engine failed: %s", failure, exc_info=error)
             self._fail(failure)
 
     def _loop(self) -> None:
@@ -85,12 +99,17 @@ class EngineThread:
         from cmasd.engine.capacity import resolve
         from cmasd.runner.allocator import keep_freed_memory
 
+        started = time.monotonic()
+        metrics = EngineMetrics(self._config.output.path, self._actor)
         keep_freed_memory()
         set_torch_threads(self._config.actors.cpus_each)
-        pair = load_pair(self._config)
-        config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
-        engine = Engine(pair, config)
+        with self._loading:
+            pair = load_pair(self._config)
+            config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
+            engine = Engine(pair, config)
         self.notices = [*pair.notices, *slots_notice(self._config, config)]
+        metrics.loaded(time.monotonic() - started)
+        _log.info("models loaded in %.1f s", time.monotonic() - started)
         self._pair.set_result(pair)
         slots = config.engine.slots
         assert slots is not None, "resolved"
@@ -103,6 +122,7 @@ class EngineThread:
                 engine.submit(backlog.take(slots))
             finished = engine.step()
             self.stats = engine.stats
+            metrics.stepped(engine.stats, engine.pending + len(backlog), slots)
             for result in finished:
                 self._deliver(result)
 

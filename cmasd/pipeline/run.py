@@ -20,6 +20,7 @@ from cmasd.pipeline.baseline import Compare, compare_in_cluster
 from cmasd.pipeline.cluster import Resources, connected, resources
 from cmasd.pipeline.crashes import forget as forget_crashes
 from cmasd.pipeline.failures import cause_of
+from cmasd.pipeline.metrics import RunMetrics
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Progress, Tally
@@ -85,8 +86,10 @@ def run(config: Config, compare: Compare | None = None, watcher: Watcher | None 
 
 def _decode(config: Config, state: Run, has: Resources, tally: Tally, attempt: Attempt, watcher: Watcher) -> None:
     watcher.stage("loading models")
+    metrics = RunMetrics(config.output.path)
     for report in decode_shards(config, state.plan, state.todo, has):
         tally.add(report)
+        metrics.update(tally.progress(), tally.actors)
         watcher.progress(tally.progress())
         attempt.renew()
         check_failures(config, tally)

@@ -120,7 +120,7 @@ def test_ray_job_submit(tmp_path: Path, pair: Path) -> None:
             [*submit, "policy.kind=plain"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
         assert failing.returncode != 0
-        assert "another configuration (policy.kind: survival -> plain)" in failing.stdout
+        assert "another configuration (policy.kind: goodput -> plain)" in failing.stdout
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()

@@ -109,17 +109,19 @@ def test_a_shard_full_of_crashing_rows_ends_the_run(tmp_path: Path) -> None:
 
 def test_dying_while_models_load_ends_the_run(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
-    for _ in range(3):
-        with pytest.raises(DeathError), Crashes(folder, 2).loading(shard(4)):
+    for actor in ("a", "b", "c"):
+        with pytest.raises(DeathError), Crashes(folder, 2).loading(actor, 1):
             raise DeathError
     with (
         pytest.raises(DecodingError, match="workers died 3 times while loading them"),
-        Crashes(folder, 2).loading(shard(4)),
+        Crashes(folder, 2).loading("d", 1),
     ):
         pass
+    with Crashes(folder, 2).loading("e", actors=2):
+        assert len(list((tmp_path / FOLDER).iterdir())) == 4, "one of the three may be loading still"
     forget(folder)
-    with Crashes(folder, 2).loading(shard(4)):
-        pass
+    with pytest.raises(ValueError, match="told"), Crashes(folder, 2).loading("f", 1):
+        raise ValueError("told, so no death")
     assert list((tmp_path / FOLDER).iterdir()) == []
     assert Worker(tmp_path, set()).run(shard(4))[1] == []
 
