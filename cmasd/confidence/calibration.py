@@ -66,23 +66,26 @@ def calibration_file(
     }
 
 
-def load_calibration(config: ConfidenceConfig) -> CalibrationMap | None:
-    """The map of the configured score, None without a file; raises `ConfigError` naming the file."""
-    path = config.calibration
+def load_calibration(config: ConfidenceConfig, kind: str | None = None) -> CalibrationMap | None:
+    """The map of the score `kind`, else of the configured one; None without a file.
+
+    Raises `ConfigError` naming the file.
+    """
+    path, kind = config.calibration, config.kind if kind is None else kind
     if path is None:
         return None
     tree = _read(path)
-    if tree.get("margin_form") != config.margin_form and config.kind in ("margin", "ensemble"):
+    if tree.get("margin_form") != config.margin_form and kind in ("margin", "ensemble"):
         raise ConfigError(
             f"{KEY}: {path} was fitted with another confidence.margin_form, got {config.margin_form}; "
             f"expected {tree.get('margin_form')}. Set it so, or calibrate anew."
         )
-    if tree.get("weights") != list(config.weights) and config.kind == "ensemble":
+    if tree.get("weights") != list(config.weights) and kind == "ensemble":
         raise ConfigError(
             f"{KEY}: {path} was fitted with other confidence.weights, got {list(config.weights)}; "
             f"expected {tree.get('weights')}. Set them so, or calibrate anew."
         )
-    return _map(tree["maps"], config.kind, path)
+    return _map(tree["maps"], kind, path)
 
 
 def _read(path: str) -> dict[str, Any]:

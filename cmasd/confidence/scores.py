@@ -76,15 +76,19 @@ class Confidence:
         if self.kind == "ensemble":
             w1, w2, w3 = self.weights
             raw_B = w1 * scores.entropy + w2 * scores.margin + w3 * scores.softmax
-        elif self.kind in ("auto", "head"):
-            assert head_B is not None or self.kind == "auto", "the engine checks that there is a head"
-            raw_B = scores.max_prob if head_B is None else head_B.float()
+        elif self.kind == "head":
+            assert head_B is not None, "the pair is checked to have a head"
+            raw_B = head_B.float()
         else:
             raw_B = getattr(scores, self.kind)
         return raw_B if self.calibration is None else self.calibration(raw_B)
 
 
-def build_confidence(config: ConfidenceConfig) -> Confidence:
-    """Raises `ConfigError` when the calibration file is missing or malformed."""
+def build_confidence(config: ConfidenceConfig, kind: str | None = None) -> Confidence:
+    """Of `kind`, which is `config.kind` unless told otherwise (`Config.score` resolves `auto`).
+
+    Raises `ConfigError` when the calibration file is missing or malformed.
+    """
     w1, w2, w3 = config.weights
-    return Confidence(config.kind, (w1, w2, w3), config.margin_form, load_calibration(config))
+    score = config.kind if kind is None else kind
+    return Confidence(score, (w1, w2, w3), config.margin_form, load_calibration(config, score))

@@ -146,8 +146,8 @@ class ConfidenceConfig:
     """How sure the drafter is, from its logits."""
 
     kind: Literal["auto", "head", "max_prob", "entropy", "margin", "softmax", "ensemble"] = "auto"
-    """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; `auto`: the
-    head where there is one, else max_prob."""
+    """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; `auto`:
+    head for `drafter.kind: parallel`, else max_prob."""
     weights: list[float] = field(default_factory=lambda: [0.34, 0.33, 0.33])
     """Ensemble weights of entropy, margin and softmax; not negative, sum 1."""
     margin_form: Literal["full", "printed"] = "full"
@@ -264,6 +264,12 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     cost: CostConfig = field(default_factory=CostConfig)
+
+    @property
+    def score(self) -> str:
+        """What confidence is made from: `confidence.kind`, with `auto` resolved."""
+        automatic = "head" if self.drafter.kind == "parallel" else "max_prob"
+        return automatic if self.confidence.kind == "auto" else self.confidence.kind
 
     @property
     def quality_budget(self) -> float:

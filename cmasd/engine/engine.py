@@ -88,7 +88,7 @@ class Engine:
             self.verifier.vocabulary_size,
             self.pair.device,
         )
-        confidence = build_confidence(config.confidence)
+        confidence = build_confidence(config.confidence, config.score)
         if config.drafter.kind == "parallel":
             assert self.pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
             model = ParallelModel(self.pair.parallel, self.pair.verifier, words, self.pair.int8)

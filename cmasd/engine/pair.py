@@ -126,8 +126,10 @@ def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tupl
                 f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "
                 f"got {config.drafter.max_draft_tokens}."
             )
-        if config.confidence.kind == "head" and not parallel.shape.has_confidence:
-            raise ConfigError(f"confidence.kind: {name} has no confidence head, got head. Use confidence.kind=auto.")
+        if config.score == "head" and not parallel.shape.has_confidence:
+            raise ConfigError(
+                f"confidence.kind: {name} has no confidence head, got {config.confidence.kind}. Use max_prob."
+            )
         return None, parallel
     if is_parallel(name):
         raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")

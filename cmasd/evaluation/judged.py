@@ -29,7 +29,7 @@ BINS, MOST_LOG_ODDS = 2048, 14.0
 """Of log-odds, evenly from -14 to 14; scores nearer to 0 or 1 are in the outermost."""
 COMPONENTS = ("entropy", "margin", "softmax")
 SCORES = ("max_prob", *COMPONENTS, "ensemble")
-"""What `confidence.kind` can be where the drafter has logits."""
+"""What confidence can be made from where the drafter has logits; a drafter's own head is told by what it recorded."""
 RECORDED = ("confidence", *COMPONENTS)
 COLUMNS = (
     "iteration_accepted",
@@ -111,7 +111,7 @@ class Judged:
     def _scores(self, raw: dict[str, Array]) -> Iterator[tuple[str, Array]]:
         """Raw scores by name: recorded, or computed from the recorded components."""
         settings = self.config.confidence
-        recorded = None if settings.calibration else settings.kind
+        recorded = None if settings.calibration else self.config.score
         if recorded is not None:
             yield recorded, raw["confidence"]
         if np.isnan(raw["margin"]).all():

@@ -226,7 +226,7 @@ def test_calibration_from_the_telemetry_of_a_run(
     mapped = outputs(tmp_path)
     mapped = mapped.filter(pc.is_in(mapped["id"], first["id"])).sort_by("id")
     assert mapped["output"].equals(first["output"])
-    calibration = load_calibration(asked.confidence)
+    calibration = load_calibration(asked.confidence, asked.score)
     assert calibration is not None
     before, after = (
         torch.tensor([value for row in table["token_confidence"].to_pylist() for value in row or ()])

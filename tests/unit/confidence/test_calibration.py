@@ -102,7 +102,7 @@ def test_a_bad_map_is_refused_by_name(tmp_path: Path, tree: Any, message: str) -
 def test_what_is_not_a_calibration_file(tmp_path: Path, tree: Any) -> None:
     path = written(tmp_path, tree)
     with pytest.raises(ConfigError, match=r"not a calibration file; expected version 2 and maps\. Write one"):
-        load_calibration(ConfidenceConfig(calibration=path))
+        load_calibration(ConfidenceConfig(kind="max_prob", calibration=path))
 
 
 def test_a_map_is_for_one_score_and_its_settings(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_a_missing_file_and_one_that_is_not_json(tmp_path: Path) -> None:
     def refusal(path: Path) -> str:
         with pytest.raises(ConfigError) as caught:
-            load_calibration(ConfidenceConfig(calibration=str(path)))
+            load_calibration(ConfidenceConfig(kind="max_prob", calibration=str(path)))
         return str(caught.value)
 
     assert refusal(tmp_path / "absent.json").startswith("confidence.calibration: no such file, got ")

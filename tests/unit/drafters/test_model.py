@@ -25,7 +25,7 @@ def drafter_of(
     policy: Policy, eos: tuple[int, ...] = (), temperature: float | None = None, family: str = "marian"
 ) -> ModelDrafter:
     runner = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8)
-    confidence = build_confidence(ConfidenceConfig())
+    confidence = build_confidence(ConfidenceConfig(), "max_prob")
     choose = Choice(temperature, 0, None, runner.vocabulary_size, runner.device)
     eos_ids = torch.tensor(eos, dtype=torch.int64)
     drafter = ModelDrafter(runner, policy, confidence, Constraints(eos_token_ids=eos), choose, eos_ids)

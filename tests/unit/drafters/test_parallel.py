@@ -41,7 +41,7 @@ def drafter_of(
     choose = Choice(temperature, 0, None, verifier.vocabulary_size, verifier.device)
     model = ParallelModel(shared_parallel(family), shared_model(family))
     eos_ids = torch.tensor(eos, dtype=torch.int64)
-    drafter = ParallelDrafter(model, verifier, policy, build_confidence(ConfidenceConfig()), choose, eos_ids)
+    drafter = ParallelDrafter(model, verifier, policy, build_confidence(ConfidenceConfig(), "head"), choose, eos_ids)
     slots = list(range(ROWS))
     verifier.prefill(slots, [[5, 6, 7], [9, 10], [11, 3, 4, 8]])
     drafter.prefill(slots, [])
