@@ -54,6 +54,7 @@ RULES = (
     Rule("actors.shards_in_flight", _at_least(1), "at least 1, or null"),
     Rule("output.rows_per_shard", _at_least(1), "at least 1, or null"),
     Rule("limits.max_failed_fraction", _share, "between 0 and 1"),
+    Rule("limits.drain_seconds", _at_least(0), "at least 0"),
     Rule("baseline.rows", _at_least(0), "at least 0"),
     Rule("cost.accelerator_per_hour", _at_least(0), "at least 0, or null"),
 )

@@ -194,6 +194,8 @@ class LimitsConfig:
 
     max_failed_fraction: float = 0.05
     """Share of rows that may end in an error before the run stops with exit code 3."""
+    drain_seconds: float = 25.0
+    """After SIGTERM or Ctrl-C, time to finish and keep the shards being decoded; a second signal stops at once."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.core import Result, RowError
+from cmasd.io.lease import Watch
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
@@ -28,16 +29,20 @@ from cmasd.telemetry.totals import Totals
 class Decoder:
     """Callable on blocks of shards, from several threads."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, watch: Watch) -> None:
         self._config = config
+        self._watch = watch
         self._folder = RunFolder(config.output.path)
         self._engine = EngineThread(config)
+        watch.on_stop(self._engine.drain)
         self._text_lock = threading.Lock()
         self._ready_at: float | None = None
         self._name = uuid.uuid4().hex[:12]
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Decode and write every shard of the block."""
+        """Decode and write every shard of the block; once told to stop, leave it for the next start."""
+        if self._watch.says_stop:
+            return ShardReport.to_table([])
         codec = self._engine.pair.codec
         self._ready_at = self._ready_at or time.time()
         reports = []

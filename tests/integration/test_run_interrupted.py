@@ -61,7 +61,7 @@ def test_each_row_once_after_kills(tmp_path: Path, pair: Path) -> None:
     time.sleep(3)  # what the killed driver started dies with it
     kept = parts(tmp_path)
     assert 2 <= len(kept) < 100
-    assert status(str(tmp_path / "run"))["state"] in ("running", "silent")
+    assert status(str(tmp_path / "run"))["state"] == "killed"
 
     process = subprocess.Popen(command("run", str(file)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for_parts(tmp_path, process, len(kept) + 1)
@@ -120,7 +120,7 @@ def test_ray_job_submit(tmp_path: Path, pair: Path) -> None:
             [*submit, "policy.kind=plain"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
         assert failing.returncode != 0
-        assert "another configuration (policy.kind: survival -> plain)" in failing.stdout
+        assert "another configuration (policy.kind: goodput -> plain)" in failing.stdout
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
