@@ -184,7 +184,6 @@ class Watch:
     def __reduce__(self) -> tuple[Callable[[str, int], "Watch"], tuple[str, int]]:
         return _watch, (self._address, self._number)
 
-    @property
     def says_stop(self) -> bool:
         """Starts to look at the first call."""
         with self._lock:
@@ -196,7 +195,7 @@ class Watch:
     def on_stop(self, act: Callable[[], None]) -> None:
         """Also do this, once, in the watch's thread."""
         self._on_stop.append(act)
-        if self.says_stop:
+        if self.says_stop():
             act()
 
     def _look(self) -> None:

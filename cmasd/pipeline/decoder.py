@@ -41,9 +41,11 @@ class Decoder:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decode and write every shard of the block; once told to stop, leave it for the next start."""
-        if self._watch.says_stop:
+        if self._watch.says_stop():
             return ShardReport.to_table([])
         codec = self._engine.pair.codec
+        if self._watch.says_stop():  # while the models were loaded
+            return ShardReport.to_table([])
         self._ready_at = self._ready_at or time.time()
         reports = []
         for shard, rows in from_block(block):

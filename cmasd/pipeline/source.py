@@ -41,7 +41,7 @@ class FileTask:
         """Yield the file's unfinished shards, until told to stop."""
         source = source_of(self.config, self.plan.planned.file)
         for shard, rows in read_shards(self.plan, source, self.todo):
-            if self.watch.says_stop:
+            if self.watch.says_stop():
                 return
             yield to_block(shard, rows)
 

@@ -146,17 +146,17 @@ def test_workers_learn_that_they_should_stop(tmp_path: Path, how: str, monkeypat
         watch = pickle.loads(pickle.dumps(Watch(str(tmp_path), held.record.number)))
         assert watch is pickle.loads(pickle.dumps(watch)), "one thread per process"
         watch.on_stop(told.set)
-        assert not watch.says_stop
+        assert not watch.says_stop()
         time.sleep(0.1)
-        assert not watch.says_stop
+        assert not watch.says_stop()
         if how == "asked":
             held.ask_to_stop()
     if how == "superseded":
         with taken(storage):
             assert told.wait(20)
     assert told.wait(20)
-    assert watch.says_stop
+    assert watch.says_stop()
     with taken(storage) as following:
-        assert not Watch(str(tmp_path), following.record.number).says_stop
+        assert not Watch(str(tmp_path), following.record.number).says_stop()
         time.sleep(0.1)
         assert sorted(path.name for path in (tmp_path / "leases").iterdir())[-1].endswith(".json")
