@@ -98,7 +98,11 @@ def failed(debug: bool, message: str, code: int) -> int:
 
 def stopped(how: str, argv: Sequence[str], code: int) -> int:
     """Say how to go on."""
-    kept = {"run": "finished shards are kept. Resume with", "train": "the last checkpoint is kept. Resume with"}
+    kept = {
+        "run": "finished shards are kept. Resume with",
+        "compact": "merged files are kept, and no row is lost. Resume with",
+        "train": "the last checkpoint is kept. Resume with",
+    }
     print(
         f"{how}; {kept.get(argv[0], 'nothing was kept. Start again with')}: cmasd {shlex.join(argv)}", file=sys.stderr
     )

@@ -177,6 +177,7 @@ class Watch:
     def __init__(self, address: str, number: int) -> None:
         self._address, self._number = address, number
         self._stop = threading.Event()
+        self._superseded = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._on_stop: list[Callable[[], None]] = []
@@ -192,6 +193,10 @@ class Watch:
                 self._thread.start()
         return self._stop.is_set()
 
+    def is_superseded(self) -> bool:
+        """Whether another lease has taken the place of this one, as of the latest look: it is too late to write."""
+        return self.says_stop() and self._superseded.is_set()
+
     def on_stop(self, act: Callable[[], None]) -> None:
         """Also do this, once, in the watch's thread."""
         self._on_stop.append(act)
@@ -201,15 +206,22 @@ class Watch:
     def _look(self) -> None:
         storage = Storage(self._address)
         own = f"{self._number:06d}.json"
-        while not self._stop.is_set():
+        while True:
             with suppress(Exception):  # storage that is away for a moment says nothing
                 names = [base_name(file.path) for file in storage.files(join(storage.root, FOLDER))]
-                if any(name > own and name[0].isdecimal() for name in names):
-                    self._stop.set()
-                    break
-            time.sleep(WATCHED_EVERY_SECONDS)
-        for act in self._on_stop:
-            act()
+                later = [name for name in names if name > own and name[0].isdecimal()]
+                if any(name.endswith(".json") for name in later):
+                    self._superseded.set()
+                if later:
+                    self._announce()
+            if self._superseded.wait(WATCHED_EVERY_SECONDS):
+                break
+
+    def _announce(self) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            for act in self._on_stop:
+                act()
 
 
 @cache

@@ -156,7 +156,11 @@ def test_workers_learn_that_they_should_stop(tmp_path: Path, how: str, monkeypat
             assert told.wait(20)
     assert told.wait(20)
     assert watch.says_stop()
+    assert watch.is_superseded() == (how == "superseded")
     with taken(storage) as following:
+        deadline = time.monotonic() + 20
+        while not watch.is_superseded():
+            assert time.monotonic() < deadline
         assert not Watch(str(tmp_path), following.record.number).says_stop()
         time.sleep(0.1)
         assert sorted(path.name for path in (tmp_path / "leases").iterdir())[-1].endswith(".json")
