@@ -8,6 +8,7 @@ import json
 import posixpath
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cmasd.config.tree import InputConfig
@@ -63,7 +64,12 @@ def list_inputs(config: InputConfig) -> Listing:
 def _listing(storage: Storage, found: list[Listed], format: str) -> Listing:
     parents = [posixpath.dirname(file.path) for file in found]
     common = posixpath.commonpath(parents) if all(parents) else ""
-    files = [InputFile(posixpath.relpath(f.path, common or "."), f.path, f.bytes, storage.stamp(f)) for f in found]
+    with ThreadPoolExecutor(16) as pool:
+        stamps = list(pool.map(storage.stamp, found))
+    files = [
+        InputFile(posixpath.relpath(file.path, common or "."), file.path, file.bytes, stamp)
+        for file, stamp in zip(found, stamps, strict=True)
+    ]
     return Listing(format, files)
 
 

@@ -2,7 +2,8 @@
 
 Several calls run at once, one per shard in flight, each in its own thread: text work and writing happen there, the
 models run in the engine's thread. The actor writes outputs itself, so that no token telemetry passes through the
-object store and a shard is kept the moment it is decoded.
+object store and a shard is kept the moment it is decoded. An actor that is killed or preempted (SIGTERM) hands its
+shards back by dying: Ray starts another and gives it the same shards, of which at most the writing had been done.
 """
 
 import threading
