@@ -47,6 +47,12 @@ class RunFolderError(CmasdError):
     exit_code = 2
 
 
+class RunInUseError(CmasdError):
+    """Another process works on the run folder; the same command succeeds once that has ended."""
+
+    exit_code = 1
+
+
 class DecodingError(CmasdError):
     """A model failed while decoding; rerunning resumes after the last committed shard."""
 

@@ -21,6 +21,7 @@ VERBS = {
     "plan": "Show what a run would do, without doing it.",
     "status": "Show how far a run is, from its folder alone.",
     "calibrate": "Fit confidence to acceptance, from the telemetry of a run.",
+    "compact": "Merge a run's many small output files into few large ones.",
     "train": "Train a model of a pair from a recipe.",
     "bench": "Measure engines side by side.",
 }
@@ -98,7 +99,11 @@ def failed(debug: bool, message: str, code: int) -> int:
 
 def stopped(how: str, argv: Sequence[str], code: int) -> int:
     """Say how to go on."""
-    kept = {"run": "finished shards are kept. Resume with", "train": "the last checkpoint is kept. Resume with"}
+    kept = {
+        "run": "finished shards are kept. Resume with",
+        "compact": "merged files are kept, and no row is lost. Resume with",
+        "train": "the last checkpoint is kept. Resume with",
+    }
     print(
         f"{how}; {kept.get(argv[0], 'nothing was kept. Start again with')}: cmasd {shlex.join(argv)}", file=sys.stderr
     )

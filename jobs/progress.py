@@ -33,8 +33,8 @@ class Printer(Watcher):
     def planned(self, run: Run) -> None:
         """What there is, and what is left."""
         files, shards, todo = len(run.plan.files), sum(1 for _ in run.plan.shards()), len(run.todo)
-        done = f", {shards - todo} done before" if todo < shards else ""
-        print(f"{run.plan.rows} rows in {files} file(s), {shards} shard(s){done} -> {run.folder.address}", flush=True)
+        part = f"{shards - todo:,} of {shards:,} shards done" if todo < shards else f"{shards:,} shard(s)"
+        print(f"{run.plan.rows:,} rows in {files:,} file(s), {part} -> {run.folder.address}", flush=True)
 
     def stage(self, text: str) -> None:
         """A new stage."""

@@ -1,7 +1,12 @@
-"""`cmasd run`: complete a run, show its progress, and close with a table and one JSON line."""
+"""`cmasd run`: complete a run, show its progress, and close with a table and one JSON line.
+
+The first SIGTERM or Ctrl-C lets the shards being decoded finish, for `limits.drain_seconds` at most; the second stops
+at once. Either way the exit code is the signal's, and the same command resumes.
+"""
 
 import argparse
 import json
+import os
 import signal
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +16,7 @@ from jobs.arguments import add_config, read_config
 if TYPE_CHECKING:
     from cmasd.config import Config
     from cmasd.engine import Pair
+    from cmasd.pipeline.drain import Drain
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +35,24 @@ def main(args: argparse.Namespace) -> int:
         print(to_yaml(config), end="")
         return 0
     from cmasd.pipeline import logs
+    from cmasd.pipeline.drain import Drain, Drained
     from cmasd.pipeline.run import Watcher, run
     from jobs.ending import told
     from jobs.progress import LogLines, Printer
     from jobs.tables import baseline_table, summary_table
 
-    signal.signal(signal.SIGTERM, _terminate)
+    drain = Drain()
+    stopping = Stopping(drain, config.limits.drain_seconds)
     logs_json = config.logging.format == "json"
     if logs_json:
         logs.configure(config)
     watcher = LogLines() if logs_json else Watcher() if args.quiet else Printer()
     with told(config) as summary:
         try:
-            summary |= run(config, compare, watcher)
+            with stopping:
+                summary |= run(config, compare, watcher, drain)
+        except Drained:
+            raise stopping.reason from None
         finally:
             if isinstance(watcher, Printer):
                 watcher.close()
@@ -62,7 +73,33 @@ def compare(pair: "Pair", config: "Config", sources: list[list[int]]) -> dict[st
     return compare_with_ar(pair, config, sources).to_dict()
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    from jobs.main import Terminated
+class Stopping:
+    """What signals do to a run."""
 
-    raise Terminated
+    def __init__(self, drain: "Drain", seconds: float) -> None:
+        self._drain, self._seconds = drain, seconds
+        self.reason: BaseException = KeyboardInterrupt()
+        """What the process ends by."""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        acts = {signal.SIGTERM: self._signalled, signal.SIGINT: self._signalled, signal.SIGALRM: self._late}
+        self._before = {number: signal.signal(number, act) for number, act in acts.items()}
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, act in self._before.items():
+            signal.signal(number, act)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        from jobs.main import Terminated
+
+        self.reason = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        if self._seconds <= 0 or not self._drain.ask():
+            raise self.reason
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        note = f"finishing the shards being decoded, for {self._seconds:g} s at most; a second signal stops at once\n"
+        os.write(2, note.encode())  # print may be under way already, and does not bear a second call
+
+    def _late(self, number: int, frame: FrameType | None) -> None:
+        raise self.reason

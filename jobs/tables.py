@@ -109,10 +109,15 @@ def status_table(state: dict[str, Any]) -> str:
     rows = [
         ("run", state["run"]),
         ("state", state["state"] + (f": {state['error']}" if state["error"] else "")),
-        ("shards", f"{state['shards_done']:,} of {state['shards']:,}"),
+        ("held by", _holder(state["holder"])),
+        ("shards", f"{state['shards_done']:,} of {state['shards']:,}, in {state['files']:,} file(s)"),
         ("rows", f"{state['rows_done']:,} of {state['rows']:,}, {state['errors']:,} failed"),
         ("tokens/s", "?" if state["tokens_per_second"] is None else f"{state['tokens_per_second']:,.1f}"),
         ("ETA", "?" if state["eta_seconds"] is None else clock(state["eta_seconds"])),
         ("attempts", f"{state['attempts']}, started {state['started_at']}, last seen {state['updated_at']}"),
     ]
     return pairs(rows)
+
+
+def _holder(holder: dict[str, Any] | None) -> str:
+    return f"process {holder['pid']} on {holder['host']}, until {holder['expires_at']}" if holder else "nobody"

@@ -59,6 +59,7 @@ RULES = (
     Rule("limits.max_failed_fraction", _share, "between 0 and 1"),
     Rule("limits.max_actor_restarts", _at_least(1), "at least 1"),
     Rule("notify.timeout_seconds", lambda v: v > 0, "greater than 0 seconds"),
+    Rule("limits.drain_seconds", _at_least(0), "at least 0"),
     Rule("baseline.rows", _at_least(0), "at least 0"),
     Rule("cost.accelerator_per_hour", _at_least(0), "at least 0, or null"),
 )

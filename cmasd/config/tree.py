@@ -227,6 +227,8 @@ class LimitsConfig:
     max_actor_restarts: int = 2
     """Times a worker may die decoding a shard before the shard is halved to find the row, and a row before it is
     recorded as an error; beyond as many deaths while models load, the run ends."""
+    drain_seconds: float = 25.0
+    """After SIGTERM or Ctrl-C, time to finish and keep the shards being decoded; a second signal stops at once."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import posixpath
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cmasd.config.tree import InputConfig
@@ -71,8 +72,12 @@ def _expected(storage: Storage) -> str:
 def _listing(storage: Storage, found: list[Listed], format: str) -> Listing:
     parents = [posixpath.dirname(file.path) for file in found]
     common = posixpath.commonpath(parents) if all(parents) else ""
-    names = [legible(posixpath.relpath(file.path, common or ".")) for file in found]
-    files = [InputFile(name, f.path, f.bytes, storage.stamp(f)) for name, f in zip(names, found, strict=True)]
+    with ThreadPoolExecutor(16) as pool:
+        stamps = list(pool.map(storage.stamp, found))
+    files = [
+        InputFile(legible(posixpath.relpath(file.path, common or ".")), file.path, file.bytes, stamp)
+        for file, stamp in zip(found, stamps, strict=True)
+    ]
     return Listing(format, files)
 
 

@@ -23,6 +23,8 @@ from cmasd.io.storage import Storage
 from cmasd.telemetry.schema import ROW_FIELDS, output_schema
 
 LEAST_ROWS_PER_SHARD, MOST_ROWS_PER_SHARD, AIMED_SHARDS = 32, 2048, 32
+MOST_SHARDS = 100_000
+"""The driver keeps state per shard, and a start lists one output file for each."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class PlannedFile:
     rows: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """Rows [start, stop) of one file."""
 
@@ -48,6 +50,11 @@ class Shard:
     def rows(self) -> int:
         """Rows in the shard, and in its output file."""
         return self.stop - self.start
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(file, index): rises in plan order."""
+        return self.file, self.index
 
     @property
     def output_name(self) -> str:
@@ -135,8 +142,8 @@ def is_sampled(file: int, index: int, sample: float) -> bool:
 
 
 def default_rows_per_shard(rows: int) -> int:
-    """32 shards, unless they would be under 32 or over 2,048 rows."""
-    return min(max(rows // AIMED_SHARDS, LEAST_ROWS_PER_SHARD), MOST_ROWS_PER_SHARD)
+    """32 shards, unless they would be under 32 or over 2,048 rows; beyond 100,000 shards they grow again."""
+    return max(min(max(rows // AIMED_SHARDS, LEAST_ROWS_PER_SHARD), MOST_ROWS_PER_SHARD), -(-rows // MOST_SHARDS))
 
 
 def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
@@ -163,6 +170,18 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
     files = [PlannedFile(now[entry["name"]], entry["rows"]) for entry in stored["files"]]
     spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
+
+
+def outline(manifest: dict[str, Any]) -> Plan:
+    """The shards of a manifest, for those who don't read the input; it need not exist any more."""
+    stored = manifest["plan"]
+    files = [
+        PlannedFile(InputFile(entry["name"], "", entry["bytes"], entry["stamp"]), entry["rows"])
+        for entry in stored["files"]
+    ]
+    settings = manifest["config"]["input"]
+    spec = ReadSpec(settings["text_column"], settings["id_column"])
+    return Plan(stored["format"], files, stored["rows_per_shard"], spec, settings["sample"])
 
 
 def source_of(config: Config, file: InputFile) -> Source:

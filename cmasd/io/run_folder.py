@@ -1,12 +1,14 @@
-"""The folder of a run: `outputs/` (one Parquet file per finished shard), `manifest.json`, `attempts/`, `summary.json`.
+"""The folder of a run: `outputs/`, `manifest.json`, `attempts/`, `leases/`, `summary.json`.
 
-An output file appears only whole, so its presence marks its shard as done: there is no other record of progress, and
-writing a shard twice changes nothing. Files of unknown origin are refused rather than overwritten.
+Why nothing is lost without a log of commits: a shard's rows and the name of its file follow from the plan in the
+manifest alone, and a file appears only whole, so that its presence is the commit, made in one step by rename or put.
+Whoever writes a shard again, be it a retried actor or a driver that was thought dead, replaces a whole file by one
+with the same rows: there are no two records that could disagree, and no order of writes that loses or doubles a row.
+Files of unknown origin are refused rather than overwritten.
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,14 +18,17 @@ import pyarrow.parquet as pq
 from cmasd.config import fingerprint, identity, public_dict
 from cmasd.config.tree import Config
 from cmasd.errors import RunFolderError
+from cmasd.io import lease
+from cmasd.io.outputs import READERS, Finished, OutputFile, encode, finished_in, output_files, redundant
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.storage import TEMPORARY_PREFIX, Storage, base_name, join
 from cmasd.telemetry.schema import SCHEMA_VERSION
-from cmasd.telemetry.totals import METADATA_KEY, Totals
+from cmasd.telemetry.totals import Totals
 
-_OUTPUT_NAME = re.compile(r"part-\d{5}-\d{6}\.parquet")
 BATCH_ROWS = 4096
 """Of an output, in memory at once when it is read."""
+SUBFOLDERS = ("attempts", lease.FOLDER)
+"""Beside `outputs`."""
 
 
 class RunFolder:
@@ -54,7 +59,7 @@ class RunFolder:
     def manifest(self) -> dict[str, Any] | None:
         """Null before the first start."""
         manifest = self.read_json("manifest.json")
-        if manifest is None and self._output_names():
+        if manifest is None and self.output_files():
             raise RunFolderError(f"{self.address}: has outputs but no manifest.json. Use a new run folder.")
         return manifest
 
@@ -89,50 +94,47 @@ class RunFolder:
     def write_shard(self, shard: Shard, table: pa.Table) -> Totals:
         """Store one shard's rows."""
         totals = Totals.of(table)
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
-            writer.write_table(table)
-            writer.add_key_value_metadata(totals.to_metadata())
-        self.storage.write(join(self.outputs, shard.output_name), sink.getvalue().to_pybytes())
+        self.storage.write(join(self.outputs, shard.output_name), encode([table], totals))
         return totals
 
-    def finished(self, plan: Plan) -> dict[Shard, Totals]:
-        """Shards with a whole output file of the planned number of rows."""
-        names = self._output_names()
-        present = [shard for shard in plan.shards() if shard.output_name in names]
-        with ThreadPoolExecutor(16) as pool:
-            totals = list(pool.map(self._totals, present))
-        return {shard: t for shard, t in zip(present, totals, strict=True) if t is not None and t.rows == shard.rows}
+    def finished(self, plan: Plan, known: Finished | None = None) -> Finished:
+        """Shards in whole output files; the footers of those in `known` are not read again."""
+        return finished_in(self.storage, self.output_files(), plan, known)
 
-    def output_positions(self) -> list[tuple[int, int]]:
-        """(file, index) of finished shards, by their names alone."""
-        return sorted((int(name[5:10]), int(name[11:17])) for name in self._output_names())
+    def output_files(self) -> list[OutputFile]:
+        """As listed; not looked into."""
+        return output_files(self.storage, self.outputs)
 
     def read_outputs(
         self, columns: Sequence[str], rows: int = BATCH_ROWS
     ) -> Iterator[tuple[tuple[int, ...], pa.RecordBatch]]:
         """Finished shards in pieces of at most `rows`, each with its place: (file, index, piece)."""
-        for position in self.output_positions():
-            name = "part-{:05d}-{:06d}.parquet".format(*position)
-            with self.storage.open_raw(join(self.outputs, name)) as stream:
+        for file in self.output_files():
+            with self.storage.open_raw(file.path) as stream:
                 try:
                     pieces = pq.ParquetFile(stream).iter_batches(rows, columns=list(columns))
-                    yield from (((*position, number), piece) for number, piece in enumerate(pieces))
+                    yield from (((*file.first, number), piece) for number, piece in enumerate(pieces))
                 except pa.ArrowInvalid as error:
                     raise RunFolderError(
-                        f"{self.address}/outputs/{name}: cannot be read: {error}. Remove it and run again."
+                        f"{self.address}/outputs/{base_name(file.path)}: cannot be read: {error}. "
+                        "Remove it and run again."
                     ) from None
 
-    def clean(self) -> int:
-        """Remove what killed processes left half-written; returns how many files."""
+    def clean(self, plan: Plan | None = None) -> int:
+        """Remove what killed processes left: half-written files, and parts that a merged file holds; returns how many.
+
+        Only for the holder of the lease: another process may be writing those files.
+        """
         leftovers = [
             file.path
-            for folder in (self.storage.root, self.outputs, join(self.storage.root, "attempts"))
+            for folder in (self.storage.root, self.outputs, *(join(self.storage.root, name) for name in SUBFOLDERS))
             for file in self.storage.files(folder)
             if base_name(file.path).startswith(TEMPORARY_PREFIX)
         ]
-        for path in leftovers:
-            self.storage.delete(path)
+        if plan is not None:
+            leftovers += [file.path for file in redundant(self.storage, self.output_files(), plan)]
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(self.storage.delete, leftovers))
         return len(leftovers)
 
     def write_attempt(self, number: int, record: dict[str, Any]) -> None:
@@ -145,25 +147,6 @@ class RunFolder:
         names = [base_name(file.path) for file in files if not base_name(file.path).startswith(TEMPORARY_PREFIX)]
         return [record for name in names if (record := self.read_json("attempts", name)) is not None]
 
-    def _output_names(self) -> set[str]:
-        names = (base_name(file.path) for file in self.storage.files(self.outputs))
-        return {name for name in names if _OUTPUT_NAME.fullmatch(name)}
-
-    def _totals(self, shard: Shard) -> Totals | None:
-        path = join(self.outputs, shard.output_name)
-        try:
-            with self.storage.open_raw(path) as stream:
-                metadata = pq.read_metadata(stream)
-            totals = Totals.from_dict(json.loads((metadata.metadata or {})[METADATA_KEY.encode()]))
-        except (pa.ArrowInvalid, KeyError, ValueError, TypeError):
-            return None
-        return totals if totals.rows == metadata.num_rows else None
-
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value)
-
-
-def add_up(parts: Iterable[Totals]) -> Totals:
-    """Totals over shards."""
-    return sum(parts, start=Totals())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmasd.config.tree import Config
+from cmasd.io.outputs import Finished
 from cmasd.io.plan import Plan, Shard, make_plan, stored_plan
 from cmasd.io.run_folder import RunFolder
 from cmasd.telemetry.totals import Totals
@@ -15,19 +16,19 @@ class Run:
 
     folder: RunFolder
     plan: Plan
-    finished: dict[Shard, Totals]
+    finished: Finished
     is_new: bool
     """Whether the plan is still to be stored."""
 
     @property
     def todo(self) -> list[Shard]:
         """Unfinished shards in input order."""
-        return [shard for shard in self.plan.shards() if shard not in self.finished]
+        return [shard for shard in self.plan.shards() if shard not in self.finished.shards]
 
     @property
     def done(self) -> Totals:
         """Totals over finished shards."""
-        return sum(self.finished.values(), start=Totals())
+        return self.finished.totals
 
 
 def look_at(config: Config) -> Run:
@@ -37,8 +38,8 @@ def look_at(config: Config) -> Run:
     """
     folder = RunFolder(config.output.path)
     manifest = folder.manifest()
-    if manifest is None or not folder.output_positions():
-        return Run(folder, make_plan(config), {}, is_new=True)
+    if manifest is None or not folder.output_files():
+        return Run(folder, make_plan(config), Finished(frozenset(), Totals()), is_new=True)
     folder.check_manifest(manifest, config)
     plan = stored_plan(_plan_of(manifest), config, folder.address)
     return Run(folder, plan, folder.finished(plan), is_new=False)

@@ -125,6 +125,21 @@ class Storage:
             else:
                 self.fs.pipe_file(path, data, **self._write_options)
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file that must not exist yet, in one step; False when it does. Of several callers one gets True."""
+        try:
+            if self.is_local:
+                _create_local(Path(path), data)
+            else:
+                self.fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
+                return False
+            raise
+        return True
+
     def delete(self, path: str) -> None:
         """Remove one file; absent is fine."""
         try:
@@ -187,6 +202,16 @@ def _write_local(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _create_local(path: Path, data: bytes) -> None:
+    """A link appears with all its content, and never over another file, also on network file systems."""
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}"
+    _write_local(temporary, data)
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def join(folder: str, *names: str) -> str:

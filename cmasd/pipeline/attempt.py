@@ -5,8 +5,10 @@ A killed driver leaves its last record behind: the time it took still counts in 
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+from cmasd.errors import CmasdError
 from cmasd.io.run_folder import RunFolder
 from cmasd.pipeline.tally import Tally
 
@@ -14,16 +16,27 @@ RENEWED_EVERY_SECONDS = 2.0
 
 
 class Attempt:
-    """Writes the record of this start."""
+    """Writes the record of this start, and on exit how it ended."""
 
     def __init__(self, folder: RunFolder, tally: Tally) -> None:
         self.earlier = folder.attempts()
         self._folder = folder
-        self._tally = tally
+        self.tally = tally
         self._number = 1 + max((int(record["number"]) for record in self.earlier), default=0)
         self._started_at = _now()
         self._written = 0.0
+
+    def __enter__(self) -> Self:
         self.write("running")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, CmasdError):
+            self.write("failed", str(error))
+        else:
+            self.write("interrupted" if error else "finished")
 
     def renew(self) -> None:
         """Write, unless it was written a moment ago."""
@@ -38,7 +51,8 @@ class Attempt:
     def record(self, state: str, error: str | None = None) -> dict[str, Any]:
         """What is written."""
         times = {"started_at": self._started_at, "updated_at": _now()}
-        return {"number": self._number, "state": state, "error": error, **times, **self._tally.to_dict()}
+        before = {"errors_before": self.tally.before.errors}
+        return {"number": self._number, "state": state, "error": error, **times, **before, **self.tally.to_dict()}
 
 
 def _now() -> str:

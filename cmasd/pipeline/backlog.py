@@ -22,6 +22,7 @@ class Backlog:
         """By rising length."""
         self._level: int | None = None
         """Length at which the sweep has arrived; None: at the top."""
+        self._by_arrival = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -31,8 +32,16 @@ class Backlog:
         self._rows += requests
         self._rows.sort(key=_length)
 
+    def drain(self) -> None:
+        """From now on in order of arrival, so that whole shards are done early, not all of them at the end."""
+        self._by_arrival = True
+
     def take(self, count: int) -> list[Request]:
         """The next rows of the sweep, at most `count`; none only when none is waiting."""
+        if self._by_arrival:
+            self._rows.sort(key=lambda request: request.key)
+            taken, self._rows = self._rows[:count], self._rows[count:]
+            return taken
         end = len(self._rows) if self._level is None else bisect_right(self._rows, self._level, key=_length)
         end = end or len(self._rows)
         start = max(0, end - count)

@@ -2,7 +2,8 @@
 
 Several calls run at once, one per shard in flight, each in its own thread: text work and writing happen there, the
 models run in the engine's thread. The actor writes outputs itself, so that no token telemetry passes through the
-object store and a shard is kept the moment it is decoded.
+object store and a shard is kept the moment it is decoded. An actor that is killed or preempted (SIGTERM) hands its
+shards back by dying: Ray starts another and gives it the same shards, of which at most the writing had been done.
 """
 
 import logging
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.core import Result, RowError
+from cmasd.io.lease import Watch
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
@@ -34,33 +36,43 @@ _log = logging.getLogger(__name__)
 class Decoder:
     """Callable on blocks of shards, from several threads."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, watch: Watch) -> None:
         self._name = uuid.uuid4().hex[:12]
         logs.configure(config, actor=self._name)
         self._config = config
+        self._watch = watch
         self._folder = RunFolder(config.output.path)
         self._crashes = Crashes(self._folder, config.limits.max_actor_restarts)
         loading = self._crashes.loading(self._name, config.actors.count or config.actors.max)
         self._engine = EngineThread(config, self._name, loading)
+        watch.on_stop(self._engine.drain)
         self._metrics = ShardMetrics(config.output.path, self._name)
         self._text_lock = threading.Lock()
         self._engine.wait()  # an actor that counts as ready can decode; a failure is raised by the first shard
         self._ready_at = time.time()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Decode and write every shard of the block."""
+        """Decode and write every shard of the block; once told to stop, leave it for the next start."""
+        if self._watch.says_stop():
+            return ShardReport.to_table([])
         codec = self._engine.pair.codec
         reports = []
         for shard, rows in from_block(block):
             with logs.about(shard=shard.output_name):
-                reports.append(self._decode_shard(codec, shard, rows))
+                report = self._decode_shard(codec, shard, rows)
+            if report is None:
+                break
+            reports.append(report)
         return ShardReport.to_table(reports)
 
-    def _decode_shard(self, codec: TextCodec, shard: Shard, rows: pa.Table) -> ShardReport:
+    def _decode_shard(self, codec: TextCodec, shard: Shard, rows: pa.Table) -> ShardReport | None:
+        """None where the driver is gone, and another does this shard again, perhaps by another plan."""
         assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
         started = time.monotonic()
         decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
         table = record(decoded, self._config.telemetry.level, kept_columns(rows))
+        if self._watch.is_superseded():
+            return None
         totals = self._folder.write_shard(shard, table)
         self._metrics.written(totals)
         report = self._report(shard, totals, decoded, notices)

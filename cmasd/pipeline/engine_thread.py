@@ -57,6 +57,7 @@ class EngineThread:
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._pair: Future[Pair] = Future()
+        self._draining = threading.Event()
         self.notices: list[str] = []
         """What users should know of the pair and of its engine; complete when `pair` is there."""
         self.stats = EngineStats()
@@ -84,6 +85,10 @@ class EngineThread:
             requests = [Request(key, source, most_tokens) for key, source in zip(keys, sources, strict=True)]
             self._inbox.put((job, requests))
         return job.future.result()
+
+    def drain(self) -> None:
+        """Finish what was submitted shard by shard: the process is about to end."""
+        self._draining.set()
 
     def _run(self) -> None:
         try:
@@ -118,6 +123,8 @@ class EngineThread:
             for job, requests in self._arrivals(block=engine.pending == 0 and not backlog):
                 self._jobs |= dict.fromkeys((request.key for request in requests), job)
                 backlog.add(requests)
+            if self._draining.is_set():
+                backlog.drain()
             while backlog and engine.pending < ROWS_AHEAD_PER_SLOT * slots:
                 engine.submit(backlog.take(slots))
             finished = engine.step()

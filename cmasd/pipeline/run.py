@@ -1,16 +1,19 @@
 """One start of a run, from a configuration to a summary.
 
-    look -> (connect -> decode what is missing -> compare with AR) -> audit -> summarise
+    look -> take the lease -> (connect -> decode what is missing -> compare with AR) -> audit -> summarise
 
-Only the audit decides whether a run is complete: every planned shard has its file with its planned number of rows.
+Only the audit decides whether a run is complete: every planned shard is in a file whose footer counts its planned rows,
+each with a result or with the error that it has instead. What Ray reports decides nothing.
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.errors import IncompleteRunError, TooManyFailedRowsError
+from cmasd.io.lease import Lease, Watch, newest_lease, refuse_if_live
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.provenance import provenance
 from cmasd.io.run_folder import RunFolder
@@ -19,6 +22,7 @@ from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.baseline import Compare, compare_in_cluster
 from cmasd.pipeline.cluster import Resources, connected, resources
 from cmasd.pipeline.crashes import forget as forget_crashes
+from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.metrics import RunMetrics
 from cmasd.pipeline.report import ShardReport
@@ -46,12 +50,23 @@ class Watcher:
         """Another shard is done."""
 
 
-def run(config: Config, compare: Compare | None = None, watcher: Watcher | None = None) -> dict[str, Any]:
-    """Complete the run and return its summary; raises a `CmasdError` when that fails."""
-    watcher = watcher or Watcher()
+def run(
+    config: Config, compare: Compare | None = None, watcher: Watcher | None = None, drain: Drain | None = None
+) -> dict[str, Any]:
+    """Complete the run and return its summary; raises a `CmasdError` when that fails, `Drained` when asked to end."""
+    folder = RunFolder(config.output.path)
+    seen = newest_lease(folder.storage)
+    refuse_if_live(folder.address, seen)
     state = look_at(config)
+    with Lease(folder.storage, folder.address, "run", after=seen) as lease:
+        return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain())
+
+
+def _run(
+    config: Config, state: Run, lease: Lease, compare: Compare | None, watcher: Watcher, drain: Drain
+) -> dict[str, Any]:
     folder = state.folder
-    folder.clean()
+    folder.clean(state.plan)
     if state.is_new:
         folder.start(config, state.plan, provenance())
     watcher.planned(state)
@@ -59,57 +74,59 @@ def run(config: Config, compare: Compare | None = None, watcher: Watcher | None 
     check_failures(config, tally)
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
-    attempt = Attempt(folder, tally) if state.todo else None
-    try:
-        if state.todo or wants_baseline:
-            watcher.stage("starting Ray")
-            with connected() as local:
-                has = resources(config.actors, local)
-                if attempt is not None:
-                    _decode(config, state, has, tally, attempt, watcher)
-                if wants_baseline and compare is not None:
-                    watcher.stage(f"comparing with AR decoding on {min(config.baseline.rows, state.plan.rows)} rows")
-                    baseline = compare_in_cluster(config, state.plan, has, compare)
-    except Exception as error:
-        failure = cause_of(error)
-        if attempt is not None:
-            attempt.write("failed", str(failure))
-        raise failure from error
-    except BaseException:
-        if attempt is not None:
-            attempt.write("interrupted")
-        raise
-    if attempt is not None:
-        attempt.write("finished")
+    if state.todo or wants_baseline:
+        with Attempt(folder, tally) if state.todo else nullcontext() as attempt:
+            try:
+                watcher.stage("starting Ray")
+                with connected() as local:
+                    has = resources(config.actors, local)
+                    if attempt is not None:
+                        _decode(config, state, has, lease, attempt, watcher, drain)
+                    if wants_baseline and compare is not None:
+                        rows = min(config.baseline.rows, state.plan.rows)
+                        watcher.stage(f"comparing with AR decoding on {rows} rows")
+                        baseline = compare_in_cluster(config, state.plan, has, compare)
+            except Drained:
+                raise
+            except Exception as error:
+                raise cause_of(error) from error
+    lease.check()
     return _close(config, state, tally, baseline)
 
 
-def _decode(config: Config, state: Run, has: Resources, tally: Tally, attempt: Attempt, watcher: Watcher) -> None:
+def _decode(
+    config: Config, state: Run, has: Resources, lease: Lease, attempt: Attempt, watcher: Watcher, drain: Drain
+) -> None:
     watcher.stage("loading models")
-    metrics = RunMetrics(config.output.path)
-    for report in decode_shards(config, state.plan, state.todo, has):
-        tally.add(report)
-        metrics.update(tally.progress(), tally.actors)
-        watcher.progress(tally.progress())
-        attempt.renew()
-        check_failures(config, tally)
+    watch = Watch(state.folder.address, lease.record.number)
+    tally, metrics = attempt.tally, RunMetrics(config.output.path)
+    with drain.possible(lease):
+        for report in decode_shards(config, state.plan, state.todo, has, watch):
+            tally.add(report)
+            metrics.update(tally.progress(), tally.actors)
+            watcher.progress(tally.progress())
+            attempt.renew()
+            lease.check()
+            check_failures(config, tally)
+    if drain.asked and tally.rows_left:
+        raise Drained
 
 
-def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources) -> Iterator[ShardReport]:
+def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources, watch: Watch) -> Iterator[ShardReport]:
     """The Ray Data pipeline: read tasks, a pool of decoders, one report per written shard."""
     import ray.data
 
     from cmasd.pipeline.decoder import Decoder
     from cmasd.pipeline.source import ShardSource
 
-    source = ShardSource(config, plan, todo)
+    source = ShardSource(config, plan, todo, watch)
     readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
     in_flight = min(shards_in_flight(config, plan, on_gpu=has.gpus_each > 0), len(todo))
     # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
     dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
     decoded = dataset.map_batches(
         Decoder,
-        fn_constructor_args=[config],
+        fn_constructor_args=[config, watch],
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=has.cpus_each,
@@ -157,7 +174,7 @@ def _known_baseline(config: Config, folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _close(config: Config, state: Run, tally: Tally, baseline: dict[str, Any] | None) -> dict[str, Any]:
-    totals = audit(state.folder, state.plan)
+    totals = audit(state)
     earlier = state.folder.read_json("summary.json") or {}
     notices = tally.notices or list(earlier.get("pair_notices", []))
     summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, notices)
@@ -166,13 +183,15 @@ def _close(config: Config, state: Run, tally: Tally, baseline: dict[str, Any] | 
     return summary
 
 
-def audit(folder: RunFolder, plan: Plan) -> Totals:
+def audit(state: Run) -> Totals:
     """Totals over the output files; raises `IncompleteRunError` unless they hold every planned row."""
-    finished = folder.finished(plan)
-    missing = [shard for shard in plan.shards() if shard not in finished]
+    folder, plan = state.folder, state.plan
+    finished = folder.finished(plan, known=state.finished)
+    missing = [shard for shard in plan.shards() if shard not in finished.shards]
     if missing:
         raise IncompleteRunError(
-            f"{folder.address}: {len(missing)} of {len(missing) + len(finished)} shards have no whole output file "
-            f"(first: {missing[0].output_name}). Run the same command again."
+            f"{folder.address}: {len(missing)} of {len(missing) + len(finished.shards)} shards have no whole output "
+            f"file (first: {missing[0].output_name}). Run the same command again."
         )
-    return sum(finished.values(), start=Totals())
+    assert finished.totals.rows == plan.rows, f"{finished.totals.rows} rows in whole files, {plan.rows} planned"
+    return finished.totals

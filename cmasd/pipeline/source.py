@@ -13,6 +13,7 @@ from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
 
 from cmasd.config.tree import Config
+from cmasd.io.lease import Watch
 from cmasd.io.plan import FilePlan, Plan, Shard, source_of
 from cmasd.io.shards import pack, read_shards, unpack
 
@@ -34,11 +35,14 @@ class FileTask:
     plan: FilePlan
     todo: frozenset[int]
     """Indices of the file's unfinished shards."""
+    watch: Watch
 
     def __call__(self) -> Iterable[pa.Table]:
-        """Yield the file's unfinished shards."""
+        """Yield the file's unfinished shards, until told to stop."""
         source = source_of(self.config, self.plan.planned.file)
         for shard, rows in read_shards(self.plan, source, self.todo):
+            if self.watch.says_stop():
+                return
             yield to_block(shard, rows)
 
 
@@ -56,12 +60,14 @@ def from_block(block: pa.Table) -> list[tuple[Shard, pa.Table]]:
 class ShardSource(Datasource):
     """All unfinished shards."""
 
-    def __init__(self, config: Config, plan: Plan, todo: Iterable[Shard]) -> None:
+    def __init__(self, config: Config, plan: Plan, todo: Iterable[Shard], watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         by_file: dict[int, set[int]] = {}
         for shard in todo:
             by_file.setdefault(shard.file, set()).add(shard.index)
-        self.tasks = [FileTask(config, plan.part(number), frozenset(todo)) for number, todo in sorted(by_file.items())]
+        self.tasks = [
+            FileTask(config, plan.part(number), frozenset(todo), watch) for number, todo in sorted(by_file.items())
+        ]
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown."""

@@ -62,6 +62,11 @@ class Tally:
         return self.before.errors + self.now.errors
 
     @property
+    def rows_left(self) -> int:
+        """Rows of no shard that is known to be done."""
+        return self.rows_total - self.before.rows - self.now.rows
+
+    @property
     def seconds(self) -> float:
         """From the first loaded models to the latest finished shard."""
         return 0.0 if self._started is None else max(1e-3, self._last - self._started)

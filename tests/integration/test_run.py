@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from cmasd.config import Config, from_dict
-from cmasd.errors import ConfigError, ModelError, RunFolderError, TooManyFailedRowsError
+from cmasd.errors import ConfigError, ModelError, RunFolderError, RunInUseError, TooManyFailedRowsError
+from cmasd.io.compaction import compact
+from cmasd.io.lease import Lease, newest_lease
 from cmasd.io.plan import make_plan
 from cmasd.io.status import status
+from cmasd.io.storage import Storage
 from cmasd.pipeline.cluster import start_local
 from cmasd.pipeline.run import run
 from cmasd.telemetry.schema import output_schema
@@ -188,7 +191,17 @@ def test_s3_in_and_out(tmp_path: Path, pair: Path, bucket: str) -> None:
 
     client.delete_object(Bucket=bucket, Key="out/run/outputs/part-00001-000001.parquet")
     assert status(f"s3://{bucket}/out/run")["shards_done"] == 3
+    seen = newest_lease(Storage(f"s3://{bucket}/out/run"))
+    with Lease(Storage(f"s3://{bucket}/out/run"), "RUN", "run", after=seen) as lease:
+        with pytest.raises(RunInUseError, match=rf"out/run: is in use by process {os.getpid()} on "):
+            run(asked)
+        path = f"{bucket}/out/run/leases/{lease.record.number + 1:06d}.json"
+        assert Storage("s3://").create(path, b"first")
+        assert not Storage("s3://").create(path, b"second"), "the store grants a name once"
+        client.delete_object(Bucket=bucket, Key=path.partition("/")[2])
+    assert compact(f"s3://{bucket}/out/run", 10**9).files_after == 2
     assert run(asked)["rows_done_before"] == 20
+    assert status(f"s3://{bucket}/out/run")["state"] == "complete"
     client.put_object(Bucket=bucket, Key="in/1.jsonl", Body=b'{"text": "changed"}\n')
     with pytest.raises(RunFolderError, match=r"1\.jsonl has changed"):
         run(asked)

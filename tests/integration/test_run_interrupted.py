@@ -61,14 +61,19 @@ def test_each_row_once_after_kills(tmp_path: Path, pair: Path) -> None:
     time.sleep(3)  # what the killed driver started dies with it
     kept = parts(tmp_path)
     assert 2 <= len(kept) < 100
-    assert status(str(tmp_path / "run"))["state"] in ("running", "silent")
+    assert status(str(tmp_path / "run"))["state"] == "killed"
 
     process = subprocess.Popen(command("run", str(file)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for_parts(tmp_path, process, len(kept) + 1)
+    second = subprocess.run(command("run", str(file)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert f"is in use by process {process.pid} on" in second.stderr
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 143
     assert process.stderr is not None
-    assert "Resume with: cmasd run" in process.stderr.read()
+    said = process.stderr.read()
+    assert "finishing the shards being decoded, for 25 s at most" in said
+    assert "Resume with: cmasd run" in said
     assert status(str(tmp_path / "run"))["state"] == "interrupted"
 
     done = subprocess.run(command("run", str(file)), cwd=ROOT, capture_output=True, text=True, check=True)

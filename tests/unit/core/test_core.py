@@ -65,6 +65,7 @@ def test_exit_codes() -> None:
         "InputError": 2,
         "ModelError": 2,
         "RunFolderError": 2,
+        "RunInUseError": 1,
         "DecodingError": 1,
         "IncompleteRunError": 1,
         "TooManyFailedRowsError": 3,

@@ -10,6 +10,7 @@ import pytest
 from cmasd.config import Config, from_dict
 from cmasd.core import RowError
 from cmasd.errors import RunFolderError
+from cmasd.io.lease import Lease
 from cmasd.io.plan import Plan, Shard, default_rows_per_shard, make_plan
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import look_at
@@ -38,7 +39,7 @@ def started(asked: Config) -> tuple[RunFolder, Plan]:
     return run.folder, run.plan
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(0, 32), (600, 32), (20_000, 625), (10_000_000, 2048)])
+@pytest.mark.parametrize(("rows", "expected"), [(0, 32), (600, 32), (20_000, 625), (10_000_000, 2048), (10**9, 10_000)])
 def test_rows_per_shard(rows: int, expected: int) -> None:
     assert default_rows_per_shard(rows) == expected
 
@@ -89,7 +90,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
     finish(folder, next(plan.shards()))
     (tmp_path / "run" / "outputs" / ".tmp-part-00000-000001.parquet-1234").write_text("half")
     assert len(look_at(asked).todo) == 2
-    assert folder.clean() == 1
+    assert folder.clean(plan) == 1
     assert [file.name for file in (tmp_path / "run" / "outputs").iterdir()] == ["part-00000-000000.parquet"]
 
 
@@ -120,6 +121,23 @@ def test_another_shard_size_is_refused_but_null_takes_the_old_one(tmp_path: Path
     assert look_at(config(tmp_path, rows_per_shard=None)).plan == plan
     with pytest.raises(RunFolderError, match=r"output.rows_per_shard \(4 -> 5\)"):
         look_at(config(tmp_path, rows_per_shard=5))
+
+
+def test_names_hold_more_than_a_hundred_thousand_files(tmp_path: Path) -> None:
+    folder, _plan = started(config(tmp_path))
+    shard = Shard(100_000, 1_000_000, 0, 4)
+    finish(folder, shard)
+    assert [file.first for file in folder.output_files()] == [shard.position]
+
+
+def test_a_late_write_of_a_driver_thought_dead_changes_nothing(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    folder, plan = started(asked)
+    for shard in plan.shards():
+        finish(folder, shard)
+    done = folder.finished(plan)
+    finish(RunFolder(folder.address), next(plan.shards()))
+    assert folder.finished(plan) == folder.finished(plan, known=done) == done
 
 
 def test_changed_input_is_refused(tmp_path: Path) -> None:
@@ -160,21 +178,25 @@ def test_status_reads_the_folder_alone(tmp_path: Path) -> None:
     finish(folder, third)
     totals = {"rows": 2, "errors": 2, "output_tokens": 20}
     record = {"number": 1, "state": "running", "error": None, "started_at": "2020-01-01T00:00:00+00:00"}
-    record |= {"updated_at": "2020-01-01T00:00:10+00:00", "seconds": 10.0, "totals": totals}
+    record |= {"updated_at": "2020-01-01T00:00:10+00:00", "seconds": 10.0, "totals": totals, "errors_before": 1}
     folder.write_attempt(1, record)
     state = status(folder.address)
     assert (state["state"], state["rows_done"], state["rows"], state["shards_done"], state["errors"]) == (
-        "silent",
+        "killed",
         2,
         10,
         1,
-        2,
+        3,
     )
     assert (state["tokens_per_second"], state["eta_seconds"]) == (2.0, 40.0)
     finish(folder, first)
     finish(folder, second)
-    assert status(folder.address)["state"] == "silent", "the summary closes a run"
+    assert status(folder.address)["state"] == "killed", "the summary closes a run"
+    with Lease(folder.storage, folder.address, "run", after=None) as lease:
+        state = status(folder.address)
+        assert (state["state"], state["holder"]["pid"]) == ("running", lease.record.pid)
     folder.write_json({}, "summary.json")
-    assert status(folder.address)["state"] == "complete"
+    state = status(folder.address)
+    assert (state["state"], state["holder"]) == ("complete", None)
     with pytest.raises(RunFolderError, match="is not a run folder"):
         status(str(tmp_path / "elsewhere"))

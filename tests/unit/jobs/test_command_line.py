@@ -159,6 +159,8 @@ def test_an_empty_input_is_a_complete_run_without_ray(config_file: Path, capsys:
     assert json.loads(capsys.readouterr().out)["state"] == "complete"
     assert main(["status", str(config_file.parent / "run")]) == 0
     assert "complete" in capsys.readouterr().out
+    assert main(["compact", str(config_file.parent / "run")]) == 0
+    assert capsys.readouterr().out == "0 files -> 0; 0 rows in new merged files\n"
 
 
 def test_tables_align() -> None:

@@ -36,6 +36,15 @@ def test_rows_of_one_length_do_not_end_a_sweep() -> None:
     assert lengths(backlog.take(2)) == [6]
 
 
+def test_when_the_end_is_near_whole_shards_come_first() -> None:
+    backlog = Backlog()
+    backlog.add(rows(5, 1, 9, 3))
+    backlog.add(rows(8, 4, 2, first=4))
+    backlog.take(1)
+    backlog.drain()
+    assert [[request.key for request in backlog.take(2)] for _ in range(4)] == [[0, 1], [3, 4], [5, 6], []]
+
+
 @given(st.lists(st.tuples(st.lists(st.integers(1, 20), max_size=9), st.integers(1, 6)), max_size=12))
 def test_every_row_leaves_once_and_overtakes_nobody_for_long(steps: list[tuple[list[int], int]]) -> None:
     backlog = Backlog()

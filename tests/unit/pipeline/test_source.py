@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from cmasd.config import Config, from_dict
+from cmasd.io.lease import Watch
 from cmasd.io.plan import make_plan
 from cmasd.pipeline.run import shards_in_flight
 from cmasd.pipeline.source import ShardSource, from_block
@@ -24,7 +25,7 @@ def test_read_tasks_yield_one_row_per_unfinished_shard(tmp_path: Path) -> None:
     asked = config(tmp_path)
     plan = make_plan(asked)
     todo = [shard for shard in plan.shards() if (shard.file, shard.index) in {(0, 1), (2, 0), (2, 2)}]
-    tasks = ShardSource(asked, plan, todo).get_read_tasks(100)
+    tasks = ShardSource(asked, plan, todo, Watch(asked.output.path, 1)).get_read_tasks(100)
     assert len(tasks) == 2, "one per file with something to do"
     blocks = [block for task in tasks for block in task()]
     assert [block.num_rows for block in blocks] == [1, 1, 1]
