@@ -1,11 +1,12 @@
 """Sentence pairs as padded batches of token ids, in a seeded order.
 
 The order depends on (seed, epoch) alone, so a resumed run sees the batches it would have seen.
-Texts are read and tokenised piece by piece; what stays is one flat int32 array of token ids per
-side, 4 bytes a token.
+Texts are read and tokenised piece by piece. Token ids lie in a file, one flat int32 array per side;
+memory holds 24 bytes a row.
 """
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -119,21 +120,23 @@ def read_texts(recipe: DataRecipe) -> Iterator[str]:
 
 
 class _SideBuilder:
-    """Grows a side by a piece at a time."""
+    """Grows a side by a piece at a time, in a file without a name."""
 
     def __init__(self) -> None:
-        self._tokens: list[NDArray[np.int32]] = []
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the mapping keeps it, and its end removes it
         self._lengths: list[NDArray[np.int64]] = []
 
     def add(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """Tokenise with eos appended."""
         rows = tokenizer(texts, return_attention_mask=False)["input_ids"]
-        self._tokens.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
+        np.fromiter(chain.from_iterable(rows), dtype=np.int32).tofile(self._file)
         self._lengths.append(np.fromiter(map(len, rows), dtype=np.int64))
 
     def side(self) -> Side:
         lengths = np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths])
-        return Side(np.concatenate(self._tokens), np.cumsum(lengths))
+        self._file.flush()
+        tokens: NDArray[np.int32] = np.memmap(self._file, dtype=np.int32, mode="r")
+        return Side(tokens, np.cumsum(lengths))
 
 
 def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> Corpus:
