@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cmasd.training.recipe import Recipe
     from cmasd.training.trainer import Progress, Task
 
+ARCHITECTURES = ("marian", "bart")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     recipe = load_tree(Recipe(), [args.recipe], args.overrides)
     check(recipe, args.recipe)
     keep_freed_memory()
-    return train(recipe)
+    return train(recipe, args.recipe)
 
 
 def check(recipe: "Recipe", file: str) -> None:
@@ -51,6 +52,10 @@ def check(recipe: "Recipe", file: str) -> None:
         needed["parallel.verifier"] = recipe.parallel.verifier
     elif recipe.kind != "seq2seq":
         raise ConfigError(f"kind: must be seq2seq or parallel, got {recipe.kind}.")
+    if recipe.model.architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"model.architecture: must be one of {', '.join(ARCHITECTURES)}, got {recipe.model.architecture}."
+        )
     for key, value in needed.items():
         if not value:
             raise ConfigError(f"{key}: is not set; expected a path. Add it to {file} or pass {key}=PATH.")
@@ -62,7 +67,7 @@ def check(recipe: "Recipe", file: str) -> None:
         raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)}, got {recipe.dtype}.")
 
 
-def train(recipe: "Recipe") -> int:
+def train(recipe: "Recipe", file: str) -> int:
     """Tokenizer, corpus, training, export, scores, card."""
     import torch
 
@@ -78,7 +83,7 @@ def train(recipe: "Recipe") -> int:
     lesson.export(getattr(torch, recipe.dtype))
     scores = [asdict(score) for score in evaluate(recipe)] if recipe.test.path else []
     parameters = sum(weight.numel() for weight in lesson.task.model.parameters() if weight.requires_grad)
-    write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters)
+    write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters, file)
     print(json.dumps({"output": recipe.output, "seconds": round(seconds), "parameters": parameters, "scores": scores}))
     return 0
 

@@ -33,17 +33,20 @@ class TestSets:
     path: str
     source_column: str = "en"
     target_column: str = "de"
-    set_column: str = "set"
+    set_column: str | None = "set"
+    """None: all rows are one set, `test`."""
     rows: int | None = None
     """The first so many of each set; None: all."""
 
 
 def read_sets(sets: TestSets) -> dict[str, list[tuple[str, str]]]:
     """(source, reference) of every set, in the order of their names; rows without text on a side are left out."""
-    columns = [sets.set_column, sets.source_column, sets.target_column]
+    sides = [sets.source_column, sets.target_column]
+    columns = [*sides, *([sets.set_column] if sets.set_column else [])]
     table = pds.dataset(sets.path, format="parquet").to_table(columns=columns).to_pydict()
+    names = table[sets.set_column] if sets.set_column else ["test"] * len(table[sides[0]])
     found: dict[str, list[tuple[str, str]]] = {}
-    for name, source, target in zip(*(table[column] for column in columns), strict=True):
+    for name, source, target in zip(names, *(table[column] for column in sides), strict=True):
         if source and target:
             found.setdefault(str(name), []).append((source, target))
     return {name: found[name][: sets.rows] for name in sorted(found)}

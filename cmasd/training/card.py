@@ -7,9 +7,13 @@ from typing import Any
 
 from cmasd.training.recipe import Recipe
 
+NAMES = {"marian": "MarianMT", "bart": "BART"}
 
-def write_card(recipe: Recipe, scores: list[dict[str, Any]], seconds: float, hardware: str, parameters: int) -> None:
-    """Write `README.md` beside the weights.
+
+def write_card(
+    recipe: Recipe, scores: list[dict[str, Any]], seconds: float, hardware: str, parameters: int, file: str
+) -> None:
+    """Write `README.md` beside the weights; `file` is the recipe's.
 
     `scores` are rows of name, rows, bleu, chrf and signatures; of a parallel drafter name, rows, draft_tokens,
     tokens_per_iteration and acceptance_rate.
@@ -17,10 +21,10 @@ def write_card(recipe: Recipe, scores: list[dict[str, Any]], seconds: float, har
     card = recipe.card
     is_parallel = recipe.kind == "parallel"
     library = "cmasd" if is_parallel else "transformers"
-    front = ["---", f"license: {card.licence}", f"library_name: {library}", "pipeline_tag: translation"]
+    front = ["---", f"license: {card.licence}", f"library_name: {library}", f"pipeline_tag: {card.task}"]
     front += ["language:", *(f"- {code}" for code in card.languages), "---"]
     body = ["", f"# {card.title}", "", _facts(recipe, parameters), "", "## Data", "", card.data.strip()]
-    body += ["", "## Recipe", "", f"`cmasd train configs/train_{'parallel' if is_parallel else recipe.role}.yaml`", ""]
+    body += ["", "## Recipe", "", f"`cmasd train {file}`", ""]
     body += _training(recipe, seconds, hardware)
     if scores:
         body += ["", "## Scores", "", *(_drafts(scores) if is_parallel else _table(scores))]
@@ -40,8 +44,8 @@ def _facts(recipe: Recipe, parameters: int) -> str:
         )
     model = recipe.model
     return (
-        f"MarianMT architecture, {model.encoder_layers} encoder and {model.decoder_layers} decoder layers, "
-        f"width {model.width}, feed-forward {model.feed_forward}, {model.heads} heads, joint byte-level BPE of "
+        f"{NAMES[model.architecture]} architecture, {model.encoder_layers} encoder and {model.decoder_layers} decoder "
+        f"layers, width {model.width}, feed-forward {model.feed_forward}, {model.heads} heads, joint byte-level BPE of "
         f"{recipe.tokenizer.vocabulary_size} pieces, {parameters / 1e6:.1f} M parameters, stored in {recipe.dtype}. "
         f"Role in its pair: {recipe.role}."
     )

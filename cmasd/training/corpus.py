@@ -151,7 +151,9 @@ def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> Corp
     source, target = builders[0].side(), builders[1].side()
     longest = np.maximum(source.lengths, target.lengths)
     shortest = np.minimum(source.lengths, target.lengths)
-    keep = (longest <= recipe.max_tokens) & (longest <= 3 * shortest + 8)
+    keep = longest <= recipe.max_tokens
+    if recipe.max_ratio is not None:
+        keep &= longest <= recipe.max_ratio * shortest + 8
     share = np.where(keep, np.array(shares), 0.0)
     if not share.any():
         raise InputError(

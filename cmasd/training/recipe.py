@@ -21,6 +21,8 @@ class DataRecipe:
     """Share of each corpus taken per epoch, by the value of `group_column`; absent means 1."""
     max_tokens: int = 64
     """Pairs with a longer side, in tokens, are left out."""
+    max_ratio: float | None = 3.0
+    """So are pairs with one side this many times as long as the other, and 8 tokens more; null: for summaries."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A MarianMT architecture with tied embeddings."""
+    """An encoder-decoder with tied embeddings."""
+
+    architecture: str = "marian"
+    """`marian` (sinusoidal positions, ReLU) or `bart` (learned positions, normed embeddings, GELU)."""
 
     encoder_layers: int = 6
     decoder_layers: int = 6
@@ -113,7 +118,8 @@ class TestRecipe:
     """Parquet file; null: no scores."""
     source_column: str = "en"
     target_column: str = "de"
-    set_column: str = "set"
+    set_column: str | None = "set"
+    """Column that names the set of a row; null when there is one set."""
     rows: int | None = None
     """The first so many of each set; null: all."""
 
@@ -129,6 +135,8 @@ class CardRecipe:
     """Sources, attribution and licences of the training data, as Markdown."""
     limits: str = ""
     """What the model is not good at, as Markdown."""
+    task: str = "translation"
+    """As model hubs name it."""
 
 
 @dataclass(frozen=True)

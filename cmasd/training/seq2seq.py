@@ -1,6 +1,6 @@
-"""A MarianMT model from scratch, or from some layers of a larger one.
+"""A MarianMT or BART model from scratch, or from some layers of a larger one.
 
-Post-norm MarianMT diverges, or learns a language model that ignores its source, under the default
+Post-norm models of this kind diverge, or learn a language model that ignores its source, under the default
 initialisation and a short warm-up. Residual branches therefore start small (DeepNet, arXiv
 2203.00555, folded into the initial weights), and the log carries the source gain: how many nats the
 loss rises when sources are shuffled. Near zero means that the source is ignored.
@@ -11,18 +11,29 @@ Shapes: B rows, S source length, T target length, N real target tokens, D width,
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    GenerationConfig,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedTokenizerFast,
+)
 
 from cmasd.errors import ConfigError
 from cmasd.training.corpus import Corpus
 from cmasd.training.recipe import ModelRecipe, Recipe, StartRecipe
 from cmasd.training.trainer import Batch
+
+Seq2SeqModel = MarianMTModel | BartForConditionalGeneration
 
 
 class Seq2SeqTask:
@@ -31,7 +42,7 @@ class Seq2SeqTask:
     losses_per_batch = 1
 
     def __init__(
-        self, model: MarianMTModel, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, smoothing: float
+        self, model: Seq2SeqModel, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, smoothing: float
     ) -> None:
         self.model = model
         self._corpus = corpus
@@ -63,9 +74,11 @@ class Pairs:
     tokens: int
 
 
-def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
-    """A randomly initialised MarianMT with tied embeddings, ready for a short warm-up."""
-    config = MarianConfig(
+def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2SeqModel:
+    """A randomly initialised model with tied embeddings, ready for a short warm-up."""
+    is_bart = recipe.architecture == "bart"
+    kind: Any = BartConfig if is_bart else MarianConfig
+    config = kind(
         vocab_size=len(tokenizer),
         d_model=recipe.width,
         encoder_layers=recipe.encoder_layers,
@@ -75,7 +88,7 @@ def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Mari
         encoder_attention_heads=recipe.heads,
         decoder_attention_heads=recipe.heads,
         max_position_embeddings=recipe.max_positions,
-        activation_function="relu",
+        activation_function="gelu" if is_bart else "relu",
         dropout=0.0,
         attention_dropout=0.0,
         activation_dropout=0.0,
@@ -84,16 +97,17 @@ def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Mari
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id if is_bart else tokenizer.pad_token_id,
         forced_eos_token_id=None,
     )
     config._attn_implementation = "eager"
-    model = MarianMTModel(config)
+    model: Seq2SeqModel = BartForConditionalGeneration(config) if is_bart else MarianMTModel(config)
     initialise(model, recipe)
     return model
 
 
-def begin(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
+def begin(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Seq2SeqModel:
     """The model that training starts with."""
     model = build_model(recipe.model, tokenizer)
     if recipe.start.path:
@@ -101,7 +115,7 @@ def begin(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
     return model
 
 
-def initialise(model: MarianMTModel, recipe: ModelRecipe) -> None:
+def initialise(model: Seq2SeqModel, recipe: ModelRecipe) -> None:
     """Xavier weights with DeepNet's gains: post-norm residual branches start small."""
     n, m = recipe.encoder_layers, recipe.decoder_layers
     encoder_gain = 0.87 * (n**4 * m) ** (-1 / 16) / (0.81 * (n**4 * m) ** (1 / 16)) ** 0.5
@@ -115,12 +129,12 @@ def initialise(model: MarianMTModel, recipe: ModelRecipe) -> None:
             nn.init.xavier_normal_(weight, gain=gain if small else 1.0)
 
 
-def copy_weights(model: MarianMTModel, recipe: StartRecipe) -> None:
+def copy_weights(model: Seq2SeqModel, recipe: StartRecipe) -> None:
     """Start from a larger model: its encoder, its embeddings, and the decoder layers that the recipe names.
 
     Raises ConfigError when the shapes do not fit.
     """
-    given: MarianMTModel = MarianMTModel.from_pretrained(recipe.path, dtype=torch.float32)
+    given: Any = AutoModelForSeq2SeqLM.from_pretrained(recipe.path or "", dtype=torch.float32)
     weights = {name: weight for name, weight in given.state_dict().items() if ".decoder.layers." not in name}
     for new, old in enumerate(recipe.decoder_layers):
         old_prefix, new_prefix = f"model.decoder.layers.{old}.", f"model.decoder.layers.{new}."
@@ -137,9 +151,9 @@ def copy_weights(model: MarianMTModel, recipe: StartRecipe) -> None:
             part.requires_grad_(False)
 
 
-def token_loss(model: MarianMTModel, source_BS: Tensor, target_BT: Tensor, smoothing: float) -> Tensor:
+def token_loss(model: Seq2SeqModel, source_BS: Tensor, target_BT: Tensor, smoothing: float) -> Tensor:
     """Mean label-smoothed cross entropy per target token, in nats; padding is left out."""
-    pad, start = int(model.config.pad_token_id or 0), model.config.decoder_start_token_id
+    pad, start = int(model.config.pad_token_id or 0), int(model.config.decoder_start_token_id or 0)
     inputs_BT = torch.cat([torch.full_like(target_BT[:, :1], start), target_BT[:, :-1]], dim=1)
     mask_BS = torch.ne(source_BS, pad).long()
     outputs = model.model(source_BS, attention_mask=mask_BS, decoder_input_ids=inputs_BT, use_cache=False)
@@ -150,20 +164,20 @@ def token_loss(model: MarianMTModel, source_BS: Tensor, target_BT: Tensor, smoot
 
 
 @torch.no_grad()
-def source_gain(model: MarianMTModel, source: Tensor, target: Tensor) -> float:
+def source_gain(model: Seq2SeqModel, source: Tensor, target: Tensor) -> float:
     """Nats per token that the true sources save over the same sources in another order."""
     right = token_loss(model, source, target, 0.0)
     return (token_loss(model, source.roll(1, 0), target, 0.0) - right).item()
 
 
-def export(model: MarianMTModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, dtype: torch.dtype) -> None:
+def export(model: Seq2SeqModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, dtype: torch.dtype) -> None:
     """Write safetensors, tokenizer and generation config that plain `transformers` loads."""
     model.to(dtype)  # type: ignore[arg-type]
     model.generation_config = GenerationConfig(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=model.config.decoder_start_token_id,
         bad_words_ids=[[tokenizer.pad_token_id]],
         max_length=recipe.model.max_positions // 2,
         num_beams=1,

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import MarianMTModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from cmasd.training.corpus import Corpus
 from cmasd.training.recipe import DataRecipe, ModelRecipe, Recipe, ScheduleRecipe, TokenizerRecipe
-from cmasd.training.seq2seq import Seq2SeqTask, begin, build_model, export
+from cmasd.training.seq2seq import Seq2SeqModel, Seq2SeqTask, begin, build_model, export
 from cmasd.training.tokenizer import train_tokenizer
 from cmasd.training.trainer import Progress, train
 
@@ -67,7 +67,7 @@ def fit(
     corpus: Corpus,
     report: Callable[[Progress], None] = lambda progress: None,
     report_every: int = 50,
-) -> tuple[MarianMTModel, float]:
+) -> tuple[Seq2SeqModel, float]:
     """Train a sentence model to the end, or from its checkpoint to the end; the model, and the seconds it took."""
     torch.manual_seed(recipe.schedule.seed)
     model = begin(recipe, small_tokenizer())

@@ -20,7 +20,7 @@ def card(folder: Path, scores: list[dict[str, object]], limits: str = "") -> str
     about = CardRecipe("Tiny", ["en", "de"], "cc-by-4.0", "Words.\n", limits)
     recipe = replace(recipe, role="drafter", card=about)
     (folder / "model").mkdir()
-    write_card(recipe, scores, seconds=600.0, hardware="2 cores of Test", parameters=1_250_000)
+    write_card(recipe, scores, seconds=600.0, hardware="2 cores of Test", parameters=1_250_000, file="my.yaml")
     return (folder / "model" / "README.md").read_text()
 
 

@@ -66,7 +66,10 @@ def test_what_is_learned_is_what_the_engine_accepts(family: str, shape: dict[str
     assert bool(((judged_BTK >= 0) & (judged_BTK <= 1)).all())
     pair = replace(shared_pair(family), parallel=network)
     config = tiny_config(
-        policy={"kind": "fixed"}, drafter={"kind": "parallel", "max_draft_tokens": QUERIES}, engine={"slots": 5}
+        policy={"kind": "fixed"},
+        drafter={"kind": "parallel", "max_draft_tokens": QUERIES},
+        confidence={"kind": "max_prob"},
+        engine={"slots": 5},
     )
     fast = decode(pair, config, REQUESTS)
     assert tokens_of(fast) == tokens_of(decode_plain(pair, REQUESTS))

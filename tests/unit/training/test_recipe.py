@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cmasd.config import load_tree
+from cmasd.config import load, load_tree
 from cmasd.errors import ConfigError
 from cmasd.training.recipe import Recipe
 
@@ -15,7 +15,6 @@ FILES = sorted(CONFIGS.glob("train_*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_recipe_loads(path: Path) -> None:
     recipe = load_tree(Recipe(), [path])
-    assert path.stem == f"train_{recipe.kind if recipe.kind == 'parallel' else recipe.role}", "as the card names it"
     assert recipe.output
     assert recipe.work
     assert recipe.data.path
@@ -29,11 +28,20 @@ def test_recipe_loads(path: Path) -> None:
 def test_both_roles_have_a_recipe_and_share_a_tokenizer() -> None:
     verifier, drafter = (load_tree(Recipe(), [CONFIGS / f"train_{role}.yaml"]) for role in ("verifier", "drafter"))
     parallel = load_tree(Recipe(), [CONFIGS / "train_parallel.yaml"])
-    assert len(FILES) == 3
     assert parallel.data.path == drafter.data.path
     assert verifier.output.endswith(parallel.parallel.verifier)
     assert drafter.tokenizer.path == verifier.output
     assert drafter.data.max_tokens <= verifier.data.max_tokens
+
+
+def test_the_second_task_goes_from_step_to_step() -> None:
+    writer, drafter = (
+        load_tree(Recipe(), [CONFIGS / f"train_{name}.yaml"]) for name in ("summariser", "summary_drafter")
+    )
+    labels = load([CONFIGS / "label_titles.yaml"])
+    assert labels.models.verifier == drafter.parallel.verifier == writer.output
+    assert drafter.data.path == f"{labels.output.path}/outputs"
+    assert drafter.data.source_column in labels.input.keep_columns
 
 
 def test_overrides_and_typos() -> None:
