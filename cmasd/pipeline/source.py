@@ -5,8 +5,10 @@ A shard's rows travel inside one value, so Ray Data's splitting and merging of b
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
+import ray
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
@@ -34,11 +36,15 @@ class FileTask:
     plan: FilePlan
     todo: frozenset[int]
     """Indices of the file's unfinished shards."""
+    gate: Any = None
+    """Asked before each shard; see `cmasd.pipeline.gate`."""
 
     def __call__(self) -> Iterable[pa.Table]:
         """Yield the file's unfinished shards."""
         source = source_of(self.config, self.plan.planned.file)
         for shard, rows in read_shards(self.plan, source, self.todo):
+            if self.gate is not None:
+                ray.get(self.gate.enter.remote(shard.file, shard.index))
             yield to_block(shard, rows)
 
 
@@ -56,12 +62,12 @@ def from_block(block: pa.Table) -> list[tuple[Shard, pa.Table]]:
 class ShardSource(Datasource):
     """All unfinished shards."""
 
-    def __init__(self, config: Config, plan: Plan, todo: Iterable[Shard]) -> None:
+    def __init__(self, config: Config, plan: Plan, todo: Iterable[Shard], gate: Any = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         by_file: dict[int, set[int]] = {}
         for shard in todo:
             by_file.setdefault(shard.file, set()).add(shard.index)
-        self.tasks = [FileTask(config, plan.part(number), frozenset(todo)) for number, todo in sorted(by_file.items())]
+        self.tasks = [FileTask(config, plan.part(file), frozenset(its), gate) for file, its in sorted(by_file.items())]
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown."""
