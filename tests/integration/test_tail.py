@@ -53,7 +53,7 @@ def sleeper(lock_file: str) -> type:
 
             with self.lock:
                 time.sleep(self.seconds)
-            about = (self.name, self.ready_at, EngineStats(), [], None)
+            about: Any = (self.name, self.ready_at, EngineStats(), [], None)
             return ShardReport.to_table(ShardReport(shard, Totals(), *about) for shard, _ in from_block(block))
 
     return Sleeper
