@@ -24,6 +24,7 @@ from cmasd.pipeline.cluster import Resources, connected, resources
 from cmasd.pipeline.crashes import forget as forget_crashes
 from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.failures import cause_of
+from cmasd.pipeline.gate import limits, open_gate
 from cmasd.pipeline.metrics import RunMetrics
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.summary import summarise
@@ -119,9 +120,11 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
     from cmasd.pipeline.decoder import Decoder
     from cmasd.pipeline.source import ShardSource
 
-    source = ShardSource(config, plan, todo, watch)
-    readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
     in_flight = min(shards_in_flight(config, plan, on_gpu=has.gpus_each > 0), len(todo))
+    slots = slots_at_most(config, on_gpu=has.gpus_each > 0)
+    gate = open_gate(limits(len(todo), min(has.most_actors, len(todo)), in_flight, plan.rows_per_shard, slots))
+    source = ShardSource(config, plan, todo, watch, gate)
+    readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
     # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
     dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
     decoded = dataset.map_batches(
@@ -143,16 +146,22 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
     forget_crashes(folder)
     try:
         for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from ShardReport.from_table(table)
+            for report in ShardReport.from_table(table):
+                gate.leave.remote()
+                yield report
     finally:
         forget_crashes(folder)
 
 
 def shards_in_flight(config: Config, plan: Plan, on_gpu: bool = False) -> int:
     """Shards one actor works on at once."""
-    slots = config.engine.slots or MOST_SLOTS["cuda" if on_gpu else "cpu"]
-    rows = ROWS_IN_FLIGHT_PER_SLOT * slots
+    rows = ROWS_IN_FLIGHT_PER_SLOT * slots_at_most(config, on_gpu)
     return config.actors.shards_in_flight or max(2, math.ceil(rows / plan.rows_per_shard))
+
+
+def slots_at_most(config: Config, on_gpu: bool = False) -> int:
+    """Of one actor; how many fit into memory, only the actor knows."""
+    return config.engine.slots or MOST_SLOTS["cuda" if on_gpu else "cpu"]
 
 
 def check_failures(config: Config, tally: Tally) -> None:

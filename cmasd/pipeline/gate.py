@@ -1,0 +1,82 @@
+"""How many shards may be under way: fewer and fewer towards the end, so that no slow actor sits on the last ones.
+
+A shard that was given to an actor stays there. With 16 shards in each actor's queue and one actor at a quarter of the
+others' speed, these would wait for it after all else is done. So readers ask before they hand a shard out, and half as
+many may be under way as are still to be handed out, at least what keeps the slots full: the end is shared out piece
+by piece, to whoever has room. Nothing depends on it: who waits too long goes through, and a gate that lost its state
+lets more through, not fewer. Blocks must leave readers at once, as `cmasd.pipeline.cluster` sets it.
+"""
+
+import asyncio
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+LEAST_ROWS_PER_SLOT = 2
+"""The rows being decoded, and as many to take their places."""
+
+MOST_WAIT_SECONDS = 300.0
+"""Of one shard at the gate; then it goes through, whatever is under way."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """For one start of a run."""
+
+    shards: int
+    """To be handed out in all."""
+    most: int
+    """Under way at once, over all actors."""
+    least: int
+    """Under way at once however few are left."""
+
+    def under_way(self, handed_out: int) -> int:
+        """How many may be, after so many were handed out."""
+        return max(self.least, min(self.most, (self.shards - handed_out) // 2))
+
+
+def limits(shards: int, actors: int, in_flight: int, rows_per_shard: int, slots: int) -> Limits:
+    """`in_flight` is the most that one actor takes."""
+    least = max(2, math.ceil(LEAST_ROWS_PER_SLOT * slots / rows_per_shard))
+    return Limits(shards, actors * in_flight, actors * min(least, in_flight))
+
+
+class Gate:
+    """An actor's class: readers enter with a shard, the driver says when one is done."""
+
+    def __init__(self, allowed: Limits, most_wait_seconds: float = MOST_WAIT_SECONDS) -> None:
+        self._limits = allowed
+        self._most_wait_seconds = most_wait_seconds
+        self._entered: set[tuple[int, int]] = set()
+        self._done = 0
+        self._changed = asyncio.Condition()
+
+    async def enter(self, file: int, index: int) -> None:
+        """Returns when the shard may be handed out; at once when it was before."""
+        key = (file, index)
+        async with self._changed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._most_wait_seconds):
+                    await self._changed.wait_for(lambda: key in self._entered or self._has_room())
+            self._entered.add(key)
+
+    async def leave(self) -> None:
+        """One shard is done."""
+        async with self._changed:
+            self._done += 1
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._entered) - self._done < self._limits.under_way(len(self._entered))
+
+
+def open_gate(allowed: Limits) -> Any:
+    """On the driver's node, which outlives the others."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    remote: Any = ray.remote
+    actor = remote(num_cpus=0, max_concurrency=1000, max_restarts=-1, max_task_retries=-1)(Gate)
+    return actor.options(scheduling_strategy=here).remote(allowed)
