@@ -20,6 +20,7 @@ VERBS = {
     "run": "Decode a corpus: start a run, or complete it.",
     "plan": "Show what a run would do, without doing it.",
     "status": "Show how far a run is, from its folder alone.",
+    "report": "Write a page that shows how a run went, and what to do about it.",
     "calibrate": "Fit confidence to acceptance, from the telemetry of a run.",
     "train": "Train a model of a pair from a recipe.",
     "bench": "Measure engines side by side.",

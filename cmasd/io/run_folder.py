@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from cmasd.errors import RunFolderError
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.storage import TEMPORARY_PREFIX, Storage, base_name, join
 from cmasd.telemetry.schema import SCHEMA_VERSION
+from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import METADATA_KEY, Totals
 
 _OUTPUT_NAME = re.compile(r"part-\d{5}-\d{6}\.parquet")
@@ -86,13 +88,13 @@ class RunFolder:
         }
         self.write_json(manifest, "manifest.json")
 
-    def write_shard(self, shard: Shard, table: pa.Table) -> Totals:
+    def write_shard(self, shard: Shard, table: pa.Table, timing: ShardTiming | None = None) -> Totals:
         """Store one shard's rows."""
         totals = Totals.of(table)
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
             writer.write_table(table)
-            writer.add_key_value_metadata(totals.to_metadata())
+            writer.add_key_value_metadata(totals.to_metadata() | (timing.to_metadata() if timing else {}))
         self.storage.write(join(self.outputs, shard.output_name), sink.getvalue().to_pybytes())
         return totals
 
@@ -108,15 +110,33 @@ class RunFolder:
         """(file, index) of finished shards, by their names alone."""
         return sorted((int(name[5:10]), int(name[11:17])) for name in self._output_names())
 
+    def footer(self, position: tuple[int, int]) -> dict[str, Any]:
+        """What was noted in an output's footer, by key; a key that is missing or damaged is left out."""
+        with self.storage.open_raw(join(self.outputs, _output_name(position))) as stream:
+            try:
+                metadata = pq.read_metadata(stream).metadata or {}
+            except pa.ArrowInvalid:
+                return {}
+        notes = {}
+        for key, value in metadata.items():
+            with suppress(ValueError):
+                notes[key.decode()] = json.loads(value)
+        return notes
+
     def read_outputs(
-        self, columns: Sequence[str], rows: int = BATCH_ROWS
+        self, columns: Sequence[str] | None, rows: int = BATCH_ROWS, positions: Sequence[tuple[int, int]] | None = None
     ) -> Iterator[tuple[tuple[int, ...], pa.RecordBatch]]:
-        """Finished shards in pieces of at most `rows`, each with its place: (file, index, piece)."""
-        for position in self.output_positions():
-            name = "part-{:05d}-{:06d}.parquet".format(*position)
+        """Finished shards in pieces of at most `rows`, each with its place: (file, index, piece).
+
+        Without `columns` all are read; with `positions` only those shards.
+        """
+        for position in self.output_positions() if positions is None else positions:
+            name = _output_name(position)
             with self.storage.open_raw(join(self.outputs, name)) as stream:
                 try:
-                    pieces = pq.ParquetFile(stream).iter_batches(rows, columns=list(columns))
+                    pieces = pq.ParquetFile(stream).iter_batches(
+                        rows, columns=None if columns is None else list(columns)
+                    )
                     yield from (((*position, number), piece) for number, piece in enumerate(pieces))
                 except pa.ArrowInvalid as error:
                     raise RunFolderError(
@@ -158,6 +178,10 @@ class RunFolder:
         except (pa.ArrowInvalid, KeyError, ValueError, TypeError):
             return None
         return totals if totals.rows == metadata.num_rows else None
+
+
+def _output_name(position: tuple[int, int]) -> str:
+    return "part-{:05d}-{:06d}.parquet".format(*position)
 
 
 def _shown(value: Any) -> str:

@@ -22,6 +22,7 @@ from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import from_block
 from cmasd.runner.text import TextCodec
 from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
 
 
@@ -43,9 +44,11 @@ class Decoder:
         reports = []
         for shard, rows in from_block(block):
             assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
+            started_at = time.time()
             decoded = self._decode(codec, rows)
             table = record(decoded, self._config.telemetry.level, kept_columns(rows))
-            totals = self._folder.write_shard(shard, table)
+            timing = ShardTiming(self._name, started_at, time.time() - started_at)
+            totals = self._folder.write_shard(shard, table, timing)
             reports.append(self._report(shard, totals, decoded))
         return ShardReport.to_table(reports)
 
