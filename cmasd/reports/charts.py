@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 420, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 40
 MOST_LABELS = 8
 """Along the x axis."""
 
@@ -76,6 +76,7 @@ class Scale:
         self.steps = _steps(chart.top or max(values, default=0.0))
         xs = [x for x, _ in points]
         self._low, self._high = (min(xs), max(xs)) if xs else (0.0, 1.0)
+        self._counts = all(x == round(x) for x in xs) and self._high > 1
         self._chart = chart
 
     def x(self, value: float) -> float:
@@ -98,6 +99,8 @@ class Scale:
             every = math.ceil(len(self._chart.bars) / MOST_LABELS)
             return [Tick(box.middle, box.label) for box in self.boxes()[::every]]
         steps = [step for step in _steps(self._high) if self._low <= step <= self._high]
+        if self._counts:
+            steps = [step for step in steps if step == round(step)]
         return [Tick(self.x(step), _plain(step)) for step in steps]
 
     def boxes(self) -> "list[Box]":
@@ -134,7 +137,7 @@ class Box:
 
 def _steps(top: float) -> list[float]:
     """Three to six round numbers from 0 to at least `top`."""
-    if not top > 0 or math.isinf(top):
+    if not top > 1e-9 or math.isinf(top):
         return [0.0, 1.0]
     size = 10.0 ** math.floor(math.log10(top))
     step = next(size * factor for factor in (0.2, 0.25, 0.5, 1.0, 2.0, 5.0) if top / (size * factor) <= 5)

@@ -20,6 +20,8 @@ from cmasd.reports.signatures import Signature, signatures
 from cmasd.reports.tokens import MOST_TOKENS, SampleRow, sample_row, splitter
 
 FILE_NAME = "report.html"
+"""In a run folder, unless another is asked for."""
+TEMPLATE = "report.html"
 MOST_ERROR_ROWS = 20
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 LOSSLESS = {
@@ -34,7 +36,6 @@ LEVEL_NOTES = {
     "recorded. Run with telemetry.level=token to see them.",
     "token": None,
 }
-SCORE_NAMES = {"auto": "in force (auto)"}
 
 
 def render(evidence: Evidence) -> str:
@@ -47,7 +48,7 @@ def render(evidence: Evidence) -> str:
         lstrip_blocks=True,
         finalize=lambda value: _NOT_IN_XML.sub("\ufffd", value) if type(value) is str else value,
     )
-    return environment.get_template(FILE_NAME).render(**content(evidence, signatures(evidence)))
+    return environment.get_template(TEMPLATE).render(**content(evidence, signatures(evidence)))
 
 
 def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
@@ -107,9 +108,13 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("Policy", config.policy.kind),
         ("Verification", config.verification.kind),
         ("Confidence", config.confidence.kind + (", calibrated" if config.confidence.calibration else "")),
-        ("Started", str(evidence.state["started_at"])),
-        ("Last seen", str(evidence.state["updated_at"])),
+        ("Started", _time(evidence.state["started_at"])),
+        ("Last seen", _time(evidence.state["updated_at"])),
     ]
+
+
+def _time(stamp: str | None) -> str:
+    return stamp.replace("T", " ").replace("+00:00", " UTC") if stamp else "-"
 
 
 def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
@@ -163,7 +168,7 @@ def _scores(evidence: Evidence) -> list[list[str]]:
         if sample is None or not sample.size:
             continue
         quality = Quality.of(sample)
-        title = SCORE_NAMES.get(name, name) if name != evidence.score_in_force else f"{name} (in force)"
+        title = f"{name} (in force)" if name == evidence.score_in_force else name
         rows.append([title, f"{quality.mean_confidence:.3f}", f"{quality.accepted_share:.1%}",
                      f"{quality.ece:.3f}", f"{quality.auc:.3f}"])  # fmt: skip
     return rows
@@ -174,7 +179,7 @@ def _attempts(evidence: Evidence) -> list[list[str]]:
         [
             str(attempt["number"]),
             attempt["state"],
-            attempt["started_at"],
+            _time(attempt["started_at"]),
             f"{attempt['seconds']:,.1f}",
             str(attempt["actors"]),
             f"{attempt['totals']['rows']:,}",

@@ -1,7 +1,7 @@
 """Chooses the few rows that a report shows in full, by light columns alone, and reads only those.
 
-A random sample, fixed by the rows' places so that the same run gives the same page, and the rows whose drafts were
-rejected most. Memory holds the chosen places, never the rows passed over.
+A random sample, fixed by the rows' places so that the same run gives the same page, and the rows with the most
+rejected draft tokens. Memory holds the chosen places, never the rows passed over.
 """
 
 import heapq
@@ -14,8 +14,6 @@ import pyarrow as pa
 from cmasd.io.run_folder import RunFolder
 
 RANDOM_ROWS, WORST_ROWS = 6, 3
-LEAST_DRAFTED = 4
-"""Draft tokens of a row under which its acceptance rate says nothing."""
 Place = tuple[int, ...]
 """(file, index, piece, row in the piece)."""
 
@@ -27,7 +25,7 @@ class Picks:
     random: list[tuple[float, Place]] = field(default_factory=list)
     """A heap of (priority, place)."""
     worst: list[tuple[float, Place]] = field(default_factory=list)
-    """A heap of (rejected share, place)."""
+    """A heap of (draft tokens not accepted, place)."""
 
     def add(self, batch: pa.RecordBatch, place: Place) -> None:
         """Rows of an output."""
@@ -37,14 +35,17 @@ class Picks:
         )
         priority_R = np.random.default_rng(place).random(batch.num_rows)
         _keep(self.random, np.where(failed_R, -1.0, priority_R), place, RANDOM_ROWS)
-        rejected_R = np.where(drafted_R >= LEAST_DRAFTED, 1 - accepted_R / np.maximum(drafted_R, 1), -1.0)
-        _keep(self.worst, rejected_R, place, WORST_ROWS)
+        lost_R = drafted_R - accepted_R
+        _keep(self.worst, np.where(lost_R > 0, lost_R, -1.0), place, WORST_ROWS)
 
     def chosen(self) -> list[tuple[str, Place]]:
         """Why, and which; each row once, the worst first."""
         worst = [place for _, place in sorted(self.worst, reverse=True)]
         others = sorted(place for _, place in self.random if place not in worst)
-        return [*(("most drafts rejected", place) for place in worst), *(("at random", place) for place in others)]
+        return [
+            *(("most draft tokens rejected", place) for place in worst),
+            *(("at random", place) for place in others),
+        ]
 
     def read(self, folder: RunFolder) -> list[tuple[str, dict[str, Any]]]:
         """The chosen rows with all their columns."""

@@ -1,6 +1,6 @@
 """Known ways in which a run disappoints, recognised in its figures, each with what to do about it.
 
-A signature is named only where the evidence is more than noise: enough tokens, an interval, two standard errors.
+A signature is named only where the evidence is more than noise: enough tokens, an interval, three standard errors.
 """
 
 import math
@@ -93,8 +93,8 @@ def _no_speedup(evidence: Evidence) -> Iterator[Signature]:
         "No speed-up over AR decoding" + ("" if sure else " could be shown"),
         f"{baseline['speedup']:.2f} times AR ({baseline['speedup_low']:.2f} to {baseline['speedup_high']:.2f}, 95 %), "
         f"{baseline['tokens_per_iteration']:.2f} tokens per row and iteration.{error}",
-        "Decode plainly (policy.kind=plain), or try fewer engine.slots or a cheaper drafter. `cmasd bench CONFIG "
-        "--steps` shows what a drafted token costs on this machine; `cmasd calibrate RUN` mends confidence.",
+        "Decode plainly (policy.kind=plain), or try fewer engine.slots or a cheaper drafter. cmasd bench CONFIG "
+        "--steps shows what a drafted token costs on this machine; cmasd calibrate RUN mends confidence.",
     )
 
 
@@ -123,9 +123,9 @@ def _range(group: Group) -> str:
 
 
 def _falls(low: Group, high: Group) -> bool:
-    """By more than two standard errors of the difference."""
+    """By more than three standard errors of the difference: nine pairs are looked at."""
     variance = sum(group.accepted_share * (1 - group.accepted_share) / group.tokens for group in (low, high))
-    return low.accepted_share - high.accepted_share > 2 * math.sqrt(variance)
+    return low.accepted_share - high.accepted_share > 3 * math.sqrt(variance)
 
 
 def _idle_slots(evidence: Evidence) -> Iterator[Signature]:
