@@ -86,15 +86,15 @@ class Judged:
         """Rows of an output; `place`, the batch's own, seeds the split."""
         split_R = np.random.default_rng([self.seed, *place]).random(batch.num_rows)
         part_R = np.searchsorted(np.cumsum(SHARES)[:-1], split_R, side="right")
-        part_I = np.repeat(part_R, _lengths(batch, "iteration_accepted"))
-        columns = {name: _flat(batch, name) for name in COLUMNS}
+        part_I = np.repeat(part_R, lengths(batch, "iteration_accepted"))
+        columns = {name: flat(batch, name) for name in COLUMNS}
         kept_I = columns["iteration_accepted"].astype(np.int64)
         is_accepted = columns["token_source"] == FROM_DRAFT
         assert is_accepted.sum() == kept_I.sum(), "each accepted draft token is in the output"
         is_rejected_I = ~np.isnan(columns["iteration_rejected_confidence"])
         accepted, rejected = int(kept_I.sum()), int(is_rejected_I.sum())
         part_N = np.concatenate([np.repeat(part_I, kept_I), part_I[is_rejected_I]])
-        position_N = np.concatenate([_places(kept_I), kept_I[is_rejected_I]])
+        position_N = np.concatenate([places(kept_I), kept_I[is_rejected_I]])
         accepted_N = np.repeat([1.0, 0.0], [accepted, rejected])
         raw = {
             name: np.concatenate(
@@ -133,17 +133,17 @@ def _largest_probability(margin: Array, softmax: Array, margin_form: str) -> Arr
     return np.clip(softmax * sigmoid / (2 * sigmoid - 1), 0.0, 1.0)
 
 
-def _places(kept_I: Places) -> Places:
+def places(kept_I: Places) -> Places:
     """0, 1, ... kept - 1 of each iteration, one after the other."""
     ends = np.cumsum(kept_I)
     return np.arange(int(kept_I.sum())) - np.repeat(ends - kept_I, kept_I)
 
 
-def _flat(batch: pa.RecordBatch, name: str) -> Any:
+def flat(batch: pa.RecordBatch, name: str) -> Any:
     """All entries of a list column, as float64."""
     return pc.list_flatten(batch.column(name)).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
-def _lengths(batch: pa.RecordBatch, name: str) -> Any:
+def lengths(batch: pa.RecordBatch, name: str) -> Any:
     """Entries of each row's list."""
     return pc.list_value_length(batch.column(name)).to_numpy(zero_copy_only=False)

@@ -8,7 +8,7 @@ file beside parts that it holds: those parts are redundant, never missing.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -130,8 +130,8 @@ def _whole(
                     yield held, totals
 
 
-def encode(row_groups: Iterable[pa.Table], totals: Totals) -> bytes:
-    """A whole file; at least one group."""
+def encode(row_groups: Iterable[pa.Table], totals: Totals, notes: Mapping[str, str] | None = None) -> bytes:
+    """A whole file; at least one group. `notes` go into its footer, beside the totals."""
     groups = iter(row_groups)
     first = next(groups)
     sink = pa.BufferOutputStream()
@@ -139,7 +139,7 @@ def encode(row_groups: Iterable[pa.Table], totals: Totals) -> bytes:
         writer.write_table(first)
         for table in groups:
             writer.write_table(table)
-        writer.add_key_value_metadata(totals.to_metadata())
+        writer.add_key_value_metadata(totals.to_metadata() | dict(notes or {}))
     return sink.getvalue().to_pybytes()
 
 

@@ -10,6 +10,7 @@ Files of unknown origin are refused rather than overwritten.
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +20,11 @@ from cmasd.config import fingerprint, identity, public_dict
 from cmasd.config.tree import Config
 from cmasd.errors import RunFolderError
 from cmasd.io import lease
-from cmasd.io.outputs import READERS, Finished, OutputFile, encode, finished_in, output_files, redundant
+from cmasd.io.outputs import READERS, Finished, OutputFile, Position, encode, finished_in, output_files, redundant
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.storage import TEMPORARY_PREFIX, Storage, base_name, join
 from cmasd.telemetry.schema import SCHEMA_VERSION
+from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
 
 BATCH_ROWS = 4096
@@ -91,10 +93,11 @@ class RunFolder:
         }
         self.write_json(manifest, "manifest.json")
 
-    def write_shard(self, shard: Shard, table: pa.Table) -> Totals:
+    def write_shard(self, shard: Shard, table: pa.Table, timing: ShardTiming | None = None) -> Totals:
         """Store one shard's rows."""
         totals = Totals.of(table)
-        self.storage.write(join(self.outputs, shard.output_name), encode([table], totals))
+        notes = timing.to_metadata() if timing else {}
+        self.storage.write(join(self.outputs, shard.output_name), encode([table], totals, notes))
         return totals
 
     def finished(self, plan: Plan, known: Finished | None = None) -> Finished:
@@ -105,15 +108,51 @@ class RunFolder:
         """As listed; not looked into."""
         return output_files(self.storage, self.outputs)
 
+    def output_positions(self) -> list[Position]:
+        """Of the first shard in each output file, without parts that a merged file holds too; by names alone."""
+        return sorted(self._files_by_position())
+
+    def _files_by_position(self) -> dict[Position, OutputFile]:
+        files = self.output_files()
+        merged = [file for file in files if file.is_merged]
+        alone = [file for file in files if file.is_merged or not any(one.holds(file.first) for one in merged)]
+        return {file.first: file for file in alone}
+
+    def footers(self) -> dict[Position, dict[str, Any]]:
+        """What was noted in the footer of each output file, by the position of its first shard."""
+        files = self._files_by_position()
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(zip(sorted(files), pool.map(self._footer, (files[at] for at in sorted(files))), strict=True))
+
+    def _footer(self, file: OutputFile) -> dict[str, Any]:
+        """By key; a key that is missing or damaged is left out."""
+        with self.storage.open_raw(file.path) as stream:
+            try:
+                metadata = pq.read_metadata(stream).metadata or {}
+            except pa.ArrowInvalid:
+                return {}
+        notes = {}
+        for key, value in metadata.items():
+            with suppress(ValueError):
+                notes[key.decode()] = json.loads(value)
+        return notes
+
     def read_outputs(
-        self, columns: Sequence[str], rows: int = BATCH_ROWS
+        self, columns: Sequence[str] | None, rows: int = BATCH_ROWS, positions: Sequence[tuple[int, int]] | None = None
     ) -> Iterator[tuple[tuple[int, ...], pa.RecordBatch]]:
-        """Finished shards in pieces of at most `rows`, each with its place: (file, index, piece)."""
-        for file in self.output_files():
+        """Output files in pieces of at most `rows`, each with its place: (file, index, piece), of its first shard.
+
+        Without `columns` all are read; with `positions` only those files.
+        """
+        files = self._files_by_position()
+        for position in sorted(files) if positions is None else positions:
+            file = files[position]
             with self.storage.open_raw(file.path) as stream:
                 try:
-                    pieces = pq.ParquetFile(stream).iter_batches(rows, columns=list(columns))
-                    yield from (((*file.first, number), piece) for number, piece in enumerate(pieces))
+                    pieces = pq.ParquetFile(stream).iter_batches(
+                        rows, columns=None if columns is None else list(columns)
+                    )
+                    yield from (((*position, number), piece) for number, piece in enumerate(pieces))
                 except pa.ArrowInvalid as error:
                     raise RunFolderError(
                         f"{self.address}/outputs/{base_name(file.path)}: cannot be read: {error}. "

@@ -28,6 +28,7 @@ from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import from_block
 from cmasd.runner.text import TextCodec
 from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
 
 _log = logging.getLogger(__name__)
@@ -68,16 +69,17 @@ class Decoder:
     def _decode_shard(self, codec: TextCodec, shard: Shard, rows: pa.Table) -> ShardReport | None:
         """None where the driver is gone, and another does this shard again, perhaps by another plan."""
         assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
-        started = time.monotonic()
+        started_at = time.time()
         decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
         table = record(decoded, self._config.telemetry.level, kept_columns(rows))
         if self._watch.is_superseded():
             return None
-        totals = self._folder.write_shard(shard, table)
+        timing = ShardTiming(self._name, started_at, time.time() - started_at)
+        totals = self._folder.write_shard(shard, table, timing)
         self._metrics.written(totals)
         report = self._report(shard, totals, decoded, notices)
         counts = {"rows": totals.rows, "errors": totals.errors, "output_tokens": totals.output_tokens}
-        _log.info("shard written", extra={"fields": {**counts, "seconds": round(time.monotonic() - started, 3)}})
+        _log.info("shard written", extra={"fields": {**counts, "seconds": round(timing.seconds, 3)}})
         if report.first_failure:
             _log.warning("%d row(s) failed, the first: %s", totals.errors, report.first_failure)
         return report

@@ -1,0 +1,229 @@
+"""Puts a report together: one HTML file that needs nothing else, neither network nor scripts.
+
+Whatever comes from the data is escaped by the template engine. The page is well-formed XML too, so that a test can
+hold it to that: characters that XML does not know are replaced.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from cmasd import __version__
+from cmasd.evaluation.calibration import Quality
+from cmasd.reports import charts, figures, palette
+from cmasd.reports.evidence import Evidence
+from cmasd.reports.signatures import Signature, signatures
+from cmasd.reports.tokens import MOST_TOKENS, SampleRow, sample_row, splitter
+
+FILE_NAME = "report.html"
+"""In a run folder, unless another is asked for."""
+TEMPLATE = "report.html"
+MOST_ERROR_ROWS = 20
+_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+LOSSLESS = {
+    "exact": ("Lossless.", "Outputs equal greedy AR decoding token for token, up to near-ties of two logits."),
+    "in distribution": ("Lossless in distribution.", "Outputs are distributed as by AR sampling."),
+    "lossy": ("Lossy.", "Outputs may differ from AR decoding."),
+}
+LEVEL_NOTES = {
+    "none": "telemetry.level is none: draft positions, draft lengths along a row, confidences and tokens were not "
+    "recorded. Run with telemetry.level=token to see them.",
+    "iteration": "telemetry.level is iteration: confidences of accepted tokens and the tokens themselves were not "
+    "recorded. Run with telemetry.level=token to see them.",
+    "token": None,
+}
+
+
+def render(evidence: Evidence) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: _NOT_IN_XML.sub("\ufffd", value) if type(value) is str else value,
+    )
+    return environment.get_template(TEMPLATE).render(**content(evidence, signatures(evidence)))
+
+
+def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
+    """What the template shows."""
+    rows, note = _sample_rows(evidence)
+    return {
+        "version": __version__,
+        "address": evidence.folder.address,
+        "state": _state(evidence),
+        "lossless": LOSSLESS[evidence.config.lossless],
+        "settings": _settings(evidence),
+        "cards": _cards(evidence),
+        "signatures": found,
+        "notices": evidence.summary["notices"],
+        "baseline": _baseline(evidence),
+        "level_note": LEVEL_NOTES[evidence.level],
+        "has_drafts": evidence.summary["acceptance_rate"] > 0 or any(s.totals.drafted_tokens for s in evidence.shards),
+        "drafting": figures.drafting(evidence),
+        "confidence": figures.confidence(evidence),
+        "scores": _scores(evidence),
+        "throughput": figures.throughput(evidence),
+        "slowest": figures.slowest(evidence),
+        "attempts": _attempts(evidence),
+        "cost": _cost(evidence),
+        "errors": [
+            (kind, f"{count:,}", evidence.error_examples[kind])
+            for kind, count in evidence.errors.most_common(MOST_ERROR_ROWS)
+        ],
+        "error_kinds_left": max(0, len(evidence.errors) - MOST_ERROR_ROWS),
+        "samples": rows,
+        "samples_note": note,
+        "most_tokens": MOST_TOKENS,
+        "origin": _origin(evidence.manifest),
+        "manifest_config": json.dumps(evidence.manifest["config"], indent=1, ensure_ascii=False),
+        "palettes": {"light": palette.LIGHT, "dark": palette.DARK},
+        "levels": palette.LEVELS,
+        "frame": charts,
+    }
+
+
+def _state(evidence: Evidence) -> tuple[str, str]:
+    state = evidence.state
+    counts = f"{state['rows_done']:,} of {state['rows']:,} rows, {state['shards_done']:,} of {state['shards']:,} shards"
+    if evidence.is_complete:
+        return "Complete.", f"{counts}."
+    why = f" {state['error']}" if state["error"] else ""
+    return f"Not finished ({state['state']}).", f"Figures are of {counts}.{why}"
+
+
+def _settings(evidence: Evidence) -> list[tuple[str, str]]:
+    config = evidence.config
+    drafter = config.models.drafter if config.drafter.kind in ("model", "parallel") else config.drafter.kind
+    return [
+        ("Input", config.input.path),
+        ("Verifier", config.models.verifier),
+        ("Drafter", "none" if config.policy.kind == "plain" else str(drafter)),
+        ("Policy", config.policy.kind),
+        ("Verification", config.verification.kind),
+        ("Confidence", config.confidence.kind + (", calibrated" if config.confidence.calibration else "")),
+        ("Started", _time(evidence.state["started_at"])),
+        ("Last seen", _time(evidence.state["updated_at"])),
+    ]
+
+
+def _time(stamp: str | None) -> str:
+    return stamp.replace("T", " ").replace("+00:00", " UTC") if stamp else "-"
+
+
+def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """Name, figure, remark."""
+    summary, baseline = evidence.summary, evidence.summary["baseline"]
+    speedup = (
+        (f"{baseline['speedup']:.2f} x", f"{baseline['speedup_low']:.2f} to {baseline['speedup_high']:.2f} (95 %)")
+        if baseline
+        else ("-", "no AR baseline in this run")
+    )
+    stats = [attempt["stats"] for attempt in evidence.attempts]
+    drafting = sum(s["drafting_row_iterations"] for s in stats)
+    everything = sum(s["row_iterations"] for s in stats)
+    share = f"{drafting / everything:.1%} of iterations drafted" if everything else "not recorded"
+    cut = summary["finish_reasons"]["length"]
+    return [
+        ("Rows", f"{summary['rows']:,}", f"{summary['errors']:,} failed, {cut:,} cut"),
+        ("Output tokens", f"{summary['output_tokens']:,}", f"in {summary['seconds']:,.1f} s"),
+        ("Tokens/s", f"{summary['tokens_per_second']:,.1f}", f"{summary['attempts']} attempt(s)"),
+        ("Speed-up over AR", *speedup),
+        ("Tokens per iteration", f"{summary['tokens_per_iteration']:.2f}", "1 is plain decoding"),
+        ("Acceptance rate", f"{summary['acceptance_rate']:.1%}", "of drafted tokens"),
+        ("Rollback rate", f"{summary['rollback_rate']:.1%}", share),
+        ("Slot occupancy", f"{summary['slot_occupancy']:.1%}", "until the input ran dry"),
+    ]
+
+
+def _baseline(evidence: Evidence) -> list[list[str]] | None:
+    baseline = evidence.summary["baseline"]
+    if not baseline:
+        return None
+    interval = f"{baseline['speedup']:.2f} ({baseline['speedup_low']:.2f} to {baseline['speedup_high']:.2f})"
+    return [
+        ["AR", f"{baseline['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
+        [
+            "this run's settings",
+            f"{baseline['tokens_per_second']:,.0f}",
+            interval,
+            f"{baseline['tokens_per_iteration']:.2f}",
+            f"{baseline['acceptance_rate']:.1%}",
+            f"{baseline['exact_match']:.1%}",
+        ],
+    ]
+
+
+def _scores(evidence: Evidence) -> list[list[str]]:
+    """How well each score tells what is accepted."""
+    rows = []
+    for name in evidence.judged.counts:
+        sample = evidence.sample(name)
+        if sample is None or not sample.size:
+            continue
+        quality = Quality.of(sample)
+        title = f"{name} (in force)" if name == evidence.score_in_force else name
+        rows.append([title, f"{quality.mean_confidence:.3f}", f"{quality.accepted_share:.1%}",
+                     f"{quality.ece:.3f}", f"{quality.auc:.3f}"])  # fmt: skip
+    return rows
+
+
+def _attempts(evidence: Evidence) -> list[list[str]]:
+    return [
+        [
+            str(attempt["number"]),
+            attempt["state"],
+            _time(attempt["started_at"]),
+            f"{attempt['seconds']:,.1f}",
+            str(attempt["actors"]),
+            f"{attempt['totals']['rows']:,}",
+            f"{attempt['totals']['output_tokens'] / attempt['seconds']:,.1f}" if attempt["seconds"] else "-",
+        ]
+        for attempt in evidence.attempts
+    ]
+
+
+def _cost(evidence: Evidence) -> list[tuple[str, str]]:
+    hours = sum(attempt["seconds"] * attempt["actors"] for attempt in evidence.attempts) / 3600
+    cost, price = evidence.summary["cost"], evidence.config.cost.accelerator_per_hour
+    rows = [("actor-hours", f"{hours:,.4f}")]
+    if cost is not None:
+        rows += [
+            ("price of an actor-hour", f"{price:g}"),
+            ("total", f"{cost['total']:,.4f}"),
+            ("per million output tokens", f"{cost['per_million_output_tokens']:,.2f}"),
+        ]
+    return rows
+
+
+def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], str | None]:
+    """Rows, and why they are shown without tokens."""
+    chosen = evidence.picks.read(evidence.folder)
+    split = splitter(evidence.config) if chosen and evidence.level == "token" else None
+    if isinstance(split, str):
+        return [sample_row(why, row, None) for why, row in chosen], (
+            f"The verifier's tokenizer cannot be loaded here, so rows are not split into tokens: {split}"
+        )
+    return [sample_row(why, row, split) for why, row in chosen], None
+
+
+def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the run comes from."""
+    hardware = manifest.get("hardware") or {}
+    memory = hardware.get("memory_bytes")
+    facts = [
+        ("Fingerprint", manifest.get("fingerprint")),
+        ("Commit", manifest.get("git_commit")),
+        ("CPU", f"{hardware.get('cpu')}, {hardware.get('cpu_count')} cores" if hardware else None),
+        ("Memory", f"{memory / 2**30:.1f} GiB" if memory else None),
+        ("GPUs", ", ".join(map(str, hardware.get("gpus") or [])) or "none"),
+        ("Platform", hardware.get("platform")),
+        ("Versions", ", ".join(f"{name} {text}" for name, text in (manifest.get("versions") or {}).items())),
+    ]
+    return [(name, str(value)) for name, value in facts if value]

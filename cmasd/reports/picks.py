@@ -1,0 +1,70 @@
+"""Chooses the few rows that a report shows in full, by light columns alone, and reads only those.
+
+A random sample, fixed by the rows' places so that the same run gives the same page, and the rows with the most
+rejected draft tokens. Memory holds the chosen places, never the rows passed over.
+"""
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cmasd.io.run_folder import RunFolder
+
+RANDOM_ROWS, WORST_ROWS = 6, 3
+Place = tuple[int, ...]
+"""(file, index, piece, row in the piece)."""
+
+
+@dataclass
+class Picks:
+    """Places of rows, the best so far."""
+
+    random: list[tuple[float, Place]] = field(default_factory=list)
+    """A heap of (priority, place)."""
+    worst: list[tuple[float, Place]] = field(default_factory=list)
+    """A heap of (draft tokens not accepted, place)."""
+
+    def add(self, batch: pa.RecordBatch, place: Place) -> None:
+        """Rows of an output."""
+        failed_R = batch.column("error").is_valid().to_numpy(zero_copy_only=False)
+        drafted_R, accepted_R = (
+            batch.column(name).to_numpy().astype(np.float64) for name in ("num_drafted_tokens", "num_accepted_tokens")
+        )
+        priority_R = np.random.default_rng(place).random(batch.num_rows)
+        _keep(self.random, np.where(failed_R, -1.0, priority_R), place, RANDOM_ROWS)
+        lost_R = drafted_R - accepted_R
+        _keep(self.worst, np.where(lost_R > 0, lost_R, -1.0), place, WORST_ROWS)
+
+    def chosen(self) -> list[tuple[str, Place]]:
+        """Why, and which; each row once, the worst first."""
+        worst = [place for _, place in sorted(self.worst, reverse=True)]
+        others = sorted(place for _, place in self.random if place not in worst)
+        return [
+            *(("most draft tokens rejected", place) for place in worst),
+            *(("at random", place) for place in others),
+        ]
+
+    def read(self, folder: RunFolder) -> list[tuple[str, dict[str, Any]]]:
+        """The chosen rows with all their columns."""
+        chosen = self.chosen()
+        wanted: dict[Place, list[int]] = {}
+        for _, place in chosen:
+            wanted.setdefault(place[:3], []).append(place[3])
+        found = {}
+        shards = sorted({(place[0], place[1]) for place in wanted})
+        for place, batch in folder.read_outputs(None, positions=shards):
+            for row in wanted.get(place, ()):
+                found[(*place, row)] = batch.slice(row, 1).to_pylist()[0]
+        return [(why, found[place]) for why, place in chosen if place in found]
+
+
+def _keep(heap: list[tuple[float, Place]], value_R: Any, place: Place, most: int) -> None:
+    """The `most` largest values that are not negative."""
+    for row in np.argsort(value_R)[::-1][:most]:
+        if value_R[row] >= 0:
+            heapq.heappush(heap, (float(value_R[row]), (*place, int(row))))
+            if len(heap) > most:
+                heapq.heappop(heap)

@@ -1,0 +1,119 @@
+"""Sample rows split into their tokens: the text of each, who wrote it, and how sure the drafter was.
+
+The verifier's own tokenizer says where a token's text begins. Where it cannot be loaded, rows are shown whole.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmasd.config.tree import Config
+from cmasd.core import FROM_DRAFT
+from cmasd.errors import CmasdError
+from cmasd.reports.palette import level_of
+from cmasd.telemetry.schema import output_schema
+
+MOST_TOKENS = 300
+"""Of a row, that are shown."""
+MOST_CHARACTERS = 600
+"""Of a text, that are shown."""
+_OWN_COLUMNS = frozenset(output_schema("token").names)
+_BROKEN = "\ufffd"
+Splitter = Callable[[Sequence[int]], list[str]]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One output token."""
+
+    text: str
+    """Empty for special tokens, and for the first of several tokens that make one character."""
+    is_draft: bool
+    """An accepted draft token; else the verifier's own."""
+    confidence: float | None
+    """Null where nothing was drafted."""
+    level: int | None
+    """The tint of that confidence."""
+    gap_nats: float
+    tau_nats: float
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One row as it is shown."""
+
+    identity: str
+    why: str
+    """Chosen."""
+    output: str
+    kept: list[tuple[str, str]]
+    """Kept input columns by name."""
+    drafted: int
+    accepted: int
+    iterations: int
+    length: int
+    """Output tokens."""
+    tokens: list[Token]
+    """The first of them; empty where the telemetry or the tokenizer cannot tell."""
+
+
+def sample_row(why: str, row: dict[str, Any], split: Splitter | None) -> SampleRow:
+    """From a row of the output."""
+    return SampleRow(
+        identity=row["id"],
+        why=why,
+        output=_short(row["output"] or ""),
+        kept=[(name, _short(str(value))) for name, value in row.items() if name not in _OWN_COLUMNS],
+        drafted=row["num_drafted_tokens"],
+        accepted=row["num_accepted_tokens"],
+        iterations=row["num_iterations"],
+        length=row["num_output_tokens"],
+        tokens=_tokens(row, split) if split and "token_id" in row else [],
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " ..."
+
+
+def _tokens(row: dict[str, Any], split: Splitter) -> list[Token]:
+    texts = split(row["token_id"][:MOST_TOKENS])
+    columns = (row[f"token_{name}"] for name in ("source", "confidence", "gap_nats", "tau"))
+    return [
+        Token(
+            text=text,
+            is_draft=source == FROM_DRAFT,
+            confidence=None if math.isnan(confidence) else confidence,
+            level=None if math.isnan(confidence) else level_of(confidence),
+            gap_nats=gap,
+            tau_nats=tau,
+        )
+        for text, source, confidence, gap, tau in zip(texts, *columns, strict=False)
+    ]
+
+
+def splitter(config: Config) -> Splitter | str:
+    """By the verifier's tokenizer, or why that cannot be had."""
+    from cmasd.runner.models import load_tokenizer  # loads torch, which other runs' reports do without
+
+    try:
+        loaded: Any = load_tokenizer(config.models.verifier, trust_remote_code=config.models.trust_remote_code)
+    except CmasdError as error:
+        return str(error)
+
+    def decode(prefixes: Sequence[Sequence[int]]) -> list[str]:
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return list(loaded.batch_decode(prefixes, **options))
+
+    return lambda ids: pieces(ids, decode)
+
+
+def pieces(ids: Sequence[int], decode: Callable[[Sequence[Sequence[int]]], list[str]]) -> list[str]:
+    """What each token adds to the text; a character spread over tokens stands at its last."""
+    texts, before = [], ""
+    for text in decode([ids[: end + 1] for end in range(len(ids))]):
+        is_whole = not text.endswith(_BROKEN) and text.startswith(before)
+        texts.append(text[len(before) :] if is_whole else "")
+        before = text if is_whole else before
+    return texts
