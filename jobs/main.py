@@ -23,6 +23,7 @@ VERBS = {
     "calibrate": "Fit confidence to acceptance, from the telemetry of a run.",
     "train": "Train a model of a pair from a recipe.",
     "bench": "Measure engines side by side.",
+    "compare": "Compare ways of decoding on a sample of a corpus: speed, quality, cost.",
 }
 INTERRUPTED, TERMINATED = 130, 143
 
