@@ -230,7 +230,7 @@ class CompareConfig:
     """`cmasd compare`."""
 
     engines: list[str] = field(default_factory=lambda: list(COMPARED))
-    """Ways of decoding that are compared, and adaptive_tau_printed; ar_greedy in any case."""
+    """Ways of decoding to compare; adaptive_tau_printed may be added, and ar_greedy takes part in any case."""
     max_relative_ci: float = 0.05
     """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
     max_seconds: float = 1800.0
