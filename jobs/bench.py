@@ -96,7 +96,7 @@ def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: fl
     sources = [source for source, _ in encoded(config, pair, max(sizes))]
     about = introduce(args, pair, len(sources))
     seconds = _seconds_left(args, started)
-    watcher = _watcher()
+    watcher = watch()
     lineup = Lineup(tuple(args.engines), tuple(args.fixed))
     results = [row.to_dict() for row in bench(pair, config, sources, sizes, lineup, seconds, watcher)]
     watcher.close()
@@ -119,7 +119,7 @@ def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pai
     rows = encoded(config, pair, size, args.references)
     about = introduce(args, pair, len(rows))
     references = [reference for _, reference in rows] if args.references else None
-    watcher = _watcher()
+    watcher = watch()
     seconds = _seconds_left(args, started)
     points, signatures = pareto(
         pair, config, [source for source, _ in rows], references, size, seconds, partial(watcher.progress, size)
@@ -137,7 +137,7 @@ def _seconds_left(args: argparse.Namespace, started: float) -> float | None:
 
 def introduce(args: argparse.Namespace, pair: "Pair", texts: int) -> dict[str, Any]:
     """Say what is measured where, in one line; returns it for the record."""
-    about = describe(args, pair.device.type == "cuda")
+    about = describe(command(args), pair.device.type == "cuda")
     print(f"{texts} texts; {about['machine']}, {about['threads']} threads; {about['command']}", flush=True)
     return about
 
@@ -186,7 +186,8 @@ def with_drafter(config: "Config") -> "Config":
     """Under policy `plain` no drafter would be loaded, yet the other engines are measured as well."""
     from dataclasses import replace
 
-    if config.policy.kind != "plain" or config.models.drafter is None:
+    lacks_drafter = config.models.drafter is None and config.drafter.kind in ("model", "parallel")
+    if config.policy.kind != "plain" or lacks_drafter:
         return config
     return replace(config, policy=replace(config.policy, kind="fixed"))
 
@@ -217,8 +218,8 @@ def encoded(
     return found
 
 
-def describe(args: argparse.Namespace, on_gpu: bool) -> dict[str, Any]:
-    """When, where and with what."""
+def describe(line: str, on_gpu: bool) -> dict[str, Any]:
+    """When, where and with what; `line` is the command line."""
     import torch
 
     from cmasd.io.provenance import provenance
@@ -235,7 +236,7 @@ def describe(args: argparse.Namespace, on_gpu: bool) -> dict[str, Any]:
         "versions": versions,
         "git_commit": known["git_commit"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(args),
+        "command": line,
     }
 
 
@@ -255,7 +256,7 @@ def command(args: argparse.Namespace) -> str:
     return shlex.join([*words, *args.overrides])
 
 
-def _watcher() -> Any:
+def watch() -> Any:
     """Progress on stderr: one line that is overwritten on a terminal, else a line every ten seconds."""
     from cmasd.evaluation.bench import Watcher
     from jobs.progress import clock

@@ -25,6 +25,7 @@ VERBS = {
     "compact": "Merge a run's many small output files into few large ones.",
     "train": "Train a model of a pair from a recipe.",
     "bench": "Measure engines side by side.",
+    "compare": "Compare ways of decoding on a sample of a corpus: speed, quality, cost.",
 }
 INTERRUPTED, TERMINATED = 130, 143
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cmasd.config.tree import Config
+from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, Config
 from cmasd.errors import ConfigError
 
 
@@ -22,6 +22,10 @@ def _at_least(low: float) -> Callable[[Any], bool]:
 
 def _share(value: float) -> bool:
     return 0.0 <= value <= 1.0
+
+
+def _are_compared(names: list[str]) -> bool:
+    return bool(names) and set(names) <= {*COMPARED, *COMPARED_WHEN_ASKED}
 
 
 RULES = (
@@ -62,6 +66,10 @@ RULES = (
     Rule("limits.drain_seconds", _at_least(0), "at least 0"),
     Rule("baseline.rows", _at_least(0), "at least 0"),
     Rule("cost.accelerator_per_hour", _at_least(0), "at least 0, or null"),
+    Rule("compare.engines", _are_compared, f"some of {', '.join((*COMPARED, *COMPARED_WHEN_ASKED))}"),
+    Rule("compare.max_relative_ci", lambda v: v > 0, "greater than 0"),
+    Rule("compare.max_seconds", lambda v: v > 0, "greater than 0"),
+    Rule("compare.quality_budget_nats_per_token", lambda v: v > 0, "greater than 0 nats"),
 )
 
 

@@ -11,6 +11,13 @@ MOST_SLOTS = {"cpu": 256, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
 are full by then, and every further row only makes each row wait longer."""
 
+COMPARED = (
+    *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
+    *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
+)
+COMPARED_WHEN_ASKED = ("adaptive_tau_printed",)
+"""What `compare.engines` may name besides its default."""
+
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -248,6 +255,20 @@ class CostConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """`cmasd compare`."""
+
+    engines: list[str] = field(default_factory=lambda: list(COMPARED))
+    """Ways of decoding to compare; adaptive_tau_printed may be added, and ar_greedy takes part in any case."""
+    max_relative_ci: float = 0.05
+    """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
+    max_seconds: float = 1800.0
+    """Most seconds of measuring, start-up of the engines included, as far as three rounds of one batch allow."""
+    quality_budget_nats_per_token: float = 0.02
+    """Quality budget of engine `goodput_budget`."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -266,6 +287,7 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     cost: CostConfig = field(default_factory=CostConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
     @property
     def score(self) -> str:

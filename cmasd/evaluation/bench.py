@@ -7,15 +7,16 @@ Measures decoding alone: no reading, no tokenizing, no writing.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cmasd.config.tree import Config
+from cmasd.core import Request
 from cmasd.engine import Pair
-from cmasd.evaluation.baseline import since
+from cmasd.evaluation.baseline import Lengths, since
 from cmasd.evaluation.engines import Lineup
 from cmasd.evaluation.lineup import Contender, Contenders
 from cmasd.evaluation.speed import (
@@ -141,6 +142,8 @@ class Timed:
     """None for a peer."""
     gap_nats: float
     """Log-probability gaps of the output tokens, added up."""
+    lengths_2K: Lengths | None = None
+    """(2, k + 1) row-iterations by tokens drafted, and by tokens accepted; None for a peer."""
 
 
 def take_turns(
@@ -153,7 +156,6 @@ def take_turns(
 ) -> list[Timed]:
     """Everyone decodes the same chunks in turns, once warm; `on_turn` is told the name and the share that is done."""
     rounds = _warm_up(pair, sources, contenders, batch_size, until)
-    at_start = {one.name: (one.stats, one.gap_nats) for one in contenders}
     turns = rounds.chunks * len(contenders)
     done = 0
 
@@ -162,15 +164,29 @@ def take_turns(
         done += 1
         on_turn(name, done / turns)
 
+    return timed_turns(contenders, rounds.cut(sources, pair.max_new_tokens), on_chunk)
+
+
+def timed_turns(
+    contenders: list[Contender],
+    chunks: Sequence[list[Request]],
+    on_chunk: Callable[[str, int], None],
+    enough: Callable[[dict[str, Measured]], bool] = lambda measured: False,
+) -> list[Timed]:
+    """Everyone, warm already, decodes the same chunks in turns, until there are no more or `enough`."""
+    at_start = {one.name: (one.stats, one.gap_nats, one.lengths_2K) for one in contenders}
     decoders = {one.name: one.decoder for one in contenders}
-    measured = interleave(decoders, rounds.cut(sources, pair.max_new_tokens), on_chunk, is_warm=True)
+    measured = interleave(decoders, chunks, on_chunk, is_warm=True, enough=enough)
     return [_timed(one, measured[one.name], *at_start[one.name]) for one in contenders]
 
 
-def _timed(one: Contender, measured: Measured, stats: EngineStats | None, gap_nats: float) -> Timed:
-    now = one.stats
+def _timed(
+    one: Contender, measured: Measured, stats: EngineStats | None, gap_nats: float, lengths_2K: Lengths | None
+) -> Timed:
+    now, lengths = one.stats, one.lengths_2K
     gained = None if now is None or stats is None else since(now, stats)
-    return Timed(one, measured, gained, one.gap_nats - gap_nats)
+    counted = None if lengths is None or lengths_2K is None else lengths - lengths_2K
+    return Timed(one, measured, gained, one.gap_nats - gap_nats, counted)
 
 
 def _warm_up(

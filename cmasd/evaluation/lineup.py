@@ -13,11 +13,14 @@ import torch
 from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
-from cmasd.evaluation.baseline import EngineDecoder, plain_config
+from cmasd.evaluation.baseline import EngineDecoder, Lengths, plain_config
 from cmasd.evaluation.engines import PEERS, Lineup, drafts
 from cmasd.evaluation.peers import Converted, CTranslate2, HfGenerate, load_ctranslate2, stock_verifier
 from cmasd.evaluation.speed import Decoder
+from cmasd.runner.models import Model
 from cmasd.telemetry.stats import EngineStats
+
+NO_DRAFTER = "the pair has no drafter"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Contender:
     def gap_nats(self) -> float:
         """Log-probability gaps of all output tokens so far, added up; 0 for a peer, whose gaps nobody counts."""
         return self.decoder.gap_nats if isinstance(self.decoder, EngineDecoder) else 0.0
+
+    @property
+    def lengths_2K(self) -> Lengths | None:
+        """(2, k + 1) row-iterations so far by tokens drafted, and by tokens accepted; None for a peer."""
+        return self.decoder.lengths_2K.copy() if isinstance(self.decoder, EngineDecoder) else None
 
 
 def our_contender(name: str, pair: Pair, config: Config, batch_size: int) -> Contender:
@@ -75,12 +83,21 @@ class Contenders:
         """All of them, `plain` first."""
         found = [our_contender(name, self.pair, config, batch_size) for name, config in self.configs.items()]
         if self.has_generate:
-            peer = HfGenerate(self.pair, batch_size, self.stock)
-            found.append(Contender("hf_generate", _dtype(self.stock.dtype), "exact", peer))
-        for dtype, converted in self.converted.items():
-            lossless = "lossy" if dtype == "int8" else "exact"
-            found.append(Contender("ctranslate2", dtype, lossless, CTranslate2(self.pair, converted, batch_size)))
-        return found
+            found.append(hf_contender(self.pair, self.stock, batch_size))
+        return [*found, *ct2_contenders(self.pair, self.converted, batch_size)]
+
+
+def hf_contender(pair: Pair, stock: Model, batch_size: int) -> Contender:
+    """`generate` of transformers, greedy."""
+    return Contender("hf_generate", _dtype(stock.dtype), "exact", HfGenerate(pair, batch_size, stock))
+
+
+def ct2_contenders(pair: Pair, converted: dict[str, Converted], batch_size: int) -> list[Contender]:
+    """CTranslate2 at each of its compute types."""
+    return [
+        Contender("ctranslate2", dtype, "lossy" if dtype == "int8" else "exact", CTranslate2(pair, one, batch_size))
+        for dtype, one in converted.items()
+    ]
 
 
 def engine_configs(config: Config, lineup: Lineup) -> dict[str, Config]:
@@ -102,10 +119,16 @@ def _with_policy(config: Config, kind: Any) -> Config:
 
 
 def _can_run(name: str, pair: Pair, config: Config, on_skip: Callable[[str, str], None]) -> bool:
-    if name == "plain" or pair.drafter is not None or config.drafter.kind != "model":
+    if name == "plain" or can_draft(pair, config):
         return True
-    on_skip(name, "the pair has no drafter")
+    on_skip(name, NO_DRAFTER)
     return False
+
+
+def can_draft(pair: Pair, config: Config) -> bool:
+    """Whether what `drafter.kind` asks for is loaded."""
+    kind = config.drafter.kind
+    return kind == "lookup" or (pair.parallel if kind == "parallel" else pair.drafter) is not None
 
 
 def _dtype(dtype: torch.dtype) -> str:

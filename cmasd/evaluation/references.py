@@ -14,7 +14,12 @@ from cmasd.io.samples import tables
 
 def first_pairs(config: Config, column: str, count: int) -> list[tuple[str, str]]:
     """(text, reference) of the first rows that have both; raises `InputError` without such a column."""
-    return list(islice(_pairs(replace(config, input=replace(config.input, keep_columns=[column])), column), count))
+    return list(islice(_pairs(with_kept(config, column), column), count))
+
+
+def with_kept(config: Config, column: str) -> Config:
+    """The configuration that reads one more column, and no other."""
+    return replace(config, input=replace(config.input, keep_columns=[column]))
 
 
 def _pairs(config: Config, column: str) -> Iterator[tuple[str, str]]:

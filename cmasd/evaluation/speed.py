@@ -103,8 +103,12 @@ def interleave(
     on_chunk: Callable[[str, int], None] = lambda name, chunk: None,
     *,
     is_warm: bool = False,
+    enough: Callable[[dict[str, Measured]], bool] = lambda measured: False,
 ) -> dict[str, Measured]:
-    """Decode every chunk with every decoder; unless they are warm, the first chunk is decoded once before."""
+    """Decode every chunk with every decoder; unless they are warm, the first chunk is decoded once before.
+
+    `enough` is asked after each chunk whether the others can be left out.
+    """
     if not is_warm:
         seconds_of(decoders.values(), chunks[0])
     measured = {name: Measured() for name in decoders}
@@ -118,6 +122,8 @@ def interleave(
             measured[name].tokens.append(sum(map(len, outputs.values())))
             measured[name].outputs.update(outputs)
             on_chunk(name, i)
+        if enough(measured):
+            break
     return measured
 
 

@@ -25,16 +25,17 @@ def stock_verifier(pair: Pair, config: Config) -> Model:
 
 
 class HfGenerate:
-    """`model.generate`, greedy, in static batches sorted by length.
+    """`model.generate`, greedy or by beam search, in static batches sorted by length.
 
     A batch runs to its largest limit; rows with a smaller one are cut. Under a forced last token all limits must agree.
     """
 
-    def __init__(self, pair: Pair, batch_size: int, model: Model | None = None) -> None:
-        """`model` is the pair's verifier unless another is given."""
+    def __init__(self, pair: Pair, batch_size: int, model: Model | None = None, beams: int = 1) -> None:
+        """`model` is the pair's verifier unless another is given; one beam is greedy."""
         self.pair = pair
         self.batch_size = batch_size
         self.model = pair.verifier if model is None else model
+        self.beams = beams
 
     @torch.inference_mode()
     def decode(self, requests: list[Request]) -> dict[int, list[int]]:
@@ -61,7 +62,7 @@ class HfGenerate:
             input_ids=ids_BS.to(self.pair.device),
             attention_mask=mask_BS.to(self.pair.device),
             do_sample=False,
-            num_beams=1,
+            num_beams=self.beams,
             max_new_tokens=max(request.max_new_tokens for request in batch),
             forced_bos_token_id=self.pair.constraints.forced_bos_token_id,
         )

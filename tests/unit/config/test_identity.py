@@ -42,7 +42,8 @@ def test_the_fingerprint_changes_exactly_with_what_decides_results(key: str) -> 
 
 
 def test_what_may_change_between_a_run_and_its_resumption() -> None:
-    assert set(WITHOUT_EFFECT_ON_RESULTS) == {"output", "actors", "logging", "notify", "limits", "baseline", "cost"}
+    expected = {"output", "actors", "logging", "notify", "limits", "baseline", "cost", "compare"}
+    assert set(WITHOUT_EFFECT_ON_RESULTS) == expected
 
 
 def test_a_fingerprint_is_sixteen_hex_digits_and_stable() -> None:

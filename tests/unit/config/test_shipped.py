@@ -11,7 +11,7 @@ from cmasd.config import Config, flatten, load
 from cmasd.config.reference import reference_yaml
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs"
-FILES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("train_"))
+FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("train_"))
 
 
 def test_the_reference_is_written_from_the_code() -> None:

@@ -1,0 +1,132 @@
+"""`cmasd compare CONFIG`: ways of decoding on a sample of the corpus, side by side: speed, quality, cost.
+
+Prints progress on stderr; on stdout tables, a recommendation, and last one line of JSON with every figure.
+"""
+
+import argparse
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.arguments import add_config, read_config
+from jobs.compare_tables import score_table, sentence, speed_table, worth_table
+
+if TYPE_CHECKING:
+    from cmasd.config import Config
+    from cmasd.evaluation.compare import Comparison
+
+QUICK_SECONDS = 270.0
+"""Of --quick, loading included; scores against references come on top."""
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    add_config(parser)
+    parser.add_argument("--quick", action="store_true", help="less time than compare.max_seconds: under six minutes")
+    parser.add_argument("--references", metavar="COLUMN", help="also BLEU, chrF and ROUGE against this column")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: those of an actor")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the JSON to a file as well")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, then print."""
+    started = time.perf_counter()
+    config = read_config(args)
+    check_record(args.record)
+    import torch
+
+    from cmasd.engine import load_pair
+    from cmasd.evaluation.compare import compare
+    from cmasd.evaluation.sample import read_sample
+    from cmasd.runner.allocator import keep_freed_memory
+    from jobs.bench import describe, watch, with_drafter
+
+    keep_freed_memory()
+    torch.set_num_threads(args.threads or threads_of_actor(config))
+    config = with_drafter(config)
+    pair = load_pair(config)
+    sample = read_sample(config, pair.codec, args.references)
+    about = describe(command(args), pair.device.type == "cuda")
+    print(
+        f"{len(sample.sources):,} texts for a corpus of {sample.corpus_rows:,.0f}; {about['machine']}, "
+        f"{about['threads']} threads; {about['command']}",
+        flush=True,
+    )
+    limit = config.compare.max_seconds
+    seconds = min(limit, QUICK_SECONDS - (time.perf_counter() - started)) if args.quick else limit
+    watcher = watch()
+    comparison = compare(pair, config, sample, seconds, watcher)
+    watcher.close()
+    finish(args, config, comparison, {"skipped": skipped(watcher.left_out), **about})
+    return 0
+
+
+def threads_of_actor(config: "Config") -> int:
+    """As a run would use."""
+    import math
+
+    return max(1, math.ceil(config.actors.cpus_each))
+
+
+def check_record(path: Path | None) -> None:
+    """The record can be written later; raises `ConfigError`."""
+    from cmasd.errors import ConfigError
+
+    if path and not path.parent.is_dir():
+        raise ConfigError(f"--record: no such folder, got {path.parent}. Create it first.")
+
+
+def skipped(left_out: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Who took no part, and why."""
+    return [{"name": one["engine"], "reason": one["reason"]} for one in left_out]
+
+
+def finish(args: argparse.Namespace, config: "Config", comparison: "Comparison", about: dict[str, Any]) -> None:
+    """Tables, recommendation, record, and the JSON line."""
+    from cmasd.evaluation.recommend import recommend
+
+    advice = recommend(comparison.results)
+    plain, rows = comparison.results[0], [one.to_dict() for one in comparison.results]
+    tables = [speed_table(rows), worth_table(rows)]
+    tables += [score_table(rows)] if plain.scores else []
+    said = sentence(advice, plain)
+    print("\n\n".join(tables), *reasons(about["skipped"]), basis(config, comparison), said, sep="\n\n", flush=True)
+    report = {
+        "results": rows,
+        "recommended": advice.choice.name,
+        "recommendation": said,
+        "corpus_rows": comparison.corpus_rows,
+        "relative_ci": comparison.relative_ci,
+        "accelerator_per_hour": config.cost.accelerator_per_hour,
+        "signatures": comparison.signatures,
+        **about,
+    }
+    if args.record:
+        args.record.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report), flush=True)
+
+
+def reasons(left_out: list[dict[str, str]]) -> list[str]:
+    """One paragraph, where anyone was left out."""
+    return ["\n".join(f"{one['name']}: skipped, {one['reason']}" for one in left_out)] if left_out else []
+
+
+def basis(config: "Config", comparison: "Comparison") -> str:
+    """What the figures rest on."""
+    one, asked = comparison.results[0], config.compare.max_relative_ci
+    reached = "as asked" if comparison.relative_ci <= asked else f"{asked:.0%} was asked, but the time was up"
+    return (
+        f"{one.rows:,} rows each, {one.chunks} rounds at batch size {one.batch_size}; costs are known to "
+        f"{comparison.relative_ci:.1%} or better ({reached})."
+    )
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command line that these arguments came from, or one that means the same."""
+    words = ["cmasd", "compare", args.config, *(["--quick"] if args.quick else [])]
+    for name in ("references", "threads", "record"):
+        if value := getattr(args, name):
+            words += [f"--{name}", str(value)]
+    return shlex.join([*words, *args.overrides])
