@@ -164,7 +164,7 @@ class Evidence:
     @property
     def score_in_force(self) -> str:
         """The key of `judged.counts` that holds what the run called confidence."""
-        return self.config.confidence.kind
+        return self.config.score
 
     def sample(self, score: str, position: int | None = None) -> Sample | None:
         """Judged tokens of all rows by a score; null where the telemetry cannot tell it."""

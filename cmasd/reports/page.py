@@ -107,7 +107,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("Drafter", "none" if config.policy.kind == "plain" else str(drafter)),
         ("Policy", config.policy.kind),
         ("Verification", config.verification.kind),
-        ("Confidence", config.confidence.kind + (", calibrated" if config.confidence.calibration else "")),
+        ("Confidence", config.score + (", calibrated" if config.confidence.calibration else "")),
         ("Started", _time(evidence.state["started_at"])),
         ("Last seen", _time(evidence.state["updated_at"])),
     ]

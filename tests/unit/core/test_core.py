@@ -66,6 +66,8 @@ def test_exit_codes() -> None:
         "ModelError": 2,
         "RunFolderError": 2,
         "RunInUseError": 1,
+        "StorageError": 1,
+        "StorageAccessError": 2,
         "DecodingError": 1,
         "IncompleteRunError": 1,
         "TooManyFailedRowsError": 3,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmasd.drafters import ModelDrafter
+from cmasd.drafters.choice import Choice
 from cmasd.engine import Engine, costs
 from cmasd.engine.costs import measure, step_table
 from cmasd.policies import GoodputPolicy
@@ -44,7 +45,9 @@ def runner(quality: str, family: str = "marian", max_length: int = 30) -> Runner
 def drafting(quality: str, family: str = "marian") -> ModelDrafter:
     """Good for nothing but its forward."""
     unused: Any = None
-    return ModelDrafter(runner(quality, family), unused, unused, Constraints(), unused, torch.tensor([1]))
+    model = runner(quality, family)
+    choose = Choice(None, 0, None, model.vocabulary_size, model.device)
+    return ModelDrafter(model, unused, unused, Constraints(), choose, torch.tensor([1]))
 
 
 @pytest.fixture
