@@ -4,10 +4,12 @@ The environment is set before anything imports torch, transformers or ray, and c
 """
 
 import atexit
+import logging
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -31,6 +33,16 @@ os.environ.pop("RAY_ADDRESS", None)
 
 settings.register_profile("cmasd", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("cmasd")
+
+
+@pytest.fixture(autouse=True)
+def log_lines_stay_with_their_test() -> Iterator[None]:
+    """Code under test may have configured the library's logger for its process."""
+    logger = logging.getLogger("cmasd")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture(autouse=True)

@@ -71,6 +71,7 @@ NAMELESS: list[tuple[bytes, str | None]] = [
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_bad_rows_of_all_kinds_and_one_that_kills(tmp_path: Path, fragile_pair: Path) -> None:
     good = [(line(id=f"good {n}", text=SENTENCES[n % 6]), None) for n in range(20)]

@@ -83,6 +83,7 @@ def rows_once(config: Config, rows: int) -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_row_once_after_a_node_is_lost_and_replaced(tmp_path: Path, pair: Path, cluster: Any) -> None:
     add_node(cluster)
@@ -98,6 +99,7 @@ def test_each_row_once_after_a_node_is_lost_and_replaced(tmp_path: Path, pair: P
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("actors", [{"count": 2}, {"min": 1, "max": 2}], ids=["fixed", "range"])
 def test_each_row_once_after_a_node_is_lost_for_good(
