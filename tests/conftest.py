@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -36,13 +35,14 @@ settings.load_profile("cmasd")
 
 
 @pytest.fixture(autouse=True)
-def log_lines_stay_with_their_test() -> Iterator[None]:
-    """Code under test may have configured the library's logger for its process."""
+def log_lines_stay_with_their_test() -> None:
+    """Code under test may configure the library's logger for its process, and libraries switch other loggers off."""
     logger = logging.getLogger("cmasd")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+    for name, other in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "cmasd" and isinstance(other, logging.Logger):
+            other.disabled = False
 
 
 @pytest.fixture(autouse=True)
