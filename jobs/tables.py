@@ -104,8 +104,6 @@ def plan_table(config: Config, run: Run) -> str:
 
 def status_table(state: dict[str, Any]) -> str:
     """The state of a run."""
-    from jobs.progress import clock
-
     rows = [
         ("run", state["run"]),
         ("state", state["state"] + (f": {state['error']}" if state["error"] else "")),
@@ -113,10 +111,16 @@ def status_table(state: dict[str, Any]) -> str:
         ("shards", f"{state['shards_done']:,} of {state['shards']:,}, in {state['files']:,} file(s)"),
         ("rows", f"{state['rows_done']:,} of {state['rows']:,}, {state['errors']:,} failed"),
         ("tokens/s", "?" if state["tokens_per_second"] is None else f"{state['tokens_per_second']:,.1f}"),
-        ("ETA", "?" if state["eta_seconds"] is None else clock(state["eta_seconds"])),
+        *([] if state["state"] == "complete" else [("ETA", _eta(state["eta_seconds"]))]),
         ("attempts", f"{state['attempts']}, started {state['started_at']}, last seen {state['updated_at']}"),
     ]
     return pairs(rows)
+
+
+def _eta(seconds: float | None) -> str:
+    from jobs.progress import clock
+
+    return "?" if seconds is None else clock(seconds)
 
 
 def _holder(holder: dict[str, Any] | None) -> str:
