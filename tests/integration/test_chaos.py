@@ -105,6 +105,7 @@ def survive(folder: Path, pair: Path, schedule: list[str], seed: int, rows_per_f
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_one_kill_of_each_kind(tmp_path: Path, pair: Path) -> None:
     chaos = survive(tmp_path, pair, ["reader", "actor", "raylet", "driver"], seed=0, rows_per_file=100, new_tokens=24)

@@ -207,6 +207,7 @@ def test_s3_in_and_out(tmp_path: Path, pair: Path, bucket: str) -> None:
         run(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_calibration_from_the_telemetry_of_a_run(
     tmp_path: Path, pair: Path, capsys: pytest.CaptureFixture[str]
