@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.calibration import CalibrationMap, load_calibration
-from cmasd.confidence.largest import top2
+from cmasd.confidence.largest import statistics
 from cmasd.config.tree import ConfidenceConfig
-
-LEAST = -1e30
-"""In place of -inf, which times probability 0 is not a number."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +35,16 @@ class Scores:
 
 
 def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
-    """All components from one softmax; masked logits (-inf) count as probability 0."""
-    logits_BV = logits_BV.float()
-    probs_BV = torch.softmax(logits_BV, dim=-1)
-    z_B2, token_B = top2(logits_BV)
-    # H = log sum exp(z) - sum p z, and log sum exp(z) = z1 - log p1.
-    p1_B = probs_BV.amax(-1)
-    mean_B = torch.linalg.vecdot(probs_BV, logits_BV.clamp_min(LEAST))
-    entropy_B = z_B2[:, 0] - p1_B.log() - mean_B
-    margin_B = z_B2[:, 0] - z_B2[:, 1]
-    sigmoid_B = torch.sigmoid(margin_B)
+    """All components from one pass over the logits; masked ones (-inf) count as probability 0."""
+    found = statistics(logits_BV.float())
+    p1_B = torch.exp(-found.log_mass)
+    sigmoid_B = torch.sigmoid(found.margin)
     return Scores(
-        entropy=(1 - entropy_B / math.log(logits_BV.shape[-1])).clamp(0, 1),
+        entropy=(1 - found.entropy / math.log(logits_BV.shape[-1])).clamp(0, 1),
         margin=sigmoid_B if margin_form == "printed" else 2 * sigmoid_B - 1,
-        softmax=p1_B * (1 - torch.exp(-margin_B)),
+        softmax=p1_B * (1 - torch.exp(-found.margin)),
         max_prob=p1_B,
-        token=token_B,
+        token=found.token,
     )
 
 

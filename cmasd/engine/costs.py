@@ -6,7 +6,6 @@ device, threads, versions and shapes. A file that is missing or unreadable is me
 
 import hashlib
 import json
-import os
 import platform
 import tempfile
 import time
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from cmasd import __version__
 from cmasd.drafters import Drafter
+from cmasd.kernels import cache_folder, kernels
 from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Runner
 
@@ -81,12 +81,13 @@ def _timed(step: Callable[[], object]) -> float:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmasd" / "step-costs"
+    return cache_folder() / "step-costs"
 
 
 def _name(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> str:
     device = torch.cuda.get_device_name(verifier.device) if verifier.device.type == "cuda" else platform.processor()
     parts = [*map(str, about), type(drafter).__name__, str(verifier.dtype)]
+    parts.append(str(kernels(verifier.dtype) is not None))
     parts += [str(verifier.max_length), str(verifier.max_source_length), str(slots), str(window)]
     parts += [
         platform.node(),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmasd.confidence.largest import statistics
 from cmasd.core import FROM_DRAFT, FROM_VERIFIER, Draft, Verdict
 from cmasd.drafters import Context
 from cmasd.engine.slots import SlotState
@@ -53,7 +54,7 @@ class Outcome:
 
 
 def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
-    """Record one iteration; called before the rows' lengths advance. The logits may be overwritten."""
+    """Record one iteration; called before the rows' lengths advance."""
     if outcome.draft.tokens_BK.shape[1] == 0:
         _trace_plain(state, context, logits_BTV[:, 0], outcome.emitted_BT, record_gaps)
         return
@@ -76,7 +77,7 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, -gap_BT - _log_mass(logits_BTV, top_BT1))
+        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, -gap_BT - statistics(logits_BTV.float()).log_mass)
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
 
@@ -94,14 +95,9 @@ def _trace_plain(state: SlotState, context: Context, logits_BV: Tensor, emitted_
     if state.token_trace is not None:
         rows_B18 = state.plain_token.repeat(live, 1, 1)
         rows_B18[..., -2] = gap_B1
-        rows_B18[..., -1] = -gap_B1 - _log_mass(logits_BV, top_B1)[:, None]
+        rows_B18[..., -1] = -gap_B1 - statistics(logits_BV.float()).log_mass[:, None]
         where_B1 = (context.lengths_B - context.prompt_lengths_B)[:, None]
         state.token_trace[:live].scatter_(1, where_B1[..., None].expand(rows_B18.shape), rows_B18)
-
-
-def _log_mass(logits: Tensor, top: Tensor) -> Tensor:
-    """log sum exp(logits - top) over the vocabulary; in place, since a second tensor costs more than the sum."""
-    return logits.float().sub_(top).exp_().sum(-1).log_()
 
 
 def _iteration_row(outcome: Outcome, kept_B: Tensor, rejected_B: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 Small models are bound by the overhead of each operation, not by arithmetic: the stock modules of transformers take
 9 ms for a step of a 6-layer decoder whose products take one. Here a layer is three products less (queries, keys and
-values are one), no module calls, no mask building, and weights stored for the machine (`dense.py`). The weights come
-from the loaded model; parity with it is tested family by family.
+values are one), no module calls, weights stored for the machine (`dense.py`), and attention in one call where there is
+a kernel for it (`attention.py`). The weights come from the loaded model; parity is tested family by family.
 
-Shapes: B rows, T window, S source length, N = B*T, d model width, H heads, D head width, L keys read.
+Shapes: B rows, T window, S source length, N = B*T, d model width, H heads, D head width.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmasd.runner.attention import Sight
 from cmasd.runner.base import LayerPairs
-from cmasd.runner.cache import SlotCache
 from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.masks import source_mask
 
@@ -122,17 +122,9 @@ class SelfAttention:
         sublayer = Sublayer(norm_of(layer.self_attn_layer_norm), norm_first)
         return cls(attention.num_heads, project, make(attention.out_proj), sublayer)
 
-    def over_cache(self, x_Nd: Tensor, rows: int, cache: SlotCache, layer: int, mask: Tensor) -> Tensor:
-        """(N, d): write this window's keys and values, read the cache's; `mask` (B*H, T, L)."""
-
-        def branch(h_Nd: Tensor) -> Tensor:
-            width = h_Nd.shape[1]
-            projected = self.project(h_Nd)
-            cache.write(layer, projected[:, width:].reshape(-1, 2 * width // self.heads))
-            assert cache.view is not None, "a window is open"
-            return self.out(attend(projected[:, :width], rows, *cache.view.products[layer], mask))
-
-        return self.sublayer(x_Nd, branch)
+    def over_cache(self, x_Nd: Tensor, sight: Sight, layer: int) -> Tensor:
+        """(N, d): every token sees those before it, in its window and in the cache."""
+        return self.sublayer(x_Nd, lambda h_Nd: self.out(sight.history(layer, self.project(h_Nd))))
 
     def over_source(self, x_Nd: Tensor, rows: int, mask: Tensor) -> Tensor:
         """(N, d): every position of a row sees the others; `mask` (B, 1, 1, S)."""
@@ -159,16 +151,6 @@ def _paired(attention: Any) -> torch.nn.Linear:
     return linear_of(joined(key.weight, value.weight), None if key.bias is None else joined(key.bias, value.bias))
 
 
-def attend(queries_Nd: Tensor, rows: int, keys_GDL: Tensor, values_GLD: Tensor, mask_GTL: Tensor) -> Tensor:
-    """(N, d); G = B*H. Two batched products: on a CPU a fifth faster than the fused kernel for windows this short."""
-    groups, width, _ = keys_GDL.shape
-    heads = groups // rows
-    queries_GTD = queries_Nd.view(rows, -1, heads, width).transpose(1, 2).reshape(groups, -1, width)
-    scores_GTL = torch.baddbmm(mask_GTL, queries_GTD, keys_GDL, alpha=width**-0.5)
-    out_GTD = torch.bmm(torch.softmax(scores_GTL, dim=-1), values_GLD)
-    return out_GTD.view(rows, heads, -1, width).transpose(1, 2).reshape(queries_Nd.shape)
-
-
 @dataclass(frozen=True)
 class CrossAttention:
     """Over the stored keys and values of the source."""
@@ -188,9 +170,9 @@ class CrossAttention:
         store = make(_paired(attention), recurs=False)
         return cls(attention.num_heads, make(attention.q_proj), store, make(attention.out_proj), sublayer)
 
-    def __call__(self, x_Nd: Tensor, rows: int, keys_GDS: Tensor, values_GSD: Tensor, mask: Tensor) -> Tensor:
-        """(N, d); `mask` (B*H, 1, S)"""
-        return self.sublayer(x_Nd, lambda h_Nd: self.out(attend(self.query(h_Nd), rows, keys_GDS, values_GSD, mask)))
+    def __call__(self, x_Nd: Tensor, sight: Sight, layer: int) -> Tensor:
+        """(N, d)"""
+        return self.sublayer(x_Nd, lambda h_Nd: self.out(sight.source(layer, self.query(h_Nd))))
 
     def pair(self, encoded_BSd: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of a batch of sources."""
@@ -198,11 +180,6 @@ class CrossAttention:
         stored = self.store(encoded_BSd.view(-1, width)).view(rows, length, self.heads, -1).transpose(1, 2)
         keys_BHSD, values_BHSD = stored.chunk(2, dim=-1)
         return keys_BHSD, values_BHSD
-
-
-def per_head(mask: Tensor, heads: int) -> Tensor:
-    """(B, 1, T, L) -> (B*H, T, L)"""
-    return mask.expand(-1, heads, -1, -1).flatten(0, 1)
 
 
 class Encoder:
@@ -262,7 +239,7 @@ class Decoder:
             for layer in decoder.layers
         ]
         self._norm = norm_of(decoder.layer_norm) if norm_first else None
-        self._heads = self._layers[0][0].heads
+        self.heads = self._layers[0][0].heads
 
     def share_weights(self, other: "Decoder") -> None:
         """Use the first layers of `other`, and its embeddings, as they are stored there."""
@@ -273,22 +250,12 @@ class Decoder:
         """Every layer's cross-attention keys and values (B, H, S, D)."""
         return [cross.pair(encoded_BSd) for _, cross, _ in self._layers]
 
-    def __call__(
-        self,
-        tokens_BT: Tensor,
-        positions_BT: Tensor,
-        cache: SlotCache,
-        mask: Tensor,
-        sources: LayerPairs,
-        source_mask: Tensor,
-    ) -> Tensor:
-        """(B, T, d) hidden states; the cache's window is open; `sources` as in `View.products`."""
+    def __call__(self, tokens_BT: Tensor, positions_BT: Tensor, sight: Sight) -> Tensor:
+        """(B, T, d) hidden states."""
         rows, window = tokens_BT.shape
         x_Nd = self._embed(tokens_BT, positions_BT).view(rows * window, -1)
-        mask_GTL, mask_G1S = per_head(mask, self._heads), per_head(source_mask, self._heads)
         for i, (attention, cross, feed_forward) in enumerate(self._layers):
-            x_Nd = attention.over_cache(x_Nd, rows, cache, i, mask_GTL)
-            x_Nd = feed_forward(cross(x_Nd, rows, *sources[i], mask_G1S))
+            x_Nd = feed_forward(cross(attention.over_cache(x_Nd, sight, i), sight, i))
         if self._norm is not None:
             x_Nd = self._norm(x_Nd)
         return x_Nd.view(rows, window, -1)

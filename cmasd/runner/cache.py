@@ -110,14 +110,17 @@ class SlotCache(Cache):
         allocated = slots + spare
         self._buffer = geometry.allocate(allocated, max_length)
         self._lines = self._buffer.view(geometry.layers, -1, 2 * geometry.width).unbind(0)
+        self.layers_SHLP = self._buffer.unbind(0)
         slot_heads = torch.arange(allocated * geometry.heads, device=geometry.device)
         self._first_line_BH = slot_heads.view(allocated, geometry.heads) * max_length
         self._slots_B1 = torch.arange(slots, device=geometry.device)[:, None]
-        self._has_spare = spare
+        self.is_bucketed = spare
         self._max_length = max_length
         self._written = [0] * slots
         self._starts: Tensor | int = 0
-        self._index_N = slot_heads
+        self._first_line_RH = self._first_line_BH
+        self._positions_BT = slot_heads[:0]
+        self._index_N: Tensor | None = None
         self._opened = (0, 0)
         self.view: View | None = None
         """Of the open window; None while a prompt is open."""
@@ -139,9 +142,9 @@ class SlotCache(Cache):
         self._starts = starts_B1
         first_line_BH = self._first_line_BH[:rows]
         if live is not None:
-            assert self._has_spare, "rows of padding need a spare slot"
+            assert self.is_bucketed, "rows of padding need a spare slot"
             first_line_BH = torch.where(self._slots_B1[:rows] < live, first_line_BH, self._first_line_BH[-1])
-        self._index_N = self._lines_of(first_line_BH, positions_BT)
+        self._write_at(first_line_BH, positions_BT)
         if self.view is None or self._opened != (rows, read_length):
             self._opened = (rows, read_length)
             self.view = View(self._buffer[:, :rows, :, :read_length])
@@ -149,7 +152,7 @@ class SlotCache(Cache):
     def open_prompt(self, slots_B: Tensor, positions_1T: Tensor) -> None:
         """The given slots write from position 0; attention reads the prompt's own keys alone."""
         self._starts = 0
-        self._index_N = self._lines_of(self._first_line_BH[slots_B], positions_1T)
+        self._write_at(self._first_line_BH[slots_B], positions_1T)
         self.view = None
         for slot in slots_B.tolist():
             self._written[slot] = positions_1T.shape[1]
@@ -161,13 +164,13 @@ class SlotCache(Cache):
     def _rounded(self, length: int) -> int:
         return min(-(-length // READ_STEP) * READ_STEP, self._max_length)
 
-    @staticmethod
-    def _lines_of(first_line_BH: Tensor, positions_BT: Tensor) -> Tensor:
-        """Lines of the buffer to write, in the order (row, position, head) that projections come in."""
-        return (first_line_BH[:, None, :] + positions_BT[:, :, None]).reshape(-1)
+    def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
+        self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None
 
     def write(self, layer: int, pairs_NP: Tensor) -> None:
         """Keep the window's keys and values of a layer: one line of 2D for each (row, position, head)."""
+        if self._index_N is None:  # lines of the buffer in the order (row, position, head) that projections come in
+            self._index_N = (self._first_line_RH[:, None, :] + self._positions_BT[:, :, None]).reshape(-1)
         self._lines[layer].index_copy_(0, self._index_N, pairs_NP)
 
     def update(
@@ -193,6 +196,7 @@ class SourceCache:
 
     def __init__(self, geometry: Geometry, slots: int, max_source_length: int) -> None:
         self._buffer = geometry.allocate(slots, max_source_length)
+        self.layers_SHLP = self._buffer.unbind(0)
         self._width = geometry.width
         self._lengths = [0] * slots
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
@@ -210,6 +214,10 @@ class SourceCache:
     def longest(self, rows: int) -> int:
         """Tokens of the longest source in slots 0..rows-1."""
         return max(self._lengths[:rows])
+
+    def lengths(self, rows: int) -> Tensor:
+        """(B,) int64 on the host: source tokens in slots 0..rows-1."""
+        return torch.tensor(self._lengths[:rows])
 
     def open(self, rows: int, read_length: int) -> tuple[View, Tensor]:
         """Slots 0..rows-1 up to `read_length`: keys and values, and the mask (B, 1, 1, S)."""

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmasd.runner.bart import FeedForward, Make, Sublayer, attend, norm_of, per_head
+from cmasd.runner.attention import attend, per_head
+from cmasd.runner.bart import FeedForward, Make, Sublayer, norm_of
 from cmasd.runner.base import Memory
 from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.families import ANY_WORD, Words

@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
+from cmasd.kernels import kernels_for
+from cmasd.runner.attention import NativeSight, Sight, TensorSight
 from cmasd.runner.bart import Decoder, Encoder
 from cmasd.runner.base import LayerPairs, Memory
-from cmasd.runner.cache import Extent, Geometry, SlotCache, SourceCache, View
+from cmasd.runner.cache import Extent, Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask, source_mask
@@ -130,19 +132,22 @@ class Stack(Protocol):
     def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
         """Encode sources (padded: `ids_BS`); every layer's cross-attention keys and values (B, H, S, D)."""
 
-    def hidden(
-        self, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor, sources: View, source_mask: Tensor
-    ) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
         """Last hidden states (B, T, d) of a window that is open in the cache."""
 
 
 class BartStack:
     """BART and its kin, in their own few operations."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, cache: SlotCache) -> None:
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder, cache: SlotCache, sources: SourceCache, causal: CausalMask
+    ) -> None:
         self.encoder = encoder
         self._decoder = decoder
         self._cache = cache
+        self._sources = sources
+        self._causal = causal
+        self._kernels = None if cache.is_bucketed else kernels_for(causal.visible)
 
     def share_weights(self, other: "BartStack") -> None:
         """See `_SlotRunner.share_weights`."""
@@ -152,22 +157,30 @@ class BartStack:
         """See `Stack.pairs`."""
         return self._decoder.pairs(self.encoder(sources, ids_BS, lengths_B))
 
-    def hidden(
-        self, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor, sources: View, source_mask: Tensor
-    ) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
         """See `Stack.hidden`."""
-        return self._decoder(tokens_BT, positions_BT, self._cache, mask, sources.products, source_mask)
+        return self._decoder(tokens_BT, positions_BT, self._sight(positions_BT, starts_B, extent))
+
+    def _sight(self, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Sight:
+        cache, sources = self._cache, self._sources
+        if self._kernels is not None:
+            return NativeSight(self._kernels, cache, sources, starts_B.contiguous(), sources.lengths(extent.rows))
+        view, source_mask = sources.open(extent.rows, extent.sources)
+        mask = self._causal.window(positions_BT, extent.length, span=None)
+        return TensorSight.of(cache, mask, view.products, source_mask, self._decoder.heads)
 
 
 class StockStack:
     """The modules of transformers as they are."""
 
-    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
+    def __init__(self, model: PreTrainedModel, cache: SlotCache, sources: SourceCache, causal: CausalMask) -> None:
         self._encoder: Any = model.get_encoder()
         self._decoder: Any = model.get_decoder()
         self._dtype = model.dtype
         # Cross-attention reads the stored keys; the decoder only asks whether there are encoder states at all.
         self._encoded = torch.zeros((1, 1, 1), dtype=model.dtype, device=model.device)
+        self._sources = sources
+        self._causal = causal
         self._layers = [DynamicLayer() for _ in range(cache.layer_count)]
         self._both = EncoderDecoderCache(cache, Cache(layers=list(self._layers)))
         self._both.is_updated = dict.fromkeys(range(cache.layer_count), True)
@@ -177,15 +190,14 @@ class StockStack:
         computed: Any = encode(self._encoder, self._decoder, ids_BS, lengths_B, self._dtype).cross_attention_cache
         return [(layer.keys, layer.values) for layer in computed.layers]
 
-    def hidden(
-        self, tokens_BT: Tensor, positions_BT: Tensor, mask: Tensor, sources: View, source_mask: Tensor
-    ) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
         """See `Stack.hidden`."""
+        sources, source_mask = self._sources.open(extent.rows, extent.sources)
         for layer, (keys, values) in zip(self._layers, sources.pairs, strict=True):
             layer.keys, layer.values = keys, values
         output = self._decoder(
             input_ids=tokens_BT,
-            attention_mask=mask,
+            attention_mask=self._causal.window(positions_BT, extent.length, span=None),
             encoder_hidden_states=self._encoded,
             encoder_attention_mask=source_mask,
             past_key_values=self._both,
@@ -204,9 +216,10 @@ class EncoderDecoderRunner(_SlotRunner):
         self._stack: Stack
         if family.is_bart:
             encoder = Encoder(model.get_encoder(), self.max_source_length, int8)
-            self._stack = BartStack(encoder, Decoder(model.get_decoder(), self.max_length, int8), self._cache)
+            decoder = Decoder(model.get_decoder(), self.max_length, int8)
+            self._stack = BartStack(encoder, decoder, self._cache, self._sources, self._causal)
         else:
-            self._stack = StockStack(model, self._cache)
+            self._stack = StockStack(model, self._cache, self._sources, self._causal)
 
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
@@ -226,9 +239,7 @@ class EncoderDecoderRunner(_SlotRunner):
         return view.products, mask
 
     def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
-        positions_BT, sources = self._open_window(starts_B, extent, live), self._sources
-        mask = self._causal.window(positions_BT, extent.length, span=None)
-        return self._stack.hidden(tokens_BT, positions_BT, mask, *sources.open(extent.rows, extent.sources))
+        return self._stack.hidden(tokens_BT, self._open_window(starts_B, extent, live), starts_B, extent)
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""

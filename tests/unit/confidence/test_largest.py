@@ -1,4 +1,7 @@
-"""The two-level search against torch's own, where both paths meet: sizes around whole blocks, ties, masked values."""
+"""Statistics of logits against their definitions: ties, masked values, number formats, with and without kernels."""
+
+import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -7,24 +10,37 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmasd.confidence import largest
-from cmasd.confidence.largest import BLOCK, LEAST_ROWS, argmax, top2
+from cmasd.confidence.largest import argmax, statistics
+from cmasd.kernels import kernels, kernels_for
 
-LEAST = 32 * BLOCK
-SIZES = st.sampled_from([LEAST, LEAST + 1, LEAST + BLOCK - 1, LEAST + BLOCK, LEAST + BLOCK + 1, 3 * LEAST - 7])
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True, params=["kernels", "tensor operations"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways of computing."""
+    if request.param == "kernels":
+        if kernels(torch.float32) is None:
+            pytest.skip("no C compiler here")
+        yield request.param
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(largest, "kernels_for", lambda tensor: None)
+        yield request.param
 
 
 @st.composite
 def logits(draw: st.DrawFn) -> Tensor:
     """(..., size) with few distinct values, so that nearly every row has ties; some rows are mostly -inf."""
-    size, levels = draw(SIZES), draw(st.sampled_from([1, 2, 3, 50, 10**6]))
-    leading = draw(st.sampled_from([(LEAST_ROWS,), (2, 3), (7, 1), (5, 2)]))
+    size, levels = draw(st.sampled_from([2, 3, 64, 65, 2048, 5003])), draw(st.sampled_from([1, 2, 3, 50, 10**6]))
+    leading = draw(st.sampled_from([(), (1,), (4,), (2, 3), (7, 1)]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     values = torch.randint(0, levels, (*leading, size), generator=generator).to(torch.float32)
     masked = torch.rand(values.shape, generator=generator) < draw(st.sampled_from([0.0, 0.5, 0.9999]))
+    masked[..., draw(st.integers(0, size - 1))] = False
     values = values.masked_fill(masked, -torch.inf)
-    if draw(st.booleans()):  # the largest value in the last, short block or at either end of it
-        values[..., draw(st.sampled_from([0, BLOCK - 1, BLOCK, size - BLOCK, size - 2, size - 1]))] = 2.0 * levels
+    if draw(st.booleans()):  # the largest value at either end
+        values[..., draw(st.sampled_from([0, size - 1]))] = 2.0 * levels
     return values.to(draw(DTYPES))
 
 
@@ -38,32 +54,35 @@ def first_of_largest(values: Tensor) -> Tensor:
 @settings(max_examples=60)
 @given(logits())
 def test_argmax_is_the_first_of_the_largest(values: Tensor) -> None:
-    assert largest._is_worth_it(values), "the case says nothing about the two levels"
     assert argmax(values).tolist() == first_of_largest(values).tolist()
 
 
 @settings(max_examples=60)
 @given(logits())
-def test_top2_are_the_two_largest_values(values: Tensor) -> None:
-    assert largest._is_worth_it(values), "the case says nothing about the two levels"
-    two, where = top2(values)
-    assert torch.equal(two, values.sort(-1, descending=True).values[..., :2])
-    assert where.tolist() == first_of_largest(values).tolist()
+def test_statistics_are_what_their_names_say(values: Tensor) -> None:
+    found, exact = statistics(values.float()), values.double()
+    top2, log_p = exact.sort(-1, descending=True).values[..., :2], exact.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p.clamp_min(-1e30)).sum(-1)
+    assert found.token.tolist() == first_of_largest(values.float()).tolist()
+    torch.testing.assert_close(found.margin.double(), top2[..., 0] - top2[..., 1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(-found.log_mass.double(), log_p.amax(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.entropy.double(), entropy, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, LEAST), (LEAST_ROWS - 1, LEAST + 3), (40, LEAST - 1), (3, 2, 5)])
-def test_small_inputs_go_the_short_way_with_the_same_answer(shape: tuple[int, ...]) -> None:
-    values = torch.randint(0, 9, shape, generator=torch.Generator().manual_seed(0)).float()
-    assert not largest._is_worth_it(values)
-    assert argmax(values).tolist() == first_of_largest(values).tolist()
-    two, where = top2(values)
-    assert torch.equal(two, values.sort(-1, descending=True).values[..., :2])
-    assert where.tolist() == first_of_largest(values).tolist()
+def test_a_view_and_a_single_column() -> None:
+    values = torch.tensor([[3.0, 1.0, 9.0, 9.0], [0.0, 5.0, 5.0, 1.0]])
+    assert argmax(values.T).tolist() == [0, 1, 0, 0]
+    assert argmax(values[:, 1:3]).tolist() == [1, 0]
+    assert argmax(values[:, :1]).tolist() == [0, 0]
 
 
-def test_a_row_without_any_finite_value() -> None:
-    values = torch.full((LEAST_ROWS, LEAST + 5), -torch.inf)
-    assert argmax(values).tolist() == [0] * LEAST_ROWS
-    two, where = top2(values)
-    assert (two == -torch.inf).all()
-    assert where.tolist() == [0] * LEAST_ROWS
+def test_no_finite_value_but_one() -> None:
+    found = statistics(torch.tensor([[-math.inf, 2.0, -math.inf]]))
+    assert found.token.tolist() == [1]
+    assert found.margin.item() == math.inf
+    assert found.log_mass.item() == pytest.approx(0, abs=1e-6)
+    assert found.entropy.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_formats_that_the_kernels_do_not_have() -> None:
+    assert kernels_for(torch.zeros(2, dtype=torch.bfloat16)) is None

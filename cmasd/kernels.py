@@ -1,0 +1,143 @@
+"""Two things in C that torch has no kernel for on a CPU: attention of short windows over rows of different lengths, and
+all that is asked of a row of logits in one call.
+
+Batched products read every row up to the longest, and for small models most of their time is the overhead of each
+operation. `kernels.c` is compiled by the machine's own compiler when it is first needed (a second; kept in the cache
+folder), for its own processor, and shares the threads of torch. Without a compiler, on another system, or for other
+number formats there are no kernels, and the callers' tensor operations do the same more slowly.
+
+Shapes: B rows, T window, N = B*T, H heads, D head width, d = H*D, L cache length, V columns.
+"""
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.c")
+REALS = {torch.float32: ("float", "f", ctypes.c_float), torch.float64: ("double", "", ctypes.c_double)}
+"""C's name, the ending of its functions, and what Python passes."""
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared", "-nostartfiles")
+"""The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole process."""
+COMPILE_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Kernels:
+    """`kernels.c` for one number format."""
+
+    def __init__(self, library: Path, real: Any) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        loaded = ctypes.CDLL(str(library))
+        self._attend, self._statistics = loaded.attend, loaded.statistics
+        self._attend.restype = self._statistics.restype = None
+        self._attend.argtypes = [
+            *(pointer, size, pointer, pointer, size, size, pointer),
+            *(size, size, size, size, real, pointer),
+        ]
+        self._statistics.argtypes = [pointer, size, size, pointer, pointer]
+
+    def extend(self, projected_N3d: Tensor, lines_SHLP: Tensor, starts_B: Tensor) -> Tensor:
+        """(N, d): keep the window's keys and values behind each row's `starts_B`, then attend to all up to each token.
+
+        `projected_N3d` holds queries, then (key, value) head by head; rows are slots 0..B-1 of `lines_SHLP`.
+        """
+        width = lines_SHLP.shape[1] * lines_SHLP.shape[3] // 2
+        fresh = projected_N3d.data_ptr() + width * projected_N3d.element_size()
+        return self._sums(projected_N3d, width, fresh, lines_SHLP, starts_B)
+
+    def read(self, queries_Nd: Tensor, lines_SHLP: Tensor, counts_B: Tensor) -> Tensor:
+        """(N, d): attend to the first `counts_B` positions of each row, at least one."""
+        return self._sums(queries_Nd, queries_Nd.shape[1], None, lines_SHLP, counts_B)
+
+    def _sums(self, queries: Tensor, width: int, fresh: int | None, lines: Tensor, counts_B: Tensor) -> Tensor:
+        rows, (_, heads, _, pair) = len(counts_B), lines.shape
+        out_Nd = queries.new_empty(len(queries), width)
+        self._attend(
+            *(queries.data_ptr(), queries.stride(0), fresh, lines.data_ptr(), lines.stride(0), lines.stride(1)),
+            *(counts_B.data_ptr(), rows, len(queries) // rows, heads, pair // 2, (pair // 2) ** -0.5),
+            out_Nd.data_ptr(),
+        )
+        return out_Nd
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """(...) int64 of (..., V): the first of equals."""
+        return self._scan(logits, None)
+
+    def statistics(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of (..., V): the argmax (...), and z1, z2, log sum exp(z - z1), sum p (z - z1) as (..., 4)."""
+        numbers = logits.new_empty(*logits.shape[:-1], 4)
+        return self._scan(logits, numbers), numbers
+
+    def _scan(self, logits: Tensor, numbers: Tensor | None) -> Tensor:
+        logits, columns = logits.contiguous(), logits.shape[-1]
+        tokens = torch.empty(logits.shape[:-1], dtype=torch.int64)
+        out = None if numbers is None else numbers.data_ptr()
+        self._statistics(logits.data_ptr(), tokens.numel(), columns, tokens.data_ptr(), out)
+        return tokens
+
+
+def kernels_for(tensor: Tensor) -> Kernels | None:
+    """The kernels for a tensor's device and number format; None where there are none."""
+    return kernels(tensor.dtype) if tensor.device.type == "cpu" else None
+
+
+@cache
+def kernels(dtype: torch.dtype) -> Kernels | None:
+    """For tensors on the CPU; built when first asked for."""
+    if dtype not in REALS or sys.platform != "linux":
+        return None
+    name, ending, real = REALS[dtype]
+    try:
+        return Kernels(_built(f"-DREAL={name}", f"-DEXP=exp{ending}", f"-DLOG=log{ending}"), real)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("%s", {"event": "kernels.none", "cause": str(error).splitlines()[0]})
+        return None
+
+
+def cache_folder() -> Path:
+    """Where what was built or measured for this machine is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmasd"
+
+
+def _built(*definitions: str) -> Path:
+    """The library, from the cache folder if it was built before; raises `OSError` where it cannot be."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise OSError("there is no C compiler")
+    command = [compiler, *FLAGS, *definitions]
+    processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    known = [line for line in processor.splitlines() if line.startswith(("model", "flags", "Features", "CPU"))]
+    threads = _threads()
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
+    about = repr([command, known, threads, version, SOURCE.read_bytes()])
+    library = cache_folder() / "kernels" / f"kernels-{sha256(about.encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            subprocess.run(
+                [*command, str(SOURCE), *threads, "-lm", "-o", str(built)],
+                capture_output=True,
+                check=True,
+                timeout=COMPILE_SECONDS,
+            )
+            built.replace(library)
+    return library
+
+
+def _threads() -> list[str]:
+    """The OpenMP library that torch has loaded: two of them would fight for the processors."""
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/lib" in line}
+    return sorted(path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp5")))[:1]
