@@ -20,7 +20,17 @@ from cmasd.config import fingerprint, identity, public_dict
 from cmasd.config.tree import Config
 from cmasd.errors import RunFolderError
 from cmasd.io import lease
-from cmasd.io.outputs import READERS, Finished, OutputFile, Position, encode, finished_in, output_files, redundant
+from cmasd.io.outputs import (
+    READERS,
+    Finished,
+    OutputFile,
+    Position,
+    encode,
+    finished_in,
+    output_files,
+    positions_held,
+    redundant,
+)
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.storage import TEMPORARY_PREFIX, Storage, base_name, join
 from cmasd.telemetry.schema import SCHEMA_VERSION
@@ -108,15 +118,14 @@ class RunFolder:
         """As listed; not looked into."""
         return output_files(self.storage, self.outputs)
 
-    def output_positions(self) -> list[Position]:
-        """Of the first shard in each output file, without parts that a merged file holds too; by names alone."""
-        return sorted(self._files_by_position())
-
     def _files_by_position(self) -> dict[Position, OutputFile]:
+        """By their first shard, without parts that a merged file holds too; told by names alone."""
         files = self.output_files()
+        parts = {file.first: file for file in files if not file.is_merged}
         merged = [file for file in files if file.is_merged]
-        alone = [file for file in files if file.is_merged or not any(one.holds(file.first) for one in merged)]
-        return {file.first: file for file in alone}
+        for position in positions_held(merged, sorted(parts)):
+            del parts[position]
+        return parts | {file.first: file for file in merged}
 
     def footers(self) -> dict[Position, dict[str, Any]]:
         """What was noted in the footer of each output file, by the position of its first shard."""

@@ -104,8 +104,9 @@ def _decode(
     with drain.possible(lease):
         for report in decode_shards(config, state.plan, state.todo, has, watch):
             tally.add(report)
-            metrics.update(tally.progress(), tally.actors)
-            watcher.progress(tally.progress())
+            progress = tally.progress()
+            metrics.update(progress, tally.actors)
+            watcher.progress(progress)
             attempt.renew()
             lease.check()
             check_failures(config, tally)
