@@ -2,8 +2,10 @@
 
 import logging
 import os
+import random
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BUCKET = "corpus"
+SPARED = "cmasd-tests-spared"
 SECRET = "wJalrFAKEFAKE/K7MDENG+bPxRfiCYEXAMPLESECRET"
 TOKEN = "FwoGZXIvYXdzFAKESESSIONTOKENEXAMPLE"
 
@@ -28,7 +31,8 @@ class Fault:
     """What the next `times` requests that match get."""
 
     kind: str
-    """A key of `_CODES`; `drop`: the connection is closed without an answer; `cut`: half of the answer's body."""
+    """A key of `_CODES`; `drop`: the connection is closed without an answer; `lost`: so, after the request was carried
+    out; `cut`: half of the answer's body; `delay`: a late answer."""
     times: int = 1
     method: str = ""
     """Empty: any."""
@@ -41,11 +45,29 @@ class Fault:
 
 
 @dataclass
+class Weather:
+    """Faults at random, for as long as it lasts; requests of clients that call themselves `SPARED` get none."""
+
+    chances: dict[str, float]
+    """By kind, per request; their sum is at most 1."""
+    random: random.Random
+    most_delay_seconds: float = 3.0
+
+    def strikes(self, environ: dict[str, Any]) -> Fault | None:
+        if SPARED in environ.get("HTTP_USER_AGENT", ""):
+            return None
+        kinds = [*self.chances, ""]
+        kind = self.random.choices(kinds, [*self.chances.values(), 1 - sum(self.chances.values())])[0]
+        return Fault(kind) if kind else None
+
+
+@dataclass
 class FaultyS3:
     """The layer."""
 
     application: Any
     faults: list[Fault] = field(default_factory=list)
+    weather: Weather | None = None
     injected: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -55,11 +77,18 @@ class FaultyS3:
             query = environ.get("QUERY_STRING", "")
             self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{query}")
             fault = next((fault for fault in self.faults if fault.matches(environ)), None)
+            if fault is None and self.weather is not None:
+                fault = self.weather.strikes(environ)
             if fault is not None:
                 fault.times -= 1
                 self.injected[fault.kind] += 1
-        if fault is None:
+        if fault is not None and fault.kind == "delay":
+            time.sleep(self.weather.random.uniform(0.1, self.weather.most_delay_seconds) if self.weather else 1.0)
+        if fault is None or fault.kind == "delay":
             return self.application(environ, start)  # type: ignore[no-any-return]
+        if fault.kind == "lost":
+            b"".join(self.application(environ, lambda *_: None))
+            return drop(environ["werkzeug.socket"])
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if fault.kind == "drop":
             return drop(environ["werkzeug.socket"])
@@ -80,9 +109,17 @@ def drop(connection: socket.socket, part: bytes = b"") -> Iterator[bytes]:
     raise ConnectionResetError
 
 
+def spared_client() -> Any:
+    """For those who watch: no weather strikes it."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", config=Config(user_agent_extra=SPARED))
+
+
 @contextmanager
-def faulty_s3() -> Iterator[FaultyS3]:
-    """A server with a bucket; `AWS_*` point to it. A request is tried three times."""
+def faulty_s3(attempts: int | None = 3) -> Iterator[FaultyS3]:
+    """A server with a bucket; `AWS_*` point to it. A request is tried so often; null: as often as the product does."""
     import boto3
     import s3fs
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -99,9 +136,8 @@ def faulty_s3() -> Iterator[FaultyS3]:
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_SESSION_TOKEN": TOKEN,
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "3",
-        "AWS_RETRY_MODE": "standard",
     }
+    values |= {"AWS_MAX_ATTEMPTS": str(attempts), "AWS_RETRY_MODE": "standard"} if attempts else {}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     s3fs.S3FileSystem.clear_instance_cache()

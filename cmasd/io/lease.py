@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cmasd.errors import RunFolderError, RunInUseError
+from cmasd.errors import CmasdError, RunFolderError, RunInUseError
 from cmasd.io.storage import Storage, base_name, join
 
 LEASE_SECONDS = 60.0
@@ -113,7 +113,7 @@ class Lease:
 
     def __enter__(self) -> Self:
         refuse_if_live(self._address, newest_lease(self._storage))
-        if not self._storage.create(self._path(self.record.number), _encode(self.record)):
+        if not self._storage.create(self._path(self.record.number), _encode(self.record)) and not self._is_ours():
             raise RunInUseError(
                 f"{self._address}: another process has started on it this moment. Run the same command again."
             )
@@ -129,8 +129,12 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self._lost.is_set():
-            with suppress(OSError):  # then it expires
+            with suppress(OSError, CmasdError):  # then it expires
                 self._write(replace(self.record, expires_at=0.0))
+
+    def _is_ours(self) -> bool:
+        """Whether the record that is there already is this one, created by a request whose answer was lost."""
+        return newest_lease(self._storage) == self.record
 
     def check(self) -> None:
         """Raises `RunInUseError` when the lease expired, for lack of a renewal, and someone else took over."""

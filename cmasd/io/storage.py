@@ -126,14 +126,22 @@ class Storage:
                 self.fs.pipe_file(path, data, **self._write_options)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file that must not exist yet, in one step; False when it does. Of several callers one gets True."""
+        """Write a file that must not exist yet, in one step; False when it does. Of several callers one gets True.
+
+        False also when it was written and only the answer was lost: then the retry found it.
+        """
         try:
-            if self.is_local:
-                _create_local(Path(path), data)
-            else:
-                self.fs.pipe_file(path, data, mode="create")
+            with self._told(path, "written", missing="the bucket or folder does not exist"):
+                return self._created(path, data)
         except FileExistsError:
             return False
+
+    def _created(self, path: str, data: bytes) -> bool:
+        if self.is_local:
+            _create_local(Path(path), data)
+            return True
+        try:
+            self.fs.pipe_file(path, data, mode="create")
         except OSError as error:
             if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
                 return False

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
-from cmasd.errors import CmasdError, StorageAccessError, StorageError
+from cmasd.errors import CmasdError, RunInUseError, StorageAccessError, StorageError
 from cmasd.io import storage as storage_module
+from cmasd.io.lease import Lease, newest_lease
 from cmasd.io.storage import Storage
 from tests.faulty_s3 import BUCKET, SECRET, TOKEN, Fault, FaultyS3, faulty_s3
 
@@ -70,6 +71,27 @@ def test_an_outage_while_a_file_is_read_is_no_bad_content(s3: FaultyS3, storage:
         s3.faults = [Fault("internal", 1000, "GET")]
         with pytest.raises(StorageError, match="cannot be read"):
             stream.read()
+
+
+def test_a_creation_whose_answer_was_lost_is_no_other_process(s3: FaultyS3, storage: Storage) -> None:
+    """The retry finds the file that the first try made; a lease knows its own record."""
+    s3.faults = [Fault("lost", 1, "PUT", "leases/000001.json")]
+    with Lease(storage, "RUN", "run", after=None) as held:
+        held.check()
+    assert s3.injected == {"lost": 1}
+    s3.faults = [Fault("lost", 1, "PUT", "leases/000002.json")]
+    seen = newest_lease(storage)
+    with Lease(storage, "RUN", "run", after=seen), pytest.raises(RunInUseError, match="is in use by"):
+        Lease(storage, "RUN", "run", after=seen).__enter__()
+    storage.delete_folder(storage.root)
+
+
+def test_an_outage_at_the_end_leaves_a_lease_that_expires(s3: FaultyS3, storage: Storage) -> None:
+    with Lease(storage, "RUN", "run", after=None) as held:
+        s3.faults = [Fault("internal", 1000, "PUT")]
+    s3.faults.clear()
+    assert newest_lease(storage) == held.record, "not released, and nothing was raised"
+    storage.delete_folder(storage.root)
 
 
 OPERATIONS = ["write", "read", "is_file", "is_folder", "files", "info", "glob", "delete"]
