@@ -4,7 +4,8 @@ Ray restarts a crashed actor and hands it the same shards, for ever. So an actor
 decodes, and a note that is found when a shard comes again is a death. A shard that took part in
 `limits.max_actor_restarts` deaths is decoded alone in its actor, hence known to be the cause: a part that dies is
 halved, and a row that dies alone as often is recorded as an error.
-Notes are of one start of the driver: a kill of the whole job counts for nothing. A death while models load is no row's
+Notes are of one start of the driver: a kill of the whole job counts for nothing, nor does an end that was announced
+to the actor (`leave`). A death while models load is no row's
 fault, and ends the run when it recurs; so does a shard with too many such rows.
 """
 
@@ -47,6 +48,21 @@ class Crashes:
         self._folder = folder
         self._max_restarts = max_restarts
         self._turns = Turns()
+        self._lock = threading.Lock()
+        self._begun: dict[Shard, Note] = {}
+        self._loading: str | None = None
+        """The note of models being loaded."""
+        self._leaving = False
+
+    def leave(self) -> None:
+        """The process is being ended from outside: what it leaves undone, shards or loading, is no death."""
+        with self._lock:
+            self._leaving = True
+            begun = list(self._begun.items())
+        for shard, note in begun:
+            self._settle(shard, note)
+        if self._loading:
+            self._folder.storage.delete(self._loading)
 
     @contextmanager
     def loading(self, actor: str, actors: int) -> Iterator[None]:
@@ -63,10 +79,12 @@ class Crashes:
                 "(limits.max_actor_restarts). Check that they fit into memory."
             )
         self._folder.write_json({}, FOLDER, note)
+        self._loading = join(folder, note)
         try:
             yield
         finally:
-            self._folder.storage.delete(join(folder, note))
+            self._folder.storage.delete(self._loading)
+            self._loading = None
 
     def decode(self, shard: Shard, rows: pa.Table, decode: Decode) -> tuple[list[Row], list[str]]:
         """All rows of the shard, and what users should know."""
@@ -118,15 +136,29 @@ class Crashes:
     def _noted(self, shard: Shard, note: Note, what: str) -> Iterator[None]:
         """An exception is no death: it ends the run, and is told."""
         note.now = what
+        with self._lock:
+            self._begun[shard] = note
         self._folder.write_json(vars(note), FOLDER, _name(shard))
+        if self._leaving:
+            self._settle(shard, note)
         try:
             yield
         except BaseException:
             self._folder.storage.delete(self._path(shard))
             raise
+        finally:
+            with self._lock:
+                del self._begun[shard]
         note.now = None
         if note.deaths:
             self._folder.write_json(vars(note), FOLDER, _name(shard))
+
+    def _settle(self, shard: Shard, note: Note) -> None:
+        """Keep what was known before."""
+        if note.deaths:
+            self._folder.write_json(vars(Note(note.deaths)), FOLDER, _name(shard))
+        else:
+            self._folder.storage.delete(self._path(shard))
 
     def _path(self, shard: Shard) -> str:
         return join(self._folder.storage.root, FOLDER, _name(shard))

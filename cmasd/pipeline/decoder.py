@@ -2,8 +2,9 @@
 
 Several calls run at once, one per shard in flight, each in its own thread: text work and writing happen there, the
 models run in the engine's thread. The actor writes outputs itself, so that no token telemetry passes through the
-object store and a shard is kept the moment it is decoded. An actor that is killed or preempted (SIGTERM) hands its
-shards back by dying: Ray starts another and gives it the same shards, of which at most the writing had been done.
+object store and a shard is kept the moment it is decoded. An actor that is killed hands its shards back by dying: Ray
+starts another and gives it the same shards, of which at most the writing had been done. One that is preempted
+(SIGTERM) first finishes what it has begun (`cmasd.pipeline.preemption`).
 """
 
 import logging
@@ -24,6 +25,7 @@ from cmasd.pipeline import logs
 from cmasd.pipeline.crashes import Crashes
 from cmasd.pipeline.engine_thread import EngineThread
 from cmasd.pipeline.metrics import ShardMetrics
+from cmasd.pipeline.preemption import Preemption
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import from_block
 from cmasd.runner.text import TextCodec
@@ -46,16 +48,24 @@ class Decoder:
         self._crashes = Crashes(self._folder, config.limits.max_actor_restarts)
         loading = self._crashes.loading(self._name, config.actors.count or config.actors.max)
         self._engine = EngineThread(config, self._name, loading)
+        self._preemption = Preemption(config.limits.drain_seconds, self._leave)
+        self._preemption.listen()
         watch.on_stop(self._engine.drain)
         self._metrics = ShardMetrics(config.output.path, self._name)
         self._text_lock = threading.Lock()
         self._engine.wait()  # an actor that counts as ready can decode; a failure is raised by the first shard
         self._ready_at = time.time()
 
+    def _leave(self) -> None:
+        self._engine.drain()
+        self._crashes.leave()
+
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decode and write every shard of the block; once told to stop, leave it for the next start."""
-        if self._watch.says_stop():
-            return ShardReport.to_table([])
+        with self._preemption.begun():
+            return ShardReport.to_table([] if self._watch.says_stop() else self._decode_block(block))
+
+    def _decode_block(self, block: pa.Table) -> list[ShardReport]:
         codec = self._engine.pair.codec
         reports = []
         for shard, rows in from_block(block):
@@ -64,7 +74,7 @@ class Decoder:
             if report is None:
                 break
             reports.append(report)
-        return ShardReport.to_table(reports)
+        return reports
 
     def _decode_shard(self, codec: TextCodec, shard: Shard, rows: pa.Table) -> ShardReport | None:
         """None where the driver is gone, and another does this shard again, perhaps by another plan."""

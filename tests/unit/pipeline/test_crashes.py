@@ -126,6 +126,48 @@ def test_dying_while_models_load_ends_the_run(tmp_path: Path) -> None:
     assert Worker(tmp_path, set()).run(shard(4))[1] == []
 
 
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+def test_an_end_that_was_announced_is_no_death(tmp_path: Path, deaths: int) -> None:
+    """Whenever it comes: what was known before stays known."""
+    worker = Worker(tmp_path, set())
+    crashes: list[Crashes] = []
+    endings = iter(["death"] * deaths + ["leave"] * 9)
+
+    def decode(part: pa.Table) -> list[Row]:
+        ending = next(endings, None)
+        if ending == "leave":
+            crashes[-1].leave()
+        if ending:
+            raise DeathError
+        return [Row(str(one), RowError("read", "fine"), None) for one in part["id"].to_pylist()]
+
+    rows = pa.table({"id": ["a", "b", "c"]})
+    for _ in range(deaths + 9):
+        crashes.append(Crashes(worker.folder, 2))
+        with pytest.raises(DeathError):
+            crashes[-1].decode(shard(3), rows, decode)
+        known = worker.folder.read_json(FOLDER, "part-00000-000000.json")
+        if len(crashes) > deaths:
+            assert known == ({"deaths": {"together": deaths}, "now": None} if deaths else None)
+    decoded, notices = Crashes(worker.folder, 2).decode(shard(3), rows, decode)
+    assert ([row.id for row in decoded], notices) == (["a", "b", "c"], [])
+
+
+def test_an_end_that_was_announced_while_models_load_is_no_death(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+
+    def leave(crashes: Crashes) -> None:
+        crashes.leave()
+        raise DeathError
+
+    for actor in "abcdef":
+        crashes = Crashes(folder, 2)
+        with pytest.raises(DeathError), crashes.loading(actor, 1):
+            leave(crashes)
+    with Crashes(folder, 2).loading("g", 1):
+        pass
+
+
 def test_an_exception_is_no_death(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
 
