@@ -49,17 +49,37 @@ def step_table(verifier: Runner, drafter: Drafter | None, about: list[Any], slot
 def measure(verifier: Runner, drafter: Drafter | None, slots: int, window: int) -> StepTable:
     """Median seconds of each forward, at row counts that grow fourfold up to `slots`."""
     counts = sorted({min(4**i, slots) for i in range(slots.bit_length() // 2 + 2)})
-    length = min(SOURCE_TOKENS, verifier.max_source_length, verifier.max_length - window)
-    sources = [[0] * length] * slots
     verify, draft = [], []
-    verifier.prefill(list(range(slots)), sources)
-    forward = None if drafter is None else drafter.rehearse(list(range(slots)), sources)
-    prefix = min(PREFIX_TOKENS, verifier.max_length - window) if verifier.is_encoder_decoder else length - 1
+    prefix, forward = _made_up(verifier, drafter, slots, window)
     for rows in counts:
         starts_B = torch.full((rows,), prefix, device=verifier.device)
         verify.append(tuple(_verification(verifier, starts_B, tokens) for tokens in range(1, window + 1)))
         draft.append(0.0 if forward is None else _seconds(partial(forward, starts_B)))
     return StepTable(tuple(counts), tuple(verify), tuple(draft), drafter is not None and drafter.one_pass)
+
+
+@torch.inference_mode()
+def warm_up(verifier: Runner, drafter: Drafter | None, window: int) -> None:
+    """One made-up row through both models, in slot 0: what fails or is slow the first time is so before rows wait."""
+    prefix, forward = _made_up(verifier, drafter, 1, window)
+    starts_B = torch.full((1,), prefix, device=verifier.device)
+    for tokens in (1, window):
+        verifier.forward(torch.zeros((1, tokens), dtype=torch.int64, device=verifier.device), starts_B).argmax(
+            -1
+        ).tolist()
+    if forward is not None:
+        forward(starts_B)
+
+
+def _made_up(
+    verifier: Runner, drafter: Drafter | None, slots: int, window: int
+) -> tuple[int, Callable[[Tensor], None] | None]:
+    """Rows enter the first slots of both; returns how many tokens each has, and the drafter's forward."""
+    length = min(SOURCE_TOKENS, verifier.max_source_length, verifier.max_length - window)
+    sources = [[0] * length] * slots
+    verifier.prefill(list(range(slots)), sources)
+    forward = None if drafter is None else drafter.rehearse(list(range(slots)), sources)
+    return min(PREFIX_TOKENS, verifier.max_length - window) if verifier.is_encoder_decoder else length - 1, forward
 
 
 def _verification(verifier: Runner, starts_B: Tensor, tokens: int) -> float:

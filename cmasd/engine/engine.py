@@ -23,7 +23,7 @@ from cmasd.core import Draft, Request, Result, Verdict
 from cmasd.drafters import Context, Drafter, LookupDrafter, ModelDrafter, ParallelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.engine.capacity import in_halves
-from cmasd.engine.costs import step_table
+from cmasd.engine.costs import step_table, warm_up
 from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
@@ -112,6 +112,10 @@ class Engine:
         drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
         about = [pair.verifier.config, *drafting, pair.int8, graphs]
         return step_table(self.verifier, self.drafter, about, self.shape.slots, self.shape.window)
+
+    def warm_up(self) -> None:
+        """Before the first row, once: see `costs.warm_up`."""
+        warm_up(self.verifier, self.drafter, self.shape.window)
 
     @property
     def pending(self) -> int:

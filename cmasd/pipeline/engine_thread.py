@@ -112,6 +112,7 @@ class EngineThread:
             pair = load_pair(self._config)
             config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
             engine = Engine(pair, config)
+            engine.warm_up()
         self.notices = [*pair.notices, *slots_notice(self._config, config)]
         metrics.loaded(time.monotonic() - started)
         _log.info("models loaded in %.1f s", time.monotonic() - started)

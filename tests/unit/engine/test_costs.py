@@ -16,6 +16,7 @@ from cmasd.policies import GoodputPolicy
 from cmasd.policies.costs import StepTable
 from cmasd.runner import Runner, load_runner
 from cmasd.runner.constraints import Constraints
+from cmasd.telemetry.stats import EngineStats
 from tests.unit.engine.pairs import ragged_requests, shared_model, shared_pair, tiny_config
 
 SLOTS, WINDOW = 5, 3
@@ -186,3 +187,31 @@ def test_without_a_setting_the_users_cache_folder_is_used(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     bench.table()
     assert kept(tmp_path)[0].parent == tmp_path / "home" / ".cache" / "cmasd" / "step-costs"
+
+
+# -------------------------------------------------------------------- warming up
+
+
+@pytest.mark.parametrize("family", ["marian", "t5", "llama"])
+@pytest.mark.parametrize("drafter", ["none", "model", "parallel", "lookup"])
+def test_warming_up_leaves_no_trace(family: str, drafter: str) -> None:
+    """Both engines draw the same random numbers, so that anything left in a cache would show."""
+    policy = {"kind": "plain" if drafter == "none" else "fixed"}
+    asked = tiny_config(
+        policy=policy,
+        drafter={"kind": "model" if drafter == "none" else drafter},
+        verification={"kind": "sampling"} if drafter == "model" else {},
+    )
+    cold, warm = Engine(shared_pair(family), asked), Engine(shared_pair(family), asked)
+    warm.warm_up()
+    assert warm.stats == EngineStats()
+    assert warm.pending == 0
+    for engine in (cold, warm):
+        engine.submit(ragged_requests(7, seed=3))
+    while cold.pending:
+        one, other = cold.step(), warm.step()
+        assert [result.key for result in one] == [result.key for result in other]
+        for result, same in zip(one, other, strict=True):
+            assert result.token_ids.tolist() == same.token_ids.tolist()
+    assert cold.stats.drafted_tokens == warm.stats.drafted_tokens
+    assert warm.pending == 0

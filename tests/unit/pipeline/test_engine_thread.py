@@ -32,6 +32,11 @@ class Echo:
     rows: list[Request] = field(default_factory=list)
     stats: EngineStats = field(default_factory=EngineStats)
     threads: set[int] = field(default_factory=set)
+    warm: bool = False
+
+    def warm_up(self) -> None:
+        assert not self.rows
+        self.warm = True
 
     @property
     def pending(self) -> int:
@@ -43,6 +48,7 @@ class Echo:
     def step(self) -> list[Result]:
         self.threads.add(threading.get_ident())
         assert len(self.threads) == 1
+        assert self.warm
         row = self.rows.pop()
         if 666 in row.source:
             raise RuntimeError("boom\nsecond line")
