@@ -68,23 +68,29 @@ class Crashes:
     def loading(self, actor: str, actors: int) -> Iterator[None]:
         """While an actor loads its models, one of `actors` that may do so at once; a note that stays is a death.
 
-        Raises `DecodingError` when workers keep dying of that.
+        Raises `DecodingError` when workers keep dying of that; one that does not proves that models are not the cause.
         """
-        folder, note = join(self._folder.storage.root, FOLDER), f"{LOADING}-{actor}.json"
-        noted = [file for file in self._folder.storage.files(folder) if base_name(file.path).startswith(LOADING)]
-        deaths = len(noted) - (actors - 1)
+        deaths = len(self._loading_notes()) - (actors - 1)
         if deaths > self._max_restarts:
             raise DecodingError(
                 f"models: workers died {deaths} times while loading them; expected at most {self._max_restarts} "
                 "(limits.max_actor_restarts). Check that they fit into memory."
             )
-        self._folder.write_json({}, FOLDER, note)
-        self._loading = join(folder, note)
+        own = join(self._folder.storage.root, FOLDER, f"{LOADING}-{actor}.json")
+        self._folder.write_json({}, FOLDER, base_name(own))
+        self._loading = own
+        done = [own]
         try:
             yield
+            done = self._loading_notes()
         finally:
-            self._folder.storage.delete(self._loading)
+            for note in done:
+                self._folder.storage.delete(note)
             self._loading = None
+
+    def _loading_notes(self) -> list[str]:
+        files = self._folder.storage.files(join(self._folder.storage.root, FOLDER))
+        return [file.path for file in files if base_name(file.path).startswith(LOADING)]
 
     def decode(self, shard: Shard, rows: pa.Table, decode: Decode) -> tuple[list[Row], list[str]]:
         """All rows of the shard, and what users should know."""
