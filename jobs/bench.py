@@ -4,8 +4,6 @@ Prints progress on stderr; on stdout a table, what it says in words, and last on
 """
 
 import argparse
-import json
-import shlex
 import sys
 import time
 from contextlib import suppress
@@ -19,6 +17,7 @@ from cmasd.evaluation.engines import ENGINES, OPTIONAL, Lineup
 from jobs.arguments import add_config, read_config
 from jobs.bench_tables import conclusions, result_table, step_table
 from jobs.pareto_tables import pareto_table, promises
+from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
     from cmasd.config import Config
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 QUICK, FULL = [1, 8, 32], [1, 2, 4, 8, 16, 32, 64, 128]
 QUICK_SECONDS, STEP_SECONDS = 205.0, 15.0
 """Of --quick, loading and --steps included; and of --steps."""
+OPTIONS = ("quick", "steps", "pareto", "batch-sizes", "engines", "fixed", "threads", "references", "plot", "record")
 LINE_EVERY_SECONDS = 10.0
 LEAST_SHARE = 0.05
 """Before that, an estimate would be mostly of the warm-up."""
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     config = read_config(args)
     check_options(args)
-    check_files(args)
+    check_files(args, "plot", "record")
     import torch
 
     from cmasd.engine import load_pair
@@ -83,6 +83,8 @@ def main(args: argparse.Namespace) -> int:
     pair = load_pair(with_drafter(config))
     measure = speed_against_quality if args.pareto else speeds
     report = measure(args, config, pair, started)
+    if args.plot:
+        draw(args, report)
     finish(args, report)
     return 0
 
@@ -137,7 +139,7 @@ def _seconds_left(args: argparse.Namespace, started: float) -> float | None:
 
 def introduce(args: argparse.Namespace, pair: "Pair", texts: int) -> dict[str, Any]:
     """Say what is measured where, in one line; returns it for the record."""
-    about = describe(command(args), pair.device.type == "cuda")
+    about = describe(command(args, "bench", OPTIONS, {"engines": ENGINES}), pair.device.type == "cuda")
     print(f"{texts} texts; {about['machine']}, {about['threads']} threads; {about['command']}", flush=True)
     return about
 
@@ -157,36 +159,24 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"{others[0]}: does not go together with --pareto, which has its own settings. Leave it out.")
 
 
-def check_files(args: argparse.Namespace) -> None:
-    """What is to be written later can be written; raises `ConfigError`."""
-    from cmasd.errors import ConfigError
-    from cmasd.evaluation.plots import check_plot
+def draw(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """The plot."""
+    from cmasd.evaluation.plots import plot_pareto, plot_throughput
 
-    if args.plot:
-        check_plot(args.plot)
-    for option, path in (("--plot", args.plot), ("--record", args.record)):
-        if path and not path.parent.is_dir():
-            raise ConfigError(f"{option}: no such folder, got {path.parent}. Create it first.")
+    plot = plot_pareto if args.pareto else plot_throughput
+    plot(report["results"], args.plot, about_line(report))
 
 
-def finish(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Plot and record where asked; the JSON line in any case."""
-    if args.plot:
-        from cmasd.evaluation.plots import plot_pareto, plot_throughput
-
-        title = f"{report['machine']}, {report['threads']} threads, {report['date'][:10]}"
-        draw = plot_pareto if args.pareto else plot_throughput
-        draw(report["results"], args.plot, title)
-    if args.record:
-        args.record.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report))
+def about_line(report: dict[str, Any]) -> str:
+    """Where and when, in one line."""
+    return f"{report['machine']}, {report['threads']} threads, {report['date'][:10]}"
 
 
 def with_drafter(config: "Config") -> "Config":
     """Under policy `plain` no drafter would be loaded, yet the other engines are measured as well."""
     from dataclasses import replace
 
-    lacks_drafter = config.models.drafter is None and config.drafter.kind in ("model", "parallel")
+    lacks_drafter = config.drafter_name is None
     if config.policy.kind != "plain" or lacks_drafter:
         return config
     return replace(config, policy=replace(config.policy, kind="fixed"))
@@ -238,22 +228,6 @@ def describe(line: str, on_gpu: bool) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": line,
     }
-
-
-def command(args: argparse.Namespace) -> str:
-    """The command line that these arguments came from, or one that means the same."""
-    words = ["cmasd", "bench", args.config]
-    words += [f"--{name}" for name in ("quick", "steps", "pareto") if getattr(args, name)]
-    if args.batch_sizes:
-        words += ["--batch-sizes", ",".join(map(str, args.batch_sizes))]
-    if tuple(args.engines) != ENGINES:
-        words += ["--engines", ",".join(args.engines)]
-    if args.fixed:
-        words += ["--fixed", ",".join(map(str, args.fixed))]
-    for name in ("threads", "references", "plot", "record"):
-        if value := getattr(args, name):
-            words += [f"--{name}", str(value)]
-    return shlex.join([*words, *args.overrides])
 
 
 def watch() -> Any:

@@ -4,19 +4,19 @@ Prints progress on stderr; on stdout tables, a recommendation, and last one line
 """
 
 import argparse
-import json
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import add_config, read_config
 from jobs.compare_tables import score_table, sentence, speed_table, worth_table
+from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
     from cmasd.config import Config
     from cmasd.evaluation.compare import Comparison
 
+OPTIONS = ("quick", "references", "threads", "record")
 QUICK_SECONDS = 270.0
 """Of --quick, loading included; scores against references come on top."""
 
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     """Measure, then print."""
     started = time.perf_counter()
     config = read_config(args)
-    check_record(args.record)
+    check_files(args, "record")
     import torch
 
     from cmasd.engine import load_pair
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     config = with_drafter(config)
     pair = load_pair(config)
     sample = read_sample(config, pair.codec, args.references)
-    about = describe(command(args), pair.device.type == "cuda")
+    about = describe(command(args, "compare", OPTIONS), pair.device.type == "cuda")
     print(
         f"{len(sample.sources):,} texts for a corpus of {sample.corpus_rows:,.0f}; {about['machine']}, "
         f"{about['threads']} threads; {about['command']}",
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     watcher = watch()
     comparison = compare(pair, config, sample, seconds, watcher)
     watcher.close()
-    finish(args, config, comparison, {"skipped": skipped(watcher.left_out), **about})
+    say(args, config, comparison, {"skipped": skipped(watcher.left_out), **about})
     return 0
 
 
@@ -70,20 +70,12 @@ def threads_of_actor(config: "Config") -> int:
     return max(1, math.ceil(config.actors.cpus_each))
 
 
-def check_record(path: Path | None) -> None:
-    """The record can be written later; raises `ConfigError`."""
-    from cmasd.errors import ConfigError
-
-    if path and not path.parent.is_dir():
-        raise ConfigError(f"--record: no such folder, got {path.parent}. Create it first.")
-
-
 def skipped(left_out: list[dict[str, str]]) -> list[dict[str, str]]:
     """Who took no part, and why."""
     return [{"name": one["engine"], "reason": one["reason"]} for one in left_out]
 
 
-def finish(args: argparse.Namespace, config: "Config", comparison: "Comparison", about: dict[str, Any]) -> None:
+def say(args: argparse.Namespace, config: "Config", comparison: "Comparison", about: dict[str, Any]) -> None:
     """Tables, recommendation, record, and the JSON line."""
     from cmasd.evaluation.recommend import recommend
 
@@ -103,9 +95,7 @@ def finish(args: argparse.Namespace, config: "Config", comparison: "Comparison",
         "signatures": comparison.signatures,
         **about,
     }
-    if args.record:
-        args.record.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report), flush=True)
+    finish(args, report)
 
 
 def reasons(left_out: list[dict[str, str]]) -> list[str]:
@@ -121,12 +111,3 @@ def basis(config: "Config", comparison: "Comparison") -> str:
         f"{one.rows:,} rows each, {one.chunks} rounds at batch size {one.batch_size}; costs are known to "
         f"{comparison.relative_ci:.1%} or better ({reached})."
     )
-
-
-def command(args: argparse.Namespace) -> str:
-    """The command line that these arguments came from, or one that means the same."""
-    words = ["cmasd", "compare", args.config, *(["--quick"] if args.quick else [])]
-    for name in ("references", "threads", "record"):
-        if value := getattr(args, name):
-            words += [f"--{name}", str(value)]
-    return shlex.join([*words, *args.overrides])

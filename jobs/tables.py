@@ -81,7 +81,6 @@ def plan_table(config: Config, run: Run) -> str:
     """What would be read, run and written."""
     shards, todo = sum(1 for _ in run.plan.shards()), run.todo
     rows_todo = sum(shard.rows for shard in todo)
-    drafter = config.models.drafter if config.drafter.kind in ("model", "parallel") else config.drafter.kind
     actors = str(config.actors.count or f"{config.actors.min} to {config.actors.max}")
     slots = config.engine.slots or "as many as fit"
     why = "new run" if run.is_new else "same configuration and input as before"
@@ -92,7 +91,7 @@ def plan_table(config: Config, run: Run) -> str:
         ("rows per shard", f"{run.plan.rows_per_shard:,}"),
         ("output", f"{run.folder.address}/outputs"),
         ("verifier", config.models.verifier),
-        ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(drafter)),
+        ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(config.drafter_name)),
         ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.lossless})"),
         ("actors", f"{actors}, {slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
         ("would run", f"{len(todo):,} shard(s)" if todo else "nothing: the run is complete"),

@@ -129,7 +129,7 @@ def _check_together(config: Config) -> None:
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.kind}. "
             "Use confidence.kind=auto."
         )
-    needs_drafter = config.policy.kind != "plain" and config.drafter.kind in ("model", "parallel")
+    needs_drafter = config.policy.kind != "plain" and config.drafter.is_named
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(
             f"models.drafter: must be set for drafter.kind '{config.drafter.kind}', got null. "

@@ -100,6 +100,11 @@ class DrafterConfig:
     max_ngram: int = 3
     """Longest n-gram that `lookup` matches."""
 
+    @property
+    def is_named(self) -> bool:
+        """Whether `models.drafter` names what drafts; else the kind says it all."""
+        return self.kind in ("model", "parallel")
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -288,6 +293,11 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     cost: CostConfig = field(default_factory=CostConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+
+    @property
+    def drafter_name(self) -> str | None:
+        """Who drafts: `models.drafter`, or `drafter.kind` where no model is named."""
+        return self.models.drafter if self.drafter.is_named else self.drafter.kind
 
     @property
     def score(self) -> str:

@@ -77,6 +77,8 @@ class SlotState:
         self.confidence_sum, self.gap_sum = self._sums.unbind(1)
         self.token_trace = real(steps, len(TOKEN_CHANNELS)) if level == "token" else None
         self.iteration_trace = real(steps, len(ITERATION_CHANNELS)) if level != "none" else None
+        self.lengths_2K = torch.zeros(2, shape.window, dtype=torch.int64, device=device)
+        """(2, k + 1) row-iterations that had a draft, by tokens drafted, and by tokens accepted; since the start."""
         self.plain_token = torch.tensor(PLAIN_TOKEN, device=device)
         self._plain_iteration = torch.tensor(PLAIN_ITERATION, device=device)
 

@@ -64,6 +64,8 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
     lengths_B = outcome.draft.lengths_B
     counts = [torch.ones_like(kept_B), lengths_B, kept_B, lengths_B > 0, rejected_B]
     state.counters[:live] += torch.stack(counts, dim=-1)
+    lengths_2B = torch.stack([lengths_B, kept_B])
+    state.lengths_2K.scatter_add_(1, lengths_2B, torch.ones_like(lengths_2B))
     state.confidence_sum[:live] += outcome.draft.confidence_BK.where(sent_BK, 0.0).sum(-1)
     if state.iteration_trace is not None:
         rows_B = torch.arange(live, device=step_B.device)

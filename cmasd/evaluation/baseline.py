@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmasd.config.tree import Config
-from cmasd.core import IterationTrace, Request
+from cmasd.core import Request
 from cmasd.engine import Engine, Pair
 from cmasd.engine.capacity import resolve
 from cmasd.evaluation.speed import exact_match, interleave, ratio, seconds_of
@@ -48,13 +48,17 @@ class EngineDecoder:
         self.engine = Engine(pair, resolve(pair, config))
         self.gap_nats = 0.0
         """Log-probability gaps of all output tokens so far, added up."""
-        self.lengths_2K: Lengths = np.zeros((2, self.engine.shape.window), dtype=np.int64)
-        """(2, k + 1) row-iterations by tokens drafted, and by tokens accepted; 0 at telemetry level `none`."""
 
     @property
     def stats(self) -> EngineStats:
         """The engine's counters, warm-up included."""
         return self.engine.stats
+
+    @property
+    def lengths_2K(self) -> Lengths:
+        """(2, k + 1) row-iterations that had a draft so far, by tokens drafted, and by tokens accepted."""
+        counted: Lengths = self.engine.state.lengths_2K.cpu().numpy().copy()
+        return counted
 
     def decode(self, requests: list[Request]) -> dict[int, list[int]]:
         """Token ids by request key."""
@@ -64,13 +68,7 @@ class EngineDecoder:
             for result in self.engine.step():
                 outputs[result.key] = result.token_ids.tolist()
                 self.gap_nats += result.mean_gap_nats * result.num_output_tokens
-                self._count(result.iterations)
         return outputs
-
-    def _count(self, iterations: IterationTrace | None) -> None:
-        if iterations is not None:
-            for counts_K, lengths in zip(self.lengths_2K, (iterations.draft_length, iterations.accepted), strict=True):
-                counts_K += np.bincount(lengths, minlength=len(counts_K))
 
 
 def since(now: EngineStats, start: EngineStats) -> EngineStats:

@@ -143,7 +143,7 @@ class Timed:
     gap_nats: float
     """Log-probability gaps of the output tokens, added up."""
     lengths_2K: Lengths | None = None
-    """(2, k + 1) row-iterations by tokens drafted, and by tokens accepted; None for a peer."""
+    """(2, k + 1) drafting row-iterations by tokens drafted, and by tokens accepted; None for a peer."""
 
 
 def take_turns(

@@ -61,7 +61,7 @@ class Compared:
     acceptance_rate: float | None
     """None where nothing was drafted, as the rollback rate."""
     acceptance_by_position: list[float | None] | None
-    """Share accepted of the tokens drafted at each position; None at telemetry level `none`."""
+    """Share accepted of the tokens drafted at each position; None where nothing was drafted."""
     rollback_rate: float | None
     """Share of iterations with a draft that had a token rejected."""
     wasted_tokens_per_output_token: float | None
@@ -222,7 +222,7 @@ def _counters(timed: Timed) -> dict[str, Any]:
 
 
 def by_position(lengths_2K: Lengths) -> list[float | None] | None:
-    """Acceptance at each position, from row-iterations by tokens drafted and accepted; None where none were counted."""
+    """Acceptance at each position, from row-iterations by tokens drafted and accepted; None where none drafted."""
     if not lengths_2K.any():
         return None
     drafted_K, accepted_K = np.flip(np.cumsum(np.flip(lengths_2K, axis=1), axis=1), axis=1)[:, 1:].tolist()

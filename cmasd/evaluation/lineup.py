@@ -50,8 +50,8 @@ class Contender:
 
     @property
     def lengths_2K(self) -> Lengths | None:
-        """(2, k + 1) row-iterations so far by tokens drafted, and by tokens accepted; None for a peer."""
-        return self.decoder.lengths_2K.copy() if isinstance(self.decoder, EngineDecoder) else None
+        """(2, k + 1) drafting row-iterations so far by tokens drafted, and by tokens accepted; None for a peer."""
+        return self.decoder.lengths_2K if isinstance(self.decoder, EngineDecoder) else None
 
 
 def our_contender(name: str, pair: Pair, config: Config, batch_size: int) -> Contender:

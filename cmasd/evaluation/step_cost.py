@@ -17,6 +17,7 @@ import torch
 
 from cmasd.config.tree import Config
 from cmasd.engine import Engine, Pair
+from cmasd.evaluation.lineup import can_draft
 from cmasd.runner.base import Runner
 from cmasd.runner.dense import USES_BEFORE_PACKING
 
@@ -77,7 +78,7 @@ def _costs(
 ) -> list[StepCost]:
     rows = len(sources)
     room = replace(pair, max_new_tokens=PREFIX_TOKENS + max(windows), max_source_tokens=max(map(len, sources)))
-    policy = replace(config.policy, kind="fixed" if has_drafter(pair) else "plain")
+    policy = replace(config.policy, kind="fixed" if can_draft(pair, config) else "plain")
     engine = Engine(room, replace(config, engine=replace(config.engine, slots=rows), policy=policy))
     verifier, slots = engine.verifier, list(range(rows))
     verifier.prefill(slots, sources)
@@ -96,11 +97,6 @@ def _costs(
         ratio = middle / float(np.median(ones)) if ones else float("nan")
         costs.append(StepCost(model, rows, window, middle, low, high, ratio))
     return costs
-
-
-def has_drafter(pair: Pair) -> bool:
-    """Whether a model that drafts was loaded."""
-    return pair.drafter is not None or pair.parallel is not None
 
 
 def _step(runner: Runner, rows: int, window: int, starts_B: torch.Tensor) -> Callable[[], None]:

@@ -100,11 +100,10 @@ def _state(evidence: Evidence) -> tuple[str, str]:
 
 def _settings(evidence: Evidence) -> list[tuple[str, str]]:
     config = evidence.config
-    drafter = config.models.drafter if config.drafter.kind in ("model", "parallel") else config.drafter.kind
     return [
         ("Input", config.input.path),
         ("Verifier", config.models.verifier),
-        ("Drafter", "none" if config.policy.kind == "plain" else str(drafter)),
+        ("Drafter", "none" if config.policy.kind == "plain" else str(config.drafter_name)),
         ("Policy", config.policy.kind),
         ("Verification", config.verification.kind),
         ("Confidence", config.score + (", calibrated" if config.confidence.calibration else "")),

@@ -130,6 +130,20 @@ def test_counters_agree(measured: Comparison) -> None:
     assert fixed.tokens_per_iteration > 1
 
 
+def test_acceptance_by_position_does_not_depend_on_telemetry() -> None:
+    names = {"engines": ["fixed_exact", "adaptive_k"]}
+    found = [
+        compare(with_words("marian"), configured(compare=names, telemetry={"level": level}), a_sample()).results
+        for level in ("none", "token")
+    ]
+    shares = [[one.acceptance_by_position for one in results] for results in found]
+    assert shares[0] == shares[1]
+    assert shares[0][0] is None, "plain drafts nothing"
+    rate, known = found[0][1].acceptance_rate, [share for share in shares[0][1] or [] if share is not None]
+    assert rate is not None
+    assert min(known) <= rate <= max(known)
+
+
 def test_scores_are_against_references(measured: Comparison) -> None:
     assert set(measured.signatures) == {"bleu", "chrf"}
     for one in measured.results:

@@ -10,10 +10,11 @@ import pytest
 
 from cmasd.config import load
 from cmasd.evaluation.engines import ENGINES
-from jobs.bench import command, register, with_drafter
+from jobs.bench import OPTIONS, register, with_drafter
 from jobs.bench_tables import HEADER, conclusions, result_table, step_table
 from jobs.main import main
 from jobs.pareto_tables import front, promises
+from jobs.records import command
 from tests.unit.training.small import save_small_model, sentences
 
 OURS = ["plain", "paper", "fixed_2"]
@@ -171,7 +172,7 @@ def test_the_command_means_the_same(line: str) -> None:
     parser = argparse.ArgumentParser()
     register(parser)
     args = parser.parse_intermixed_args(line.split())
-    assert parser.parse_intermixed_args(command(args).split()[2:]) == args
+    assert parser.parse_intermixed_args(command(args, "bench", OPTIONS, {"engines": ENGINES}).split()[2:]) == args
 
 
 def test_a_plain_configuration_still_loads_its_drafter(folder: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from cmasd.evaluation.compare import Compared
 from cmasd.evaluation.recommend import Recommendation
-from jobs.compare import command, register, skipped
+from jobs.compare import OPTIONS, register, skipped
 from jobs.compare_tables import SCORES, SPEED, WORTH, number, score_table, sentence, speed_table, worth_table
 from jobs.main import main
+from jobs.records import command
 from tests.unit.training.small import save_small_model, sentences
 
 NAMES = ["ar_greedy", "hf_generate", "adaptive_k", "paper_printed", "goodput_budget"]
@@ -99,7 +100,7 @@ def test_the_command_means_the_same(line: str) -> None:
     parser = argparse.ArgumentParser()
     register(parser)
     args = parser.parse_intermixed_args(line.split())
-    assert parser.parse_intermixed_args(command(args).split()[2:]) == args
+    assert parser.parse_intermixed_args(command(args, "compare", OPTIONS).split()[2:]) == args
 
 
 def way(name: str, speedup: float, **more: Any) -> Any:
