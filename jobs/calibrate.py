@@ -1,7 +1,7 @@
 """`cmasd calibrate RUN`: maps from confidence to the probability of acceptance, fitted to the telemetry of a run.
 
 Prints how good each score is before and after, on rows that the fit has not seen; the last line is JSON with every
-figure. The maps go to a file that `confidence.calibration` names.
+figure. The maps go to a file that `confidence.calibration` names. `--against` other runs shows how far they carry.
 """
 
 import argparse
@@ -9,43 +9,67 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.records import check_files, command, finish
+
 if TYPE_CHECKING:
     from cmasd.evaluation.calibration import Fitted
     from cmasd.evaluation.judged import Judged
     from cmasd.io.run_folder import RunFolder
 
 FILE_NAME = "calibration.json"
+OPTIONS = ("output", "against", "plot", "record", "seed")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("run", metavar="RUN", help="run folder, local or s3://, finished or not")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"where the maps go; default RUN/{FILE_NAME}")
+    parser.add_argument(
+        "--against", metavar="RUN", action="append", default=[], help="also judge the maps on this run; may come again"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw reliability curves (.png, .svg)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the JSON to a file as well")
     parser.add_argument("--seed", type=int, default=0, help="of the split of the rows; default 0")
 
 
 def main(args: argparse.Namespace) -> int:
     """Fit, write, print."""
-    from cmasd.evaluation.calibration import count_judged, fit
+    from cmasd.evaluation.calibration import count_judged, drift, fit
     from cmasd.io.run_folder import RunFolder
-    from jobs.calibrate_tables import report
+    from jobs.calibrate_tables import drift_table, report
 
     folder = RunFolder(args.run)
-    target = check_files(args, folder)
+    target = target_of(args, folder)
     judged = count_judged(folder, args.seed)
     fitted = fit(judged, folder.address)
     target.write_text(json.dumps(content(folder, judged, fitted), indent=1) + "\n", encoding="utf-8")
     if args.plot:
         from cmasd.evaluation.plots import plot_reliability
 
-        plot_reliability(fitted[0], args.plot, f"{folder.address}: {fitted[0].score}, held-out rows")
+        plot_reliability(fitted, args.plot, f"{folder.address}: held-out rows")
     print(report(folder.address, judged, fitted))
+    drifts = {}
+    for other in map(RunFolder, args.against):
+        theirs = count_judged(other, args.seed)
+        drifts[other.address] = drift(fitted, theirs, other.address)
+        print(f"\n{drift_table(folder.address, other.address, theirs, drifts[other.address])}")
     print(f"\nTo use it: confidence.kind={fitted[0].score} confidence.calibration={target}")
     figures = {"run": folder.address, "rows": judged.rows, "tokens": judged.tokens, "seed": judged.seed}
     scores = [one.to_dict() for one in fitted]
-    print(json.dumps({**figures, "best": fitted[0].score, "file": str(target), "scores": scores}), flush=True)
+    against = {address: [one.to_dict() for one in found] for address, found in drifts.items()}
+    figures |= {"best": fitted[0].score, "file": str(target), "scores": scores, "against": against}
+    finish(args, {**figures, **made_on(command(args, "calibrate", OPTIONS))})
     return 0
+
+
+def made_on(line: str) -> dict[str, Any]:
+    """When, and with which code; `line` is the command line."""
+    from datetime import UTC, datetime
+
+    from cmasd.io.provenance import provenance
+
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"git_commit": provenance()["git_commit"], "date": date, "command": line}
 
 
 def content(folder: "RunFolder", judged: "Judged", fitted: "list[Fitted]") -> dict[str, Any]:
@@ -67,17 +91,11 @@ def content(folder: "RunFolder", judged: "Judged", fitted: "list[Fitted]") -> di
     return calibration_file({one.score: one.calibration for one in fitted}, config.confidence, about)
 
 
-def check_files(args: argparse.Namespace, folder: "RunFolder") -> Path:
+def target_of(args: argparse.Namespace, folder: "RunFolder") -> Path:
     """Where the maps go; raises `ConfigError` where something could not be written later."""
     from cmasd.errors import ConfigError
-    from cmasd.evaluation.plots import check_plot
 
-    if args.plot:
-        check_plot(args.plot)
+    check_files(args, "output", "plot", "record")
     if args.output is None and not folder.storage.is_local:
         raise ConfigError(f"--output: must be given for a run that is not on this machine, got {args.run}.")
-    target: Path = args.output or Path(folder.storage.root) / FILE_NAME
-    for option, path in (("--output", args.output), ("--plot", args.plot)):
-        if path and not path.parent.is_dir():
-            raise ConfigError(f"{option}: no such folder, got {path.parent}. Create it first.")
-    return target
+    return args.output or Path(folder.storage.root) / FILE_NAME

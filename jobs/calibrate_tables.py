@@ -7,7 +7,7 @@ from cmasd.evaluation.judged import SHARES
 from jobs.tables import table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Fitted, Quality
+    from cmasd.evaluation.calibration import Drift, Fitted, Quality
     from cmasd.evaluation.judged import Judged
 
 MOST_POSITIONS = 8
@@ -33,7 +33,7 @@ def report(run: str, judged: "Judged", fitted: Sequence["Fitted"]) -> str:
 
 
 def _scores(fitted: Sequence["Fitted"]) -> str:
-    header = ("score", "map", "tokens", "accepted", "ECE before", "after", "AUC", "nats before", "after")
+    header = ("score", "map", "tokens", "accepted", "ECE before", "after", "AUC", "nats before", "after", "monotone")
     rows = [
         (
             one.score,
@@ -45,10 +45,36 @@ def _scores(fitted: Sequence["Fitted"]) -> str:
             f"{one.after.auc:.3f}",
             f"{one.before.log_loss_nats:.3f}",
             f"{one.after.log_loss_nats:.3f}",
+            _yes(one.before.is_monotone),
         )
         for one in fitted
     ]
     return table(rows, header)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def drift_table(run: str, other: str, judged: "Judged", drifts: Sequence["Drift"]) -> str:
+    """What the maps of one run are worth on another."""
+    head = (
+        f"{other}: {judged.tokens:,} judged draft tokens of {judged.rows:,} rows, by the maps of {run} and by its own; "
+        "all figures are of the same held-out rows."
+    )
+    header = ("score", "tokens", "accepted", "ECE raw", f"maps of {run}", "own maps", "AUC", "nats raw", "moved", "own")
+    rows = [
+        (
+            one.score,
+            f"{one.raw.tokens:,}",
+            f"{one.raw.accepted_share:.1%}",
+            *(f"{part.ece:.3f}" for part in (one.raw, one.moved, one.own)),
+            f"{one.raw.auc:.3f}",
+            *(f"{part.log_loss_nats:.3f}" for part in (one.raw, one.moved, one.own)),
+        )
+        for one in drifts
+    ]
+    return f"{head}\n\n{table(rows, header)}"
 
 
 def _positions(best: "Fitted") -> str:

@@ -7,8 +7,10 @@ Works on counts by bin (`judged.py`): a bin stands for its mean score.
 Shapes: K draft positions, J bins, G groups of the reliability curve.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from cmasd.io.run_folder import RunFolder
 
 GROUPS = 10
 """Equal widths of confidence, for ECE and the reliability curve."""
+LEAST_GROUP_TOKENS = 50
+"""Judged tokens of a group under which its accepted share is not compared with its neighbours'."""
 LEAST_TOKENS = 200
 """Judged tokens under which nothing is fitted."""
 MOST_KNOTS = 64
@@ -77,6 +81,11 @@ class Group:
     mean_confidence: float
     accepted_share: float
 
+    @property
+    def standard_error(self) -> float:
+        """Of the accepted share."""
+        return math.sqrt(self.accepted_share * (1 - self.accepted_share) / self.tokens)
+
 
 def reliability(sample: Sample) -> list[Group]:
     """Groups of equal width that hold tokens."""
@@ -95,6 +104,18 @@ def expected_calibration_error(sample: Sample) -> float:
     groups = reliability(sample)
     total = sum(group.tokens * abs(group.mean_confidence - group.accepted_share) for group in groups)
     return float(total / sample.size) if sample.size else float("nan")
+
+
+def falls(curve: Sequence[Group], least_tokens: int = LEAST_GROUP_TOKENS) -> list[tuple[Group, Group]]:
+    """Neighbours where the accepted share falls with confidence, by more than three standard errors of the difference.
+
+    Three, because up to nine pairs are looked at; groups of fewer tokens are left out.
+    """
+    return [
+        (low, high)
+        for low, high in pairwise(group for group in curve if group.tokens >= least_tokens)
+        if low.accepted_share - high.accepted_share > 3 * math.hypot(low.standard_error, high.standard_error)
+    ]
 
 
 def area_under_curve(sample: Sample) -> float:
@@ -202,6 +223,11 @@ class Quality:
     log_loss_nats: float
     curve: list[Group]
 
+    @property
+    def is_monotone(self) -> bool:
+        """Whether more confidence never means less acceptance, beyond noise."""
+        return not falls(self.curve)
+
     @classmethod
     def of(cls, sample: Sample) -> "Quality":
         """All figures of a sample."""
@@ -292,3 +318,39 @@ def _fit_score(score: str, counts: Counts) -> Fitted:
         [Quality.of(sample) for sample in by_position],
         [Quality.of(sample.mapped(chosen)) for sample in by_position],
     )
+
+
+# ------------------------------------------------------------------------------- drift
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a map that was fitted to one run is worth on another; figures of the same held-out rows of the other."""
+
+    score: str
+    raw: Quality
+    """As it is."""
+    moved: Quality
+    """Mapped as the one run would have it."""
+    own: Quality
+    """Mapped as the other run itself would have it: the best that is to be had."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; NaN becomes null."""
+        plain: dict[str, Any] = _without_nan(asdict(self))
+        return plain
+
+
+def drift(fitted: Sequence[Fitted], other: Judged, run: str) -> list[Drift]:
+    """Of every score that both runs know, in the order of `fitted`; raises `RunFolderError` for too few tokens."""
+    theirs = {one.score: one for one in fit(other, run)}
+    return [
+        Drift(
+            one.score,
+            theirs[one.score].before,
+            Quality.of(Sample.of(other.counts[one.score], REPORT).mapped(one.calibration)),
+            theirs[one.score].after,
+        )
+        for one in fitted
+        if one.score in theirs
+    ]

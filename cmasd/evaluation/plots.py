@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cmasd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Fitted
+    from cmasd.evaluation.calibration import Fitted, Quality
 
 ENDINGS = (".png", ".svg")
 LEAST_GAP = 1e-3
@@ -106,26 +106,34 @@ def label(row: Mapping[str, Any]) -> str:
     return row["engine"] if row["dtype"] == "float32" else f"{row['engine']} {row['dtype']}"
 
 
-def plot_reliability(fitted: "Fitted", path: Path, title: str) -> None:
-    """Draw the share of accepted drafts against confidence, before and after calibration, by draft position."""
+def plot_reliability(fitted: "Sequence[Fitted]", path: Path, title: str) -> None:
+    """Draw the share of accepted drafts against confidence, before and after calibration: every score, the best first,
+    and the best one by draft position.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), layout="constrained", facecolor="white")
-    panels = (
-        ("as it is", fitted.before, fitted.positions_before),
-        (f"after {fitted.method}", fitted.after, fitted.positions_after),
-    )
-    for axes, (form, whole, positions) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="calibrated")
-        lines = [("all positions", whole), *((f"position {k}", one) for k, one in enumerate(positions, start=1))]
-        for (name, quality), marker, dash in zip(lines, cycle(MARKERS), cycle(DASHES), strict=False):
-            means = [group.mean_confidence for group in quality.curve]
-            shares = [group.accepted_share for group in quality.curve]
-            axes.plot(means, shares, marker=marker, linestyle=dash, alpha=0.8, label=name)
-        axes.set_title(f"{form}: ECE {whole.ece:.3f}, AUC {whole.auc:.3f}", fontsize="small")
-        axes.set_xlabel("mean confidence of a group")
-        axes.grid(visible=True, alpha=0.3)
-    figure.axes[0].set_ylabel("share of draft tokens accepted")
-    figure.axes[0].legend(fontsize="small")
+    figure = Figure(figsize=(11, 10), layout="constrained", facecolor="white")
+    best, ((top_left, top_right), (low_left, low_right)) = fitted[0], figure.subplots(2, 2, sharey=True)
+    positions = zip(best.positions_before, best.positions_after, strict=True)
+    by_position = [(f"position {k}", *pair) for k, pair in enumerate(positions, start=1)]
+    _draw_curves(top_left, [(one.score, one.before) for one in fitted], "every score as it is")
+    _draw_curves(top_right, [(f"{one.score}, {one.method}", one.after) for one in fitted], "every score, calibrated")
+    _draw_curves(low_left, [(name, before) for name, before, _ in by_position], f"{best.score} as it is")
+    _draw_curves(low_right, [(name, after) for name, _, after in by_position], f"{best.score} after {best.method}")
     figure.suptitle(title, fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def _draw_curves(axes: Any, lines: "Sequence[tuple[str, Quality]]", title: str) -> None:
+    """One reliability curve for each name, with its figures."""
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="calibrated")
+    for (name, quality), marker, dash in zip(lines, cycle(MARKERS), cycle(DASHES), strict=False):
+        means = [group.mean_confidence for group in quality.curve]
+        shares = [group.accepted_share for group in quality.curve]
+        said = f"{name}: ECE {quality.ece:.3f}, AUC {quality.auc:.3f}"
+        axes.plot(means, shares, marker=marker, linestyle=dash, alpha=0.8, label=said)
+    axes.set_title(title, fontsize="small")
+    axes.set_xlabel("mean confidence of a group")
+    axes.set_ylabel("share of draft tokens accepted")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize="x-small")

@@ -3,13 +3,11 @@
 A signature is named only where the evidence is more than noise: enough tokens, an interval, three standard errors.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
-from cmasd.evaluation.calibration import GROUPS, Group, expected_calibration_error, reliability
+from cmasd.evaluation.calibration import GROUPS, Group, expected_calibration_error, falls, reliability
 from cmasd.reports.evidence import Evidence
 
 MOST_ROLLBACKS = 0.4
@@ -20,8 +18,6 @@ MOST_GAP_NATS = 0.02
 """Mean log-probability gap per output token, above which a lossy run is named."""
 LEAST_OCCUPANCY = 0.8
 MOST_CUT = 0.05
-LEAST_GROUP_TOKENS = 50
-"""Judged tokens of a group of confidences under which its accepted share is not compared."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +98,10 @@ def _not_monotone(evidence: Evidence) -> Iterator[Signature]:
     sample = evidence.sample(evidence.score_in_force)
     if sample is None:
         return
-    groups = [group for group in reliability(sample) if group.tokens >= LEAST_GROUP_TOKENS]
-    falls = [(low, high) for low, high in pairwise(groups) if _falls(low, high)]
-    if falls:
+    if found := falls(reliability(sample)):
         shown = ", ".join(
             f"from {low.accepted_share:.1%} at {_range(low)} to {high.accepted_share:.1%} at {_range(high)}"
-            for low, high in falls
+            for low, high in found
         )
         yield Signature(
             "not-monotone",
@@ -120,12 +114,6 @@ def _not_monotone(evidence: Evidence) -> Iterator[Signature]:
 
 def _range(group: Group) -> str:
     return f"{group.low:.1f} to {group.low + 1 / GROUPS:.1f}"
-
-
-def _falls(low: Group, high: Group) -> bool:
-    """By more than three standard errors of the difference: nine pairs are looked at."""
-    variance = sum(group.accepted_share * (1 - group.accepted_share) / group.tokens for group in (low, high))
-    return low.accepted_share - high.accepted_share > 3 * math.sqrt(variance)
 
 
 def _idle_slots(evidence: Evidence) -> Iterator[Signature]:

@@ -10,9 +10,12 @@ from cmasd.confidence import CalibrationMap
 from cmasd.errors import RunFolderError
 from cmasd.evaluation.calibration import (
     AS_IS,
+    Group,
     Sample,
     area_under_curve,
+    drift,
     expected_calibration_error,
+    falls,
     fit,
     fit_isotonic,
     fit_logistic,
@@ -136,3 +139,27 @@ def test_too_few_tokens_are_refused() -> None:
         RunFolderError, match=r"runs/x: holds too few judged draft tokens .*got 40; expected at least 200"
     ):
         fit(judged_from({"max_prob": AS_IS}, tokens=40), "runs/x")
+
+
+def test_maps_of_another_run_are_judged_on_the_same_rows_as_its_own() -> None:
+    """A map carries as far as the truth behind it: `max_prob` means the same in both runs, `margin` does not."""
+    same, here, there = CalibrationMap("platt", a=0.4, b=-1.0), AS_IS, CalibrationMap("platt", a=0.3, b=-2.0)
+    other = judged_from({"max_prob": same, "margin": there})
+    fitted = fit(judged_from({"margin": here, "max_prob": same, "entropy": AS_IS}), "one")
+    found = {one.score: one for one in drift(fitted, other, "other")}
+    assert set(found) == {"margin", "max_prob"}, "those that both runs know"
+    for one in found.values():
+        assert one.raw.tokens == one.moved.tokens == one.own.tokens > 0
+        assert one.own.ece < 0.03
+        assert one.raw.ece > 0.1
+    assert found["max_prob"].moved.ece < 0.03
+    assert found["margin"].moved.ece > 0.1
+    assert found["margin"].to_dict()["moved"]["ece"] == found["margin"].moved.ece
+
+
+def test_a_fall_is_named_beyond_noise_alone() -> None:
+    low, high, few = Group(0.1, 1000, 0.15, 0.6), Group(0.2, 1000, 0.25, 0.5), Group(0.3, 40, 0.35, 0.0)
+    assert falls([low, high, few]) == [(low, high)]
+    assert falls([low, Group(0.2, 100, 0.25, 0.5)]) == [], "two standard errors"
+    assert falls([high, few], least_tokens=10) == [(high, few)]
+    assert falls([Group(0.1, 1000, 0.15, 0.5), Group(0.2, 1000, 0.25, 0.6)]) == []

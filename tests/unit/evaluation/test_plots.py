@@ -81,10 +81,13 @@ def test_the_ending_decides_the_format() -> None:
 
 def test_reliability_before_and_after_by_position(tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `bench`)")
-    [fitted] = fit(judged_from({"max_prob": CalibrationMap("platt", a=0.3, b=-1.0)}), "run")
+    truth = {"max_prob": CalibrationMap("platt", a=0.3, b=-1.0), "entropy": CalibrationMap("platt", a=0.0, b=-1.0)}
+    fitted = fit(judged_from(truth), "run")
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         plot_reliability(fitted, tmp_path / "curve.svg", "a run")
     root = ElementTree.parse(tmp_path / "curve.svg").getroot()
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"calibrated", "all positions", "position 1", "position 2", "a run"} <= texts
-    assert any(text.startswith(f"after {fitted.method}: ECE 0.0") for text in texts)
+    titles = {"every score as it is", "every score, calibrated", "max_prob as it is"}
+    assert {"calibrated", *titles, f"max_prob after {fitted[0].method}", "a run"} <= texts
+    for begins in ("max_prob: ECE", "entropy: ECE", f"max_prob, {fitted[0].method}: ECE 0.0", "position 2: ECE"):
+        assert any(text.startswith(begins) for text in texts), begins

@@ -1,5 +1,6 @@
 """What `cmasd calibrate` says, and what it writes."""
 
+import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +11,18 @@ import pytest
 from cmasd.confidence import CalibrationMap, load_calibration
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.errors import ConfigError
-from cmasd.evaluation.calibration import fit
+from cmasd.evaluation.calibration import drift, fit
 from cmasd.io.run_folder import RunFolder
-from jobs.calibrate import check_files, content
-from jobs.calibrate_tables import report
+from jobs.calibrate import OPTIONS, content, register, target_of
+from jobs.calibrate_tables import drift_table, report
+from jobs.records import command
 from tests.unit.evaluation.drawn import judged_from
 
 TRUTH = {"max_prob": CalibrationMap("platt", a=0.4, b=-1.0), "entropy": CalibrationMap("platt", a=0.0, b=0.4)}
 
 
 def arguments(**given: Any) -> Any:
-    return SimpleNamespace(**{"run": "runs/x", "output": None, "plot": None, **given})
+    return SimpleNamespace(**{"run": "runs/x", "output": None, "plot": None, "record": None, **given})
 
 
 def test_the_report_has_every_score_and_the_best_by_position_and_confidence() -> None:
@@ -51,9 +53,28 @@ def test_the_file_holds_a_map_for_each_score_and_where_it_comes_from(tmp_path: P
 
 def test_where_the_maps_go(tmp_path: Path) -> None:
     local, remote = RunFolder(str(tmp_path)), RunFolder("memory://runs/x")
-    assert check_files(arguments(), local) == tmp_path / "calibration.json"
-    assert check_files(arguments(output=tmp_path / "own.json"), remote) == tmp_path / "own.json"
+    assert target_of(arguments(), local) == tmp_path / "calibration.json"
+    assert target_of(arguments(output=tmp_path / "own.json"), remote) == tmp_path / "own.json"
     with pytest.raises(ConfigError, match=r"--output: must be given for a run that is not on this machine, got runs/x"):
-        check_files(arguments(), remote)
+        target_of(arguments(), remote)
     with pytest.raises(ConfigError, match=r"--output: no such folder"):
-        check_files(arguments(output=tmp_path / "no" / "own.json"), local)
+        target_of(arguments(output=tmp_path / "no" / "own.json"), local)
+
+
+def test_another_run_has_a_table_of_its_own() -> None:
+    judged = judged_from(TRUTH)
+    fitted = fit(judged, "runs/x")
+    lines = drift_table("runs/x", "runs/y", judged, drift(fitted, judged, "runs/y")).splitlines()
+    assert lines[0].startswith("runs/y: 30,000 judged draft tokens of 0 rows, by the maps of runs/x and by its own")
+    assert lines[2].split()[:1] == ["score"]
+    cells = lines[4].split()
+    assert cells[0] == "max_prob"
+    assert cells[4] == cells[5] != cells[3], "its own maps are those of the run, and better than none"
+
+
+def test_the_command_means_the_same() -> None:
+    parser = argparse.ArgumentParser()
+    register(parser)
+    for line in ("runs/x", "runs/x --against runs/y --against runs/z --plot a.png --record b.json --seed 3"):
+        args = parser.parse_args(line.split())
+        assert parser.parse_args(command(args, "calibrate", OPTIONS).split()[2:]) == args
