@@ -26,6 +26,7 @@ VERBS = {
     "train": "Train a model of a pair from a recipe.",
     "bench": "Measure engines side by side.",
     "compare": "Compare ways of decoding on a sample of a corpus: speed, quality, cost.",
+    "tune": "Search the settings of confidence modulation for a corpus: speed against quality.",
 }
 INTERRUPTED, TERMINATED = 130, 143
 

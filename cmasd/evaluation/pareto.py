@@ -18,7 +18,7 @@ from cmasd.engine import Pair
 from cmasd.errors import ConfigError
 from cmasd.evaluation.baseline import plain_config
 from cmasd.evaluation.bench import Timed, take_turns
-from cmasd.evaluation.lineup import our_contender
+from cmasd.evaluation.lineup import can_draft, our_contender
 from cmasd.evaluation.quality import Quality, score
 from cmasd.evaluation.speed import exact_match, median_ratio
 
@@ -26,7 +26,8 @@ BUDGETS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Nats per output token; 0 is lossless."""
 TAUS = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Nats, of relaxed verification."""
-KINDS = ("plain", "goodput, budget", "fixed, relaxed", "goodput, relaxed")
+BUDGETED = "goodput, budget"
+KINDS = ("plain", BUDGETED, "fixed, relaxed", "goodput, relaxed")
 ROUNDING = 1e-3
 """Share of a budget by which sums of float32 may miss it."""
 
@@ -36,15 +37,18 @@ class Setting:
     """One way of decoding."""
 
     kind: str
-    """One of `KINDS`."""
+    """One of `KINDS`; others may have kinds of their own."""
     nats: float | None
-    """The budget, or tau; None of plain."""
+    """The budget, or tau; None where the kind has neither."""
     config: Config
+    number: int | None = None
+    """Tells settings of one kind apart that have no nats to do so."""
 
     @property
     def name(self) -> str:
         """Unique among the settings."""
-        return self.kind if self.nats is None else f"{self.kind} {self.nats:g}"
+        told = self.number if self.nats is None else f"{self.nats:g}"
+        return self.kind if told is None else f"{self.kind} {told}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class ParetoPoint:
 
     engine: str
     kind: str
-    """One of `KINDS`."""
+    """As of the setting."""
     nats: float | None
     """The budget in nats per output token, or tau in nats; None of plain."""
     batch_size: int
@@ -102,7 +106,7 @@ def settings(config: Config) -> list[Setting]:
     found = [Setting("plain", None, plain_config(replace(config, verification=exact)))]
     for budget in BUDGETS:
         policy = replace(config.policy, kind="goodput", quality_budget_nats_per_token=budget)
-        found.append(Setting("goodput, budget", budget, replace(config, policy=policy, verification=exact)))
+        found.append(Setting(BUDGETED, budget, replace(config, policy=policy, verification=exact)))
     for kind in ("fixed", "goodput"):
         policy = replace(config.policy, kind=kind, quality_budget_nats_per_token=0.0)
         for tau in TAUS:
@@ -124,13 +128,25 @@ def pareto(
 
     `references` belong to the sources one by one. Raises `ConfigError` for a pair that cannot speculate.
     """
-    if pair.drafter is None and config.drafter.kind == "model":
+    if not can_draft(pair, config):
         raise ConfigError(
             "models.drafter: must be set for --pareto, got null. Name a model, or set drafter.kind=lookup."
         )
+    return measure(pair, settings(config), sources, references, batch_size, seconds, on_turn)
+
+
+def measure(
+    pair: Pair,
+    every: Sequence[Setting],
+    sources: list[list[int]],
+    references: list[str] | None,
+    batch_size: int,
+    seconds: float | None = None,
+    on_turn: Callable[[str, float], None] = lambda name, share: None,
+) -> tuple[list[ParetoPoint], dict[str, str]]:
+    """The same for any settings, the first of which is plain."""
     until = None if seconds is None else time.perf_counter() + seconds
     pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sources))))
-    every = settings(config)
     contenders = [our_contender(one.name, pair, one.config, batch_size) for one in every]
     timed = take_turns(pair, sources, contenders, batch_size, until, on_turn)
     keys = sorted(key for key in timed[0].measured.outputs if key < len(sources))
@@ -165,7 +181,7 @@ def _point(
     assert one.stats is not None, "every setting is an engine of ours"
     speed, life = median_ratio(measured, plain.measured), one.gap_nats / one.stats.output_tokens
     outputs, expected = ({key: two.measured.outputs[key] for key in keys} for two in (timed, plain))
-    has_budget = setting.kind == "goodput, budget" and setting.nats is not None
+    has_budget = setting.kind == BUDGETED and setting.nats is not None
     return ParetoPoint(
         engine=setting.name,
         kind=setting.kind,
@@ -199,14 +215,14 @@ def keeps(gap: float, budget: float) -> bool:
 
 def with_fronts(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
     """The same points, marked where no other dominates them."""
-    gap = _front([(one.ratio_to_plain, -one.mean_gap_nats_per_token) for one in points])
-    bleu = _front([(one.ratio_to_plain, one.bleu_to_plain) for one in points])
+    gap = front([(one.ratio_to_plain, -one.mean_gap_nats_per_token) for one in points])
+    bleu = front([(one.ratio_to_plain, one.bleu_to_plain) for one in points])
     return [
         replace(one, on_gap_front=is_gap, on_bleu_front=is_bleu)
         for one, is_gap, is_bleu in zip(points, gap, bleu, strict=True)
     ]
 
 
-def _front(points: Sequence[tuple[float, float]]) -> list[bool]:
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     """Of (speed, quality), larger is better: whether no other point is as large in both and larger in one."""
     return [not any(two[0] >= one[0] and two[1] >= one[1] and two != one for two in points) for one in points]

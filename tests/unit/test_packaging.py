@@ -28,7 +28,7 @@ def requirements() -> list[Requirement]:
 
 
 def test_extras_are_those_that_messages_name() -> None:
-    assert {"bench", "test"} <= set(PROJECT["optional-dependencies"])
+    assert {"bench", "test", "tune"} <= set(PROJECT["optional-dependencies"])
     assert {"ctranslate2", "matplotlib"} <= {need.name for need in requirements()}
 
 
