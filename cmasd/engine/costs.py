@@ -64,9 +64,7 @@ def warm_up(verifier: Runner, drafter: Drafter | None, window: int) -> None:
     prefix, forward = _made_up(verifier, drafter, 1, window)
     starts_B = torch.full((1,), prefix, device=verifier.device)
     for tokens in (1, window):
-        verifier.forward(torch.zeros((1, tokens), dtype=torch.int64, device=verifier.device), starts_B).argmax(
-            -1
-        ).tolist()
+        verifier.forward(torch.zeros((1, tokens), dtype=torch.int64, device=verifier.device), starts_B)[..., 0].tolist()
     if forward is not None:
         forward(starts_B)
 
