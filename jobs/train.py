@@ -76,44 +76,49 @@ def train(recipe: "Recipe", file: str) -> int:
 
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     torch.manual_seed(recipe.schedule.seed)
-    lesson = parallel(recipe) if recipe.kind == "parallel" else seq2seq(recipe)
-    rows = int(lesson.corpus.share.sum())
+    course = parallel(recipe) if recipe.kind == "parallel" else seq2seq(recipe)
+    rows = int(course.corpus.share.sum())
     print(f"{rows} pairs per epoch, {recipe.schedule.steps} steps", flush=True)
-    seconds = fit(recipe, lesson.task, lesson.corpus, show)
-    lesson.export(getattr(torch, recipe.dtype))
+    seconds = fit(recipe, course.task, course.corpus, show)
+    course.export(getattr(torch, recipe.dtype))
     scores = [asdict(score) for score in evaluate(recipe)] if recipe.test.path else []
-    parameters = sum(weight.numel() for weight in lesson.task.model.parameters() if weight.requires_grad)
+    parameters = sum(weight.numel() for weight in course.task.model.parameters() if weight.requires_grad)
     write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters, file)
     print(json.dumps({"output": recipe.output, "seconds": round(seconds), "parameters": parameters, "scores": scores}))
     return 0
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Course:
     """What is trained, on what, and how it is written."""
 
-    task: "Task"
+    task: "Task[Any]"
     corpus: "Corpus"
     export: "Callable[[torch.dtype], None]"
 
 
-def parallel(recipe: "Recipe") -> Lesson:
+def parallel(recipe: "Recipe") -> Course:
     """A drafter of one pass, for a verifier and its outputs."""
     import torch
 
+    from cmasd.errors import ConfigError
     from cmasd.runner.models import load_model, load_tokenizer
     from cmasd.training.corpus import build_corpus
     from cmasd.training.parallel import ParallelTask, build_network, drafted_ids, export_parallel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     verifier = load_model(recipe.parallel.verifier, "float32", device)
+    if recipe.parallel.own_encoder and not verifier.config.is_encoder_decoder:
+        raise ConfigError(
+            f"parallel.own_encoder: {recipe.parallel.verifier} has no encoder, got true; expected false. Remove it."
+        )
     corpus = build_corpus(recipe.data, load_tokenizer(recipe.parallel.verifier))
     network = build_network(recipe.parallel, verifier)
     task = ParallelTask(network, verifier, corpus, recipe.parallel, drafted_ids(recipe.parallel, corpus, verifier))
-    return Lesson(task, corpus, partial(export_parallel, network, corpus, recipe))
+    return Course(task, corpus, partial(export_parallel, network, corpus, recipe))
 
 
-def seq2seq(recipe: "Recipe") -> Lesson:
+def seq2seq(recipe: "Recipe") -> Course:
     """A model that says the target, given the source."""
     import torch
 
@@ -136,7 +141,7 @@ def seq2seq(recipe: "Recipe") -> Lesson:
         if recipe.role == "drafter":
             write_shortlist(corpus, Path(recipe.output))
 
-    return Lesson(task, corpus, write)
+    return Course(task, corpus, write)
 
 
 def show(progress: "Progress") -> None:

@@ -1,11 +1,9 @@
-"""A drafter of one pass over what the verifier keeps anyway (`cmasd.runner.parallel`).
+"""A drafter of one pass over what the verifier made of the text so far (`cmasd.runner.parallel`).
 
-It has no cache, so there is nothing to prefill, to catch up on or to roll back: between two iterations it remembers
-one vector of each row, the verifier's hidden state from which the row's latest token was said. All tokens of a draft
-are computed at once; the policy then cuts it where it would have stopped a drafter that goes token by token, and sees
-no confidence behind the cut.
+All tokens of a draft are computed at once; the policy then cuts it where it would have stopped a drafter that goes
+token by token, and sees no confidence behind the cut. What the drafter knows of each row lies in `ParallelRunner`.
 
-Shapes: B rows, K draft, d width, r rank, S shortlist, V vocabulary.
+Shapes: B rows, K draft, r rank, S shortlist, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -20,8 +18,10 @@ from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Policy
-from cmasd.runner.base import Runner
-from cmasd.runner.parallel import ParallelModel
+from cmasd.runner.parallel_runner import ParallelRunner
+
+REHEARSED_PLACES = 2
+"""New places of a row in a usual draft: the verifier's token, and one that was accepted."""
 
 
 class ParallelDrafter:
@@ -29,56 +29,55 @@ class ParallelDrafter:
 
     def __init__(
         self,
-        model: ParallelModel,
-        verifier: Runner,
+        runner: ParallelRunner,
         policy: Policy,
         confidence: Confidence,
         choose: Choice,
         eos_ids: Tensor,
     ) -> None:
-        self.model = model
-        self.verifier = verifier
+        self.runner = runner
         self.policy = policy
         self.confidence = confidence
         self.choose = choose
         self.eos_ids = eos_ids
-        self._seen_Sd = torch.zeros(verifier.slots, model.shape.width, dtype=verifier.dtype, device=verifier.device)
+        self.caught_up = True
 
-    caught_up = True
     one_pass = True
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Follows the verifier's own prefill of the same rows: take what it saw of a prompt."""
-        if self.verifier.hidden_BTd is not None:
-            self._seen_Sd[slots] = self.verifier.hidden_BTd[:, 0]
+        """Follows the verifier's own prefill of the same rows, and reads what it has just computed; never later."""
+        self.runner.prefill(slots, sources)
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:
         """The whole draft, of as many tokens as the policy allows."""
+        self.runner.prefill(slots, sources)
+        tokens_SL = torch.zeros(len(slots), self.runner.verifier.max_length, dtype=torch.int64)
+        tokens_SL = tokens_SL.to(self.runner.verifier.device)
 
         def forward(starts_B: Tensor) -> None:
-            proposal = self._propose(torch.zeros_like(starts_B), starts_B, self.policy.max_draft_tokens)
+            self.runner.rewind(starts_B, REHEARSED_PLACES)
+            proposal = self._propose(tokens_SL[: len(starts_B)], starts_B + 1, self.policy.max_draft_tokens)
             proposal.confidence_BK.tolist()
 
         return forward
 
     def move(self, source: int, target: int) -> None:
-        """Copy the row's vector."""
-        self._seen_Sd[target] = self._seen_Sd[source]
+        """Copy what is known of the row."""
+        self.runner.move(source, target)
 
     def draft(self, context: Context, room_B: Tensor) -> Draft:
         """One pass, then the Markov head from token to token."""
-        cached_B = context.lengths_B - 1
-        latest_B = context.tokens_BL.gather(1, cached_B[:, None]).squeeze(1)
         most = min(self.policy.max_draft_tokens, int(room_B.max()))
-        proposal = self._propose(latest_B, cached_B, most)
+        proposal = self._propose(context.tokens_BL, context.lengths_B, most)
         drafted_B = self._until_end(proposal.tokens_BK, room_B)
         return replace(proposal, lengths_B=self.policy.cut(proposal.confidence_BK, drafted_B))
 
-    def _propose(self, latest_B: Tensor, cached_B: Tensor, most: int) -> Draft:
+    def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int) -> Draft:
         """`most` tokens for every row."""
-        rows = len(cached_B)
-        memory = self.verifier.memory(cached_B, self.model.shape.layers)
-        states = self.model(self._seen_Sd[:rows], latest_B, cached_B, memory, most)
+        rows = len(lengths_B)
+        latest_B = tokens_BL.gather(1, lengths_B[:, None] - 1).squeeze(1)
+        states, new_places = self.runner.forward(tokens_BL, lengths_B, most)
+        self.caught_up = new_places <= self.policy.max_draft_tokens + 1
         tokens, logits, probs = [], [], []
         for j in range(most):
             logits_BS = states.logits(j, latest_B)
@@ -90,20 +89,15 @@ class ParallelDrafter:
         components_N3 = torch.stack([scores.entropy, scores.margin, scores.softmax], dim=-1)
         return Draft(
             tokens_BK=torch.stack(tokens, -1),
-            lengths_B=torch.full_like(cached_B, most),
+            lengths_B=torch.full_like(lengths_B, most),
             confidence_BK=judged_N.view(rows, most),
             components_BK3=components_N3.view(rows, most, 3),
             probs_BKV=torch.stack([prob for prob in probs if prob is not None], 1) if self.choose.samples else None,
         )
 
     def commit(self, accepted_B: Tensor) -> None:
-        """Remember the hidden state behind the last accepted token: the verifier said the row's latest token there."""
-        hidden_BTd = self.verifier.hidden_BTd
-        assert hidden_BTd is not None, "commit follows a forward"
-        if hidden_BTd.shape[1] == 1:
-            self._seen_Sd[: len(accepted_B)] = hidden_BTd[:, 0]
-        else:
-            self._seen_Sd[: len(accepted_B)] = hidden_BTd.take_along_dim(accepted_B[:, None, None], dim=1)[:, 0]
+        """Keep the hidden states of the window."""
+        self.runner.follow(accepted_B)
 
     def _until_end(self, tokens_BK: Tensor, room_B: Tensor) -> Tensor:
         """(B,): nothing is drafted behind an end of sequence."""

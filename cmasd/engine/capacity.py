@@ -27,6 +27,7 @@ from cmasd.runner.dense import COPIES, COPIES_OF_LARGE, LARGE_BYTES
 from cmasd.runner.families import family_of
 from cmasd.runner.load import measure
 from cmasd.runner.models import Model
+from cmasd.runner.parallel import ParallelNetwork
 
 SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""
@@ -147,14 +148,24 @@ def need_of(pair: Pair, config: Config) -> Need:
     state = SlotState(shape, config.telemetry.level, torch.device("meta"))
     tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
     row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for _, geometry in measured)
+    packed = sum(map(_packed_bytes, models))
+    if pair.parallel is not None and not plain:
+        row_bytes += _parallel_bytes(pair.parallel, measured[0][1], shape)
+        packed += _packed_bytes(pair.parallel)
     prefill = max(_prefill_bytes(model, geometry, pair.max_source_tokens) for model, geometry in measured)
     passing = max(prefill, _logits_bytes(pair.verifier, config, shape.window))
-    return Need(sum(map(_packed_bytes, models)) + LEAST_STAGED * row_bytes, 2 * row_bytes + passing)
+    return Need(packed + LEAST_STAGED * row_bytes, 2 * row_bytes + passing)
 
 
 def _cache_bytes(geometry: Geometry, shape: SlotShape) -> int:
     """Keys and values of one row of one runner, with the mask over its source."""
     return _position_bytes(geometry) * (shape.length + shape.max_source) + shape.max_source * geometry.dtype.itemsize
+
+
+def _parallel_bytes(network: ParallelNetwork, verifier: Geometry, shape: SlotShape) -> int:
+    """What a parallel drafter keeps of one row: keys and values of its own, and the verifier's hidden states."""
+    own = replace(verifier, layers=network.shape.layers, heads=network.shape.heads, width=network.shape.head_width)
+    return _cache_bytes(own, shape) + (shape.length + 1) * network.shape.width * verifier.dtype.itemsize
 
 
 def _position_bytes(geometry: Geometry) -> int:
@@ -185,9 +196,9 @@ def _head(model: Any) -> Any:
     return getattr(model, "lm_head", None)
 
 
-def _packed_bytes(model: Model) -> int:
+def _packed_bytes(model: Model | ParallelNetwork) -> int:
     """Weights in the layout of a CPU's products, next to the model's own."""
-    if model.device.type != "cpu":
+    if next(model.parameters()).device.type != "cpu":
         return 0
     weights = [module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear)]
     return sum(size * (COPIES_OF_LARGE if size > LARGE_BYTES else COPIES) for size in weights)

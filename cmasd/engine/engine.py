@@ -33,6 +33,7 @@ from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.families import Words
 from cmasd.runner.load import load_runner, share_encoder, share_weights
 from cmasd.runner.parallel import ParallelModel
+from cmasd.runner.parallel_runner import ParallelRunner
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import build_verification
 
@@ -92,7 +93,8 @@ class Engine:
         if config.drafter.kind == "parallel":
             assert self.pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
             model = ParallelModel(self.pair.parallel, self.pair.verifier, words, self.pair.int8)
-            return ParallelDrafter(model, self.verifier, self.policy, confidence, choose, self.eos_ids)
+            drafting = ParallelRunner(model, self.verifier)
+            return ParallelDrafter(drafting, self.policy, confidence, choose, self.eos_ids)
         assert self.pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
         runner = load_runner(self.pair.drafter, *runner_shape, words, self.pair.int8, config.engine.graphs)
         share_encoder(runner, self.verifier)

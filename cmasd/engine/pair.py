@@ -120,7 +120,8 @@ def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tupl
     if kind == "self":
         return early_exit(verifier, config.drafter.self_layers), None
     if kind == "parallel":
-        parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, verifier.device)
+        encoder = verifier.get_encoder() if verifier.config.is_encoder_decoder else None
+        parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, verifier.device, encoder)
         if config.drafter.max_draft_tokens > parallel.shape.queries:
             raise ConfigError(
                 f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "

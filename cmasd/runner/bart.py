@@ -118,7 +118,7 @@ class SelfAttention:
     def of(cls, layer: Any, norm_first: bool, make: Make) -> "SelfAttention":
         """From a layer of transformers."""
         attention = layer.self_attn
-        project = make(attention.q_proj, _paired(attention))
+        project = make(attention.q_proj, paired(attention))
         sublayer = Sublayer(norm_of(layer.self_attn_layer_norm), norm_first)
         return cls(attention.num_heads, project, make(attention.out_proj), sublayer)
 
@@ -140,7 +140,7 @@ class SelfAttention:
         return self.sublayer(x_Nd, branch)
 
 
-def _paired(attention: Any) -> torch.nn.Linear:
+def paired(attention: Any) -> torch.nn.Linear:
     """Keys and values as one layer whose outputs are (head, key | value, D)."""
 
     def joined(key: Tensor, value: Tensor) -> Tensor:
@@ -153,12 +153,12 @@ def _paired(attention: Any) -> torch.nn.Linear:
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """Over the stored keys and values of the source."""
+    """Over stored keys and values, such as those of the source."""
 
     heads: int
     query: Dense
     store: Dense
-    """Encoder states to (head, key | value, D)."""
+    """States that are read to (head, key | value, D)."""
     out: Dense
     sublayer: Sublayer
 
@@ -167,17 +167,17 @@ class CrossAttention:
         """From a layer of transformers."""
         attention = layer.encoder_attn
         sublayer = Sublayer(norm_of(layer.encoder_attn_layer_norm), norm_first)
-        store = make(_paired(attention), recurs=False)
+        store = make(paired(attention), recurs=False)
         return cls(attention.num_heads, make(attention.q_proj), store, make(attention.out_proj), sublayer)
 
-    def __call__(self, x_Nd: Tensor, sight: Sight, layer: int) -> Tensor:
-        """(N, d)"""
-        return self.sublayer(x_Nd, lambda h_Nd: self.out(sight.source(layer, self.query(h_Nd))))
+    def __call__(self, x_Nd: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, d); `read` attends with the queries (N, d) it is given."""
+        return self.sublayer(x_Nd, lambda h_Nd: self.out(read(self.query(h_Nd))))
 
     def pair(self, encoded_BSd: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, D) of a batch of sources."""
+        """Keys and values (B, H, S, D) of a batch of states."""
         rows, length, width = encoded_BSd.shape
-        stored = self.store(encoded_BSd.view(-1, width)).view(rows, length, self.heads, -1).transpose(1, 2)
+        stored = self.store(encoded_BSd.reshape(-1, width)).view(rows, length, self.heads, -1).transpose(1, 2)
         keys_BHSD, values_BHSD = stored.chunk(2, dim=-1)
         return keys_BHSD, values_BHSD
 
@@ -255,7 +255,7 @@ class Decoder:
         rows, window = tokens_BT.shape
         x_Nd = self._embed(tokens_BT, positions_BT).view(rows * window, -1)
         for i, (attention, cross, feed_forward) in enumerate(self._layers):
-            x_Nd = feed_forward(cross(attention.over_cache(x_Nd, sight, i), sight, i))
+            x_Nd = feed_forward(cross(attention.over_cache(x_Nd, sight, i), partial(sight.source, i)))
         if self._norm is not None:
             x_Nd = self._norm(x_Nd)
         return x_Nd.view(rows, window, -1)

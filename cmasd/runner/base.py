@@ -7,7 +7,6 @@ with every call how many tokens of each row count. Rolling back is saying a smal
 Shapes: B rows, T window, V vocabulary.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,20 +14,6 @@ from torch import Tensor
 
 LayerPairs = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a runner keeps of its live rows, for some of its layers. H key/value heads, D head width, G = B*H."""
-
-    history: LayerPairs
-    """Per layer keys (G, D, L) and values (G, L, D) of the decoder tokens so far."""
-    history_mask: Tensor
-    """(B, 1, C, L) additive, for C queries that read it; -inf where a key is not to be seen."""
-    sources: LayerPairs
-    """The same of the sources, (G, D, S) and (G, S, D); empty without an encoder."""
-    source_mask: Tensor | None
-    """(B, 1, 1, S) additive."""
 
 
 class Runner(Protocol):
@@ -55,8 +40,10 @@ class Runner(Protocol):
     dtype: torch.dtype
     """Of the logits and the cache."""
     hidden_BTd: Tensor | None
-    """(B, T, d) last hidden states of the latest forward; of a prefill (B, 1, d), after the last token that it ran, or
-    None where it ran none. Good until the next call."""
+    """(B, T, d) last hidden states of the latest forward, or of a prefill, after each prompt token that it ran (padded
+    behind); None where it ran none. Good until the next call."""
+    encoded_BSd: Tensor | None
+    """(B, S, d) the encoder's states of the latest prefill, padded behind; None without an encoder."""
 
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """Take up new rows, one source per slot, in one batch; sources are not empty and may differ in length.
@@ -77,12 +64,6 @@ class Runner(Protocol):
         caller with any valid id; what the padding writes is overwritten before it can be seen. `starts_B` may be on
         the host, which spares a wait for the device; so does `longest`, a number that no start exceeds. The logits are
         the caller's to keep and to change. No gradients are recorded.
-        """
-
-    def memory(self, cached_B: Tensor, layers: int) -> Memory:
-        """The last `layers` layers' view of slots 0..B-1, of which the first `cached_B` (B,) tokens count.
-
-        Good until the next call. A row of none sees one key that means nothing, since a softmax needs something.
         """
 
     def move(self, source: int, target: int) -> None:

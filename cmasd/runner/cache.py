@@ -66,7 +66,6 @@ class View:
     def __init__(self, buffer: Tensor) -> None:
         """`buffer` is (layers, B, H, L, 2D)."""
         self._buffer = buffer
-        self.length = buffer.shape[3]
 
     @cached_property
     def pairs(self) -> LayerPairs:
@@ -83,21 +82,6 @@ class View:
 def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:
     width = pair.shape[-1] // 2
     return pair[..., :width], pair[..., width:]
-
-
-class _Reads:
-    """Views of a buffer, the latest one kept: they are asked for again and again."""
-
-    def __init__(self, buffer: Tensor) -> None:
-        self._buffer = buffer
-        self._asked = (0, 0, 0)
-        self._view = View(buffer)
-
-    def __call__(self, rows: int, length: int, layers: int) -> View:
-        if self._asked != (rows, length, layers):
-            self._asked = (rows, length, layers)
-            self._view = View(self._buffer[-layers:, :rows, :, :length])
-        return self._view
 
 
 class SlotCache(Cache):
@@ -124,12 +108,11 @@ class SlotCache(Cache):
         self._opened = (0, 0)
         self.view: View | None = None
         """Of the open window; None while a prompt is open."""
-        self._reads = _Reads(self._buffer)
 
     def extend(self, rows: int, length: int) -> int:
         """Slots 0..rows-1 are about to be written up to `length`; returns what to read, `length` or a few more."""
         self._written[:rows] = [max(written, length) for written in self._written[:rows]]
-        return self._rounded(length)
+        return min(-(-length // READ_STEP) * READ_STEP, self._max_length)
 
     def open_window(
         self, positions_BT: Tensor, starts_B1: Tensor, read_length: int, live: Tensor | None = None
@@ -156,13 +139,6 @@ class SlotCache(Cache):
         self.view = None
         for slot in slots_B.tolist():
             self._written[slot] = positions_1T.shape[1]
-
-    def read(self, rows: int, length: int, layers: int) -> View:
-        """The last layers of slots 0..rows-1, up to `length` or a few positions more."""
-        return self._reads(rows, self._rounded(length), layers)
-
-    def _rounded(self, length: int) -> int:
-        return min(-(-length // READ_STEP) * READ_STEP, self._max_length)
 
     def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
         self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None
@@ -200,7 +176,8 @@ class SourceCache:
         self._width = geometry.width
         self._lengths = [0] * slots
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
-        self._all, self._last = _Reads(self._buffer), _Reads(self._buffer)
+        self._opened = (0, 0)
+        self._view = View(self._buffer)
 
     def store(self, slots_B: Tensor, lengths_B: Tensor, computed: LayerPairs) -> None:
         """Keep the cross-attention keys and values of a batch of new rows, (B, H, S, D) per layer."""
@@ -221,12 +198,10 @@ class SourceCache:
 
     def open(self, rows: int, read_length: int) -> tuple[View, Tensor]:
         """Slots 0..rows-1 up to `read_length`: keys and values, and the mask (B, 1, 1, S)."""
-        return self._all(rows, read_length, len(self._buffer)), self._mask_BS[:rows, :, :, :read_length]
-
-    def read(self, rows: int, layers: int) -> tuple[View, Tensor]:
-        """The last layers of slots 0..rows-1, up to the longest source, and its mask (B, 1, 1, S)."""
-        length = self.longest(rows)
-        return self._last(rows, length, layers), self._mask_BS[:rows, :, :, :length]
+        if self._opened != (rows, read_length):
+            self._opened = (rows, read_length)
+            self._view = View(self._buffer[:, :rows, :, :read_length])
+        return self._view, self._mask_BS[:rows, :, :, :read_length]
 
     def move(self, source: int, target: int) -> None:
         """Copy the source of slot `source` onto slot `target`."""

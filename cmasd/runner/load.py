@@ -16,7 +16,7 @@ from cmasd.runner.cache import Geometry
 from cmasd.runner.families import ANY_WORD, Family, Words, family_of
 from cmasd.runner.graphs import GraphsMode
 from cmasd.runner.parallel import ParallelShape
-from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, _SlotRunner, encode
+from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, _SlotRunner, encode, first_caches
 
 
 def load_runner(
@@ -78,7 +78,8 @@ def measure(model: PreTrainedModel, family: Family) -> Geometry:
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     if family.is_encoder_decoder:
         length = torch.ones(1, dtype=torch.long, device=model.device)
-        cache: Any = encode(model.get_encoder(), model.get_decoder(), token, length, model.dtype).self_attention_cache
+        encoded_BSd = encode(model.get_encoder(), token, length, model.dtype)
+        cache: Any = first_caches(model.get_decoder(), encoded_BSd, length).self_attention_cache
     else:
         cache = DynamicCache()
         model.base_model(input_ids=token, past_key_values=cache, use_cache=True)

@@ -1,28 +1,31 @@
-"""A drafter of one pass: k queries that look through the verifier's eyes.
+"""A drafter of one pass: k queries over what the verifier made of the text so far.
 
-Each query is the verifier's last hidden state fused with the latest token, plus a vector of its own position in the
-draft; it reads the keys and values that the verifier's last layers have already cached, of the output so far and of
-the source. So there is no second encoder, no copy of the embeddings, no cache to fill, move or roll back. Queries do
-not read each other: whoever wants fewer tokens computes fewer queries and gets the same ones. What one token of the
-draft means for the next is the Markov head's part (DSpark, arXiv 2607.05147, with the verifier's embeddings in it):
+A known place of the row is one feature: the verifier's hidden state that said its token, fused with the token (EAGLE,
+arXiv 2401.15077). Each layer has keys and values of its own for all places up to the latest, and for the verifier's
+encoder states: no second encoder, no copy of the embeddings. A query is the latest place's feature plus a vector of
+its own position in the draft. Queries do not read each other: whoever wants fewer tokens computes fewer queries and
+gets the same ones. What one token of the draft means for the next is the Markov head's part (DSpark, arXiv
+2607.05147, with the verifier's embeddings in it):
 
     logits_j = E z_j + E Out relu(Context z_j + Previous e(x_{j-1}))
 
-Shapes: B rows, C cuts of a row (1 when drafting), K queries, N = B*C*K, d width of the verifier, H key/value heads,
-D head width, r rank, L cache length, S source length, G = B*H.
+Shapes: B rows, T places, C cuts of a row (1 when drafting), K queries, N = B*C*K, d width of the verifier, H heads,
+D head width, r rank, L places read, S source length or shortlist, G = B*H.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmasd.kernels import Kernels
 from cmasd.runner.attention import attend, per_head
-from cmasd.runner.bart import FeedForward, Make, Sublayer, norm_of
-from cmasd.runner.base import Memory
+from cmasd.runner.bart import CrossAttention, FeedForward, Make, Sublayer, norm_of
+from cmasd.runner.base import LayerPairs
+from cmasd.runner.cache import SlotCache, SourceCache
 from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.families import ANY_WORD, Words
 
@@ -34,15 +37,14 @@ class ParallelShape:
     width: int
     """d, of the verifier's hidden states."""
     heads: int
-    """H, of the verifier's cache."""
+    """H"""
     head_width: int
-    """D, of the verifier's cache."""
+    """D"""
     has_source: bool
     """Whether the verifier has an encoder."""
     queries: int = 8
     """K, most tokens drafted in one pass."""
     layers: int = 1
-    """The last of these reads the verifier's last layer, the one before the verifier's last but one."""
     feed_forward: int = 512
     norm_first: bool = False
     """Norms before the residual branches, or after, as in the verifier that the weights begin with."""
@@ -50,6 +52,8 @@ class ParallelShape:
     """r, of the Markov head; 0: none."""
     has_confidence: bool = True
     """Whether a head predicts acceptance."""
+    own_encoder: bool = False
+    """Whether it reads the source with an encoder of its own, built as the verifier's, or what that one made of it."""
 
 
 class _Attention(nn.Module):
@@ -57,6 +61,8 @@ class _Attention(nn.Module):
         super().__init__()
         inner = shape.heads * shape.head_width
         self.q_proj = nn.Linear(shape.width, inner)
+        self.kv_proj = nn.Linear(shape.width, 2 * inner)
+        """Outputs are (head, key | value, D)."""
         self.out_proj = nn.Linear(inner, shape.width)
 
 
@@ -79,11 +85,15 @@ class _Layer(nn.Module):
 class ParallelNetwork(nn.Module):
     """The weights."""
 
-    def __init__(self, shape: ParallelShape) -> None:
+    def __init__(self, shape: ParallelShape, encoder: nn.Module | None = None) -> None:
+        """`encoder` of transformers, where the shape asks for one."""
         super().__init__()
+        assert shape.own_encoder == (encoder is not None), "an encoder of its own is given, another is not"
         self.shape = shape
+        self.encoder = encoder
         width = shape.width
         self.start = nn.Parameter(torch.zeros(width))
+        """In place of the hidden state that said the first token."""
         self.queries = nn.Parameter(torch.randn(shape.queries, width) * 0.1)
         self.fuse = nn.Linear(2 * width, width)
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
@@ -96,79 +106,139 @@ class ParallelNetwork(nn.Module):
             self.judge = nn.Linear(width + shape.rank, 1)
 
 
+class Known(Protocol):
+    """What queries read, in the layers' own keys and values."""
+
+    def history(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """(N, d): of the places of each row."""
+
+    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """(N, d): of the sources; not asked for without an encoder."""
+
+
 @dataclass(frozen=True)
-class _Reading:
-    """Attention over keys and values that the verifier stored."""
+class NativeKnown:
+    """One place behind every row; in C."""
 
-    query: Dense
-    out: Dense
-    sublayer: Sublayer
+    kernels: Kernels
+    cache: SlotCache
+    sources: SourceCache | None
+    places_B: Tensor
+    """(B,) int64, places that are known."""
+    source_lengths_B: Tensor
+    """(B,) int64"""
 
-    def __call__(
-        self, x_Nd: Tensor, rows: int, stored: tuple[Tensor, Tensor], mask: Tensor, gate_N1: Tensor | None = None
-    ) -> Tensor:
-        def branch(h_Nd: Tensor) -> Tensor:
-            read_Nd = self.out(attend(self.query(h_Nd), rows, *stored, mask))
-            return read_Nd if gate_N1 is None else read_Nd * gate_N1
+    def history(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """See `Known.history`."""
+        return self.kernels.read(queries_Nd, self.cache.layers_SHLP[layer], self.places_B)
 
-        return self.sublayer(x_Nd, branch)
+    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """See `Known.source`."""
+        assert self.sources is not None, "there is an encoder"
+        return self.kernels.read(queries_Nd, self.sources.layers_SHLP[layer], self.source_lengths_B)
+
+
+@dataclass(frozen=True)
+class TensorKnown:
+    """In tensor operations; C cuts of a row, Q queries behind each."""
+
+    rows: int
+    histories: LayerPairs
+    """Per layer keys (G, D, L) and values (G, L, D) of the places of each row."""
+    mask_GTL: Tensor
+    """(G, C*Q, L), or (G, 1, L) for one cut."""
+    sources: LayerPairs
+    """The same of the sources, (G, D, S) and (G, S, D); empty without an encoder."""
+    mask_G1S: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        shape: ParallelShape,
+        queries: int,
+        histories: LayerPairs,
+        history_mask: Tensor,
+        sources: LayerPairs,
+        source_mask: Tensor | None,
+    ) -> "TensorKnown":
+        """Masks are additive: `history_mask` (B, 1, C, L) with -inf where a place is not to be seen, `source_mask`
+        (B, 1, 1, S).
+        """
+        if history_mask.shape[2] > 1:
+            history_mask = history_mask.repeat_interleave(queries, dim=2)
+        mask_G1S = None if source_mask is None else per_head(source_mask, shape.heads)
+        return cls(len(history_mask), histories, per_head(history_mask, shape.heads), sources, mask_G1S)
+
+    def history(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """See `Known.history`."""
+        return attend(queries_Nd, self.rows, *self.histories[layer], self.mask_GTL)
+
+    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """See `Known.source`."""
+        assert self.mask_G1S is not None, "there is an encoder"
+        return attend(queries_Nd, self.rows, *self.sources[layer], self.mask_G1S)
+
+
+@dataclass(frozen=True)
+class _LayerForward:
+    history: CrossAttention
+    source: CrossAttention | None
+    feed_forward: FeedForward
+
+    @classmethod
+    def of(cls, layer: _Layer, shape: ParallelShape, make: Make) -> "_LayerForward":
+        first = shape.norm_first
+
+        def reading(attention: _Attention, norm: nn.LayerNorm, recurs: bool) -> CrossAttention:
+            store = make(attention.kv_proj, recurs=recurs)
+            sublayer = Sublayer(norm_of(norm), first)
+            return CrossAttention(shape.heads, make(attention.q_proj), store, make(attention.out_proj), sublayer)
+
+        history = reading(layer.self_attn, layer.self_attn_layer_norm, recurs=True)
+        source = None
+        if shape.has_source:
+            source = reading(layer.encoder_attn, layer.encoder_attn_layer_norm, recurs=False)
+        return cls(history, source, FeedForward.of(layer, first, make))
 
 
 @dataclass(frozen=True)
 class ParallelForward:
     """The computation, over weights stored as `make` wants them: as they are to train, packed to draft."""
 
+    shape: ParallelShape
     fuse: Dense
-    layers: list[tuple[_Reading, _Reading | None, FeedForward]]
-    network: ParallelNetwork
+    layers: list[_LayerForward]
 
     @classmethod
     def of(cls, network: ParallelNetwork, make: Make) -> "ParallelForward":
         """`make` turns an `nn.Linear` into a `Dense`."""
-        first = network.shape.norm_first
+        layers = [layer for layer in network.layers if isinstance(layer, _Layer)]
+        return cls(network.shape, make(network.fuse), [_LayerForward.of(one, network.shape, make) for one in layers])
 
-        def reading(attention: _Attention, norm: nn.LayerNorm) -> _Reading:
-            return _Reading(make(attention.q_proj), make(attention.out_proj), Sublayer(norm_of(norm), first))
-
-        layers = []
-        for layer in network.layers:
-            assert isinstance(layer, _Layer), "made above"
-            source = None
-            if network.shape.has_source:
-                source = reading(layer.encoder_attn, layer.encoder_attn_layer_norm)
-            layers.append(
-                (
-                    reading(layer.self_attn, layer.self_attn_layer_norm),
-                    source,
-                    FeedForward.of(layer, first, make),
-                )
-            )
-        return cls(make(network.fuse), layers, network)
-
-    def __call__(
-        self, seen_BCd: Tensor, latest_BCd: Tensor, begun_BC: Tensor, memory: Memory, queries_BCKd: Tensor
-    ) -> Tensor:
-        """(B, C*K, d) states of `network.queries`, or of some of them, behind each cut; B and C may be 1 in those.
-
-        `seen_BCd` are the verifier's last hidden states (`network.start` where there is none yet), `latest_BCd` the
-        latest tokens (`Said.heard_Vd`); `begun_BC` is 0 where the verifier's cache holds nothing of the row, else 1.
+    def features(self, seen_BTd: Tensor, heard_BTd: Tensor) -> Tensor:
+        """(B, T, d) of places: `seen_BTd` the hidden states that said their tokens (`network.start` where none did),
+        `heard_BTd` the tokens (`Said.heard_Vd`).
         """
-        rows, cuts, width = seen_BCd.shape
-        features = torch.cat([F.layer_norm(seen_BCd, (width,)), latest_BCd], dim=-1)
-        x_BC1d = self.fuse(features.view(rows * cuts, -1)).view(rows, cuts, 1, width)
-        x_Nd = (x_BC1d + queries_BCKd).view(-1, width)
-        queries = queries_BCKd.shape[2]
-        gate_N1 = begun_BC[:, :, None].expand(-1, -1, queries).reshape(-1, 1)
-        history_mask = memory.history_mask if cuts == 1 else memory.history_mask.repeat_interleave(queries, dim=2)
-        heads = self.network.shape.heads
-        history_mask = per_head(history_mask, heads)
-        source_mask = None if memory.source_mask is None else per_head(memory.source_mask, heads)
-        for i, (history, source, feed_forward) in enumerate(self.layers):
-            x_Nd = history(x_Nd, rows, memory.history[i], history_mask, gate_N1)
-            if source is not None and source_mask is not None:
-                x_Nd = source(x_Nd, rows, memory.sources[i], source_mask)
-            x_Nd = feed_forward(x_Nd)
-        return x_Nd.view(rows, cuts * queries, width)
+        rows, places, width = seen_BTd.shape
+        joined_BTe = torch.cat([F.layer_norm(seen_BTd, (width,)), heard_BTd], dim=-1)
+        return self.fuse(joined_BTe.view(rows * places, 2 * width)).view(rows, places, width)
+
+    def source_pairs(self, encoded_BSd: Tensor) -> LayerPairs:
+        """Every layer's keys and values (B, H, S, D) of the sources; none without an encoder."""
+        return [layer.source.pair(encoded_BSd) for layer in self.layers if layer.source is not None]
+
+    def __call__(self, features_BCd: Tensor, known: Known, queries_BCKd: Tensor) -> Tensor:
+        """(B, C*K, d) states of `network.queries`, or of some of them, behind each cut, whose latest place has these
+        features; the queries' B and C may be 1.
+        """
+        rows, _, width = features_BCd.shape
+        x_Nd = (features_BCd[:, :, None] + queries_BCKd).view(-1, width)
+        for i, layer in enumerate(self.layers):
+            x_Nd = layer.history(x_Nd, partial(known.history, i))
+            if layer.source is not None:
+                x_Nd = layer.source(x_Nd, partial(known.source, i))
+            x_Nd = layer.feed_forward(x_Nd)
+        return x_Nd.view(rows, -1, width)
 
 
 class States:
@@ -209,10 +279,12 @@ class ParallelModel:
         make = partial(dense, int8=int8)
         said = Said.of(verifier, words.tensor(network.start.device))
         self.shape = network.shape
+        self.encoder = network.encoder
         self.head = make(said.linear)
-        self._forward = ParallelForward.of(network, make)
-        self._network = network
-        self._heard_Vd = said.heard_Vd
+        self.forward = ParallelForward.of(network, make)
+        self.start_d = network.start.detach()
+        self.queries_Kd = network.queries.detach()
+        self.heard_Vd = said.heard_Vd
         has_markov = network.shape.rank > 0
         self.context = make(network.context) if has_markov else None
         self.judge = dense(network.judge) if network.shape.has_confidence else None
@@ -220,15 +292,13 @@ class ParallelModel:
             self.previous_Vr = F.linear(said.heard_Vd, network.previous.weight)
             self.out_rS = (said.linear.weight @ network.out.weight).T.contiguous()
 
-    @torch.no_grad()
-    def __call__(self, seen_Bd: Tensor, latest_B: Tensor, cached_B: Tensor, memory: Memory, queries: int) -> States:
-        """`seen_Bd` the verifier's hidden states, `latest_B` (B,) the latest tokens, `cached_B` (B,) those before."""
-        begun_B1 = cached_B[:, None] > 0
-        seen_Bd = torch.where(begun_B1, seen_Bd, self._network.start)
-        latest_Bd = F.embedding(latest_B, self._heard_Vd)
-        chosen_11Kd = self._network.queries[None, None, :queries]
-        z_BKd = self._forward(seen_Bd[:, None], latest_Bd[:, None], begun_B1.to(seen_Bd.dtype), memory, chosen_11Kd)
-        return States(self, z_BKd)
+    def features(self, seen_BTd: Tensor, tokens_BT: Tensor) -> Tensor:
+        """(B, T, d), see `ParallelForward.features`."""
+        return self.forward.features(seen_BTd, F.embedding(tokens_BT, self.heard_Vd))
+
+    def __call__(self, features_Bd: Tensor, known: Known, queries: int) -> States:
+        """One pass behind each row's latest place, which has these features."""
+        return States(self, self.forward(features_Bd[:, None], known, self.queries_Kd[None, None, :queries]))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Weights are safetensors alone. What was trained for another verifier is refused where its shape tells.
 """
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from cmasd.errors import ModelError
 from cmasd.runner.models import resolve
@@ -31,34 +33,45 @@ def save_parallel(network: ParallelNetwork, folder: Path, dtype: torch.dtype) ->
 
 def is_parallel(name: str) -> bool:
     """Whether the model is a folder with a parallel drafter in it."""
+    return _config(name) is not None
+
+
+def _config(name: str) -> dict[str, Any] | None:
+    """What `config.json` says of a parallel drafter; None where there is none."""
     try:
         source = resolve(name)
         config = json.loads((source / "config.json").read_text()) if isinstance(source, Path) else None
     except (OSError, ValueError, ModelError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+        return None
+    return config if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE else None
 
 
-def load_parallel(name: str, expected: ParallelShape, dtype: torch.dtype, device: torch.device) -> ParallelNetwork:
-    """Read a drafter; raises `ModelError` unless it fits the verifier, whose sizes `expected` has."""
-    if not is_parallel(name):
+def load_parallel(
+    name: str, expected: ParallelShape, dtype: torch.dtype, device: torch.device, encoder: nn.Module | None = None
+) -> ParallelNetwork:
+    """Read a drafter; raises `ModelError` unless it fits the verifier, whose sizes `expected` has.
+
+    `encoder` is the verifier's, as which an encoder of the drafter's own is built.
+    """
+    config = _config(name)
+    if config is None:
         raise ModelError(
             f"models.drafter: {name} is not a folder with a parallel drafter, which drafter.kind 'parallel' needs. "
             "Train one with cmasd train, or set drafter.kind=model."
         )
-    folder = Path(resolve(name))
-    shape = _shape(name, json.loads((folder / "config.json").read_text()))
-    for key in ("width", "heads", "head_width", "has_source"):
+    shape = _shape(name, config)
+    for key in ("width", "has_source"):
         mine, theirs = getattr(shape, key), getattr(expected, key)
         if mine != theirs:
             raise ModelError(
                 f"models.drafter: {name} was trained for another verifier: its {key} is {mine}, the verifier's "
                 f"{theirs}. A parallel drafter reads the verifier's states, so train one for this verifier."
             )
+    own_encoder = copy.deepcopy(encoder) if shape.own_encoder else None
     with torch.device("meta"):
-        network = ParallelNetwork(shape)
+        network = ParallelNetwork(shape, own_encoder)
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+        network.load_state_dict(load_file(Path(resolve(name)) / "model.safetensors"), assign=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{name}: model.safetensors is damaged ({reason}). Copy the whole folder again.") from error

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from cmasd.kernels import kernels_for
 from cmasd.runner.attention import NativeSight, Sight, TensorSight
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import LayerPairs, Memory
+from cmasd.runner.base import LayerPairs
 from cmasd.runner.cache import Extent, Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
@@ -64,6 +64,7 @@ class _SlotRunner:
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
         self.hidden_BTd: Tensor | None = None
+        self.encoded_BSd: Tensor | None = None
         most = Extent(slots, max_length, max_length, max_source_length)
         self.graphs = Graphs(self._hidden, most, geometry.device, insist=graphs == "on") if bucketed else None
         """Replays forwards of a shape that recurs; None where forwards run one by one."""
@@ -106,18 +107,6 @@ class _SlotRunner:
         """The device's part: (B, T, d). Rows from `live` () on, where it is given, are padding."""
         raise NotImplementedError
 
-    def memory(self, cached_B: Tensor, layers: int) -> Memory:
-        """See `Runner.memory`."""
-        rows = len(cached_B)
-        seen_B1 = cached_B[:, None].clamp_min(1)
-        view = self._cache.read(rows, int(seen_B1.max()), layers)
-        mask = self._causal.window(seen_B1 - 1, view.length, span=None)
-        return Memory(view.products, mask, *self._source_memory(rows, layers))
-
-    def _source_memory(self, rows: int, layers: int) -> tuple[LayerPairs, Tensor | None]:
-        """Nothing without an encoder."""
-        return [], None
-
     def _open_window(self, starts_B: Tensor, extent: Extent, live: Tensor | None) -> Tensor:
         """Point the cache at this window; return its positions (B, T)."""
         starts_B1 = starts_B[:, None]
@@ -129,8 +118,11 @@ class _SlotRunner:
 class Stack(Protocol):
     """The encoder and the decoder of a model, as a runner drives them."""
 
-    def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
-        """Encode sources (padded: `ids_BS`); every layer's cross-attention keys and values (B, H, S, D)."""
+    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encoder states (B, S, d) of sources, padded to `ids_BS`."""
+
+    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
+        """Every layer's cross-attention keys and values (B, H, S, D)."""
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
         """Last hidden states (B, T, d) of a window that is open in the cache."""
@@ -153,9 +145,13 @@ class BartStack:
         """See `_SlotRunner.share_weights`."""
         self._decoder.share_weights(other._decoder)
 
-    def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
+    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """See `Stack.encode`."""
+        return self.encoder(sources, ids_BS, lengths_B)
+
+    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
         """See `Stack.pairs`."""
-        return self._decoder.pairs(self.encoder(sources, ids_BS, lengths_B))
+        return self._decoder.pairs(encoded_BSd)
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
         """See `Stack.hidden`."""
@@ -185,9 +181,13 @@ class StockStack:
         self._both = EncoderDecoderCache(cache, Cache(layers=list(self._layers)))
         self._both.is_updated = dict.fromkeys(range(cache.layer_count), True)
 
-    def pairs(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> LayerPairs:
+    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """See `Stack.encode`."""
+        return encode(self._encoder, ids_BS, lengths_B, self._dtype)
+
+    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
         """See `Stack.pairs`."""
-        computed: Any = encode(self._encoder, self._decoder, ids_BS, lengths_B, self._dtype).cross_attention_cache
+        computed: Any = first_caches(self._decoder, encoded_BSd, lengths_B).cross_attention_cache
         return [(layer.keys, layer.values) for layer in computed.layers]
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
@@ -227,16 +227,12 @@ class EncoderDecoderRunner(_SlotRunner):
         assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
         ids_BS, lengths_B = padded(sources, self._filler, self.device)
         self.hidden_BTd = None
-        self._sources.store(
-            torch.tensor(slots, device=self.device), lengths_B, self._stack.pairs(sources, ids_BS, lengths_B)
-        )
+        self.encoded_BSd = self._stack.encode(sources, ids_BS, lengths_B)
+        pairs = self._stack.pairs(self.encoded_BSd, lengths_B)
+        self._sources.store(torch.tensor(slots, device=self.device), lengths_B, pairs)
 
     def _longest_source(self, rows: int) -> int:
         return self._sources.longest(rows)
-
-    def _source_memory(self, rows: int, layers: int) -> tuple[LayerPairs, Tensor | None]:
-        view, mask = self._sources.read(rows, layers)
-        return view.products, mask
 
     def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
         return self._stack.hidden(tokens_BT, self._open_window(starts_B, extent, live), starts_B, extent)
@@ -262,18 +258,24 @@ class EncoderDecoderRunner(_SlotRunner):
         return True
 
 
-def encode(encoder: Any, decoder: Any, ids_BS: Tensor, lengths_B: Tensor, dtype: torch.dtype) -> EncoderDecoderCache:
-    """Encode sources and run the decoder over one position, which computes every layer's cross-attention cache.
+def encode(encoder: Any, ids_BS: Tensor, lengths_B: Tensor, dtype: torch.dtype) -> Tensor:
+    """Encoder states (B, S, d) of sources padded to `ids_BS`, by a module of transformers."""
+    mask = source_mask(lengths_B, ids_BS.shape[1], dtype)
+    return cast(Tensor, encoder(input_ids=ids_BS, attention_mask=mask).last_hidden_state)
+
+
+def first_caches(decoder: Any, encoded_BSd: Tensor, lengths_B: Tensor) -> EncoderDecoderCache:
+    """Run a decoder of transformers over one position, which computes every layer's cross-attention cache.
 
     That token's id does not matter: cross-attention keys depend on the source alone.
     """
-    mask = source_mask(lengths_B, ids_BS.shape[1], dtype)
+    rows, length, _ = encoded_BSd.shape
     both = EncoderDecoderCache(DynamicCache(), DynamicCache())
     decoder(
-        input_ids=ids_BS[:, :1],
-        attention_mask=torch.zeros((ids_BS.shape[0], 1, 1, 1), dtype=dtype, device=ids_BS.device),
-        encoder_hidden_states=encoder(input_ids=ids_BS, attention_mask=mask).last_hidden_state,
-        encoder_attention_mask=mask,
+        input_ids=lengths_B.new_zeros(rows, 1),
+        attention_mask=encoded_BSd.new_zeros(rows, 1, 1, 1),
+        encoder_hidden_states=encoded_BSd,
+        encoder_attention_mask=source_mask(lengths_B, length, encoded_BSd.dtype),
         past_key_values=both,
         use_cache=True,
     )
@@ -297,12 +299,11 @@ class DecoderOnlyRunner(_SlotRunner):
         self.hidden_BTd = None
         if max(map(len, sources)) == 1:
             return
-        ids_BT, lengths_B = padded([source[:-1] for source in sources], self._filler, self.device)
+        ids_BT, _ = padded([source[:-1] for source in sources], self._filler, self.device)
         length = ids_BT.shape[1]
         positions_1T = self._steps_L[None, :length]
         self._cache.open_prompt(torch.tensor(slots, device=self.device), positions_1T)
-        hidden_BTd = self._decode(ids_BT, positions_1T, length)
-        self.hidden_BTd = hidden_BTd.take_along_dim((lengths_B - 1).clamp_min(0)[:, None, None], dim=1)
+        self.hidden_BTd = self._decode(ids_BT, positions_1T, length)
 
     def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
         return self._decode(tokens_BT, self._open_window(starts_B, extent, live), extent.length)

@@ -38,7 +38,8 @@ def _facts(recipe: Recipe, parameters: int) -> str:
         own = recipe.parallel
         return (
             f"A drafter of one pass for `{own.verifier}`: {own.queries} queries, {own.layers} layer(s) over that "
-            f"verifier's own caches, feed-forward {own.feed_forward}, Markov head of rank {own.rank}, "
+            f"verifier's hidden states and {'an encoder of its own' if own.own_encoder else 'what it read'}, "
+            f"feed-forward {own.feed_forward}, Markov head of rank {own.rank}, "
             f"{'a' if own.has_confidence else 'no'} confidence head, trained to draft from "
             f"{own.shortlist or 'all'} tokens; {parameters / 1e6:.2f} M parameters, stored in {recipe.dtype}."
         )

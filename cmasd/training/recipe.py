@@ -75,6 +75,8 @@ class ParallelRecipe:
     """Of the Markov head; 0: none."""
     has_confidence: bool = True
     """Whether a head learns to predict acceptance."""
+    own_encoder: bool = False
+    """Whether the drafter learns to read the source with an encoder of its own, which begins as the verifier's."""
     shortlist: int | None = 3000
     """Drafts are made of this many tokens, the most frequent of the data; null: the whole vocabulary."""
     cuts: int = 8
@@ -83,6 +85,8 @@ class ParallelRecipe:
     """Steps taken on a batch, with other cuts each, before the verifier reads the next one."""
     ce: float = 1.0
     """Weight of the cross entropy of the verifier's token."""
+    soft: float = 0.0
+    """Weight of the cross entropy to the verifier's whole distribution."""
     tv: float = 0.0
     """Weight of the total variation to the verifier's distribution."""
     confidence: float = 1.0

@@ -31,7 +31,6 @@ from transformers import (
 from cmasd.errors import ConfigError
 from cmasd.training.corpus import Corpus
 from cmasd.training.recipe import ModelRecipe, Recipe, StartRecipe
-from cmasd.training.trainer import Batch
 
 Seq2SeqModel = MarianMTModel | BartForConditionalGeneration
 
@@ -54,14 +53,12 @@ class Seq2SeqTask:
         source, target = (side.padded(rows, self._pad) for side in (self._corpus.source, self._corpus.target))
         return Pairs(source.to(self.model.device), target.to(self.model.device), int((target != self._pad).sum()))
 
-    def loss(self, batch: Batch, seed: int) -> Tensor:
+    def loss(self, batch: "Pairs", seed: int) -> Tensor:
         """See `Task.loss`."""
-        assert isinstance(batch, Pairs), "made by prepare"
         return token_loss(self.model, batch.source_BS, batch.target_BT, self._smoothing)
 
-    def gauge(self, batch: Batch) -> tuple[str, float]:
+    def gauge(self, batch: "Pairs") -> tuple[str, float]:
         """The source gain in nats."""
-        assert isinstance(batch, Pairs), "made by prepare"
         return "source gain", source_gain(self.model, batch.source_BS, batch.target_BT)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -42,8 +42,11 @@ class Batch(Protocol):
         """Target tokens, padding left out."""
 
 
-class Task(Protocol):
-    """What is learned."""
+Prepared = TypeVar("Prepared", bound=Batch)
+
+
+class Task(Protocol[Prepared]):
+    """What is learned, from batches of its own kind."""
 
     @property
     def model(self) -> nn.Module:
@@ -52,13 +55,13 @@ class Task(Protocol):
     losses_per_batch: int
     """Losses that one prepared batch is good for."""
 
-    def prepare(self, rows: NDArray[np.int64]) -> Batch:
+    def prepare(self, rows: NDArray[np.int64]) -> Prepared:
         """Rows of the corpus as tensors."""
 
-    def loss(self, batch: Batch, seed: int) -> Tensor:
+    def loss(self, batch: Prepared, seed: int) -> Tensor:
         """Mean loss in nats; whatever is random in it comes from the seed."""
 
-    def gauge(self, batch: Batch) -> tuple[str, float]:
+    def gauge(self, batch: Prepared) -> tuple[str, float]:
         """A figure for the log, and its name."""
 
 
@@ -77,7 +80,7 @@ def preferred_autocast(device: torch.device) -> torch.autocast:
 
 
 def train(
-    recipe: Recipe, task: Task, corpus: Corpus, report: Callable[[Progress], None], report_every: int = 50
+    recipe: Recipe, task: Task[Prepared], corpus: Corpus, report: Callable[[Progress], None], report_every: int = 50
 ) -> float:
     """Train to `recipe.schedule.steps`, resuming from `recipe.work` when a checkpoint is there.
 
@@ -95,7 +98,7 @@ def train(
     first, spent = restore(work, model, optimiser, device)
     losses_before = first * schedule.accumulate
     batches = stream(corpus, schedule.seed, schedule.batch_tokens, skip=losses_before // task.losses_per_batch)
-    batch: Batch | None = None
+    batch: Prepared | None = None
     began = saved = mark = time.monotonic()
     tokens, losses = 0, []
     for step in range(first, schedule.steps):

@@ -1,4 +1,4 @@
-"""The parallel drafter: fewer queries give the same first tokens, and policies cut without looking ahead."""
+"""The parallel drafter: what it knows of a row, fewer queries give the same first tokens, policies cut its drafts."""
 
 from typing import cast
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cmasd.confidence import build_confidence
 from cmasd.config.tree import ConfidenceConfig
+from cmasd.core import Draft
 from cmasd.drafters import Context, ParallelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.engine import Engine
@@ -15,9 +16,13 @@ from cmasd.policies import Policy
 from cmasd.policies.fixed import FixedPolicy
 from cmasd.runner import load_runner
 from cmasd.runner.parallel import ParallelModel
+from cmasd.runner.parallel_runner import ParallelRunner
 from tests.unit.engine.pairs import QUERIES, shared_model, shared_pair, shared_parallel, tiny_config
 
 LENGTH, ROWS = 24, 3
+SOURCES = [[5, 6, 7], [9, 10], [11, 3, 4, 8]]
+ROOM = torch.full((ROWS,), QUERIES)
+FAMILIES = ["marian", "t5", "llama"]
 
 
 class Cut(Policy):
@@ -36,39 +41,67 @@ class Cut(Policy):
 def drafter_of(
     family: str, policy: Policy, eos: tuple[int, ...] = (), temperature: float | None = None
 ) -> ParallelDrafter:
-    """Three rows prefilled and fed a few tokens."""
+    """Three rows prefilled."""
     verifier = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8)
     choose = Choice(temperature, 0, None, verifier.vocabulary_size, verifier.device)
     model = ParallelModel(shared_parallel(family), shared_model(family))
     eos_ids = torch.tensor(eos, dtype=torch.int64)
-    drafter = ParallelDrafter(model, verifier, policy, build_confidence(ConfidenceConfig(), "head"), choose, eos_ids)
-    slots = list(range(ROWS))
-    verifier.prefill(slots, [[5, 6, 7], [9, 10], [11, 3, 4, 8]])
-    drafter.prefill(slots, [])
+    runner = ParallelRunner(model, verifier)
+    drafter = ParallelDrafter(runner, policy, build_confidence(ConfidenceConfig(), "head"), choose, eos_ids)
+    take_up(drafter, list(range(ROWS)), SOURCES)
     return drafter
 
 
-def context(lengths: list[int]) -> Context:
-    tokens_BL = (torch.arange(LENGTH) * 7 % 61)[None].repeat(len(lengths), 1)
-    lengths_B = torch.tensor(lengths)
+def take_up(drafter: ParallelDrafter, slots: list[int], sources: list[list[int]]) -> None:
+    drafter.runner.verifier.prefill(slots, sources)
+    drafter.prefill(slots, sources)
+
+
+def tokens_of_rows(family: str) -> Tensor:
+    """(B, L): the prompt or the start, then made-up tokens."""
+    tokens_BL = (torch.arange(LENGTH) * 7 % 61 + 1)[None].repeat(ROWS, 1)
+    for row, source in enumerate(SOURCES):
+        prompt = source if family == "llama" else [0]
+        tokens_BL[row, : len(prompt)] = torch.tensor(prompt)
+    return tokens_BL
+
+
+def known(tokens_BL: Tensor, lengths_B: Tensor) -> Context:
     ones_B = torch.ones_like(lengths_B)
-    return Context(tokens_BL, lengths_B, ones_B, ones_B * 20, torch.empty(len(lengths), 0, dtype=torch.int64))
+    return Context(tokens_BL, lengths_B, ones_B, ones_B * 20, torch.empty(len(lengths_B), 0, dtype=torch.int64))
 
 
-def verified(drafter: ParallelDrafter, lengths: list[int], accepted: list[int]) -> None:
-    """The verifier sees each row's tokens; of a draft, so many are accepted."""
-    starts_B = torch.zeros(len(lengths), dtype=torch.int64)
-    drafter.verifier.forward(context(lengths).tokens_BL[:, : max(lengths)], starts_B)
-    drafter.commit(torch.tensor(accepted))
+def after(drafter: ParallelDrafter, family: str, *windows: list[int], drafts: bool = False) -> Context:
+    """The rows once the verifier has run windows, of which it accepted so many tokens; the others were other tokens.
+
+    `drafts` says whether the drafter was asked before each window.
+    """
+    tokens_BL = tokens_of_rows(family)
+    lengths_B = torch.tensor([len(source) if family == "llama" else 1 for source in SOURCES])
+    for accepted in windows:
+        accepted_B, steps_T = torch.tensor(accepted), torch.arange(QUERIES + 1)
+        if drafts:
+            drafter.draft(known(tokens_BL, lengths_B), ROOM)
+        window_BT = tokens_BL.gather(1, lengths_B[:, None] - 1 + steps_T)
+        window_BT = torch.where(steps_T > accepted_B[:, None], 60, window_BT)
+        drafter.runner.verifier.forward(window_BT, lengths_B - 1)
+        drafter.commit(accepted_B)
+        lengths_B = lengths_B + accepted_B + 1
+    return known(tokens_BL, lengths_B)
 
 
-@pytest.mark.parametrize("family", ["marian", "t5", "llama"])
+def assert_same(draft: Draft, other: Draft) -> None:
+    assert torch.equal(draft.tokens_BK, other.tokens_BK)
+    torch.testing.assert_close(draft.confidence_BK, other.confidence_BK)
+    torch.testing.assert_close(draft.components_BK3, other.components_BK3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_fewer_queries_give_the_same_first_tokens(family: str) -> None:
     drafter = drafter_of(family, FixedPolicy(QUERIES))
-    verified(drafter, [4, 5, 6], [2, 3, 4])
-    rows = context([4, 5, 6])
-    whole = drafter.draft(rows, torch.full((ROWS,), QUERIES))
+    rows = after(drafter, family, [2, 3, 4])
+    whole = drafter.draft(rows, ROOM)
     for most in range(1, QUERIES):
         part = drafter.draft(rows, torch.full((ROWS,), most))
         assert torch.equal(part.tokens_BK, whole.tokens_BK[:, :most])
@@ -76,27 +109,58 @@ def test_fewer_queries_give_the_same_first_tokens(family: str) -> None:
         assert part.lengths_B.tolist() == [most] * ROWS
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_row_drafts_alone_what_it_drafts_among_others() -> None:
-    """And stale keys of a slot's former row do not matter, least of all to a row of which nothing is cached."""
-    drafter = drafter_of("marian", FixedPolicy(QUERIES))
-    verified(drafter, [4, 5, 6], [2, 3, 4])
-    room_B = torch.full((ROWS,), QUERIES)
-    among = drafter.draft(context([1, 5, 1]), room_B).tokens_BK
-    fresh = drafter_of("marian", FixedPolicy(QUERIES))
-    assert torch.equal(fresh.draft(context([1, 1, 1]), room_B).tokens_BK[[0, 2]], among[[0, 2]])
+def test_catching_up_late_is_drafting_all_along(family: str) -> None:
+    windows = ([2, 0, 4], [0, 3, 1], [5, 1, 0])
+    along, late = (drafter_of(family, FixedPolicy(QUERIES)) for _ in range(2))
+    rows = after(along, family, *windows, drafts=True)
+    draft = along.draft(rows, ROOM)
+    assert along.caught_up
+    assert_same(draft, late.draft(after(late, family, *windows), ROOM))
+    assert not late.caught_up
+    late.draft(rows, ROOM)
+    assert late.caught_up
 
 
 @torch.no_grad()
-def test_it_follows_the_last_accepted_token() -> None:
-    """The vector that is remembered is the hidden state at that place of the window, of each row its own."""
+def test_what_was_rejected_leaves_no_trace() -> None:
+    """As if all tokens had been the verifier's own."""
+    drafted, plain = (drafter_of("llama", FixedPolicy(QUERIES)) for _ in range(2))
+    assert_same(
+        drafted.draft(after(drafted, "llama", [0, 0, 0], [2, 2, 2], drafts=True), ROOM),
+        plain.draft(after(plain, "llama", [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]), ROOM),
+    )
+
+
+@torch.no_grad()
+def test_a_prompt_is_known_as_output_is() -> None:
+    """A prompt that was taken up at once, and one that was fed token by token, are drafted for alike."""
     drafter = drafter_of("llama", FixedPolicy(QUERIES))
-    verified(drafter, [6, 6, 6], [0, 2, 5])
-    assert drafter.verifier.hidden_BTd is not None
-    expected = drafter.verifier.hidden_BTd[torch.arange(ROWS), [0, 2, 5]]
-    assert torch.equal(drafter._seen_Sd[:ROWS], expected)
-    drafter.move(2, 0)
-    assert torch.equal(drafter._seen_Sd[0], expected[2])
+    tokens_BL = torch.tensor([SOURCES[2] + [0] * 9])
+    expected = drafter.draft(known(tokens_BL.expand(ROWS, -1), torch.tensor([4, 4, 4])), ROOM).tokens_BK[2]
+    take_up(drafter, [0], [SOURCES[2][:1]])
+    for length in range(1, 4):
+        drafter.runner.verifier.forward(tokens_BL[:, length - 1 : length], torch.tensor([length - 1]))
+        drafter.commit(torch.tensor([0]))
+    assert torch.equal(drafter.draft(known(tokens_BL, torch.tensor([4])), ROOM[:1]).tokens_BK[0], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_rows_move_and_slots_are_used_again(family: str) -> None:
+    drafter = drafter_of(family, FixedPolicy(QUERIES))
+    first = drafter.draft(after(drafter, family), ROOM)
+    rows = after(drafter, family, [2, 3, 4])
+    expected = drafter.draft(rows, ROOM)
+    for source, target in ((2, 3), (0, 2), (3, 0)):
+        drafter.runner.verifier.move(source, target)
+        drafter.move(source, target)
+    order = [2, 1, 0]
+    moved = drafter.draft(known(rows.tokens_BL[order], rows.lengths_B[order]), ROOM)
+    assert torch.equal(moved.tokens_BK, expected.tokens_BK[order])
+    take_up(drafter, list(range(ROWS)), SOURCES)
+    assert_same(drafter.draft(after(drafter, family), ROOM), first)
 
 
 @torch.no_grad()
@@ -112,12 +176,11 @@ def test_the_policy_cuts_a_draft_where_it_would_have_stopped_drafting() -> None:
 @torch.no_grad()
 def test_nothing_is_drafted_behind_an_end_or_beyond_the_room() -> None:
     free = drafter_of("marian", FixedPolicy(QUERIES))
-    verified(free, [4, 5, 6], [2, 3, 4])
-    rows, room_B = context([4, 5, 6]), torch.tensor([QUERIES, 2, QUERIES])
+    rows, room_B = after(free, "marian", [2, 3, 4]), torch.tensor([QUERIES, 2, QUERIES])
     tokens_BK = free.draft(rows, room_B).tokens_BK
     eos = int(tokens_BK[0, 1])
     drafter = drafter_of("marian", FixedPolicy(QUERIES), eos=(eos,))
-    verified(drafter, [4, 5, 6], [2, 3, 4])
+    after(drafter, "marian", [2, 3, 4])
     lengths = drafter.draft(rows, room_B).lengths_B.tolist()
     first = tokens_BK[0].tolist().index(eos)
     assert lengths[0] == first + 1
@@ -127,10 +190,9 @@ def test_nothing_is_drafted_behind_an_end_or_beyond_the_room() -> None:
 @torch.no_grad()
 def test_sampled_drafts_carry_their_distribution() -> None:
     drafter = drafter_of("marian", FixedPolicy(QUERIES), temperature=1.0)
-    verified(drafter, [4, 5, 6], [2, 3, 4])
-    draft = drafter.draft(context([4, 5, 6]), torch.full((ROWS,), QUERIES))
+    draft = drafter.draft(after(drafter, "marian", [2, 3, 4]), ROOM)
     assert draft.probs_BKV is not None
-    assert draft.probs_BKV.shape == (ROWS, QUERIES, drafter.verifier.vocabulary_size)
+    assert draft.probs_BKV.shape == (ROWS, QUERIES, drafter.runner.verifier.vocabulary_size)
     torch.testing.assert_close(draft.probs_BKV.sum(-1), torch.ones(ROWS, QUERIES, dtype=torch.float32))
 
 
@@ -141,9 +203,9 @@ def test_confidence_is_the_heads_unless_told_otherwise() -> None:
         )
         engine = Engine(shared_pair("marian"), config)
         drafter = cast(ParallelDrafter, engine.drafter)
-        drafter.verifier.prefill([0], [[5, 6]])
+        take_up(drafter, [0], [[5, 6]])
         with torch.no_grad():
-            return drafter.draft(context([1]), torch.tensor([2])).confidence_BK
+            return drafter.draft(known(torch.zeros(1, 4).long(), torch.tensor([1])), torch.tensor([2])).confidence_BK
 
     assert torch.equal(first_confidence("auto"), first_confidence("head"))
     assert not torch.equal(first_confidence("auto"), first_confidence("max_prob"))

@@ -11,7 +11,7 @@ import torch
 
 from cmasd.config import Config
 from cmasd.config.tree import MOST_SLOTS
-from cmasd.engine import Engine, capacity
+from cmasd.engine import Engine, Pair, capacity
 from cmasd.engine.capacity import (
     SAFE_SHARE,
     choose_slots,
@@ -47,19 +47,26 @@ def allocated_bytes() -> int:
     return sum(storages.values())
 
 
-def engine_bytes(family: str, slots: int) -> int:
+def engine_bytes(family: str, slots: int, kind: str) -> int:
     before = allocated_bytes()
-    engine = Engine(shared_pair(family), tiny_config(**FIXED, engine={"slots": slots}))
+    engine = Engine(pair_for(family, kind), tiny_config(**FIXED, engine={"slots": slots}, drafter={"kind": kind}))
     after = allocated_bytes()
     assert engine.pending == 0
     return after - before
 
 
+def pair_for(family: str, kind: str) -> Pair:
+    """With the one drafter that is asked for."""
+    pair = shared_pair(family)
+    return replace(pair, parallel=None) if kind == "model" else replace(pair, drafter=None)
+
+
+@pytest.mark.parametrize("kind", ["model", "parallel"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_counted_is_at_least_what_is_allocated(family: str) -> None:
-    pair, config = shared_pair(family), tiny_config(**FIXED)
+def test_what_is_counted_is_at_least_what_is_allocated(family: str, kind: str) -> None:
+    pair, config = pair_for(family, kind), tiny_config(**FIXED, drafter={"kind": kind})
     Engine(pair, config)  # whatever a first engine leaves behind
-    small, large = engine_bytes(family, 20), engine_bytes(family, 60)
+    small, large = engine_bytes(family, 20, kind), engine_bytes(family, 60, kind)
     need = need_of(pair, config)
     assert 0.3 * need.slot_bytes < (large - small) / 40 <= need.slot_bytes
     assert small <= need.of(20)

@@ -1,5 +1,6 @@
 """Parallel drafters as folders: what is written is read, and what does not fit is refused by name."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 import torch
 
 from cmasd.errors import ModelError
+from cmasd.runner.load import parallel_shape
 from cmasd.runner.parallel import ParallelNetwork, ParallelShape
 from cmasd.runner.parallel_folder import is_parallel, load_parallel, save_parallel
+from tests.unit.runner.tiny import tiny_model
 
 SHAPE = ParallelShape(width=8, heads=2, head_width=4, has_source=True, queries=3, feed_forward=16, rank=2)
 CPU = torch.device("cpu")
@@ -32,10 +35,25 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 
 def test_sizes_of_its_own_may_differ_from_what_is_expected(folder: Path) -> None:
-    assert load_parallel(str(folder), replace(SHAPE, queries=8, rank=64), torch.float32, CPU).shape.queries == 3
+    assert (
+        load_parallel(str(folder), replace(SHAPE, queries=8, rank=64, heads=1), torch.float32, CPU).shape.queries == 3
+    )
 
 
-@pytest.mark.parametrize(("key", "value"), [("width", 16), ("heads", 4), ("head_width", 2), ("has_source", False)])
+def test_an_encoder_of_its_own_is_in_the_folder(tmp_path: Path) -> None:
+    verifier = tiny_model("marian")
+    shape, encoder = replace(parallel_shape(verifier), own_encoder=True), copy.deepcopy(verifier.get_encoder())
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.mul_(2)
+    save_parallel(ParallelNetwork(shape, encoder), tmp_path / "drafter", torch.float32)
+    read = load_parallel(str(tmp_path / "drafter"), shape, torch.float32, CPU, verifier.get_encoder())
+    assert read.encoder is not None
+    for name, weight in verifier.get_encoder().state_dict().items():
+        assert torch.equal(read.encoder.state_dict()[name], 2 * weight)
+
+
+@pytest.mark.parametrize(("key", "value"), [("width", 16), ("has_source", False)])
 def test_a_drafter_of_another_verifier_is_refused(folder: Path, key: str, value: int) -> None:
     with pytest.raises(ModelError, match=f"trained for another verifier: its {key} is"):
         load_parallel(str(folder), replace(SHAPE, **{key: value}), torch.float32, CPU)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Parallel drafters learn their verifier, and draft in the engine what they learned in training."""
 
+import copy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -9,16 +10,9 @@ import torch
 from cmasd.core import Request
 from cmasd.runner.load import parallel_shape
 from cmasd.runner.parallel import ParallelNetwork
-from cmasd.training.parallel import (
-    Lesson,
-    Words,
-    accepted,
-    choose_cuts,
-    copy_layers,
-    listen,
-    loss_of,
-    tokens_per_iteration,
-)
+from cmasd.training.listening import Lesson, listen
+from cmasd.training.parallel import copy_layers
+from cmasd.training.parallel_loss import Words, accepted, choose_cuts, loss_of, tokens_per_iteration
 from cmasd.training.recipe import ParallelRecipe
 from tests.unit.engine.pairs import decode, decode_plain, shared_model, shared_pair, tiny_config, tokens_of
 from tests.unit.runner.tiny import FAMILIES
@@ -36,12 +30,11 @@ def learned(family: str, steps: int, **shape: Any) -> tuple[ParallelNetwork, Les
     """Trained on a few outputs of a tiny verifier, over and over."""
     verifier = shared_model(family)
     torch.manual_seed(0)
-    network = ParallelNetwork(
-        replace(parallel_shape(verifier), queries=QUERIES, feed_forward=64, **{"rank": 8, **shape})
-    )
-    network.double()
+    sizes = replace(parallel_shape(verifier), queries=QUERIES, feed_forward=64, **{"rank": 8, **shape})
+    encoder = copy.deepcopy(verifier.get_encoder()).requires_grad_() if sizes.own_encoder else None
+    network = ParallelNetwork(sizes, encoder).double()
     words = Words.of(verifier, torch.arange(VOCABULARY))
-    lesson = listen(verifier, *outputs(family), network.shape.layers)
+    lesson = listen(verifier, *outputs(family))
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -54,7 +47,13 @@ def learned(family: str, steps: int, **shape: Any) -> tuple[ParallelNetwork, Les
 
 @pytest.mark.parametrize(
     ("family", "shape"),
-    [("marian", {}), ("t5", {"rank": 0}), ("llama", {"has_confidence": False}), ("gemma3", {"norm_first": True})],
+    [
+        ("marian", {}),
+        ("marian", {"own_encoder": True, "rank": 0, "has_confidence": False}),
+        ("t5", {"rank": 0}),
+        ("llama", {"has_confidence": False, "layers": 2}),
+        ("gemma3", {"norm_first": True}),
+    ],
 )
 def test_what_is_learned_is_what_the_engine_accepts(family: str, shape: dict[str, Any]) -> None:
     """The simulation over known outputs and real decoding take the same number of iterations, row by row in sum."""
@@ -89,7 +88,7 @@ def test_confidence_is_learned() -> None:
     def lesson() -> Lesson:
         noise = [torch.randint(3, VOCABULARY, (len(target),), generator=generator).tolist() for target in targets]
         mixed = [noise[i] if i % 2 else target for i, target in enumerate(targets)]
-        return listen(verifier, sources, mixed, 1)
+        return listen(verifier, sources, mixed)
 
     for _ in range(60):
         batch = lesson()
@@ -108,7 +107,7 @@ def test_confidence_is_learned() -> None:
 def test_every_family_can_be_listened_to(family: str) -> None:
     """The verifier, run over its own outputs at once, says them again."""
     verifier, (sources, targets) = shared_model(family), outputs(family)
-    lesson = listen(verifier, sources, targets, 1)
+    lesson = listen(verifier, sources, targets)
     logits_BTV = cast(Any, Words.of(verifier, torch.arange(VOCABULARY)).head)(lesson.hidden_BTd)
     for row, target in enumerate(targets):
         first = int(lesson.first_B[row])
@@ -118,7 +117,7 @@ def test_every_family_can_be_listened_to(family: str) -> None:
 
 
 def test_cuts_lie_in_the_output_and_early_tokens_come_more_often() -> None:
-    lesson = listen(shared_model("llama"), *outputs("llama"), 1)
+    lesson = listen(shared_model("llama"), *outputs("llama"))
     cuts_BC, steps_BC = choose_cuts(lesson, 200, QUERIES, 1.0, torch.Generator().manual_seed(0))
     assert bool((cuts_BC >= lesson.first_B[:, None]).all())
     assert bool((cuts_BC < lesson.ends_B[:, None]).all())
@@ -132,9 +131,11 @@ def test_layers_of_the_verifier_are_copied_where_they_fit() -> None:
     verifier = shared_model("marian")
     fitting = ParallelNetwork(replace(parallel_shape(verifier), feed_forward=verifier.config.decoder_ffn_dim))
     assert copy_layers(fitting, verifier)
-    name = "fc1.weight"
-    theirs = verifier.get_decoder().layers[-1].state_dict()[name]
-    assert torch.equal(fitting.layers[0].state_dict()[name].double(), theirs)
+    mine, theirs = fitting.layers[0].state_dict(), verifier.get_decoder().layers[-1].state_dict()
+    width = fitting.shape.head_width
+    for name, first, other in (("fc1.", 0, "fc1."), ("encoder_attn.kv_proj.", width, "encoder_attn.v_proj.")):
+        for part in ("weight", "bias"):
+            assert torch.equal(mine[name + part][first : first + width].double(), theirs[other + part][:width])
     assert not copy_layers(ParallelNetwork(replace(fitting.shape, feed_forward=8)), verifier)
     assert not copy_layers(ParallelNetwork(parallel_shape(shared_model("t5"))), shared_model("t5"))
 
@@ -142,7 +143,7 @@ def test_layers_of_the_verifier_are_copied_where_they_fit() -> None:
 def test_tokens_per_iteration_walks_from_cut_to_cut() -> None:
     one = torch.zeros(1, dtype=torch.int64)
     nothing = torch.zeros(1)
-    lesson = Lesson(nothing, one + 1, one + 9, nothing, [], [], None)
+    lesson = Lesson(nothing, one + 1, one + 9, nothing, None, None, None)
     accepted_BT = torch.tensor([[9, 3, 9, 9, 9, 0, 5, 9, 9]])
     # From place 1: 3 accepted and one more, place 5: none and one more, place 6: cut off by the end.
     assert tokens_per_iteration(accepted_BT, lesson, 8) == (8, 3)

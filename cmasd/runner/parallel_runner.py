@@ -1,0 +1,132 @@
+"""A parallel drafter over the slots of its verifier: what it knows of each row, and one pass over it.
+
+    place            0      1    ...   c = length - 1    c + 1 ...
+    token            start  x1         latest            to be drafted
+    hidden state     -      h0         h(c-1)            said the token; of the verifier
+    keys and values  of both, fused, in a cache of its own
+
+Hidden states are kept as they come; keys and values are made of them when the row is drafted for, so that iterations
+without a draft cost a copy alone. Rolling back is not to count what a rejected token left behind.
+
+Shapes: B rows, T window, M places to catch up on, L token buffer, d width, H heads, D head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmasd.kernels import kernels_for
+from cmasd.runner.base import Runner
+from cmasd.runner.cache import Geometry, SlotCache, SourceCache
+from cmasd.runner.masks import CausalMask
+from cmasd.runner.parallel import Known, NativeKnown, ParallelModel, States, TensorKnown
+from cmasd.runner.runners import encode, padded
+
+
+class ParallelRunner:
+    """Slots follow the verifier's: prefilled, moved, and told of each window after the verifier has run it."""
+
+    def __init__(self, model: ParallelModel, verifier: Runner) -> None:
+        """Allocates as many slots as the verifier has."""
+        shape, slots, length, device = model.shape, verifier.slots, verifier.max_length, verifier.device
+        geometry = Geometry(shape.layers, shape.heads, shape.head_width, verifier.dtype, device)
+        self.model = model
+        self.verifier = verifier
+        self._cache = SlotCache(geometry, slots, length)
+        self._sources = SourceCache(geometry, slots, verifier.max_source_length) if shape.has_source else None
+        self._causal = CausalMask.build(length, verifier.dtype, device)
+        self._kernels = kernels_for(self._causal.visible)
+        self._seen_SLd = torch.zeros(slots, length + 1, shape.width, dtype=verifier.dtype, device=device)
+        self._seen_SLd[:, 0] = model.start_d
+        self._first_line_S1 = torch.arange(slots, device=device)[:, None] * (length + 1)
+        self._steps_L = torch.arange(length + 1, device=device)
+        self._run_S = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._stored_S = torch.zeros_like(self._run_S)
+        self._written = [0] * slots
+
+    @torch.no_grad()
+    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        """Right after the verifier's own prefill of the same rows."""
+        slots_B, device = torch.tensor(slots, device=self.verifier.device), self.verifier.device
+        run_B = torch.zeros_like(slots_B)
+        if self._sources is not None:
+            ids_BS, lengths_B = padded(sources, 0, device)
+            encoded_BSd = self.verifier.encoded_BSd
+            if self.model.encoder is not None:
+                encoded_BSd = encode(self.model.encoder, ids_BS, lengths_B, self.verifier.dtype)
+            assert encoded_BSd is not None, "the verifier has an encoder, and was prefilled"
+            self._sources.store(slots_B, lengths_B, self.model.forward.source_pairs(encoded_BSd))
+        elif self.verifier.hidden_BTd is not None:
+            tokens_BT, run_B = padded([source[:-1] for source in sources], 0, device)
+            self._read_prompts(slots_B, tokens_BT, self.verifier.hidden_BTd)
+        self._run_S[slots_B] = run_B
+        self._stored_S[slots_B] = run_B
+        for slot, source in zip(slots, sources, strict=True):
+            self._written[slot] = 0 if self._sources is not None else len(source)
+
+    def _read_prompts(self, slots_B: Tensor, tokens_BT: Tensor, hidden_BTd: Tensor) -> None:
+        """Every place of the prompts but the last, whose token is the first to be fed."""
+        length = tokens_BT.shape[1]
+        self._seen_SLd[slots_B, 1 : length + 1] = hidden_BTd
+        features_BTd = self.model.features(self._seen_SLd[slots_B, :length], tokens_BT)
+        self._cache.open_prompt(slots_B, self._steps_L[None, :length])
+        self._store(features_BTd)
+
+    def rewind(self, run_B: Tensor, places: int) -> None:
+        """As if slots 0..B-1 had run `run_B` (B,) tokens and the last `places` of them were new: to measure costs."""
+        self._run_S[: len(run_B)] = run_B
+        self._stored_S[: len(run_B)] = (run_B + 1 - places).clamp_min(0)
+
+    def follow(self, accepted_B: Tensor) -> None:
+        """The verifier has run a window over slots 0..B-1, of which the first token and `accepted_B` (B,) count."""
+        hidden_BTd = self.verifier.hidden_BTd
+        assert hidden_BTd is not None, "a window was run"
+        rows, window, width = hidden_BTd.shape
+        run_B = self._run_S[:rows]
+        lines_BT = self._first_line_S1[:rows] + run_B[:, None] + self._steps_L[1 : window + 1]
+        self._seen_SLd.view(-1, width).index_copy_(0, lines_BT.view(-1), hidden_BTd.reshape(-1, width))
+        self._written[:rows] = [written + window for written in self._written[:rows]]
+        run_B += accepted_B + 1
+
+    @torch.no_grad()
+    def forward(self, tokens_BL: Tensor, lengths_B: Tensor, queries: int) -> tuple[States, int]:
+        """One pass for slots 0..B-1, of whose tokens `lengths_B` (B,) are known; also the most places caught up on."""
+        rows = len(lengths_B)
+        stored_B, last_B1 = self._stored_S[:rows], lengths_B[:, None] - 1
+        most, longest = torch.stack([(lengths_B - stored_B).amax(), lengths_B.amax()]).tolist()
+        places_BM = (stored_B[:, None] + self._steps_L[: max(most, 1)]).minimum(last_B1)
+        seen_BMd = F.embedding(self._first_line_S1[:rows] + places_BM, self._seen_SLd.flatten(0, 1))
+        features_BMd = self.model.features(seen_BMd, tokens_BL.gather(1, places_BM))
+        read = self._cache.extend(rows, longest)
+        self._cache.open_window(places_BM, stored_B[:, None], read)
+        self._store(features_BMd)
+        stored_B.copy_(lengths_B)
+        return self.model(features_BMd[:, -1], self._known(lengths_B, read), queries), most
+
+    def _store(self, features_BMd: Tensor) -> None:
+        """Keys and values of places, where the cache is open."""
+        features_Nd, width = features_BMd.flatten(0, 1), 2 * self.model.shape.head_width
+        for i, layer in enumerate(self.model.forward.layers):
+            self._cache.write(i, layer.history.store(features_Nd).view(-1, width))
+
+    def _known(self, lengths_B: Tensor, read: int) -> Known:
+        rows, sources = len(lengths_B), self._sources
+        if self._kernels is not None:
+            source_lengths_B = lengths_B if sources is None else sources.lengths(rows)
+            return NativeKnown(self._kernels, self._cache, sources, lengths_B.contiguous(), source_lengths_B)
+        assert self._cache.view is not None, "a window is open"
+        history, mask = self._cache.view.products, self._causal.window(lengths_B[:, None] - 1, read, span=None)
+        if sources is None:
+            return TensorKnown.of(self.model.shape, 1, history, mask, [], None)
+        view, source_mask = sources.open(rows, sources.longest(rows))
+        return TensorKnown.of(self.model.shape, 1, history, mask, view.products, source_mask)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy all that is known of a row."""
+        self._cache.move(source, target)
+        if self._sources is not None:
+            self._sources.move(source, target)
+        written = self._written[target] = self._written[source]
+        self._seen_SLd[target, : written + 1] = self._seen_SLd[source, : written + 1]
+        self._run_S[target] = self._run_S[source]
+        self._stored_S[target] = self._stored_S[source]

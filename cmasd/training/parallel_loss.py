@@ -1,0 +1,173 @@
+"""What a parallel drafter is taught with: its guesses behind cuts of a row, their loss, and what they would gain.
+
+Keys and values of all places are made at once, as drafting makes them one by one; a mask hides what lies behind a
+cut. The earlier tokens of a draft are given to the Markov head as they really are, since a later guess counts only
+where the earlier ones were right.
+
+Loss of a token: ce * cross entropy + soft * cross entropy to the verifier's distribution + tv * total variation to it
++ confidence * binary cross entropy of the predicted acceptance (DSpark, arXiv 2607.05147). Its weight exp(-j / decay)
+for position j of the draft is how often it is looked at: queries are independent, so what counts less need not be
+computed.
+
+Shapes: B rows, T target tokens, C cuts of a row, K queries, N = B*C, d width, V vocabulary, S shortlist.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cmasd.runner.base import LayerPairs
+from cmasd.runner.families import ANY_WORD, output_head
+from cmasd.runner.parallel import ParallelForward, ParallelNetwork, Said, TensorKnown
+from cmasd.training.listening import Lesson
+from cmasd.training.recipe import ParallelRecipe
+
+
+@dataclass(frozen=True)
+class Words:
+    """The verifier's words as the drafter hears and says them."""
+
+    said: Said
+    head: Callable[[Tensor], Tensor]
+    """The verifier's own, from its hidden states to its logits."""
+    ids_S: Tensor
+    """(S,) int64"""
+    column_V: Tensor
+    """(V,) int64: place in the shortlist, -1 for other tokens."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, ids_S: Tensor) -> "Words":
+        """From a loaded verifier."""
+        said = Said.of(model, ids_S)
+        column_V = torch.full((len(said.heard_Vd),), -1, device=ids_S.device)
+        column_V[ids_S] = torch.arange(len(ids_S), device=ids_S.device)
+        return cls(said, output_head(model, ANY_WORD), ids_S, column_V)
+
+    @torch.no_grad()
+    def distribution(self, hidden_Nd: Tensor) -> Tensor:
+        """(N, S): the verifier's probabilities of the shortlist."""
+        return self.head(hidden_Nd[:, None])[:, 0].float().softmax(-1)[:, self.ids_S]
+
+
+def states(network: ParallelNetwork, lesson: Lesson, words: Words, cuts_BC: Tensor, queries_BCKd: Tensor) -> Tensor:
+    """(B*C, K, d): the drafter's states behind each cut, which is the place of the latest token that is known."""
+    rows, cuts = cuts_BC.shape
+    forward = ParallelForward.of(network, _plain)
+    start_B1d = network.start.expand(rows, 1, -1).to(lesson.hidden_BTd)
+    seen_BTd = torch.cat([start_B1d, lesson.hidden_BTd[:, :-1]], dim=1)
+    features_BTd = forward.features(seen_BTd, words.said.heard_Vd[lesson.tokens_BU[:, :-1]])
+    history = [layer.history.pair(features_BTd) for layer in forward.layers]
+    encoded_BSd = lesson.encoded_BSd
+    if network.encoder is not None:
+        encoded_BSd = network.encoder(lesson.source_BS, attention_mask=lesson.source_mask).last_hidden_state
+    sources = [] if encoded_BSd is None else forward.source_pairs(encoded_BSd)
+    unseen_BCT = torch.arange(features_BTd.shape[1], device=cuts_BC.device) > cuts_BC[:, :, None]
+    mask_BCT = features_BTd.new_zeros(unseen_BCT.shape).masked_fill_(unseen_BCT, float("-inf"))
+    queries = queries_BCKd.shape[2]
+    known = TensorKnown.of(
+        network.shape, queries, _products(history), mask_BCT[:, None], _products(sources), lesson.source_mask
+    )
+    latest_BCd = features_BTd.take_along_dim(cuts_BC[:, :, None], dim=1)
+    return forward(latest_BCd, known, queries_BCKd).view(rows * cuts, -1, network.shape.width)
+
+
+def _products(pairs: LayerPairs) -> LayerPairs:
+    return [(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)) for keys, values in pairs]
+
+
+def _plain(*linears: nn.Linear, recurs: bool = True) -> nn.Linear:
+    assert len(linears) == 1, "a drafter's products are apart"
+    return linears[0]
+
+
+def choose_cuts(
+    lesson: Lesson, cuts: int, queries: int, decay: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(B, C) cuts at random, and for each the position of one draft token (B, C): as often as its weight says."""
+    first_B1, ends_B1 = lesson.first_B[:, None], lesson.ends_B[:, None]
+    shape = (len(first_B1), cuts)
+    chosen_BC = torch.rand(shape, generator=generator).to(first_B1.device)
+    weights_K = torch.exp(-torch.arange(queries) / decay)
+    steps_N = torch.multinomial(weights_K, cuts * len(first_B1), replacement=True, generator=generator)
+    return first_B1 + (chosen_BC * (ends_B1 - first_B1)).long(), steps_N.view(shape).to(first_B1.device)
+
+
+def loss_of(
+    network: ParallelNetwork,
+    lesson: Lesson,
+    words: Words,
+    cuts_BC: Tensor,
+    steps_BC: Tensor,
+    weights: ParallelRecipe,
+) -> Tensor:
+    """Mean over the tokens `steps_BC` behind `cuts_BC` that lie inside their rows, in nats."""
+    z_NKd = states(network, lesson, words, cuts_BC, network.queries[steps_BC][:, :, None])
+    place_BC = cuts_BC + steps_BC
+    inside_N = (place_BC < lesson.ends_B[:, None]).view(-1)
+    place_BC = place_BC.clamp_max(lesson.hidden_BTd.shape[1] - 1)
+    z_Nd = z_NKd[:, 0][inside_N]
+    label_N = words.column_V[lesson.tokens_BU.gather(1, place_BC + 1)].view(-1)[inside_N]
+    before_N = lesson.tokens_BU.gather(1, place_BC).view(-1)[inside_N]
+    said_Nd, features_Nf = speak(network, words, z_Nd, before_N)
+    logits_NS: Tensor = words.said.linear(said_Nd)
+    log_NS = logits_NS.float().log_softmax(-1)
+    # What is not in the shortlist cannot be drafted, so there is no token to learn.
+    ce_N = -log_NS.gather(1, label_N.clamp_min(0)[:, None]).squeeze(1) * (label_N >= 0)
+    loss_N = weights.ce * ce_N
+    if weights.soft or weights.tv:
+        hidden_Nd = lesson.hidden_BTd.take_along_dim(place_BC[:, :, None], dim=1).flatten(0, 1)[inside_N]
+        target_NS = words.distribution(hidden_Nd)
+        loss_N = loss_N - weights.soft * (target_NS * log_NS).sum(-1)
+        loss_N = loss_N + weights.tv * (1 - torch.minimum(log_NS.exp(), target_NS).sum(-1))
+    if network.shape.has_confidence and weights.confidence:
+        right_N = (logits_NS.argmax(-1) == label_N).float()
+        judged_N = network.judge(features_Nf.detach()).squeeze(1)
+        loss_N = loss_N + weights.confidence * F.binary_cross_entropy_with_logits(judged_N, right_N, reduction="none")
+    return loss_N.mean()
+
+
+def speak(network: ParallelNetwork, words: Words, z_Nd: Tensor, before_N: Tensor) -> tuple[Tensor, Tensor]:
+    """What the output layer is given (N, d), and what the confidence head is (N, d + r), with the token before each."""
+    if not network.shape.rank:
+        return z_Nd, z_Nd
+    s_Nr = F.relu(network.context(z_Nd) + network.previous(words.said.heard_Vd[before_N]))
+    return z_Nd + network.out(s_Nr), torch.cat([z_Nd, s_Nr], dim=-1)
+
+
+@torch.no_grad()
+def accepted(network: ParallelNetwork, lesson: Lesson, words: Words) -> tuple[Tensor, Tensor]:
+    """(B, T) how many tokens greedy verification accepts behind each place, and (B, T, K) the predicted acceptance.
+
+    Exact, since the verifier's output is known: no decoding is needed to tell what a drafter would have gained.
+    """
+    rows, length = lesson.hidden_BTd.shape[:2]
+    cuts_BC = torch.arange(length, device=lesson.ends_B.device).expand(rows, -1)
+    z_NKd = states(network, lesson, words, cuts_BC, network.queries[None, None])
+    before_N = lesson.tokens_BU[:, :-1].reshape(-1)
+    right, judged = [], []
+    for j in range(network.shape.queries):
+        said_Nd, features_Nf = speak(network, words, z_NKd[:, j], before_N)
+        before_N = words.ids_S[words.said.linear(said_Nd).argmax(-1)]
+        place_BC = cuts_BC + 1 + j
+        label_BC = lesson.tokens_BU.gather(1, place_BC.clamp_max(length))
+        right.append((before_N.view(rows, -1) == label_BC) & (place_BC <= lesson.ends_B[:, None]))
+        if network.shape.has_confidence:
+            judged.append(network.judge(features_Nf).squeeze(1).sigmoid().view(rows, -1))
+    chain_BCK = torch.stack(right, -1).long().cumprod(-1)
+    return chain_BCK.sum(-1), torch.stack(judged, -1) if judged else torch.full_like(chain_BCK, 0.5, dtype=torch.float)
+
+
+def tokens_per_iteration(accepted_BT: Tensor, lesson: Lesson, drafted: int) -> tuple[int, int]:
+    """Output tokens of the batch, and the iterations that they take with drafts of `drafted` tokens."""
+    tokens = iterations = 0
+    for row, (first, end) in enumerate(zip(lesson.first_B.tolist(), lesson.ends_B.tolist(), strict=True)):
+        tokens += end - first
+        at, accepted_T = first, accepted_BT[row].tolist()
+        while at < end:
+            at += min(accepted_T[at], drafted, end - at - 1) + 1
+            iterations += 1
+    return tokens, iterations
