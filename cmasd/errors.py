@@ -59,6 +59,12 @@ class DecodingError(CmasdError):
     exit_code = 1
 
 
+class TrainingError(CmasdError):
+    """Training did not come to its end; the same command goes on from the last checkpoint."""
+
+    exit_code = 1
+
+
 class IncompleteRunError(CmasdError):
     """The audit found input rows without a result; rerunning completes them."""
 

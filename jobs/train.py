@@ -40,7 +40,38 @@ def main(args: argparse.Namespace) -> int:
     recipe = load_tree(Recipe(), [args.recipe], args.overrides)
     check(recipe, args.recipe)
     keep_freed_memory()
+    if recipe.workers > 1:
+        from cmasd.pipeline.workers import together
+
+        everywhere = absolute(recipe)
+        together(partial(take_part, everywhere), recipe.workers, recipe.threads or 1, Path(everywhere.work) / "ray")
     return train(recipe, args.recipe)
+
+
+def absolute(recipe: "Recipe") -> "Recipe":
+    """Paths that mean the same in every process."""
+
+    def resolved(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+    return replace(
+        recipe,
+        work=str(Path(recipe.work).resolve()),
+        data=replace(recipe.data, path=str(resolved(recipe.data.path))),
+        tokenizer=replace(recipe.tokenizer, path=resolved(recipe.tokenizer.path)),
+        start=replace(recipe.start, path=resolved(recipe.start.path)),
+        parallel=replace(recipe.parallel, verifier=str(resolved(recipe.parallel.verifier))),
+    )
+
+
+def take_part(recipe: "Recipe") -> None:
+    """One worker's share of the training, up to the last checkpoint, from which the command then goes on alone."""
+    import torch.distributed as dist
+
+    from cmasd.training.trainer import train as fit
+
+    course = prepare(recipe, recipe.threads or 1)
+    fit(recipe, course.task, course.corpus, show if dist.get_rank() == 0 else lambda progress: None)
 
 
 def check(recipe: "Recipe", file: str) -> None:
@@ -63,6 +94,12 @@ def check(recipe: "Recipe", file: str) -> None:
     for key, path in read.items():
         if path and not Path(path).exists():
             raise ConfigError(f"{key}: no such file or folder, got {path}. Pass {key}=PATH.")
+    if recipe.workers < 1:
+        raise ConfigError(f"workers: must be at least 1, got {recipe.workers}.")
+    if recipe.workers > 1 and recipe.kind == "seq2seq" and not recipe.tokenizer.path:
+        raise ConfigError(
+            f"workers: must be 1 where a tokenizer is trained first, got {recipe.workers}. Pass tokenizer.path=FOLDER."
+        )
     if recipe.dtype not in DTYPES:
         raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)}, got {recipe.dtype}.")
 
@@ -74,9 +111,7 @@ def train(recipe: "Recipe", file: str) -> int:
     from cmasd.training.card import write_card
     from cmasd.training.trainer import train as fit
 
-    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
-    torch.manual_seed(recipe.schedule.seed)
-    course = parallel(recipe) if recipe.kind == "parallel" else seq2seq(recipe)
+    course = prepare(recipe, recipe.threads or os.cpu_count() or 1)
     rows = int(course.corpus.share.sum())
     print(f"{rows} pairs per epoch, {recipe.schedule.steps} steps", flush=True)
     seconds = fit(recipe, course.task, course.corpus, show)
@@ -86,6 +121,15 @@ def train(recipe: "Recipe", file: str) -> int:
     write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters, file)
     print(json.dumps({"output": recipe.output, "seconds": round(seconds), "parameters": parameters, "scores": scores}))
     return 0
+
+
+def prepare(recipe: "Recipe", threads: int) -> "Course":
+    """What the recipe asks for; the same in every process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(recipe.schedule.seed)
+    return parallel(recipe) if recipe.kind == "parallel" else seq2seq(recipe)
 
 
 @dataclass(frozen=True)

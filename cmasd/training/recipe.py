@@ -166,5 +166,7 @@ class Recipe:
     dtype: str = "float16"
     """Of the shipped weights: `float32`, `float16` or `bfloat16`."""
     threads: int = 0
-    """CPU threads; 0: all."""
+    """CPU threads; 0: all. Of each worker."""
+    workers: int = 1
+    """Processes that train together, a batch each per step, through Ray Train; one GPU each where there are GPUs."""
     checkpoint_seconds: float = 300.0

@@ -1,17 +1,21 @@
 """The training loop: any task, checkpointed, resumable, seeded.
 
 A recipe and a seed decide the weights: a run that was killed and resumed ends with those of one that was not.
+Several processes that are connected (`torch.distributed`) take a batch each and average their gradients: W of them do
+what one does that accumulates W batches. The first writes the checkpoints, where all can read them.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -96,8 +100,10 @@ def train(
     ]
     optimiser = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
     first, spent = restore(work, model, optimiser, device)
-    losses_before = first * schedule.accumulate
-    batches = stream(corpus, schedule.seed, schedule.batch_tokens, skip=losses_before // task.losses_per_batch)
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    batches_before = first * schedule.accumulate // task.losses_per_batch * workers
+    all_batches = stream(corpus, schedule.seed, schedule.batch_tokens, skip=batches_before)
+    batches = islice(all_batches, rank, None, workers)
     batch: Prepared | None = None
     began = saved = mark = time.monotonic()
     tokens, losses = 0, []
@@ -109,9 +115,12 @@ def train(
                 batch = task.prepare(next(batches))
                 tokens += batch.tokens
             with preferred_autocast(device):
-                loss = task.loss(batch, schedule.seed * 1_000_003 + index) / schedule.accumulate
+                seed = schedule.seed * 1_000_003 + index * workers + rank
+                loss = task.loss(batch, seed) / schedule.accumulate
             loss.backward()
             losses.append(loss.item() * schedule.accumulate)
+        if workers > 1:
+            average_gradients(trained, workers)
         nn.utils.clip_grad_norm_(trained, schedule.clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -120,17 +129,29 @@ def train(
             gauge = task.gauge(batch)
             now = time.monotonic()
             eta = (now - mark) / len(losses) * schedule.accumulate * (schedule.steps - step - 1)
-            mean = math.fsum(losses) / len(losses)
-            report(Progress(step + 1, schedule.steps, mean, gauge, rate(step, schedule), tokens / (now - mark), eta))
+            mean, speed = math.fsum(losses) / len(losses), tokens * workers / (now - mark)
+            report(Progress(step + 1, schedule.steps, mean, gauge, rate(step, schedule), speed, eta))
             mark, tokens, losses = now, 0, []
-        if time.monotonic() - saved > recipe.checkpoint_seconds:
+        if rank == 0 and time.monotonic() - saved > recipe.checkpoint_seconds:
             saved = time.monotonic()
             save_checkpoint(work, model, optimiser, step + 1, spent + saved - began)
     if first < schedule.steps:
         spent += time.monotonic() - began
-        save_checkpoint(work, model, optimiser, schedule.steps, spent)
+        if rank == 0:
+            save_checkpoint(work, model, optimiser, schedule.steps, spent)
     model.eval()
     return spent
+
+
+def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
+    """Over all processes, in one exchange."""
+    for one in parameters:
+        one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, mean in zip(gradients, (flat / workers).split([one.numel() for one in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def save_checkpoint(work: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
