@@ -113,6 +113,14 @@ class IterationTrace(Trace):
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """What else the verifier might have said for each of N output tokens: its k most likely ones, likeliest first."""
+
+    ids_Nk: Int32
+    logprobs_Nk: Float32
+
+
+@dataclass(frozen=True)
 class Result:
     """One decoded row."""
 
@@ -135,6 +143,8 @@ class Result:
     """None at telemetry level `none`."""
     tokens: TokenTrace | None
     """None below telemetry level `token`."""
+    teaching: Teaching | None = None
+    """None unless `telemetry.teacher_top_k` asks for it."""
 
     @property
     def num_output_tokens(self) -> int:

@@ -16,6 +16,10 @@ class Rule(NamedTuple):
     says: str
 
 
+MOST_TAUGHT = 64
+"""Of `telemetry.teacher_top_k`: 8 bytes each, for every output token."""
+
+
 def _at_least(low: float) -> Callable[[Any], bool]:
     return lambda value: value is None or value >= low
 
@@ -54,6 +58,7 @@ RULES = (
     Rule("engine.slots", _at_least(1), "at least 1, or null"),
     Rule("engine.max_new_tokens", _at_least(1), "at least 1, or null"),
     Rule("engine.max_source_tokens", _at_least(1), "at least 1"),
+    Rule("telemetry.teacher_top_k", lambda value: 0 <= value <= MOST_TAUGHT, f"between 0 and {MOST_TAUGHT}"),
     Rule("actors.count", _at_least(1), "at least 1, or null"),
     Rule("actors.min", _at_least(1), "at least 1"),
     Rule("actors.cpus_each", lambda v: v > 0, "greater than 0"),

@@ -206,6 +206,8 @@ class TelemetryConfig:
 
     level: Literal["none", "iteration", "token"] = "token"
     """`none`: row totals; `iteration`: draft lengths and rejections too; `token`: everything."""
+    teacher_top_k: int = 0
+    """Most likely tokens of the verifier kept for each output token, to train a drafter on; 0: none."""
 
 
 @dataclass(frozen=True)

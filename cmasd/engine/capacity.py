@@ -145,7 +145,7 @@ def need_of(pair: Pair, config: Config) -> Need:
     )
     models = [model for model in (pair.verifier, None if plain else pair.drafter) if model is not None]
     measured = [(model, measure(model, family_of(model))) for model in models]
-    state = SlotState(shape, config.telemetry.level, torch.device("meta"))
+    state = SlotState(shape, config.telemetry.level, torch.device("meta"), config.telemetry.teacher_top_k)
     tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
     row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for _, geometry in measured)
     packed = sum(map(_packed_bytes, models))

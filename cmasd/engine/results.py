@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmasd.core import IterationTrace, Result, TokenTrace
+from cmasd.core import IterationTrace, Result, Teaching, TokenTrace
 from cmasd.engine.slots import SlotState
 
 NAN = float("nan")
@@ -28,6 +28,7 @@ def read_results(state: SlotState, slots: list[int], ended: list[bool]) -> list[
     most_tokens, most_iterations = max(map(int.__sub__, lengths, prompts)), max(iterations)
     token_trace = None if state.token_trace is None else fetch(state.token_trace[:, :most_tokens])
     iteration_trace = None if state.iteration_trace is None else fetch(state.iteration_trace[:, :most_iterations])
+    top = None if state.top is None else [fetch(values[:, :most_tokens]) for values in state.top]
     results = []
     for i, slot in enumerate(slots):
         new = lengths[i] - prompts[i]
@@ -44,6 +45,7 @@ def read_results(state: SlotState, slots: list[int], ended: list[bool]) -> list[
                 gaps[i] / new if new else 0.0,
                 None if iteration_trace is None else IterationTrace.of(iteration_trace[i, : iterations[i]]),
                 None if token_trace is None else TokenTrace.of(token_trace[i, :new]),
+                None if top is None else Teaching(top[0][i, :new].astype(np.int32), top[1][i, :new]),
             )
         )
     return results

@@ -58,7 +58,7 @@ class SlotShape:
 class SlotState:
     """Everything the engine knows of its rows, one slot per index of dimension 0."""
 
-    def __init__(self, shape: SlotShape, level: str, device: torch.device) -> None:
+    def __init__(self, shape: SlotShape, level: str, device: torch.device, teacher_top_k: int = 0) -> None:
         steps = shape.max_new_tokens + shape.window
 
         def whole(*size: int) -> Tensor:
@@ -79,6 +79,8 @@ class SlotState:
         self.iteration_trace = real(steps, len(ITERATION_CHANNELS)) if level != "none" else None
         self.lengths_2K = torch.zeros(2, shape.window, dtype=torch.int64, device=device)
         """(2, k + 1) row-iterations that had a draft, by tokens drafted, and by tokens accepted; since the start."""
+        self.top = (whole(steps, teacher_top_k), real(steps, teacher_top_k)) if teacher_top_k else None
+        """Ids and log-probabilities of the verifier's likeliest tokens, by output token."""
         self.plain_token = torch.tensor(PLAIN_TOKEN, device=device)
         self._plain_iteration = torch.tensor(PLAIN_ITERATION, device=device)
 
@@ -87,7 +89,8 @@ class SlotState:
         for source, target in zip(sources, targets, strict=True):
             self.keys[target] = self.keys[source]
         from_M, to_M = torch.tensor([sources, targets], device=self.tokens.device)
-        for tensor in (self.tokens, self.source, self._whole, self._sums, self.token_trace, self.iteration_trace):
+        traces = (self.token_trace, self.iteration_trace, *(self.top or ()))
+        for tensor in (self.tokens, self.source, self._whole, self._sums, *traces):
             if tensor is not None:
                 tensor.index_copy_(0, to_M, tensor.index_select(0, from_M))
 

@@ -55,6 +55,8 @@ class Outcome:
 
 def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
     """Record one iteration; called before the rows' lengths advance."""
+    if state.top is not None:
+        _keep_top(*state.top, context, logits_BTV)
     if outcome.draft.tokens_BK.shape[1] == 0:
         _trace_plain(state, context, logits_BTV[:, 0], outcome.emitted_BT, record_gaps)
         return
@@ -100,6 +102,17 @@ def _trace_plain(state: SlotState, context: Context, logits_BV: Tensor, emitted_
         rows_B18[..., -1] = -gap_B1 - statistics(logits_BV.float()).log_mass[:, None]
         where_B1 = (context.lengths_B - context.prompt_lengths_B)[:, None]
         state.token_trace[:live].scatter_(1, where_B1[..., None].expand(rows_B18.shape), rows_B18)
+
+
+def _keep_top(ids_CNk: Tensor, logprobs_CNk: Tensor, context: Context, logits_BTV: Tensor) -> None:
+    """The verifier's most likely tokens at every place of the window; what lies behind a rejection is overwritten."""
+    live, window, _ = logits_BTV.shape
+    top = logits_BTV.float().log_softmax(-1).topk(ids_CNk.shape[-1], dim=-1)
+    position_T = torch.arange(window, device=logits_BTV.device)
+    where_BT1 = ((context.lengths_B - context.prompt_lengths_B)[:, None] + position_T)[..., None]
+    where_BTk = where_BT1.expand(top.indices.shape)
+    ids_CNk[:live].scatter_(1, where_BTk, top.indices)
+    logprobs_CNk[:live].scatter_(1, where_BTk, top.values)
 
 
 def _iteration_row(outcome: Outcome, kept_B: Tensor, rejected_B: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def source_of(config: Config, file: InputFile) -> Source:
 def _kept_names(config: Config) -> list[str]:
     """`id` is in the output already when it identifies the rows."""
     kept = [name for name in config.input.keep_columns if not name == config.input.id_column == "id"]
-    taken = set(output_schema("token").names)
+    taken = set(output_schema("token", teacher_top_k=1).names)
     for name in kept:
         if name in taken:
             own = (

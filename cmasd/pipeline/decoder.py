@@ -81,7 +81,8 @@ class Decoder:
         assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
         started_at = time.time()
         decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
-        table = record(decoded, self._config.telemetry.level, kept_columns(rows))
+        telemetry = self._config.telemetry
+        table = record(decoded, telemetry.level, kept_columns(rows), telemetry.teacher_top_k)
         if self._watch.is_superseded():
             return None
         timing = ShardTiming(self._name, started_at, time.time() - started_at)

@@ -18,7 +18,7 @@ MOST_TOKENS = 300
 """Of a row, that are shown."""
 MOST_CHARACTERS = 600
 """Of a text, that are shown."""
-_OWN_COLUMNS = frozenset(output_schema("token").names)
+_OWN_COLUMNS = frozenset(output_schema("token", teacher_top_k=1).names)
 _BROKEN = "\ufffd"
 Splitter = Callable[[Sequence[int]], list[str]]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cmasd.core import Result, RowError
+from cmasd.core import Result, RowError, Teaching
 from cmasd.telemetry.schema import ITERATION_FIELDS, TOKEN_FIELDS, Level, output_schema
 
 Values = NDArray[Any]
@@ -34,9 +34,9 @@ class Row:
     """Decoded text; null for a `RowError`."""
 
 
-def record(rows: Sequence[Row], level: Level, keep: pa.Table | None = None) -> pa.Table:
+def record(rows: Sequence[Row], level: Level, keep: pa.Table | None = None, teacher_top_k: int = 0) -> pa.Table:
     """The shard's table; `keep` holds the kept input columns, row for row."""
-    schema = output_schema(level, list(keep.schema) if keep is not None else ())
+    schema = output_schema(level, list(keep.schema) if keep is not None else (), teacher_top_k)
     results = [row.result if isinstance(row.result, Result) else None for row in rows]
     columns = _row_columns(rows, results)
     good = [result for result in results if result is not None]
@@ -44,6 +44,8 @@ def record(rows: Sequence[Row], level: Level, keep: pa.Table | None = None) -> p
         columns |= _iteration_columns(good, _offsets(columns["num_iterations"]), schema)
     if good and level == "token":
         columns |= _token_columns(good, _offsets(columns["num_output_tokens"]), schema)
+    if good and teacher_top_k:
+        columns |= _teacher_columns(good, _offsets(columns["num_output_tokens"]), schema)
     if keep is not None:
         columns |= {name: keep[name] for name in keep.column_names}
     arrays = [_typed(columns.get(field.name, [[]] * len(rows)), field.type) for field in schema]
@@ -98,6 +100,22 @@ def _token_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema: 
         "token_id": _list_column(ids, offsets, schema.field("token_id")),
         **_list_columns(TOKEN_NAMES, flat_NC.T, offsets, schema),
     }
+
+
+def _teacher_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:
+    taught = [result.teaching for result in results if isinstance(result.teaching, Teaching)]
+    assert len(taught) == len(results), "the engine keeps what the configuration asks for"
+    values = {
+        "token_top_ids": np.concatenate([one.ids_Nk for one in taught]),
+        "token_top_logprobs": np.concatenate([one.logprobs_Nk for one in taught]),
+    }
+    columns = {}
+    for name, values_Nk in values.items():
+        kind = cast(Any, schema.field(name).type)
+        flat = pa.array(values_Nk.reshape(-1), kind.value_type.value_type)
+        lists = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
+        columns[name] = pa.ListArray.from_arrays(cast(Any, offsets), lists, type=kind)
+    return columns
 
 
 def _list_columns(names: Sequence[str], columns_CN: Values, offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:

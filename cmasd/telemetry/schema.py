@@ -65,13 +65,24 @@ TOKEN_FIELDS = (
 )
 
 
-def output_schema(level: Level, keep: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
+def teacher_fields(top_k: int) -> tuple[pa.Field[Any], ...]:
+    """Columns that `telemetry.teacher_top_k` adds; none for 0."""
+    if top_k == 0:
+        return ()
+    return (
+        _list("token_top_ids", pa.list_(pa.int32(), top_k), "The verifier's most likely tokens, likeliest first."),
+        _list("token_top_logprobs", pa.list_(pa.float32(), top_k), "Their log-probabilities."),
+    )
+
+
+def output_schema(level: Level, keep: Sequence[pa.Field[Any]] = (), teacher_top_k: int = 0) -> pa.Schema:
     """The schema of `outputs/*.parquet` for a telemetry level, with the kept input columns at the end."""
     fields = list(ROW_FIELDS)
     if level in ("iteration", "token"):
         fields += ITERATION_FIELDS
     if level == "token":
         fields += TOKEN_FIELDS
+    fields += teacher_fields(teacher_top_k)
     metadata: dict[bytes | str, bytes | str] = {"cmasd.schema_version": str(SCHEMA_VERSION)}
     metadata["cmasd.telemetry_level"] = level
     return pa.schema([*fields, *keep], metadata=metadata)

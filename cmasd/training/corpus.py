@@ -7,12 +7,15 @@ memory holds 24 bytes a row.
 
 import json
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import torch
 from numpy.typing import NDArray
@@ -20,8 +23,11 @@ from transformers import PreTrainedTokenizerBase
 
 from cmasd.errors import ConfigError, InputError
 from cmasd.runner.models import SHORTLIST
+from cmasd.telemetry.schema import teacher_fields
 from cmasd.training.recipe import DataRecipe
 
+TEACHER_COLUMNS = tuple(column.name for column in teacher_fields(1))
+Arrays = list[NDArray[Any]]
 CHUNK_ROWS = 20_000
 """Rows read and tokenised at once."""
 
@@ -55,6 +61,20 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What the verifier thought of each target token: its k most likely ones, token by token as in the target side."""
+
+    ids_Nk: NDArray[np.int32]
+    logprobs_Nk: NDArray[np.float32]
+
+    def of(self, target: Side, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (N, k) int64 and probabilities (N, k) that sum to 1, of the tokens of some rows, row after row."""
+        spans = [slice(target.offsets[row], target.offsets[row + 1]) for row in rows]
+        ids_Nk = torch.from_numpy(np.concatenate([self.ids_Nk[span] for span in spans])).long()
+        return ids_Nk, torch.from_numpy(np.concatenate([self.logprobs_Nk[span] for span in spans])).softmax(-1)
+
+
+@dataclass(frozen=True)
 class Corpus:
     """A tokenised parallel corpus."""
 
@@ -62,6 +82,7 @@ class Corpus:
     target: Side
     share: NDArray[np.float64]
     """(rows,) the chance that an epoch takes this row; 0 for rows that are left out."""
+    teacher: Teacher | None = None
 
     def batches(self, seed: int, epoch: int, batch_tokens: int) -> list[NDArray[np.int64]]:
         """Row indices by batch: rows of like length together, batches in random order.
@@ -91,26 +112,43 @@ class Pairs:
     targets: list[str]
     shares: list[float]
     """The chance that an epoch takes the row."""
+    top_ids: Arrays = field(default_factory=list)
+    """(tokens, k) int32 of each target, where the recipe asks for the teacher."""
+    top_logprobs: Arrays = field(default_factory=list)
+    """(tokens, k) float32"""
 
 
 def read_pairs(recipe: DataRecipe, chunk_rows: int = CHUNK_ROWS) -> Iterator[Pairs]:
     """Read piece by piece; rows without text on either side are left out."""
     if recipe.mix and not recipe.group_column:
         raise ConfigError("data.mix: needs to know the corpus of a row. Set data.group_column, or remove data.mix.")
-    columns = [recipe.source_column, recipe.target_column]
+    columns = [recipe.source_column, recipe.target_column, *(TEACHER_COLUMNS if recipe.teacher else ())]
     if recipe.group_column:
         columns.append(recipe.group_column)
     dataset = pds.dataset(recipe.path, format="parquet")
     if missing := [column for column in columns if column not in dataset.schema.names]:
-        raise InputError(f"{recipe.path}: has no column {missing[0]}, got {', '.join(dataset.schema.names)}.")
+        advice = " Decode it with telemetry.teacher_top_k." if missing[0] in TEACHER_COLUMNS else ""
+        raise InputError(f"{recipe.path}: has no column {missing[0]}, got {', '.join(dataset.schema.names)}.{advice}")
     for batch in dataset.to_batches(columns=columns, batch_size=chunk_rows):
-        values = [column.to_pylist() for column in batch.columns]
-        groups = values[2] if recipe.group_column else [None] * batch.num_rows
-        shares = [recipe.mix.get(str(group), 1.0) for group in groups]
-        kept = [row for row in zip(values[0], values[1], shares, strict=True) if row[0] and row[1]]
+        sources, targets = batch[recipe.source_column].to_pylist(), batch[recipe.target_column].to_pylist()
+        groups = batch[recipe.group_column].to_pylist() if recipe.group_column else [None] * batch.num_rows
+        kept = [row for row, pair in enumerate(zip(sources, targets, strict=True)) if all(pair)]
         if kept:
-            sources, targets, taken = zip(*kept, strict=True)
-            yield Pairs(list(sources), list(targets), list(taken))
+            yield Pairs(
+                [sources[row] for row in kept],
+                [targets[row] for row in kept],
+                [recipe.mix.get(str(groups[row]), 1.0) for row in kept],
+                *([_arrays(batch[name], kept) for name in TEACHER_COLUMNS] if recipe.teacher else ()),
+            )
+
+
+def _arrays(column: Any, rows: list[int]) -> Arrays:
+    """(tokens, k) of some rows of a column of lists of lists of one length."""
+    lists = column.take(pa.array(rows))
+    inner = lists.flatten()
+    flat = inner.flatten().to_numpy(zero_copy_only=False)
+    values_Nk = flat.reshape(len(inner), -1 if len(inner) else 1)
+    return np.split(values_Nk, np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))[:-1])
 
 
 def read_texts(recipe: DataRecipe) -> Iterator[str]:
@@ -128,7 +166,10 @@ class _SideBuilder:
 
     def add(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """Tokenise with eos appended."""
-        rows = tokenizer(texts, return_attention_mask=False)["input_ids"]
+        self.add_ids(tokenizer(texts, return_attention_mask=False)["input_ids"])
+
+    def add_ids(self, rows: Sequence[Sequence[int]]) -> None:
+        """Of rows that are tokens already."""
         np.fromiter(chain.from_iterable(rows), dtype=np.int32).tofile(self._file)
         self._lengths.append(np.fromiter(map(len, rows), dtype=np.int64))
 
@@ -139,12 +180,38 @@ class _SideBuilder:
         return Side(tokens, np.cumsum(lengths))
 
 
+class _TeacherBuilder:
+    """Grows by a piece at a time, in two files without a name."""
+
+    def __init__(self) -> None:
+        self._files = [tempfile.TemporaryFile() for _ in TEACHER_COLUMNS]  # noqa: SIM115 - the mappings keep them
+        self._width = 0
+
+    def add(self, pairs: Pairs) -> list[list[int]]:
+        """Keep the pairs' teaching; returns its targets."""
+        ids_Nk = np.concatenate(pairs.top_ids).astype(np.int32)
+        self._width = ids_Nk.shape[1]
+        ids_Nk.tofile(self._files[0])
+        np.concatenate(pairs.top_logprobs).astype(np.float32).tofile(self._files[1])
+        return [ids[:, 0].tolist() for ids in pairs.top_ids]
+
+    def teacher(self) -> Teacher:
+        for file in self._files:
+            file.flush()
+        ids: NDArray[np.int32] = np.memmap(self._files[0], dtype=np.int32, mode="r")
+        logprobs: NDArray[np.float32] = np.memmap(self._files[1], dtype=np.float32, mode="r")
+        return Teacher(ids.reshape(-1, self._width), logprobs.reshape(-1, self._width))
+
+
 def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Read, tokenise, and leave out pairs longer than `max_tokens` or of wildly different length."""
-    builders, shares = (_SideBuilder(), _SideBuilder()), []
+    builders, shares, taught = (_SideBuilder(), _SideBuilder()), [], _TeacherBuilder()
     for pairs in read_pairs(recipe):
         builders[0].add(pairs.sources, tokenizer)
-        builders[1].add(pairs.targets, tokenizer)
+        if recipe.teacher:
+            builders[1].add_ids(taught.add(pairs))
+        else:
+            builders[1].add(pairs.targets, tokenizer)
         shares.extend(pairs.shares)
     if not shares:
         raise InputError(f"{recipe.path}: no row has text on both sides; expected sentence pairs.")
@@ -160,7 +227,7 @@ def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> Corp
             f"{recipe.path}: no pair is left to train on, {len(share)} were read. Raise data.max_tokens "
             f"({recipe.max_tokens}) or the shares in data.mix."
         )
-    return Corpus(source, target, share)
+    return Corpus(source, target, share, taught.teacher() if recipe.teacher else None)
 
 
 def frequent(corpus: Corpus) -> list[int]:

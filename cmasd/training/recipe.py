@@ -23,6 +23,8 @@ class DataRecipe:
     """Pairs with a longer side, in tokens, are left out."""
     max_ratio: float | None = 3.0
     """So are pairs with one side this many times as long as the other, and 8 tokens more; null: for summaries."""
+    teacher: bool = False
+    """Take the targets from what `telemetry.teacher_top_k` kept of an exact run, and learn its distributions."""
 
 
 @dataclass(frozen=True)

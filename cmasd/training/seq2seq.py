@@ -51,11 +51,18 @@ class Seq2SeqTask:
     def prepare(self, rows: NDArray[np.int64]) -> "Pairs":
         """Both sides, padded."""
         source, target = (side.padded(rows, self._pad) for side in (self._corpus.source, self._corpus.target))
-        return Pairs(source.to(self.model.device), target.to(self.model.device), int((target != self._pad).sum()))
+        teacher, device = self._corpus.teacher, self.model.device
+        taught = None if teacher is None else teacher.of(self._corpus.target, rows)
+        return Pairs(
+            source.to(device),
+            target.to(device),
+            int((target != self._pad).sum()),
+            None if taught is None else (taught[0].to(device), taught[1].to(device)),
+        )
 
     def loss(self, batch: "Pairs", seed: int) -> Tensor:
         """See `Task.loss`."""
-        return token_loss(self.model, batch.source_BS, batch.target_BT, self._smoothing)
+        return token_loss(self.model, batch.source_BS, batch.target_BT, self._smoothing, batch.teacher)
 
     def gauge(self, batch: "Pairs") -> tuple[str, float]:
         """The source gain in nats."""
@@ -69,6 +76,8 @@ class Pairs:
     source_BS: Tensor
     target_BT: Tensor
     tokens: int
+    teacher: tuple[Tensor, Tensor] | None
+    """Ids (N, k) and probabilities (N, k) of the real target tokens, row after row; None: the targets are certain."""
 
 
 def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2SeqModel:
@@ -148,16 +157,28 @@ def copy_weights(model: Seq2SeqModel, recipe: StartRecipe) -> None:
             part.requires_grad_(False)
 
 
-def token_loss(model: Seq2SeqModel, source_BS: Tensor, target_BT: Tensor, smoothing: float) -> Tensor:
-    """Mean label-smoothed cross entropy per target token, in nats; padding is left out."""
+def token_loss(
+    model: Seq2SeqModel,
+    source_BS: Tensor,
+    target_BT: Tensor,
+    smoothing: float,
+    teacher: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Mean cross entropy per target token, in nats; padding is left out.
+
+    To the target, label-smoothed; or to the `teacher`'s distribution (`Pairs.teacher`) instead.
+    """
     pad, start = int(model.config.pad_token_id or 0), int(model.config.decoder_start_token_id or 0)
     inputs_BT = torch.cat([torch.full_like(target_BT[:, :1], start), target_BT[:, :-1]], dim=1)
     mask_BS = torch.ne(source_BS, pad).long()
     outputs = model.model(source_BS, attention_mask=mask_BS, decoder_input_ids=inputs_BT, use_cache=False)
     hidden_BTD = outputs.last_hidden_state
     real_BT = target_BT != pad
-    logits_NV = F.linear(hidden_BTD[real_BT], model.lm_head.weight, model.final_logits_bias[0])
-    return F.cross_entropy(logits_NV.float(), target_BT[real_BT], label_smoothing=smoothing)
+    logits_NV = F.linear(hidden_BTD[real_BT], model.lm_head.weight, model.final_logits_bias[0]).float()
+    if teacher is None:
+        return F.cross_entropy(logits_NV, target_BT[real_BT], label_smoothing=smoothing)
+    ids_Nk, probs_Nk = teacher
+    return -(probs_Nk * logits_NV.log_softmax(-1).gather(1, ids_Nk)).sum(-1).mean()
 
 
 @torch.no_grad()

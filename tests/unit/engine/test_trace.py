@@ -160,3 +160,18 @@ def test_modulated_tolerance_follows_the_confidence_of_each_token() -> None:
             )
             assert (trace.gap_nats[accepted] <= trace.tau[accepted]).all()
         assert accepted_tokens > 0
+
+
+@pytest.mark.parametrize("family", ["marian", "llama"])
+@pytest.mark.parametrize("policy", ["fixed", "plain"])
+def test_the_likeliest_tokens_are_those_of_direct_forwards(family: str, policy: str) -> None:
+    pair, requests = shared_pair(family), ragged_requests(5, seed=12, max_new_tokens=12)
+    config = tiny_config(policy={"kind": policy}, engine={"slots": 2}, telemetry={"level": "none", "teacher_top_k": 3})
+    results = decode(pair, config, requests)
+    for request in requests:
+        result = results[request.key]
+        assert result.teaching is not None
+        best = torch.log_softmax(direct_logits(pair, pair.verifier, request, result), -1).topk(3, dim=-1)
+        np.testing.assert_array_equal(result.teaching.ids_Nk, best.indices)
+        np.testing.assert_allclose(result.teaching.logprobs_Nk, best.values, atol=1e-5)
+        np.testing.assert_array_equal(result.teaching.ids_Nk[:, 0], result.token_ids)

@@ -1,6 +1,7 @@
 """Results -> rows of the output schema."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from cmasd.core import IterationTrace, Result, RowError, TokenTrace
+from cmasd.core import IterationTrace, Result, RowError, Teaching, TokenTrace
 from cmasd.telemetry.recorder import ITERATION_NAMES, TOKEN_NAMES, Row, record
 from cmasd.telemetry.schema import Level, output_schema
 from cmasd.telemetry.totals import Totals
@@ -108,3 +109,15 @@ def test_columns_are_in_the_order_of_the_traces_channels() -> None:
     for names, trace in ((TOKEN_NAMES, TokenTrace), (ITERATION_NAMES, IterationTrace)):
         for place, column in enumerate(names):
             assert vars(trace)[column.partition("_")[2]].place == place, column
+
+
+def test_what_a_drafter_may_learn_from_stays_with_its_tokens() -> None:
+    def taught(tokens: int) -> Result:
+        ids = np.arange(2 * tokens, dtype=np.int32).reshape(tokens, 2)
+        return replace(result(tokens, "none"), teaching=Teaching(ids, -ids.astype(np.float32)))
+
+    rows = [Row("a", taught(2), "x"), Row("b", RowError("read", "null"), None), Row("c", taught(1), "y")]
+    table = record(rows, "none", teacher_top_k=2)
+    assert table.schema.equals(output_schema("none", teacher_top_k=2), check_metadata=True)
+    assert table["token_top_ids"].to_pylist() == [[[0, 1], [2, 3]], [], [[0, 1]]]
+    assert table["token_top_logprobs"].to_pylist() == [[[0, -1], [-2, -3]], [], [[0, -1]]]

@@ -4,11 +4,14 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmasd.errors import ConfigError, InputError
+from cmasd.telemetry.schema import teacher_fields
 from cmasd.training.corpus import Corpus, Side, build_corpus, read_pairs, read_texts, stream
 from cmasd.training.recipe import DataRecipe
 from tests.unit.training.small import sentences, small_tokenizer, write_rows
@@ -138,3 +141,28 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         build_corpus(DataRecipe(path, group_column="corpus", mix={"x": 0.0}), small_tokenizer())
     with pytest.raises(ConfigError, match=r"data\.mix: needs to know the corpus"):
         build_corpus(DataRecipe(path, mix={"x": 0.5}), small_tokenizer())
+
+
+def test_a_teacher_stays_with_its_tokens(tmp_path: Path) -> None:
+    """Rows without text are left out with what was taught of them."""
+    ids = [[[7, 1], [8, 2]], [[9, 3]], [], [[5, 4], [6, 5], [1, 0]]]
+    logprobs = [[[-float(a), -float(b)] for a, b in row] for row in ids]
+    names = pa.schema(teacher_fields(2))
+    table = pa.table({"en": ["ah", None, "", "bee"], "de": ["x", "y", "z", "w"]})
+    for field, values in zip(names, (ids, logprobs), strict=True):
+        table = table.append_column(field, pa.array(values, field.type))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    corpus = build_corpus(DataRecipe(path=str(tmp_path), teacher=True), small_tokenizer())
+    assert corpus.target.lists(np.array([0, 1])) == [[7, 8], [5, 6, 1]]
+    assert corpus.teacher is not None
+    taught, probs = corpus.teacher.of(corpus.target, np.array([1, 0]))
+    assert taught.tolist() == [[5, 4], [6, 5], [1, 0], [7, 1], [8, 2]]
+    odds = (probs[:, 1] / probs[:, 0]).log()
+    assert odds.tolist() == pytest.approx([1, 1, 1, 6, 6]), "softmax of the log-probabilities that were kept"
+    assert probs.sum(-1).tolist() == pytest.approx([1] * 5)
+
+
+def test_a_teacher_that_was_not_kept_is_asked_for(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.parquet", en=["ah"], de=["ah"])
+    with pytest.raises(InputError, match=r"has no column token_top_ids.*telemetry.teacher_top_k"):
+        build_corpus(DataRecipe(path=str(tmp_path), teacher=True), small_tokenizer())

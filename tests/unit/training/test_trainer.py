@@ -188,3 +188,21 @@ def test_exported_generation_config(tmp_path: Path) -> None:
     assert generation.bos_token_id is None
     assert (generation.max_length, generation.num_beams) == (32, 1)
     assert generation.forced_eos_token_id is None
+
+
+def test_a_certain_teacher_is_the_target_and_an_even_one_is_between(
+    corpus: Corpus, learned: tuple[Seq2SeqModel, Recipe, list[Progress]]
+) -> None:
+    model, (source, target) = learned[0], batch(corpus)
+    ids = target[target != 0]
+    wrong = torch.full_like(ids, int(ids[0]) + 1)
+    both = torch.stack([ids, wrong], dim=1)
+    with torch.no_grad():
+        given = token_loss(model, source, target, 0.0)
+        certain, other, even = (
+            token_loss(model, source, target, 0.0, (both, torch.tensor(shares).expand(both.shape)))
+            for shares in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5])
+        )
+    torch.testing.assert_close(certain, given)
+    torch.testing.assert_close(even, (certain + other) / 2)
+    assert other > certain
