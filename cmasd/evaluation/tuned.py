@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cmasd.config import to_yaml
 from cmasd.config.tree import Config, NotifyConfig
 from cmasd.evaluation.baseline import plain_config
 from cmasd.evaluation.lab import Tried, spread
@@ -52,5 +51,7 @@ def choose(points: Sequence[ParetoPoint], max_gap_nats: float) -> ParetoPoint:
 
 def configuration_file(config: Config, about: Sequence[str]) -> str:
     """YAML that `cmasd run` takes, `about` as comments above; who is notified is left out, for it may be secret."""
+    from cmasd.config import to_yaml  # needs omegaconf, which measuring does without
+
     lines = [*about, "Keys of `notify` are not copied here."]
     return "".join(f"# {line}\n" for line in lines) + to_yaml(replace(config, notify=NotifyConfig()))
