@@ -109,7 +109,7 @@ def _teacher_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema
         "token_top_ids": np.concatenate([one.ids_Nk for one in taught]),
         "token_top_logprobs": np.concatenate([one.logprobs_Nk for one in taught]),
     }
-    columns = {}
+    columns: Columns = {}
     for name, values_Nk in values.items():
         kind = cast(Any, schema.field(name).type)
         flat = pa.array(values_Nk.reshape(-1), kind.value_type.value_type)
