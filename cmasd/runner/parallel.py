@@ -13,6 +13,7 @@ Shapes: B rows, T places, C cuts of a row (1 when drafting), K queries, N = B*C*
 D head width, r rank, L places read, S source length or shortlist, G = B*H.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -23,11 +24,11 @@ from torch import Tensor, nn
 
 from cmasd.kernels import Kernels
 from cmasd.runner.attention import attend, per_head
-from cmasd.runner.bart import CrossAttention, FeedForward, Make, Sublayer, norm_of
+from cmasd.runner.bart import CrossAttention, Embedding, FeedForward, Make, Sublayer, norm_of
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.cache import SlotCache, SourceCache
 from cmasd.runner.dense import Dense, dense, linear_of
-from cmasd.runner.families import ANY_WORD, Words
+from cmasd.runner.families import ANY_WORD, Words, family_of
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ class ParallelNetwork(nn.Module):
         """In place of the hidden state that said the first token."""
         self.queries = nn.Parameter(torch.randn(shape.queries, width) * 0.1)
         self.fuse = nn.Linear(2 * width, width)
+        with torch.no_grad():  # the first query begins as the token that it follows, without the hidden state
+            self.queries[0] = 0
+            self.fuse.weight.copy_(torch.eye(2 * width)[width:])
+            self.fuse.bias.zero_()
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
         if shape.rank:
             self.context = nn.Linear(width, shape.rank)
@@ -217,7 +222,7 @@ class ParallelForward:
 
     def features(self, seen_BTd: Tensor, heard_BTd: Tensor) -> Tensor:
         """(B, T, d) of places: `seen_BTd` the hidden states that said their tokens (`network.start` where none did),
-        `heard_BTd` the tokens (`Said.heard_Vd`).
+        `heard_BTd` the tokens themselves (`Said.embed`).
         """
         rows, places, width = seen_BTd.shape
         joined_BTe = torch.cat([F.layer_norm(seen_BTd, (width,)), heard_BTd], dim=-1)
@@ -284,7 +289,7 @@ class ParallelModel:
         self.forward = ParallelForward.of(network, make)
         self.start_d = network.start.detach()
         self.queries_Kd = network.queries.detach()
-        self.heard_Vd = said.heard_Vd
+        self._embed = said.embed
         has_markov = network.shape.rank > 0
         self.context = make(network.context) if has_markov else None
         self.judge = dense(network.judge) if network.shape.has_confidence else None
@@ -292,9 +297,9 @@ class ParallelModel:
             self.previous_Vr = F.linear(said.heard_Vd, network.previous.weight)
             self.out_rS = (said.linear.weight @ network.out.weight).T.contiguous()
 
-    def features(self, seen_BTd: Tensor, tokens_BT: Tensor) -> Tensor:
+    def features(self, seen_BTd: Tensor, tokens_BT: Tensor, places_BT: Tensor) -> Tensor:
         """(B, T, d), see `ParallelForward.features`."""
-        return self.forward.features(seen_BTd, F.embedding(tokens_BT, self.heard_Vd))
+        return self.forward.features(seen_BTd, self._embed(tokens_BT, places_BT))
 
     def __call__(self, features_Bd: Tensor, known: Known, queries: int) -> States:
         """One pass behind each row's latest place, which has these features."""
@@ -307,6 +312,8 @@ class Said:
 
     heard_Vd: Tensor
     """Input embeddings, each normalised, so that their scale does not matter."""
+    embed: Callable[[Tensor, Tensor], Tensor]
+    """Tokens and their places, (B, T) each, to what the verifier's decoder begins with (B, T, d)."""
     linear: nn.Linear
     """The output layer, of the shortlist where there is one."""
 
@@ -318,6 +325,15 @@ class Said:
         bias_V = None if bias is None or not bool(bias.any()) else bias.detach().view(-1)
         heard_Vd = model.get_input_embeddings().weight.detach()
         heard_Vd = F.layer_norm(heard_Vd, heard_Vd.shape[-1:])
-        if shortlist_S is None:
-            return cls(heard_Vd, linear_of(weight_Vd, bias_V))
-        return cls(heard_Vd, linear_of(weight_Vd[shortlist_S], None if bias_V is None else bias_V[shortlist_S]))
+        if shortlist_S is not None:
+            weight_Vd, bias_V = weight_Vd[shortlist_S], None if bias_V is None else bias_V[shortlist_S]
+        return cls(heard_Vd, _embed_of(model, heard_Vd), linear_of(weight_Vd, bias_V))
+
+
+@torch.no_grad()
+def _embed_of(model: Any, heard_Vd: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Where places are not part of the embedding, the normalised one serves."""
+    if not family_of(model).is_bart:
+        return lambda tokens_BT, places_BT: F.embedding(tokens_BT, heard_Vd)
+    embedding = Embedding.of(model.get_decoder(), model.config.max_position_embeddings)
+    return torch.no_grad()(embedding)

@@ -68,7 +68,8 @@ class ParallelRunner:
         """Every place of the prompts but the last, whose token is the first to be fed."""
         length = tokens_BT.shape[1]
         self._seen_SLd[slots_B, 1 : length + 1] = hidden_BTd
-        features_BTd = self.model.features(self._seen_SLd[slots_B, :length], tokens_BT)
+        places_BT = self._steps_L[:length].expand(len(slots_B), -1)
+        features_BTd = self.model.features(self._seen_SLd[slots_B, :length], tokens_BT, places_BT)
         self._cache.open_prompt(slots_B, self._steps_L[None, :length])
         self._store(features_BTd)
 
@@ -96,7 +97,7 @@ class ParallelRunner:
         most, longest = torch.stack([(lengths_B - stored_B).amax(), lengths_B.amax()]).tolist()
         places_BM = (stored_B[:, None] + self._steps_L[: max(most, 1)]).minimum(last_B1)
         seen_BMd = F.embedding(self._first_line_S1[:rows] + places_BM, self._seen_SLd.flatten(0, 1))
-        features_BMd = self.model.features(seen_BMd, tokens_BL.gather(1, places_BM))
+        features_BMd = self.model.features(seen_BMd, tokens_BL.gather(1, places_BM), places_BM)
         read = self._cache.extend(rows, longest)
         self._cache.open_window(places_BM, stored_B[:, None], read)
         self._store(features_BMd)

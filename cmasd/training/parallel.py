@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from cmasd.runner.bart import paired
 from cmasd.runner.load import parallel_shape
-from cmasd.runner.models import vocabulary_size
+from cmasd.runner.models import load_model, vocabulary_size
 from cmasd.runner.parallel import ParallelNetwork
 from cmasd.runner.parallel_folder import save_parallel
 from cmasd.training.corpus import Corpus, frequent, write_shortlist
 from cmasd.training.listening import Lesson, listen
-from cmasd.training.parallel_loss import Words, accepted, choose_cuts, loss_of, tokens_per_iteration
+from cmasd.training.parallel_loss import Words, accepted, choose_steps, loss_of, tokens_per_iteration
 from cmasd.training.recipe import ParallelRecipe, Recipe
 
 
@@ -53,8 +53,8 @@ class ParallelTask:
     def loss(self, batch: Lesson, seed: int) -> Tensor:
         """See `Task.loss`."""
         recipe, generator = self._recipe, torch.Generator().manual_seed(seed)
-        chosen = choose_cuts(batch, recipe.cuts, self.model.shape.queries, recipe.decay, generator)
-        return loss_of(self.model, batch, self._words, *chosen, recipe)
+        steps = choose_steps(recipe.positions, self.model.shape.queries, recipe.decay, generator)
+        return loss_of(self.model, batch, self._words, steps, recipe)
 
     def gauge(self, batch: Lesson) -> tuple[str, float]:
         """Tokens per iteration on this batch, with the longest drafts."""
@@ -81,7 +81,7 @@ def build_network(recipe: ParallelRecipe, verifier: PreTrainedModel) -> Parallel
         for name, weight in encoder.named_parameters():
             weight.requires_grad_(not name.startswith("embed_"))
     network = ParallelNetwork(shape, encoder)
-    copy_layers(network, verifier)
+    copy_layers(network, verifier if recipe.start is None else load_model(recipe.start, "float32", "cpu"))
     return network.to(verifier.device)
 
 
@@ -102,7 +102,7 @@ def export_parallel(network: ParallelNetwork, corpus: Corpus, recipe: Recipe, dt
 
 
 def copy_layers(network: ParallelNetwork, model: PreTrainedModel) -> bool:
-    """Begin with the verifier's last decoder layers, where the shapes agree (BART and its kin); returns whether."""
+    """Begin with the model's last decoder layers, where the shapes agree (BART and its kin); returns whether."""
     given = list(getattr(model.get_decoder(), "layers", []))[-network.shape.layers :]
     theirs = [_with_pairs(layer) for layer in given]
     mine = [layer.state_dict() for layer in network.layers]

@@ -59,7 +59,8 @@ def states(network: ParallelNetwork, lesson: Lesson, words: Words, cuts_BC: Tens
     forward = ParallelForward.of(network, _plain)
     start_B1d = network.start.expand(rows, 1, -1).to(lesson.hidden_BTd)
     seen_BTd = torch.cat([start_B1d, lesson.hidden_BTd[:, :-1]], dim=1)
-    features_BTd = forward.features(seen_BTd, words.said.heard_Vd[lesson.tokens_BU[:, :-1]])
+    places_BT = torch.arange(seen_BTd.shape[1], device=cuts_BC.device).expand(rows, -1)
+    features_BTd = forward.features(seen_BTd, words.said.embed(lesson.tokens_BU[:, :-1], places_BT))
     history = [layer.history.pair(features_BTd) for layer in forward.layers]
     encoded_BSd = lesson.encoded_BSd
     if network.encoder is not None:
@@ -84,42 +85,51 @@ def _plain(*linears: nn.Linear, recurs: bool = True) -> nn.Linear:
     return linears[0]
 
 
-def choose_cuts(
-    lesson: Lesson, cuts: int, queries: int, decay: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """(B, C) cuts at random, and for each the position of one draft token (B, C): as often as its weight says."""
-    first_B1, ends_B1 = lesson.first_B[:, None], lesson.ends_B[:, None]
-    shape = (len(first_B1), cuts)
-    chosen_BC = torch.rand(shape, generator=generator).to(first_B1.device)
-    weights_K = torch.exp(-torch.arange(queries) / decay)
-    steps_N = torch.multinomial(weights_K, cuts * len(first_B1), replacement=True, generator=generator)
-    return first_B1 + (chosen_BC * (ends_B1 - first_B1)).long(), steps_N.view(shape).to(first_B1.device)
+def choose_steps(count: int, queries: int, decay: float, generator: torch.Generator) -> list[int]:
+    """Positions of the draft, at most `count`: the first, and others as often as their weights exp(-j / decay) say."""
+    weights_K = torch.exp(-torch.arange(1, queries) / decay)
+    others = min(count, queries) - 1
+    chosen = torch.multinomial(weights_K, others, generator=generator).tolist() if others else []
+    return [0, *(1 + step for step in chosen)]
 
 
 def loss_of(
+    network: ParallelNetwork, lesson: Lesson, words: Words, steps: list[int], weights: ParallelRecipe
+) -> Tensor:
+    """Mean over the tokens at positions `steps` of the drafts behind every place of every row, in nats."""
+    rows, length = lesson.hidden_BTd.shape[:2]
+    cuts_BT = torch.arange(length, device=lesson.ends_B.device).expand(rows, -1)
+    z_NKd = states(network, lesson, words, cuts_BT, network.queries[None, None, steps])
+    losses = []
+    for query, step in enumerate(steps):
+        place_BT = cuts_BT + step
+        inside_N = ((cuts_BT >= lesson.first_B[:, None]) & (place_BT < lesson.ends_B[:, None])).view(-1)
+        losses.append(
+            _losses(network, lesson, words, z_NKd[:, query], place_BT.clamp_max(length - 1), inside_N, weights)
+        )
+    return torch.cat(losses).mean()
+
+
+def _losses(
     network: ParallelNetwork,
     lesson: Lesson,
     words: Words,
-    cuts_BC: Tensor,
-    steps_BC: Tensor,
+    z_Nd: Tensor,
+    place_BT: Tensor,
+    inside_N: Tensor,
     weights: ParallelRecipe,
 ) -> Tensor:
-    """Mean over the tokens `steps_BC` behind `cuts_BC` that lie inside their rows, in nats."""
-    z_NKd = states(network, lesson, words, cuts_BC, network.queries[steps_BC][:, :, None])
-    place_BC = cuts_BC + steps_BC
-    inside_N = (place_BC < lesson.ends_B[:, None]).view(-1)
-    place_BC = place_BC.clamp_max(lesson.hidden_BTd.shape[1] - 1)
-    z_Nd = z_NKd[:, 0][inside_N]
-    label_N = words.column_V[lesson.tokens_BU.gather(1, place_BC + 1)].view(-1)[inside_N]
-    before_N = lesson.tokens_BU.gather(1, place_BC).view(-1)[inside_N]
-    said_Nd, features_Nf = speak(network, words, z_Nd, before_N)
+    """Of the tokens behind `place_BT`, where they lie inside their rows."""
+    label_N = words.column_V[lesson.tokens_BU.gather(1, place_BT + 1)].view(-1)[inside_N]
+    before_N = lesson.tokens_BU.gather(1, place_BT).view(-1)[inside_N]
+    said_Nd, features_Nf = speak(network, words, z_Nd[inside_N], before_N)
     logits_NS: Tensor = words.said.linear(said_Nd)
     log_NS = logits_NS.float().log_softmax(-1)
     # What is not in the shortlist cannot be drafted, so there is no token to learn.
     ce_N = -log_NS.gather(1, label_N.clamp_min(0)[:, None]).squeeze(1) * (label_N >= 0)
     loss_N = weights.ce * ce_N
     if weights.soft or weights.tv:
-        hidden_Nd = lesson.hidden_BTd.take_along_dim(place_BC[:, :, None], dim=1).flatten(0, 1)[inside_N]
+        hidden_Nd = lesson.hidden_BTd.take_along_dim(place_BT[:, :, None], dim=1).flatten(0, 1)[inside_N]
         target_NS = words.distribution(hidden_Nd)
         loss_N = loss_N - weights.soft * (target_NS * log_NS).sum(-1)
         loss_N = loss_N + weights.tv * (1 - torch.minimum(log_NS.exp(), target_NS).sum(-1))
@@ -127,7 +137,7 @@ def loss_of(
         right_N = (logits_NS.argmax(-1) == label_N).float()
         judged_N = network.judge(features_Nf.detach()).squeeze(1)
         loss_N = loss_N + weights.confidence * F.binary_cross_entropy_with_logits(judged_N, right_N, reduction="none")
-    return loss_N.mean()
+    return loss_N
 
 
 def speak(network: ParallelNetwork, words: Words, z_Nd: Tensor, before_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class StartRecipe:
 
 @dataclass(frozen=True)
 class ParallelRecipe:
-    """A drafter of one pass, for `kind: parallel`: it begins with the verifier's last decoder layers where they fit."""
+    """A drafter of one pass, for `kind: parallel`: it begins with decoder layers of another model where they fit."""
 
     verifier: str = ""
     """Bundled name, folder or hub name of the model whose outputs the data are."""
@@ -81,10 +81,12 @@ class ParallelRecipe:
     """Whether the drafter learns to read the source with an encoder of its own, which begins as the verifier's."""
     shortlist: int | None = 3000
     """Drafts are made of this many tokens, the most frequent of the data; null: the whole vocabulary."""
-    cuts: int = 8
-    """Tokens per row that a loss looks at, each behind a cut at a random place."""
-    losses_per_batch: int = 4
-    """Steps taken on a batch, with other cuts each, before the verifier reads the next one."""
+    start: str | None = None
+    """A token-by-token drafter of the same verifier, whose decoder layers it begins with; null: the verifier's own."""
+    positions: int = 3
+    """Positions of the draft that a loss looks at, behind every place of a row; the first is always among them."""
+    losses_per_batch: int = 2
+    """Steps taken on a batch, with other positions, before the verifier reads the next one."""
     ce: float = 1.0
     """Weight of the cross entropy of the verifier's token."""
     soft: float = 0.0

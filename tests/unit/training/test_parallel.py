@@ -12,7 +12,7 @@ from cmasd.runner.load import parallel_shape
 from cmasd.runner.parallel import ParallelNetwork
 from cmasd.training.listening import Lesson, listen
 from cmasd.training.parallel import copy_layers
-from cmasd.training.parallel_loss import Words, accepted, choose_cuts, loss_of, tokens_per_iteration
+from cmasd.training.parallel_loss import Words, accepted, choose_steps, loss_of, tokens_per_iteration
 from cmasd.training.recipe import ParallelRecipe
 from tests.unit.engine.pairs import decode, decode_plain, shared_model, shared_pair, tiny_config, tokens_of
 from tests.unit.runner.tiny import FAMILIES
@@ -38,8 +38,8 @@ def learned(family: str, steps: int, **shape: Any) -> tuple[ParallelNetwork, Les
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        chosen = choose_cuts(lesson, 8, QUERIES, 4.0, generator)
-        loss_of(network, lesson, words, *chosen, ParallelRecipe(tv=0.5)).backward()
+        steps = choose_steps(2, QUERIES, 4.0, generator)
+        loss_of(network, lesson, words, steps, ParallelRecipe(tv=0.5)).backward()
         optimiser.step()
         optimiser.zero_grad()
     return network.requires_grad_(False).eval(), lesson, words
@@ -92,7 +92,7 @@ def test_confidence_is_learned() -> None:
 
     for _ in range(60):
         batch = lesson()
-        loss_of(network, batch, words, *choose_cuts(batch, 8, QUERIES, 4.0, generator), recipe).backward()
+        loss_of(network, batch, words, choose_steps(2, QUERIES, 4.0, generator), recipe).backward()
         optimiser.step()
         optimiser.zero_grad()
     batch = lesson()
@@ -116,15 +116,40 @@ def test_every_family_can_be_listened_to(family: str) -> None:
         assert lesson.tokens_BU[row, first + 1 : first + 1 + len(target)].tolist() == target
 
 
-def test_cuts_lie_in_the_output_and_early_tokens_come_more_often() -> None:
-    lesson = listen(shared_model("llama"), *outputs("llama"))
-    cuts_BC, steps_BC = choose_cuts(lesson, 200, QUERIES, 1.0, torch.Generator().manual_seed(0))
-    assert bool((cuts_BC >= lesson.first_B[:, None]).all())
-    assert bool((cuts_BC < lesson.ends_B[:, None]).all())
-    assert torch.equal(cuts_BC.amin(1), lesson.first_B)
-    counts = torch.bincount(steps_BC.view(-1), minlength=QUERIES) / steps_BC.numel()
-    expected = torch.exp(-torch.arange(QUERIES) / 1.0)
-    torch.testing.assert_close(counts.double(), (expected / expected.sum()).double(), atol=0.02, rtol=0)
+def test_the_first_token_is_always_looked_at_and_early_ones_come_more_often() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen = [choose_steps(2, QUERIES, 1.0, generator) for _ in range(2000)]
+    assert all(steps[0] == 0 and 1 <= steps[1] < QUERIES for steps in chosen)
+    counts = torch.bincount(torch.tensor([steps[1] for steps in chosen]), minlength=QUERIES)[1:] / len(chosen)
+    expected = torch.exp(-torch.arange(1, QUERIES) / 1.0)
+    torch.testing.assert_close(counts, expected / expected.sum(), atol=0.04, rtol=0)
+    assert sorted(choose_steps(99, QUERIES, 1.0, generator)) == list(range(QUERIES))
+    assert choose_steps(1, QUERIES, 1.0, generator) == [0]
+
+
+def test_it_begins_as_the_drafter_that_it_is_given() -> None:
+    """Before any step, its first token is what a token-by-token drafter of one layer says."""
+    verifier, (sources, targets) = shared_model("marian"), outputs("marian")
+    drafter = copy.deepcopy(verifier)
+    decoder: Any = drafter.get_decoder()
+    decoder.layers = decoder.layers[-1:]
+    with torch.no_grad():
+        for weight in decoder.layers.parameters():
+            weight.add_(torch.randn_like(weight))
+    network = ParallelNetwork(replace(parallel_shape(verifier), feed_forward=verifier.config.decoder_ffn_dim))
+    assert copy_layers(network, drafter)
+    lesson, words = listen(verifier, sources, targets), Words.of(verifier, torch.arange(VOCABULARY))
+    accepted_BT, _ = accepted(network.double(), lesson, words)
+    model: Any = drafter
+    said_BTV = model(
+        input_ids=lesson.source_BS,
+        attention_mask=(lesson.source_mask[:, 0, 0] == 0).long() if lesson.source_mask is not None else None,
+        decoder_input_ids=lesson.tokens_BU[:, :-1],
+    ).logits
+    right_BT = said_BTV.argmax(-1) == lesson.tokens_BU[:, 1:]
+    inside_BT = torch.arange(right_BT.shape[1]) < lesson.ends_B[:, None]
+    assert torch.equal((accepted_BT > 0) & inside_BT, right_BT & inside_BT)
+    assert 0 < int(right_BT[inside_BT].sum()) < int(inside_BT.sum())
 
 
 def test_layers_of_the_verifier_are_copied_where_they_fit() -> None:
