@@ -130,7 +130,8 @@ def read_pairs(recipe: DataRecipe, chunk_rows: int = CHUNK_ROWS) -> Iterator[Pai
         advice = " Decode it with telemetry.teacher_top_k." if missing[0] in TEACHER_COLUMNS else ""
         raise InputError(f"{recipe.path}: has no column {missing[0]}, got {', '.join(dataset.schema.names)}.{advice}")
     for batch in dataset.to_batches(columns=columns, batch_size=chunk_rows):
-        sources, targets = batch[recipe.source_column].to_pylist(), batch[recipe.target_column].to_pylist()
+        sources: list[Any] = batch[recipe.source_column].to_pylist()
+        targets: list[Any] = batch[recipe.target_column].to_pylist()
         groups = batch[recipe.group_column].to_pylist() if recipe.group_column else [None] * batch.num_rows
         kept = [row for row, pair in enumerate(zip(sources, targets, strict=True)) if all(pair)]
         if kept:

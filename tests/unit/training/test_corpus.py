@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -145,12 +146,12 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
 
 def test_a_teacher_stays_with_its_tokens(tmp_path: Path) -> None:
     """Rows without text are left out with what was taught of them."""
-    ids = [[[7, 1], [8, 2]], [[9, 3]], [], [[5, 4], [6, 5], [1, 0]]]
-    logprobs = [[[-float(a), -float(b)] for a, b in row] for row in ids]
+    ids: list[Any] = [[[7, 1], [8, 2]], [[9, 3]], [], [[5, 4], [6, 5], [1, 0]]]
+    logprobs: list[Any] = [[[-float(a), -float(b)] for a, b in row] for row in ids]
     names = pa.schema(teacher_fields(2))
     table = pa.table({"en": ["ah", None, "", "bee"], "de": ["x", "y", "z", "w"]})
     for field, values in zip(names, (ids, logprobs), strict=True):
-        table = table.append_column(field, pa.array(values, field.type))
+        table = table.append_column(field, pa.array(values, type=field.type))
     pq.write_table(table, tmp_path / "rows.parquet")
     corpus = build_corpus(DataRecipe(path=str(tmp_path), teacher=True), small_tokenizer())
     assert corpus.target.lists(np.array([0, 1])) == [[7, 8], [5, 6, 1]]

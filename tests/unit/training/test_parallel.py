@@ -38,8 +38,8 @@ def learned(family: str, steps: int, **shape: Any) -> tuple[ParallelNetwork, Les
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        steps = choose_steps(2, QUERIES, 4.0, generator)
-        loss_of(network, lesson, words, steps, ParallelRecipe(tv=0.5)).backward()
+        chosen = choose_steps(2, QUERIES, 4.0, generator)
+        loss_of(network, lesson, words, chosen, ParallelRecipe(tv=0.5)).backward()
         optimiser.step()
         optimiser.zero_grad()
     return network.requires_grad_(False).eval(), lesson, words
