@@ -71,10 +71,18 @@ def load_parallel(
     with torch.device("meta"):
         network = ParallelNetwork(shape, own_encoder)
     try:
-        network.load_state_dict(load_file(Path(resolve(name)) / "model.safetensors"), assign=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        weights = load_file(Path(resolve(name)) / "model.safetensors")
+    except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{name}: model.safetensors is damaged ({reason}). Copy the whole folder again.") from error
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{name}: model.safetensors is not of this version of cmasd, or not of its config.json ({reason}). "
+            "Train it again."
+        ) from error
     return network.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cmasd.errors import ModelError
 from cmasd.runner.load import parallel_shape
@@ -83,4 +84,13 @@ def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "stride": 2}))
     with pytest.raises(ModelError, match=r"not of this version"):
+        load_parallel(str(folder), SHAPE, torch.float32, CPU)
+
+
+def test_weights_of_another_version_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["layers.0.self_attn.k_proj.weight"] = weights.pop("layers.0.self_attn.kv_proj.weight")
+    save_file(weights, path)
+    with pytest.raises(ModelError, match=r"model.safetensors is not of this version.*Train it again"):
         load_parallel(str(folder), SHAPE, torch.float32, CPU)
