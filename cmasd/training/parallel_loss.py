@@ -4,10 +4,10 @@ Keys and values of all places are made at once, as drafting makes them one by on
 cut. The earlier tokens of a draft are given to the Markov head as they really are, since a later guess counts only
 where the earlier ones were right.
 
-Loss of a token: ce * cross entropy + soft * cross entropy to the verifier's distribution + tv * total variation to it
-+ confidence * binary cross entropy of the predicted acceptance (DSpark, arXiv 2607.05147). Its weight exp(-j / decay)
-for position j of the draft is how often it is looked at: queries are independent, so what counts less need not be
-computed.
+Loss of a token: ce * cross entropy + tv * total variation to the verifier's distribution + confidence * binary cross
+entropy of the predicted acceptance (DSpark, arXiv 2607.05147). A step looks at every place of a row, at the first
+token of the draft behind it and at some later ones; their weight exp(-j / decay) is how often position j is chosen,
+for queries are independent, so that what counts less need not be computed.
 
 Shapes: B rows, T target tokens, C cuts of a row, K queries, N = B*C, d width, V vocabulary, S shortlist.
 """
@@ -128,10 +128,9 @@ def _losses(
     # What is not in the shortlist cannot be drafted, so there is no token to learn.
     ce_N = -log_NS.gather(1, label_N.clamp_min(0)[:, None]).squeeze(1) * (label_N >= 0)
     loss_N = weights.ce * ce_N
-    if weights.soft or weights.tv:
+    if weights.tv:
         hidden_Nd = lesson.hidden_BTd.take_along_dim(place_BT[:, :, None], dim=1).flatten(0, 1)[inside_N]
         target_NS = words.distribution(hidden_Nd)
-        loss_N = loss_N - weights.soft * (target_NS * log_NS).sum(-1)
         loss_N = loss_N + weights.tv * (1 - torch.minimum(log_NS.exp(), target_NS).sum(-1))
     if network.shape.has_confidence and weights.confidence:
         right_N = (logits_NS.argmax(-1) == label_N).float()

@@ -89,8 +89,6 @@ class ParallelRecipe:
     """Steps taken on a batch, with other positions, before the verifier reads the next one."""
     ce: float = 1.0
     """Weight of the cross entropy of the verifier's token."""
-    soft: float = 0.0
-    """Weight of the cross entropy to the verifier's whole distribution."""
     tv: float = 0.0
     """Weight of the total variation to the verifier's distribution."""
     confidence: float = 1.0
