@@ -35,10 +35,8 @@ RUNGS = (0.25, 0.5, 1.0)
 """Shares of the rows that lossy settings are decoded on, one after the other."""
 COHORT = 8
 """Lossy settings that begin together; half of them reach the next rung."""
-REPLAYS = 200
-"""Lossless settings tried at most."""
-TIMED_ROWS = 2
-"""Batches of rows that iteration times are measured on."""
+FEWEST_REPLAYS, MOST_REPLAYS = 20, 200
+"""Lossless settings tried."""
 LOSSLESS_SHARE = 0.15
 """Of the time that is left after recording; the rest is for lossy settings."""
 OnTurn = Callable[[str], None]
@@ -149,7 +147,7 @@ def _replay(lab: Lab, config: Config, most: int, seed: int, until: float, on_tur
     for given in starts(config, most, is_lossless=True):
         study.enqueue_trial(given)
     found: list[Tried] = []
-    while len(found) < REPLAYS and (not found or time.perf_counter() < until):
+    while len(found) < FEWEST_REPLAYS or (len(found) < MOST_REPLAYS and time.perf_counter() < until):
         asked = study.ask()
         found.append(lab.replay(suggest(asked, most, is_lossless=True), rows))
         study.tell(asked, found[-1].speedup)
@@ -225,6 +223,6 @@ def _times(study: Any, pair: Pair, config: Config, requests: list[Request]) -> I
     if known:
         return IterationTimes(**{**known, "seconds_RK": tuple(map(tuple, known["seconds_RK"]))})
     slots = config.engine.slots or 1
-    found = measure_times(pair, config, requests[: TIMED_ROWS * slots])
+    found = measure_times(pair, config, requests[:slots])
     study.set_user_attr("times", asdict(found))
     return found

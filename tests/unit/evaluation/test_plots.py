@@ -87,7 +87,8 @@ def test_reliability_before_and_after_by_position(tmp_path: Path) -> None:
         plot_reliability(fitted, tmp_path / "curve.svg", "a run")
     root = ElementTree.parse(tmp_path / "curve.svg").getroot()
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    titles = {"every score as it is", "every score, calibrated", "max_prob as it is"}
-    assert {"calibrated", *titles, f"max_prob after {fitted[0].method}", "a run"} <= texts
-    for begins in ("max_prob: ECE", "entropy: ECE", f"max_prob, {fitted[0].method}: ECE 0.0", "position 2: ECE"):
+    best = fitted[0]
+    titles = {"every score as it is", "every score, calibrated", f"{best.score} as it is"}
+    assert {"calibrated", *titles, f"{best.score} after {best.method}", "a run"} <= texts
+    for begins in ("max_prob: ECE", "entropy: ECE", f"{best.score}, {best.method}: ECE 0.0", "position 2: ECE"):
         assert any(text.startswith(begins) for text in texts), begins

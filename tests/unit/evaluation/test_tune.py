@@ -11,13 +11,23 @@ from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ConfigError
 from cmasd.evaluation.baseline import EngineDecoder, plain_config
-from cmasd.evaluation.iteration_times import IterationTimes, measure_times
+from cmasd.evaluation.iteration_times import IterationTimes, enveloped, measure_times
 from cmasd.evaluation.knobs import Knobs
 from cmasd.evaluation.lab import Tried, best_first
 from cmasd.evaluation.pareto import ParetoPoint, measure
 from cmasd.evaluation.sample import Sample
-from cmasd.evaluation.tune import COHORT, REPLAYS, Search, check_optuna, check_tunable, divide, search
+from cmasd.evaluation.tune import (
+    COHORT,
+    FEWEST_REPLAYS,
+    MOST_REPLAYS,
+    Search,
+    check_optuna,
+    check_tunable,
+    divide,
+    search,
+)
 from cmasd.evaluation.tuned import CONFIGURED, EXACT, LOSSY, PLAIN, Candidate, candidates, choose, configuration_file
+from cmasd.policies.costs import StepTable
 from tests.unit.engine.pairs import ragged_requests, shared_pair, tiny_config
 from tests.unit.evaluation.test_compare import with_words
 
@@ -43,7 +53,7 @@ def searched(storage: Path | None = None, pair: Pair | None = None, **given: Any
 def test_a_search_tries_both_kinds_of_settings() -> None:
     turns: list[str] = []
     found = searched(on_turn=turns.append)
-    assert 1 <= found.replayed <= REPLAYS
+    assert FEWEST_REPLAYS <= found.replayed <= MOST_REPLAYS
     assert (found.decoded, found.pruned, found.rows) == (2, 6, 12), "of eight four, of four two reach all rows"
     assert [sum(turn.endswith(f" {rows} rows") for turn in turns) for rows in (3, 6, 12)] == [8, 4, 2]
     assert found.lossless.knobs.is_lossless
@@ -105,9 +115,13 @@ def test_times_are_levelled_tables() -> None:
     assert times.plain_level > 0
     assert times.drafting_level > 0
     assert times.seconds(4, 2) == times.seconds_RK[3][2]
-    ends = [request.max_new_tokens for request in requests]
     assert measure_times(shared_pair("marian"), config, [replace(requests[0], max_new_tokens=1)]).drafting_level == 1
-    assert ends == [8] * 12
+
+
+def test_disturbed_measurements_are_brought_under_larger_shapes() -> None:
+    table = StepTable((1, 4), ((1.0, 9.0, 3.0), (5.0, 4.0, 6.0)), (2.0, 1.0), one_pass=True)
+    assert enveloped(table) == StepTable((1, 4), ((1.0, 3.0, 3.0), (4.0, 4.0, 6.0)), (1.0, 1.0), one_pass=True)
+    assert enveloped(enveloped(table)) == enveloped(table)
 
 
 def test_what_cannot_be_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
