@@ -56,6 +56,8 @@ def paired_scores(
         for metric in metrics:
             one = results[metric][i]
             p_value = None if one.p_value is None else float(one.p_value)
+            if i and outputs == systems[0][1]:
+                p_value = 1.0  # sacrebleu counts resamples with a larger difference than none, and finds few
             figures |= {metric: float(one.score), f"{metric}_ci": float(one.ci), f"{metric}_p_value": p_value}
         scores[name] = Scores(**figures, **_rouge(outputs, kept))
     return scores, signatures
