@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BUCKET = "corpus"
+MUTE_SECONDS = 10.0
 SPARED = "cmasd-tests-spared"
 SECRET = "wJalrFAKEFAKE/K7MDENG+bPxRfiCYEXAMPLESECRET"
 TOKEN = "FwoGZXIvYXdzFAKESESSIONTOKENEXAMPLE"
@@ -32,7 +33,7 @@ class Fault:
 
     kind: str
     """A key of `_CODES`; `drop`: the connection is closed without an answer; `lost`: so, after the request was carried
-    out; `cut`: half of the answer's body; `delay`: a late answer."""
+    out; `cut`: half of the body of an answer to GET; `delay`: a late answer; `mute`: none for a while."""
     times: int = 1
     method: str = ""
     """Empty: any."""
@@ -58,7 +59,9 @@ class Weather:
             return None
         kinds = [*self.chances, ""]
         kind = self.random.choices(kinds, [*self.chances.values(), 1 - sum(self.chances.values())])[0]
-        return Fault(kind) if kind else None
+        if not kind or (kind == "cut" and environ["REQUEST_METHOD"] != "GET"):
+            return None
+        return Fault(kind)
 
 
 @dataclass
@@ -90,7 +93,9 @@ class FaultyS3:
             b"".join(self.application(environ, lambda *_: None))
             return drop(environ["werkzeug.socket"])
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        if fault.kind == "drop":
+        if fault.kind == "mute":
+            time.sleep(MUTE_SECONDS)
+        if fault.kind in ("drop", "mute"):
             return drop(environ["werkzeug.socket"])
         if fault.kind == "cut":
             answer = b"".join(self.application(environ, start))

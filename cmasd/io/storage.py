@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import fsspec
 import pyarrow as pa
+from fsspec.exceptions import FSTimeoutError
 
 from cmasd.io.faults import Guarded, told
 
@@ -31,6 +32,12 @@ _PART_BYTES = 32 * 1024 * 1024
 """Of a multipart upload to S3; twice as much goes in one put."""
 _ATTEMPTS = 8
 """At each request to S3, with a wait that doubles up to 20 s; `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE` override."""
+
+
+PUT_SECONDS, PUT_BYTES_PER_SECOND = 120.0, 1024 * 1024
+"""The longest that a put to S3 may take, its retries included, and what is added for its size: a client that waits to
+be told to continue waits for ever. Then it is begun anew."""
+_PUTS = 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Storage:
             self.fs, self.root = cast(tuple[Any, str], fsspec.core.url_to_fs(address, **_options(address)))
         protocols = [self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol
         self.is_local = "file" in protocols
-        self._write_options = {"chunksize": _PART_BYTES} if "s3" in protocols else {}
+        self._is_s3 = "s3" in protocols
 
     def open(self, path: str) -> io.BufferedIOBase:
         """For reading, decompressed by the name's ending (`.gz`, `.bz2`, `.xz`, `.zst`)."""
@@ -123,7 +130,7 @@ class Storage:
             if self.is_local:
                 _write_local(Path(path), data)
             else:
-                self.fs.pipe_file(path, data, **self._write_options)
+                self._put(path, data, "overwrite")
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file that must not exist yet, in one step; False when it does. Of several callers one gets True.
@@ -141,12 +148,25 @@ class Storage:
             _create_local(Path(path), data)
             return True
         try:
-            self.fs.pipe_file(path, data, mode="create")
+            self._put(path, data, "create")
         except OSError as error:
             if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
                 return False
             raise
         return True
+
+    def _put(self, path: str, data: bytes, mode: str) -> None:
+        if not self._is_s3:
+            self.fs.pipe_file(path, data, mode=mode)
+            return
+        seconds = PUT_SECONDS + len(data) / PUT_BYTES_PER_SECOND
+        for left in reversed(range(_PUTS)):
+            try:
+                self.fs.pipe_file(path, data, mode=mode, chunksize=_PART_BYTES, timeout=seconds)
+                return
+            except FSTimeoutError:
+                if not left:
+                    raise
 
     def delete(self, path: str) -> None:
         """Remove one file; absent is fine."""

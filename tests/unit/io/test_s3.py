@@ -1,5 +1,6 @@
 """Storage on S3 that fails now and then, or for good: what is retried, what is told, what is left behind."""
 
+import time
 from collections.abc import Iterator
 
 import boto3
@@ -9,7 +10,7 @@ from cmasd.errors import CmasdError, RunInUseError, StorageAccessError, StorageE
 from cmasd.io import storage as storage_module
 from cmasd.io.lease import Lease, newest_lease
 from cmasd.io.storage import Storage
-from tests.faulty_s3 import BUCKET, SECRET, TOKEN, Fault, FaultyS3, faulty_s3
+from tests.faulty_s3 import BUCKET, MUTE_SECONDS, SECRET, TOKEN, Fault, FaultyS3, faulty_s3
 
 KEY = f"{BUCKET}/run/file"
 DATA = b"0123456789" * 20_000
@@ -40,6 +41,24 @@ def test_writing_outlasts_passing_faults(s3: FaultyS3, storage: Storage, kind: s
     s3.faults = [Fault(kind, 2, "PUT")]
     storage.write(KEY, DATA)
     assert s3.injected == {kind: 2}
+    assert storage.read(KEY) == DATA
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_put_without_an_answer_is_begun_anew(
+    s3: FaultyS3, storage: Storage, create: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client itself waits much longer, and for ever where it waits to be told to continue."""
+    monkeypatch.setattr(storage_module, "PUT_SECONDS", 1.0)
+    storage.delete(KEY)
+    s3.faults = [Fault("mute", 1, "PUT")]
+    before = time.monotonic()
+    if create:
+        assert storage.create(KEY, DATA)
+    else:
+        storage.write(KEY, DATA)
+    assert time.monotonic() - before < MUTE_SECONDS
+    assert s3.injected == {"mute": 1}
     assert storage.read(KEY) == DATA
 
 
