@@ -28,6 +28,15 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """For a Ray of our own, and for the driver."""
+QUIET_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Each death of a worker would be told on stdout, once per shard in it, and so would our own stopping of Ray.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "will be retried|worker died or was killed|Terminated with signal 15",
+}
+"""Unless Ray's own output is wanted."""
+FULL_ENOUGH = 0.75
+"""Share of an actor's places for shards that are taken when another actor is added; Ray Data's own threshold counts
+shards that wait in an actor, and with as many places as shards none do: such a pool would never grow."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +81,8 @@ def connected() -> Iterator[bool]:
 
 def _set_environment() -> None:
     """Before ray is imported; what the user has set stays."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | ({} if logs_wanted() else QUIET_ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
-    if not logs_wanted():
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def start_local(level: int, **options: Any) -> None:
@@ -131,6 +138,9 @@ def _quieten(level: int) -> None:
     context.print_on_execution_start = logs_wanted()
     # One row is one shard, and a block takes one row: shards stream out of a read task and are never merged.
     context.target_max_block_size = 1
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = FULL_ENOUGH
+    # Actors go when there is nothing left for them to do, not when their shards are shared out piece by piece.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     # So that the driver sees the class of an error, not only its text.
     context.raise_original_map_exception = True
     for name in ("ray", "ray.data"):
