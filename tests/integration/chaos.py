@@ -1,8 +1,10 @@
 """A harness that runs the job again and again and kills (-9) its processes at random, until the job is done.
 
 Everything is drawn from one seed. Only processes that the harness started, and their descendants, are killed: the
-driver, a decoding actor, a worker that reads, the raylet, the control store; some get SIGTERM instead. How long a job
-takes to finish its next shard after each is measured, a new start included where one is needed.
+driver, a decoding actor, a worker that reads, the raylet, the control store; some get SIGTERM instead. Two times are
+measured for each: until the next shard is written by anyone, a new start included where one is needed, and until an
+actor that is new since then has written its first. A job is started again at once, while what its killed driver left
+behind may still be at work.
 """
 
 import math
@@ -13,15 +15,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from tests.integration.places import Place
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 600.0
 """Longer than a start takes on a machine with much other work; a job that is silent for longer hangs."""
+LOOKED_EVERY_SECONDS = 2.0
+"""At the processes there are; it takes some milliseconds."""
 
 KINDS: Mapping[str, Callable[[str], bool]] = {
     "actor": lambda title: title.startswith("ray::") and "Decoder" in title,
@@ -33,6 +39,8 @@ KINDS: Mapping[str, Callable[[str], bool]] = {
 """Besides the driver, by what a process calls itself. Actors write, so a killed actor is a killed writer too."""
 
 
+ACTORS = 2
+"""Of the job."""
 DRIVERS = ("driver", "stopped driver")
 POLITE = ("preempted actor", "stopped driver")
 """Kinds that get SIGTERM."""
@@ -40,13 +48,17 @@ ENDING = (*DRIVERS, "raylet", "control store")
 """Kinds without which a start of the job ends, by itself; another start is needed."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kill:
     """One killed process."""
 
     kind: str
-    recovery_seconds: float | None
-    """Until the next shard was finished; null when the job was done before one was."""
+    place: str
+    at: float = field(default_factory=time.monotonic)
+    next_shard_seconds: float | None = None
+    """Null when another kill came first, or the job was done."""
+    new_actor_seconds: float | None = None
+    """Until one wrote its first shard; null as above."""
 
 
 @dataclass
@@ -60,100 +72,130 @@ class Chaos:
     """What the drivers say."""
     most_wait_seconds: float = 2.0
     """Between progress and the next kill."""
+    early: float = 0.25
+    """Share of starts that are struck at some moment before they have written anything."""
+    tell: Callable[[str], object] = lambda line: None
+    """Gets a line per kill."""
     kills: list[Kill] = field(default_factory=list)
     exit_codes: Counter[int] = field(default_factory=Counter)
     """Of drivers that ended by themselves."""
     starts: int = 0
     _started: set[psutil.Process] = field(default_factory=set)
-    _waiting: tuple[str, float, int] | None = None
-    """The latest kill, until the next shard is finished: its kind, its time, and the start that it hit."""
+    """In this round."""
+    _open: Kill | None = None
+    """The latest kill, while something about it is still to be measured."""
+    _struck_start: int = 0
+    """The latest start that was hit where it has to end."""
 
-    def finish(self, command: list[str], count_done: Callable[[], int]) -> None:
-        """Start the command until it ends with code 0, killing on the way; `count_done` counts finished shards."""
+    def finish(self, command: list[str], place: Place) -> None:
+        """Start the command until it ends with code 0, killing on the way."""
         while True:
             with self.log.open("ab") as stream:
                 driver = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
             self.starts += 1
-            self._harass(driver, count_done)
-            if driver.returncode >= 0:
+            killed = self._harass(driver, place)
+            if not killed:
                 self.exit_codes[driver.returncode] += 1
-            self._wait_for_orphans()
             if driver.returncode == 0:
-                self._recovered(None)
+                self._open = None
+                self._wait_for_orphans()
                 return
 
-    def _harass(self, driver: "subprocess.Popen[bytes]", count_done: Callable[[], int]) -> None:
-        """Until the driver has ended."""
-        before, moved, strike_at = count_done(), time.monotonic(), math.inf
+    def _harass(self, driver: "subprocess.Popen[bytes]", place: Place) -> bool:
+        """Until the driver has ended; whether that was a kill of ours."""
+        begun = moved = time.monotonic()
+        place.actors_in_start = 0
+        strike_at = begun + self.random.uniform(0.0, 15.0) if self.random.random() < self.early else math.inf
+        waits_for_actor = self.random.random() < 0.5
+        looked = 0.0
         while driver.poll() is None:
-            self._look(driver)
-            if "reader" in self.schedule:
-                self._strike(driver, ["reader"])
             now = time.monotonic()
-            if count_done() > before:
-                before, moved = count_done(), now
-                if self._is_ending:
-                    continue
-                self._recovered(now)
-                strike_at = min(strike_at, now + self.random.uniform(0.0, self.most_wait_seconds))
-            if now >= strike_at:
-                self._strike(driver, self.schedule)
-                before, strike_at = count_done(), math.inf
+            if now - looked > LOOKED_EVERY_SECONDS:
+                looked = now
+                self._look(driver)
+            if place.look():
+                moved = now
+                if not self._is_ending and self._measured(place, now, waits_for_actor):
+                    strike_at = min(strike_at, now + self.random.uniform(0.0, self.most_wait_seconds))
+            if now >= strike_at and self.schedule:
+                waits_for_actor = self.random.random() < 0.5
+                strike_at = math.inf if self._strike(driver, place) else now + 0.5
             assert now - moved < PATIENCE_SECONDS, f"no progress for {PATIENCE_SECONDS:g} s after {self.kills[-3:]}"
-            time.sleep(0.05)
+            time.sleep(place.poll_seconds)
+        return bool(self.kills and self.kills[-1].kind == "driver" and self._is_ending)
 
     @property
     def _is_ending(self) -> bool:
         """Whether this start was hit where it has to end, though its actors may still finish a shard."""
-        return bool(self._waiting and self._waiting[0] in ENDING and self._waiting[2] == self.starts)
+        return self._struck_start == self.starts
 
-    def _recovered(self, now: float | None) -> None:
-        if self._waiting:
-            kind, then, _ = self._waiting
-            self.kills.append(Kill(kind, None if now is None else now - then))
-            self._waiting = None
+    def _measured(self, place: Place, now: float, waits_for_actor: bool) -> bool:
+        """Whether the next kill may come; half of the time not before an actor has taken the place of a dead one."""
+        kill = self._open
+        if kill is None:
+            return True
+        if kill.next_shard_seconds is None and (kill.kind not in ENDING or place.has_new_actor):
+            kill.next_shard_seconds = now - kill.at
+        if place.has_new_actor:
+            kill.new_actor_seconds = now - kill.at
+            self._open = None
+        return self._open is None or kill.kind == "reader" or not waits_for_actor
 
-    def _look(self, driver: "subprocess.Popen[bytes]") -> None:
+    def _look(self, driver: "subprocess.Popen[bytes]") -> list[psutil.Process]:
         try:
-            self._started.update(psutil.Process(driver.pid).children(recursive=True))
+            there = psutil.Process(driver.pid).children(recursive=True)
         except psutil.NoSuchProcess:
-            return
+            return []
+        self._started.update(there)
+        return list(there)
 
-    def _strike(self, driver: "subprocess.Popen[bytes]", kinds: list[str]) -> None:
-        """Kill a process of the first of these kinds that is there."""
+    def _strike(self, driver: "subprocess.Popen[bytes]", place: Place) -> bool:
+        """Kill a process of the first scheduled kind that is there; False when none is."""
         there: dict[str, list[psutil.Process]] = {}
-        for process in sorted(self._started, key=lambda one: one.pid):
+        for process in sorted(self._look(driver), key=lambda one: one.pid):
             title = _title(process)
             for kind in (kind for kind, matches in KINDS.items() if matches(title)):
-                there.setdefault(kind, []).append(process)
-        possible = [kind for kind in kinds if kind in DRIVERS or kind in there]
-        if not possible:
-            return
+                if "actor" not in kind or place.actors_in_start >= ACTORS:  # else the replacement could not be told
+                    there.setdefault(kind, []).append(process)
+        possible = [kind for kind in self.schedule if kind in DRIVERS or kind in there]
+        if not possible or driver.poll() is not None:
+            return False
         kind = possible[0]
+        place.look()
         try:
             target = psutil.Process(driver.pid) if kind in DRIVERS else self.random.choice(there[kind])
             target.send_signal(signal.SIGTERM if kind in POLITE else signal.SIGKILL)
         except psutil.NoSuchProcess:
-            return
+            return False
         self.schedule.remove(kind)
-        self._recovered(None)
-        self._waiting = (kind, time.monotonic(), self.starts)
+        self._open = Kill(kind, place.kind)
+        self.kills.append(self._open)
+        place.has_new_actor = False
+        if kind in ENDING:
+            self._struck_start = self.starts
+        self.tell(f"kill {len(self.kills)}: {kind}, start {self.starts}, {place.address}, {place.shards} shards")
+        return True
 
     def _wait_for_orphans(self) -> None:
-        """What a killed driver started has to end by itself."""
+        """What killed drivers started has to end by itself."""
         _, alive = psutil.wait_procs(list(self._started), timeout=PATIENCE_SECONDS)
         assert not alive, f"outlived their driver: {[_title(process) for process in alive]}"
         self._started.clear()
 
     def report(self) -> str:
         """A table of what was survived."""
-        failed = {code: count for code, count in sorted(self.exit_codes.items()) if code}
-        lines = [f"{len(self.kills)} kills, {self.starts} starts; exit codes of drivers that gave up: {failed}"]
-        for kind, count in sorted(Counter(kill.kind for kill in self.kills).items()):
-            times = [kill.recovery_seconds for kill in self.kills if kill.kind == kind and kill.recovery_seconds]
-            seconds = f"median {statistics.median(times):.1f} s, most {max(times):.1f} s" if times else "-"
-            lines.append(f"{kind:15} {count:4} times; to the next finished shard: {seconds}")
+        lines = [f"{len(self.kills)} kills, {self.starts} starts; exit codes of drivers: {dict(self.exit_codes)}"]
+        for (kind, place), count in sorted(Counter((kill.kind, kill.place) for kill in self.kills).items()):
+            those = [kill for kill in self.kills if (kill.kind, kill.place) == (kind, place)]
+            shard = _seconds(kill.next_shard_seconds for kill in those)
+            actor = _seconds(kill.new_actor_seconds for kill in those)
+            lines.append(f"{kind:15} {place:4} {count:3} times; next shard {shard}; a new actor's first {actor}")
         return "\n".join(lines)
+
+
+def _seconds(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"median {statistics.median(known):.1f} s, most {max(known):.1f} s ({len(known)})" if known else "-"
 
 
 def command(*words: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Whatever is killed, however often: every row once, and the same bytes as if nothing had happened.
 
-`-m "chaos and not slow"` runs the part that fits into CI; `-m "chaos and slow"` kills a hundred times. What was
-survived goes to stderr, which `-s` shows. `CMASD_CHAOS_KILLS` and `CMASD_CHAOS_SEED` choose
-another number and another course.
+`-m "chaos and not slow"` runs the part that fits into CI; `-m "chaos and slow"` kills a hundred times, on disk and on
+an S3 that fails now and then. What was survived goes to stderr, which `-s` shows. `CMASD_CHAOS_KILLS` and
+`CMASD_CHAOS_SEED` choose another number and another course.
 """
 
 import json
@@ -10,32 +10,34 @@ import os
 import random
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pytest
 
 from cmasd.io.status import status
-from tests.integration.chaos import ROOT, Chaos, command
+from tests.faulty_s3 import BUCKET, Weather, faulty_s3, spared_client
+from tests.integration.chaos import ACTORS, ROOT, Chaos, command
 from tests.integration.conftest import SENTENCES
+from tests.integration.places import OnDisk, OnS3, Place
 
-FILES = 4
+FILES = 2
 PADDING = "x" * 10_000
 """In a column that is not kept, so that reading takes long enough to be killed."""
-
-
 WEIGHTS = {
-    "actor": 10,
-    "preempted actor": 2,
-    "reader": 2,
-    "driver": 3,
-    "stopped driver": 1,
-    "raylet": 2,
-    "control store": 1,
+    "actor": 60,
+    "preempted actor": 14,
+    "reader": 10,
+    "driver": 8,
+    "stopped driver": 2,
+    "raylet": 4,
+    "control store": 2,
 }
-"""How often each kind is hit in the long part: a start of Ray costs far more than one of an actor."""
+"""How often each kind is hit in a hundred: a start of Ray costs far more than one of an actor."""
+WEATHER = {"internal": 0.01, "slow_down": 0.01, "unavailable": 0.005, "drop": 0.01, "lost": 0.01, "cut": 0.01}
+WEATHER |= {"delay": 0.03}
 
 
 def write_job(folder: Path, pair: Path, rows_per_file: int, new_tokens: int) -> Path:
@@ -51,30 +53,23 @@ def write_job(folder: Path, pair: Path, rows_per_file: int, new_tokens: int) -> 
         f"input: {{path: {folder}/in, id_column: id}}\noutput: {{path: {folder}/run, rows_per_shard: 4}}\n"
         f"models: {{verifier: {pair}/verifier, drafter: {pair}/drafter, dtype: float64}}\n"
         f"engine: {{slots: 4, max_new_tokens: {new_tokens}}}\npolicy: {{kind: fixed}}\n"
-        "actors: {count: 2, cpus_each: 0.5, shards_in_flight: 2}\n"
+        f"actors: {{count: {ACTORS}, cpus_each: 0.5, shards_in_flight: 2}}\n"
     )
     return file
 
 
-def count_parts(run: Path) -> int:
-    return sum(1 for _ in (run / "outputs").glob("part-*"))
-
-
-def outputs(run: Path) -> pa.Table:
-    """All columns of all rows, by id."""
-    return pads.dataset(run / "outputs").to_table().sort_by("id").combine_chunks()
-
-
-def check(run: Path, reference: pa.Table, rows: int) -> None:
+def check(place: Place, reference: pa.Table, rows: int) -> None:
     """Each row once, byte for byte."""
-    table = outputs(run)
+    table = place.table()
     assert table.num_rows == rows
     assert table["id"].to_pylist() == reference["id"].to_pylist()
     for name in reference.column_names:
         assert _bytes(table.select([name])) == _bytes(reference.select([name])), name
-    state = status(str(run))
+    state = status(place.address)
     assert (state["state"], state["rows_done"], state["errors"]) == ("complete", rows, FILES)
-    assert not list(run.rglob(".tmp-*")), "leftovers were removed"
+    left = [name for name in place.names("") if name.startswith(".tmp-")]
+    assert not left, "leftovers were removed"
+    assert not place.names("inflight"), "so were notes about shards"
 
 
 def _bytes(table: pa.Table) -> bytes:
@@ -84,33 +79,47 @@ def _bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def survive(folder: Path, pair: Path, schedule: list[str], seed: int, rows_per_file: int, new_tokens: int) -> Chaos:
-    """Rounds of the same job, until the schedule is worked off; each round is checked."""
-    job = write_job(folder, pair, rows_per_file, new_tokens)
-    quiet = subprocess.run(
-        command("run", str(job), f"output.path={folder}/quiet"), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert quiet.returncode == 0, quiet.stderr
-    reference = outputs(folder / "quiet")
-    chaos = Chaos(schedule, random.Random(seed), folder / "log.txt")
-    rounds = 0
-    while chaos.schedule:
-        rounds += 1
-        run = folder / f"run{rounds}"
-        chaos.finish(command("run", str(job), f"output.path={run}"), partial(count_parts, run))
-        check(run, reference, FILES * rows_per_file)
-    said = f"{chaos.report()}\n{rounds} rounds of {FILES * rows_per_file} rows, each row once and byte for byte"
-    sys.stderr.write(f"\n{said}\n")
-    return chaos
+class Rounds:
+    """Of the same job, on disk and perhaps on S3 by turns, until a schedule is worked off; each round is checked."""
+
+    def __init__(self, folder: Path, pair: Path, rows_per_file: int, new_tokens: int) -> None:
+        self.folder, self.rows = folder, FILES * rows_per_file
+        self.job = write_job(folder, pair, rows_per_file, new_tokens)
+        quiet = OnDisk(folder / "quiet")
+        words = command("run", str(self.job), f"output.path={quiet.address}")
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        self.reference = quiet.table()
+        self.count = 0
+
+    def survive(self, chaos: Chaos, kinds: Iterator[str]) -> None:
+        while chaos.schedule:
+            self.count += 1
+            place = OnS3(f"run{self.count}") if next(kinds) == "S3" else OnDisk(self.folder / f"run{self.count}")
+            source = f"s3://{BUCKET}/in" if place.kind == "S3" else f"{self.folder}/in"
+            chaos.finish(command("run", str(self.job), f"input.path={source}", f"output.path={place.address}"), place)
+            check(place, self.reference, self.rows)
+        tell(f"{chaos.report()}\n{self.count} rounds of {self.rows} rows, each row once and byte for byte")
+
+    def upload(self) -> None:
+        client = spared_client()
+        for path in (self.folder / "in").iterdir():
+            client.put_object(Bucket=BUCKET, Key=f"in/{path.name}", Body=path.read_bytes())
+
+
+def tell(text: str) -> None:
+    sys.stderr.write(f"\n{text}")
+    sys.stderr.flush()
 
 
 @pytest.mark.chaos
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_one_kill_of_each_kind(tmp_path: Path, pair: Path) -> None:
-    chaos = survive(tmp_path, pair, ["reader", "actor", "raylet", "driver"], seed=0, rows_per_file=100, new_tokens=24)
-    assert sorted(kill.kind for kill in chaos.kills) == ["actor", "driver", "raylet", "reader"]
-    assert set(chaos.exit_codes) <= {0, 1}, "what fails says that a rerun resumes"
+@pytest.mark.timeout(900)
+def test_an_actor_and_the_driver_are_killed(tmp_path: Path, pair: Path) -> None:
+    rounds = Rounds(tmp_path, pair, rows_per_file=100, new_tokens=24)
+    chaos = Chaos(["actor", "driver"], random.Random(0), tmp_path / "log.txt", most_wait_seconds=0.3, early=0.0)
+    rounds.survive(chaos, cycle(["disk"]))
+    assert sorted(kill.kind for kill in chaos.kills) == ["actor", "driver"]
+    assert set(chaos.exit_codes) == {0}
 
 
 @pytest.mark.chaos
@@ -118,7 +127,15 @@ def test_one_kill_of_each_kind(tmp_path: Path, pair: Path) -> None:
 @pytest.mark.timeout(6 * 3600)
 def test_a_hundred_kills(tmp_path: Path, pair: Path) -> None:
     seed, kills = int(os.environ.get("CMASD_CHAOS_SEED", "0")), int(os.environ.get("CMASD_CHAOS_KILLS", "100"))
-    schedule = random.Random(seed).choices(list(WEIGHTS), list(WEIGHTS.values()), k=kills)
-    chaos = survive(tmp_path, pair, schedule, seed, rows_per_file=400, new_tokens=24)
-    assert len(chaos.kills) == kills
-    assert set(chaos.exit_codes) <= {0, 1, 143}
+    schedule = [kind for kind, weight in WEIGHTS.items() for _ in range(max(1, round(kills * weight / 100)))][-kills:]
+    random.Random(seed).shuffle(schedule)
+    with faulty_s3(attempts=None) as s3:
+        rounds = Rounds(tmp_path, pair, rows_per_file=200, new_tokens=24)
+        rounds.upload()
+        s3.weather = Weather(WEATHER, random.Random(seed))
+        chaos = Chaos(list(schedule), random.Random(seed), tmp_path / "log.txt", tell=tell)
+        rounds.survive(chaos, cycle(["disk", "S3"]))
+        s3.weather = None
+        tell(f"faults of S3, in {len(s3.requests):,} requests: {dict(s3.injected)}\n")
+    assert sorted(kill.kind for kill in chaos.kills) == sorted(schedule)
+    assert set(chaos.exit_codes) <= {0, 1, 143}, "what fails says that a rerun resumes"

@@ -1,4 +1,4 @@
-"""A driver that dies, and the same job through `ray job submit`."""
+"""A driver that is told to stop, and the same job through `ray job submit`."""
 
 import json
 import os
@@ -52,19 +52,10 @@ def wait_for_parts(folder: Path, process: "subprocess.Popen[Any]", count: int) -
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_each_row_once_after_kills(tmp_path: Path, pair: Path) -> None:
-    file = write_job(tmp_path, pair, rows=400, new_tokens=40)
-    process = subprocess.Popen(command("run", str(file)), cwd=ROOT, stdout=subprocess.DEVNULL, text=True)
-    wait_for_parts(tmp_path, process, 2)
-    process.kill()
-    process.wait()
-    time.sleep(3)  # what the killed driver started dies with it
-    kept = parts(tmp_path)
-    assert 2 <= len(kept) < 100
-    assert status(str(tmp_path / "run"))["state"] == "killed"
-
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, pair: Path) -> None:
+    file = write_job(tmp_path, pair, rows=320, new_tokens=40)
     process = subprocess.Popen(command("run", str(file)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_for_parts(tmp_path, process, len(kept) + 1)
+    wait_for_parts(tmp_path, process, 2)
     second = subprocess.run(command("run", str(file)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert second.returncode == 1
     assert f"is in use by process {process.pid} on" in second.stderr
@@ -75,13 +66,15 @@ def test_each_row_once_after_kills(tmp_path: Path, pair: Path) -> None:
     assert "finishing the shards being decoded, for 25 s at most" in said
     assert "Resume with: cmasd run" in said
     assert status(str(tmp_path / "run"))["state"] == "interrupted"
+    kept = parts(tmp_path)
+    assert 2 <= len(kept) < 80
 
     done = subprocess.run(command("run", str(file)), cwd=ROOT, capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     ids = pads.dataset(tmp_path / "run" / "outputs").to_table()["id"].to_pylist()
-    assert sorted(map(str, ids)) == sorted(f"in.jsonl:{row}" for row in range(400))
-    assert (summary["rows"], summary["attempts"]) == (400, 3)
-    assert summary["rows_done_before"] >= 4 * len(kept)
+    assert sorted(map(str, ids)) == sorted(f"in.jsonl:{row}" for row in range(320))
+    assert (summary["rows"], summary["attempts"]) == (320, 2)
+    assert summary["rows_done_before"] == 4 * len(kept)
     assert kept.items() <= parts(tmp_path).items(), "finished shards are not done again"
     for part in ("tokens/s", "acceptance", "ETA"):
         assert part in done.stdout
