@@ -34,7 +34,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Fit, write, print."""
-    from cmasd.evaluation.calibration import count_judged, drift, fit
+    from cmasd.evaluation.calibration import count_judged, fit
+    from cmasd.evaluation.drift import drift
     from cmasd.io.run_folder import RunFolder
     from jobs.calibrate_tables import drift_table, report
 

@@ -7,7 +7,8 @@ from cmasd.evaluation.judged import SHARES
 from jobs.tables import table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Drift, Fitted, Quality
+    from cmasd.evaluation.calibration import Fitted, Quality
+    from cmasd.evaluation.drift import Drift
     from cmasd.evaluation.judged import Judged
 
 MOST_POSITIONS = 8

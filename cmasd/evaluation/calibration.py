@@ -255,15 +255,16 @@ class Fitted:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; NaN becomes null."""
-        plain: dict[str, Any] = _without_nan(asdict(self) | {"calibration": self.calibration.to_dict()})
+        plain: dict[str, Any] = without_nan(asdict(self) | {"calibration": self.calibration.to_dict()})
         return plain
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same with null for what JSON cannot say."""
     if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
+        return {key: without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [without_nan(one) for one in value]
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
@@ -318,39 +319,3 @@ def _fit_score(score: str, counts: Counts) -> Fitted:
         [Quality.of(sample) for sample in by_position],
         [Quality.of(sample.mapped(chosen)) for sample in by_position],
     )
-
-
-# ------------------------------------------------------------------------------- drift
-
-
-@dataclass(frozen=True)
-class Drift:
-    """What a map that was fitted to one run is worth on another; figures of the same held-out rows of the other."""
-
-    score: str
-    raw: Quality
-    """As it is."""
-    moved: Quality
-    """Mapped as the one run would have it."""
-    own: Quality
-    """Mapped as the other run itself would have it: the best that is to be had."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; NaN becomes null."""
-        plain: dict[str, Any] = _without_nan(asdict(self))
-        return plain
-
-
-def drift(fitted: Sequence[Fitted], other: Judged, run: str) -> list[Drift]:
-    """Of every score that both runs know, in the order of `fitted`; raises `RunFolderError` for too few tokens."""
-    theirs = {one.score: one for one in fit(other, run)}
-    return [
-        Drift(
-            one.score,
-            theirs[one.score].before,
-            Quality.of(Sample.of(other.counts[one.score], REPORT).mapped(one.calibration)),
-            theirs[one.score].after,
-        )
-        for one in fitted
-        if one.score in theirs
-    ]

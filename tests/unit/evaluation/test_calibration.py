@@ -13,7 +13,6 @@ from cmasd.evaluation.calibration import (
     Group,
     Sample,
     area_under_curve,
-    drift,
     expected_calibration_error,
     falls,
     fit,
@@ -22,6 +21,7 @@ from cmasd.evaluation.calibration import (
     log_loss,
     reliability,
 )
+from cmasd.evaluation.drift import drift
 from tests.unit.evaluation.drawn import judged_from
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,8 @@ import pytest
 from cmasd.confidence import CalibrationMap, load_calibration
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.errors import ConfigError
-from cmasd.evaluation.calibration import drift, fit
+from cmasd.evaluation.calibration import fit
+from cmasd.evaluation.drift import drift
 from cmasd.io.run_folder import RunFolder
 from jobs.calibrate import OPTIONS, content, register, target_of
 from jobs.calibrate_tables import drift_table, report
