@@ -35,11 +35,16 @@ def test_both_roles_have_a_recipe_and_share_a_tokenizer() -> None:
 
 
 def test_the_second_task_goes_from_step_to_step() -> None:
-    writer, drafter = (
-        load_tree(Recipe(), [CONFIGS / f"train_{name}.yaml"]) for name in ("summariser", "summary_drafter")
+    restorer, drafter = (
+        load_tree(Recipe(), [CONFIGS / f"train_{name}.yaml"]) for name in ("restorer", "restorer_drafter")
     )
-    labels = load([CONFIGS / "label_titles.yaml"])
-    assert labels.models.verifier == drafter.parallel.verifier == writer.output
+    labels, use = (load([CONFIGS / f"{name}.yaml"]) for name in ("label_restorer", "restore_en"))
+    assert labels.input.path == restorer.data.path
+    assert use.input.path == restorer.test.path == drafter.test.path
+    assert labels.models.verifier == use.models.verifier == restorer.output
+    assert drafter.start.path == drafter.tokenizer.path == restorer.output
+    assert drafter.start.decoder_layers == [restorer.model.decoder_layers - 1]
+    assert use.models.drafter == drafter.output
     assert drafter.data.path == f"{labels.output.path}/outputs"
     assert drafter.data.source_column in labels.input.keep_columns
 
