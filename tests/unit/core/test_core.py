@@ -69,6 +69,7 @@ def test_exit_codes() -> None:
         "StorageError": 1,
         "StorageAccessError": 2,
         "DecodingError": 1,
+        "TrainingError": 1,
         "IncompleteRunError": 1,
         "TooManyFailedRowsError": 3,
     }
