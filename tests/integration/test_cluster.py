@@ -1,22 +1,28 @@
-"""Several nodes on one machine: a node lost in mid-run, actors that come and go with the work."""
+"""Several nodes on one machine: a node lost in mid-run, actors that come and go with nodes and work."""
 
 import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 
 from cmasd.config import Config, from_dict
+from cmasd.io.lease import Watch
 from cmasd.io.run_folder import RunFolder
-from cmasd.pipeline.run import run
+from cmasd.io.runs import look_at
+from cmasd.pipeline import decoder
+from cmasd.pipeline.cluster import connected, resources
+from cmasd.pipeline.run import decode_shards, run
 from tests.integration.conftest import SENTENCES
 
-WAIT_SECONDS = 240
+WAIT_SECONDS = 500
 
 
 @pytest.fixture
@@ -36,8 +42,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     started.shutdown()
 
 
-def add_node(cluster: Any) -> Any:
-    return cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+def add_node(cluster: Any, gpus: int = 0) -> Any:
+    """Its GPUs are made up: Ray hands them out, and nobody looks for them."""
+    return cluster.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=100_000_000)
 
 
 def job(folder: Path, pair: Path, rows: int, **actors: Any) -> Config:
@@ -84,7 +91,7 @@ def rows_once(config: Config, rows: int) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_each_row_once_after_a_node_is_lost_and_replaced(tmp_path: Path, pair: Path, cluster: Any) -> None:
     add_node(cluster)
     doomed = add_node(cluster)
@@ -100,7 +107,7 @@ def test_each_row_once_after_a_node_is_lost_and_replaced(tmp_path: Path, pair: P
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("actors", [{"count": 2}, {"min": 1, "max": 2}], ids=["fixed", "range"])
 def test_each_row_once_after_a_node_is_lost_for_good(
     tmp_path: Path, pair: Path, cluster: Any, actors: dict[str, int]
@@ -114,3 +121,83 @@ def test_each_row_once_after_a_node_is_lost_for_good(
     thread.join(WAIT_SECONDS)
     assert summaries, "the run did not end"
     rows_once(config, 600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_actors_are_added_when_a_node_is(tmp_path: Path, pair: Path, cluster: Any) -> None:
+    add_node(cluster)
+    config = job(tmp_path, pair, 600, min=1, max=2)
+    thread, summaries = started(config)
+    wait_until(lambda: actors_seen(config) == 1, thread)
+    add_node(cluster)
+    wait_until(lambda: actors_seen(config) == 2, thread)
+    thread.join(WAIT_SECONDS)
+    assert summaries, "the run did not end"
+    rows_once(config, 600)
+
+
+def sleeper(lock_file: str, slow_seconds: float) -> type:
+    """In the models' place: takes no time but for the first of its kind, which is slow. Travels by value."""
+
+    class Sleeper:
+        def __init__(self, config: Any, watch: Any) -> None:
+            self.name, self.ready_at = uuid.uuid4().hex, time.time()
+            try:
+                Path(lock_file).touch(exist_ok=False)
+                self.seconds = slow_seconds
+            except FileExistsError:
+                self.seconds = 0.1
+
+        def __call__(self, block: pa.Table) -> pa.Table:
+            from cmasd.pipeline.report import ShardReport
+            from cmasd.pipeline.source import from_block
+            from cmasd.telemetry.stats import EngineStats
+            from cmasd.telemetry.totals import Totals
+
+            time.sleep(self.seconds)
+            about: Any = (self.name, self.ready_at, EngineStats(), [], None)
+            return ShardReport.to_table(ShardReport(shard, Totals(), *about) for shard, _ in from_block(block))
+
+    return Sleeper
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("actors", [{"count": 2}, {"min": 1, "max": 2}], ids=["fixed", "range"])
+def test_an_idle_actor_gives_its_gpu_back_before_the_run_ends(
+    tmp_path: Path, cluster: Any, actors: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    slow_seconds, shards = 25.0, 40
+    for _ in range(2):
+        add_node(cluster, gpus=1)
+    wait_until(lambda: ray.cluster_resources().get("GPU") == 2)
+    monkeypatch.setattr(decoder, "Decoder", sleeper(str(tmp_path / "lock"), slow_seconds))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": "x"}) + "\n" for _ in range(shards)))
+    config = from_dict(
+        {
+            "input": {"path": str(tmp_path / "in.jsonl")},
+            "output": {"path": str(tmp_path / "run"), "rows_per_shard": 1},
+            "engine": {"slots": 1},
+            "actors": {"shards_in_flight": 2, "gpus_each": 1.0, **actors},
+        }
+    )
+    state = look_at(config)
+    reports: list[Any] = []
+
+    def decode() -> None:
+        with connected() as local:
+            has = resources(config.actors, local)
+            reports.extend(decode_shards(config, state.plan, state.todo, has, Watch(config.output.path, 1)))
+
+    thread = threading.Thread(target=decode, daemon=True)
+    thread.start()
+    wait_until(lambda: ray.available_resources().get("GPU", 0) == 0, thread)
+    wait_until(lambda: ray.available_resources().get("GPU", 0) == 1, thread)
+    freed = time.monotonic()
+    thread.join(WAIT_SECONDS)
+    assert len(reports) == shards
+    assert len({report.actor for report in reports}) == 2
+    assert time.monotonic() - freed > slow_seconds / 5, "the slow actor was still at work"
