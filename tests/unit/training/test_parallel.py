@@ -133,6 +133,7 @@ def test_it_begins_as_the_drafter_that_it_is_given() -> None:
     drafter = copy.deepcopy(verifier)
     decoder: Any = drafter.get_decoder()
     decoder.layers = decoder.layers[-1:]
+    decoder.layers[0].activation_fn = torch.nn.ReLU()  # which a parallel drafter's layers have
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in decoder.layers.parameters():
