@@ -1,83 +1,88 @@
-"""What a decoder's attention sees in one forward: the output so far, and the source.
+"""Attention of one forward over stored keys and values: those of the output so far, and those of the source.
 
 Two ways of the same: one call of C per attention (`cmasd.kernels`), or tensor operations, which need masks and read all
-rows up to the longest.
+rows up to the longest. Readers are given queries, writers a window's queries, keys and values, which they keep first.
 
-Shapes: B rows, T window, N = B*T, H heads, D head width, d = H*D, G = B*H, L and S what is read of output and source.
+Shapes: B rows, T window, N = B*T, H heads, D head width, d = H*D, G = B*H, L stored positions that are read.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cmasd.kernels import Kernels
 from cmasd.runner.base import LayerPairs
-from cmasd.runner.cache import SlotCache, SourceCache
+from cmasd.runner.cache import SlotCache
 
-
-class Sight(Protocol):
-    """Attention of every layer, for a window that is open in the cache."""
-
-    def history(self, layer: int, projected_N3d: Tensor) -> Tensor:
-        """(N, d): keep the window's keys and values, attend to all so far.
-
-        `projected_N3d` holds all heads' queries, then (key, value) head by head.
-        """
-
-    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """(N, d): attend to the keys and values stored of the source."""
+Attend = Callable[[int, Tensor], Tensor]
+"""Of a layer, (N, d) of the queries (N, d) that a reader is given, or of what a writer is: all heads' queries, then
+(key, value) head by head, (N, 3d).
+"""
 
 
 @dataclass(frozen=True)
-class NativeSight:
-    """In C; needs neither masks nor views."""
+class NativeReading:
+    """The first positions of each row, at least one; in C, without masks or views."""
 
     kernels: Kernels
-    cache: SlotCache
-    sources: SourceCache
-    starts_B: Tensor
-    """(B,) int64, tokens before the window."""
-    source_lengths_B: Tensor
+    layers_SHLP: Sequence[Tensor]
+    """Of a cache, rows in its first slots."""
+    counts_B: Tensor
     """(B,) int64"""
 
-    def history(self, layer: int, projected_N3d: Tensor) -> Tensor:
-        """See `Sight.history`."""
-        return self.kernels.extend(projected_N3d, self.cache.layers_SHLP[layer], self.starts_B)
-
-    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """See `Sight.source`."""
-        return self.kernels.read(queries_Nd, self.sources.layers_SHLP[layer], self.source_lengths_B)
+    def __call__(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """See `Attend`."""
+        return self.kernels.read(queries_Nd, self.layers_SHLP[layer], self.counts_B)
 
 
 @dataclass(frozen=True)
-class TensorSight:
+class NativeWriting:
+    """Every token sees those before it, in its window and in the cache; in C."""
+
+    kernels: Kernels
+    layers_SHLP: Sequence[Tensor]
+    starts_B: Tensor
+    """(B,) int64, tokens before the window."""
+
+    def __call__(self, layer: int, projected_N3d: Tensor) -> Tensor:
+        """See `Attend`."""
+        return self.kernels.extend(projected_N3d, self.layers_SHLP[layer], self.starts_B)
+
+
+@dataclass(frozen=True)
+class TensorReading:
     """In tensor operations, on any device."""
 
     rows: int
-    cache: SlotCache
+    pairs: LayerPairs
+    """As in `View.products`: keys (G, D, L) and values (G, L, D)."""
     mask_GTL: Tensor
-    sources: LayerPairs
-    """As in `View.products`."""
-    mask_G1S: Tensor
+    """Additive; T may be 1."""
 
     @classmethod
-    def of(cls, cache: SlotCache, mask: Tensor, sources: LayerPairs, source_mask: Tensor, heads: int) -> "TensorSight":
-        """`mask` (B, 1, T, L), `source_mask` (B, 1, 1, S)."""
-        return cls(len(mask), cache, per_head(mask, heads), sources, per_head(source_mask, heads))
+    def of(cls, pairs: LayerPairs, mask: Tensor, heads: int) -> "TensorReading":
+        """`mask` (B, 1, T, L), with -inf where a position is not to be seen."""
+        return cls(len(mask), pairs, mask.expand(-1, heads, -1, -1).flatten(0, 1))
 
-    def history(self, layer: int, projected_N3d: Tensor) -> Tensor:
-        """See `Sight.history`."""
+    def __call__(self, layer: int, queries_Nd: Tensor) -> Tensor:
+        """See `Attend`."""
+        return attend(queries_Nd, self.rows, *self.pairs[layer], self.mask_GTL)
+
+
+@dataclass(frozen=True)
+class TensorWriting:
+    """Into the cache, whose open window `reading` sees."""
+
+    cache: SlotCache
+    reading: TensorReading
+
+    def __call__(self, layer: int, projected_N3d: Tensor) -> Tensor:
+        """See `Attend`."""
         width = projected_N3d.shape[1] // 3
-        heads = len(self.mask_GTL) // self.rows
-        self.cache.write(layer, projected_N3d[:, width:].reshape(-1, 2 * width // heads))
-        assert self.cache.view is not None, "a window is open"
-        return attend(projected_N3d[:, :width], self.rows, *self.cache.view.products[layer], self.mask_GTL)
-
-    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """See `Sight.source`."""
-        return attend(queries_Nd, self.rows, *self.sources[layer], self.mask_G1S)
+        self.cache.write(layer, projected_N3d[:, width:])
+        return self.reading(layer, projected_N3d[:, :width])
 
 
 def attend(queries_Nd: Tensor, rows: int, keys_GDL: Tensor, values_GLD: Tensor, mask_GTL: Tensor) -> Tensor:
@@ -88,8 +93,3 @@ def attend(queries_Nd: Tensor, rows: int, keys_GDL: Tensor, values_GLD: Tensor, 
     scores_GTL = torch.baddbmm(mask_GTL, queries_GTD, keys_GDL, alpha=width**-0.5)
     out_GTD = torch.bmm(torch.softmax(scores_GTL, dim=-1), values_GLD)
     return out_GTD.view(rows, heads, -1, width).transpose(1, 2).reshape(queries_Nd.shape)
-
-
-def per_head(mask: Tensor, heads: int) -> Tensor:
-    """(B, 1, T, L) -> (B*H, T, L)"""
-    return mask.expand(-1, heads, -1, -1).flatten(0, 1)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmasd.runner.attention import Sight
+from cmasd.runner.attention import Attend
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.masks import source_mask
@@ -122,9 +122,9 @@ class SelfAttention:
         sublayer = Sublayer(norm_of(layer.self_attn_layer_norm), norm_first)
         return cls(attention.num_heads, project, make(attention.out_proj), sublayer)
 
-    def over_cache(self, x_Nd: Tensor, sight: Sight, layer: int) -> Tensor:
-        """(N, d): every token sees those before it, in its window and in the cache."""
-        return self.sublayer(x_Nd, lambda h_Nd: self.out(sight.history(layer, self.project(h_Nd))))
+    def over_cache(self, x_Nd: Tensor, write: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, d); `write` keeps what is projected (N, 3d) and attends with it."""
+        return self.sublayer(x_Nd, lambda h_Nd: self.out(write(self.project(h_Nd))))
 
     def over_source(self, x_Nd: Tensor, rows: int, mask: Tensor) -> Tensor:
         """(N, d): every position of a row sees the others; `mask` (B, 1, 1, S)."""
@@ -250,12 +250,12 @@ class Decoder:
         """Every layer's cross-attention keys and values (B, H, S, D)."""
         return [cross.pair(encoded_BSd) for _, cross, _ in self._layers]
 
-    def __call__(self, tokens_BT: Tensor, positions_BT: Tensor, sight: Sight) -> Tensor:
-        """(B, T, d) hidden states."""
+    def __call__(self, tokens_BT: Tensor, positions_BT: Tensor, write: Attend, read: Attend) -> Tensor:
+        """(B, T, d) hidden states; `write` attends to the output so far, `read` to the source."""
         rows, window = tokens_BT.shape
         x_Nd = self._embed(tokens_BT, positions_BT).view(rows * window, -1)
         for i, (attention, cross, feed_forward) in enumerate(self._layers):
-            x_Nd = feed_forward(cross(attention.over_cache(x_Nd, sight, i), partial(sight.source, i)))
+            x_Nd = feed_forward(cross(attention.over_cache(x_Nd, partial(write, i)), partial(read, i)))
         if self._norm is not None:
             x_Nd = self._norm(x_Nd)
         return x_Nd.view(rows, window, -1)

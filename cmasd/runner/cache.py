@@ -63,9 +63,15 @@ class Geometry:
 class View:
     """What attention reads in a forward, every layer's keys and values, in the two forms that kernels want."""
 
-    def __init__(self, buffer: Tensor) -> None:
-        """`buffer` is (layers, B, H, L, 2D)."""
-        self._buffer = buffer
+    def __init__(self, buffer: Tensor, rows: int, read_length: int) -> None:
+        """Slots 0..rows-1 up to `read_length` of `buffer` (layers, slots, H, length, 2D)."""
+        self._whole = buffer
+        self._buffer = buffer[:, :rows, :, :read_length]
+
+    def again(self, rows: int, read_length: int) -> "View":
+        """This one if its shape is asked for again, else one of that shape."""
+        _, has_rows, _, has_length, _ = self._buffer.shape
+        return self if (has_rows, has_length) == (rows, read_length) else View(self._whole, rows, read_length)
 
     @cached_property
     def pairs(self) -> LayerPairs:
@@ -105,7 +111,7 @@ class SlotCache(Cache):
         self._first_line_RH = self._first_line_BH
         self._positions_BT = slot_heads[:0]
         self._index_N: Tensor | None = None
-        self._opened = (0, 0)
+        self._view = View(self._buffer, 0, 0)
         self.view: View | None = None
         """Of the open window; None while a prompt is open."""
 
@@ -128,9 +134,7 @@ class SlotCache(Cache):
             assert self.is_bucketed, "rows of padding need a spare slot"
             first_line_BH = torch.where(self._slots_B1[:rows] < live, first_line_BH, self._first_line_BH[-1])
         self._write_at(first_line_BH, positions_BT)
-        if self.view is None or self._opened != (rows, read_length):
-            self._opened = (rows, read_length)
-            self.view = View(self._buffer[:, :rows, :, :read_length])
+        self.view = self._view = self._view.again(rows, read_length)
 
     def open_prompt(self, slots_B: Tensor, positions_1T: Tensor) -> None:
         """The given slots write from position 0; attention reads the prompt's own keys alone."""
@@ -143,18 +147,18 @@ class SlotCache(Cache):
     def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
         self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None
 
-    def write(self, layer: int, pairs_NP: Tensor) -> None:
-        """Keep the window's keys and values of a layer: one line of 2D for each (row, position, head)."""
+    def write(self, layer: int, pairs: Tensor) -> None:
+        """Keep the window's keys and values of a layer, (row, position, head) by (key | value, D) in memory."""
         if self._index_N is None:  # lines of the buffer in the order (row, position, head) that projections come in
             self._index_N = (self._first_line_RH[:, None, :] + self._positions_BT[:, :, None]).reshape(-1)
-        self._lines[layer].index_copy_(0, self._index_N, pairs_NP)
+        lines_NP = self._lines[layer]
+        lines_NP.index_copy_(0, self._index_N, pairs.reshape(-1, lines_NP.shape[1]))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Called by each attention layer of transformers: write (B, H, T, D), return what to attend to."""
-        pairs_BTHP = torch.cat([key_states, value_states], dim=-1).transpose(1, 2)
-        self.write(layer_idx, pairs_BTHP.reshape(-1, pairs_BTHP.shape[-1]))
+        self.write(layer_idx, torch.cat([key_states, value_states], dim=-1).transpose(1, 2))
         return (key_states, value_states) if self.view is None else self.view.pairs[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -176,8 +180,7 @@ class SourceCache:
         self._width = geometry.width
         self._lengths = [0] * slots
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
-        self._opened = (0, 0)
-        self._view = View(self._buffer)
+        self._view = View(self._buffer, 0, 0)
 
     def store(self, slots_B: Tensor, lengths_B: Tensor, computed: LayerPairs) -> None:
         """Keep the cross-attention keys and values of a batch of new rows, (B, H, S, D) per layer."""
@@ -198,9 +201,7 @@ class SourceCache:
 
     def open(self, rows: int, read_length: int) -> tuple[View, Tensor]:
         """Slots 0..rows-1 up to `read_length`: keys and values, and the mask (B, 1, 1, S)."""
-        if self._opened != (rows, read_length):
-            self._opened = (rows, read_length)
-            self._view = View(self._buffer[:, :rows, :, :read_length])
+        self._view = self._view.again(rows, read_length)
         return self._view, self._mask_BS[:rows, :, :, :read_length]
 
     def move(self, source: int, target: int) -> None:

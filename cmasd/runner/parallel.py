@@ -16,17 +16,15 @@ D head width, r rank, L places read, S source length or shortlist, G = B*H.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmasd.kernels import Kernels
-from cmasd.runner.attention import attend, per_head
+from cmasd.runner.attention import Attend
 from cmasd.runner.bart import CrossAttention, Embedding, FeedForward, Make, Sublayer, norm_of
 from cmasd.runner.base import LayerPairs
-from cmasd.runner.cache import SlotCache, SourceCache
 from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.families import ANY_WORD, Words, family_of
 
@@ -111,79 +109,6 @@ class ParallelNetwork(nn.Module):
             self.judge = nn.Linear(width + shape.rank, 1)
 
 
-class Known(Protocol):
-    """What queries read, in the layers' own keys and values."""
-
-    def history(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """(N, d): of the places of each row."""
-
-    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """(N, d): of the sources; not asked for without an encoder."""
-
-
-@dataclass(frozen=True)
-class NativeKnown:
-    """One place behind every row; in C."""
-
-    kernels: Kernels
-    cache: SlotCache
-    sources: SourceCache | None
-    places_B: Tensor
-    """(B,) int64, places that are known."""
-    source_lengths_B: Tensor
-    """(B,) int64"""
-
-    def history(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """See `Known.history`."""
-        return self.kernels.read(queries_Nd, self.cache.layers_SHLP[layer], self.places_B)
-
-    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """See `Known.source`."""
-        assert self.sources is not None, "there is an encoder"
-        return self.kernels.read(queries_Nd, self.sources.layers_SHLP[layer], self.source_lengths_B)
-
-
-@dataclass(frozen=True)
-class TensorKnown:
-    """In tensor operations; C cuts of a row, Q queries behind each."""
-
-    rows: int
-    histories: LayerPairs
-    """Per layer keys (G, D, L) and values (G, L, D) of the places of each row."""
-    mask_GTL: Tensor
-    """(G, C*Q, L), or (G, 1, L) for one cut."""
-    sources: LayerPairs
-    """The same of the sources, (G, D, S) and (G, S, D); empty without an encoder."""
-    mask_G1S: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        shape: ParallelShape,
-        queries: int,
-        histories: LayerPairs,
-        history_mask: Tensor,
-        sources: LayerPairs,
-        source_mask: Tensor | None,
-    ) -> "TensorKnown":
-        """Masks are additive: `history_mask` (B, 1, C, L) with -inf where a place is not to be seen, `source_mask`
-        (B, 1, 1, S).
-        """
-        if history_mask.shape[2] > 1:
-            history_mask = history_mask.repeat_interleave(queries, dim=2)
-        mask_G1S = None if source_mask is None else per_head(source_mask, shape.heads)
-        return cls(len(history_mask), histories, per_head(history_mask, shape.heads), sources, mask_G1S)
-
-    def history(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """See `Known.history`."""
-        return attend(queries_Nd, self.rows, *self.histories[layer], self.mask_GTL)
-
-    def source(self, layer: int, queries_Nd: Tensor) -> Tensor:
-        """See `Known.source`."""
-        assert self.mask_G1S is not None, "there is an encoder"
-        return attend(queries_Nd, self.rows, *self.sources[layer], self.mask_G1S)
-
-
 @dataclass(frozen=True)
 class _LayerForward:
     history: CrossAttention
@@ -232,16 +157,17 @@ class ParallelForward:
         """Every layer's keys and values (B, H, S, D) of the sources; none without an encoder."""
         return [layer.source.pair(encoded_BSd) for layer in self.layers if layer.source is not None]
 
-    def __call__(self, features_BCd: Tensor, known: Known, queries_BCKd: Tensor) -> Tensor:
+    def __call__(self, features_BCd: Tensor, queries_BCKd: Tensor, history: Attend, source: Attend | None) -> Tensor:
         """(B, C*K, d) states of `network.queries`, or of some of them, behind each cut, whose latest place has these
-        features; the queries' B and C may be 1.
+        features; the queries' B and C may be 1. `history` attends to the places of each row, `source` to the sources.
         """
         rows, _, width = features_BCd.shape
         x_Nd = (features_BCd[:, :, None] + queries_BCKd).view(-1, width)
         for i, layer in enumerate(self.layers):
-            x_Nd = layer.history(x_Nd, partial(known.history, i))
+            x_Nd = layer.history(x_Nd, partial(history, i))
             if layer.source is not None:
-                x_Nd = layer.source(x_Nd, partial(known.source, i))
+                assert source is not None, "there is an encoder"
+                x_Nd = layer.source(x_Nd, partial(source, i))
             x_Nd = layer.feed_forward(x_Nd)
         return x_Nd.view(rows, -1, width)
 
@@ -267,13 +193,13 @@ class States:
         return torch.addmm(self._base_BKS[:, j], s_Br, self._model.out_rS)
 
     def judged(self) -> Tensor | None:
-        """(B*K,) predicted acceptance, of all tokens whose logits were asked for; None without a confidence head."""
+        """(B, K) predicted acceptance, of all tokens whose logits were asked for; None without a confidence head."""
         if self._model.judge is None:
             return None
         features = self._z_BKd
         if self._steps:
             features = torch.cat([features, torch.stack(self._steps, 1)], dim=-1)
-        return torch.sigmoid(self._model.judge(features.flatten(0, 1))).squeeze(1)
+        return torch.sigmoid(self._model.judge(features.flatten(0, 1))).view(features.shape[:2])
 
 
 class ParallelModel:
@@ -301,9 +227,10 @@ class ParallelModel:
         """(B, T, d), see `ParallelForward.features`."""
         return self.forward.features(seen_BTd, self._embed(tokens_BT, places_BT))
 
-    def __call__(self, features_Bd: Tensor, known: Known, queries: int) -> States:
-        """One pass behind each row's latest place, which has these features."""
-        return States(self, self.forward(features_Bd[:, None], known, self.queries_Kd[None, None, :queries]))
+    def __call__(self, features_Bd: Tensor, queries: int, history: Attend, source: Attend | None) -> States:
+        """One pass behind each row's latest place, which has these features; see `ParallelForward`."""
+        queries_11Kd = self.queries_Kd[None, None, :queries]
+        return States(self, self.forward(features_Bd[:, None], queries_11Kd, history, source))
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmasd.kernels import kernels_for
+from cmasd.runner.attention import Attend, NativeReading, TensorReading
 from cmasd.runner.base import Runner
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.masks import CausalMask
-from cmasd.runner.parallel import Known, NativeKnown, ParallelModel, States, TensorKnown
+from cmasd.runner.parallel import ParallelModel, States
 from cmasd.runner.runners import encode, padded
 
 
@@ -102,25 +103,29 @@ class ParallelRunner:
         self._cache.open_window(places_BM, stored_B[:, None], read)
         self._store(features_BMd)
         stored_B.copy_(lengths_B)
-        return self.model(features_BMd[:, -1], self._known(lengths_B, read), queries), most
+        return self.model(features_BMd[:, -1], queries, self._history(lengths_B, read), self._source(rows)), most
 
     def _store(self, features_BMd: Tensor) -> None:
         """Keys and values of places, where the cache is open."""
-        features_Nd, width = features_BMd.flatten(0, 1), 2 * self.model.shape.head_width
+        features_Nd = features_BMd.flatten(0, 1)
         for i, layer in enumerate(self.model.forward.layers):
-            self._cache.write(i, layer.history.store(features_Nd).view(-1, width))
+            self._cache.write(i, layer.history.store(features_Nd))
 
-    def _known(self, lengths_B: Tensor, read: int) -> Known:
-        rows, sources = len(lengths_B), self._sources
+    def _history(self, lengths_B: Tensor, read: int) -> Attend:
         if self._kernels is not None:
-            source_lengths_B = lengths_B if sources is None else sources.lengths(rows)
-            return NativeKnown(self._kernels, self._cache, sources, lengths_B.contiguous(), source_lengths_B)
+            return NativeReading(self._kernels, self._cache.layers_SHLP, lengths_B.contiguous())
         assert self._cache.view is not None, "a window is open"
-        history, mask = self._cache.view.products, self._causal.window(lengths_B[:, None] - 1, read, span=None)
+        mask = self._causal.window(lengths_B[:, None] - 1, read, span=None)
+        return TensorReading.of(self._cache.view.products, mask, self.model.shape.heads)
+
+    def _source(self, rows: int) -> Attend | None:
+        sources = self._sources
         if sources is None:
-            return TensorKnown.of(self.model.shape, 1, history, mask, [], None)
-        view, source_mask = sources.open(rows, sources.longest(rows))
-        return TensorKnown.of(self.model.shape, 1, history, mask, view.products, source_mask)
+            return None
+        if self._kernels is not None:
+            return NativeReading(self._kernels, sources.layers_SHLP, sources.lengths(rows))
+        view, mask = sources.open(rows, sources.longest(rows))
+        return TensorReading.of(view.products, mask, self.model.shape.heads)
 
     def move(self, source: int, target: int) -> None:
         """Copy all that is known of a row."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from cmasd.kernels import kernels_for
-from cmasd.runner.attention import NativeSight, Sight, TensorSight
+from cmasd.runner.attention import Attend, NativeReading, NativeWriting, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.cache import Extent, Geometry, SlotCache, SourceCache
@@ -155,15 +155,22 @@ class BartStack:
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
         """See `Stack.hidden`."""
-        return self._decoder(tokens_BT, positions_BT, self._sight(positions_BT, starts_B, extent))
+        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, starts_B, extent))
 
-    def _sight(self, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Sight:
-        cache, sources = self._cache, self._sources
-        if self._kernels is not None:
-            return NativeSight(self._kernels, cache, sources, starts_B.contiguous(), sources.lengths(extent.rows))
+    def _attention(self, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> tuple[Attend, Attend]:
+        cache, sources, kernels = self._cache, self._sources, self._kernels
+        if kernels is not None:
+            return (
+                NativeWriting(kernels, cache.layers_SHLP, starts_B.contiguous()),
+                NativeReading(kernels, sources.layers_SHLP, sources.lengths(extent.rows)),
+            )
+        assert cache.view is not None, "a window is open"
+        heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, span=None)
         view, source_mask = sources.open(extent.rows, extent.sources)
-        mask = self._causal.window(positions_BT, extent.length, span=None)
-        return TensorSight.of(cache, mask, view.products, source_mask, self._decoder.heads)
+        return (
+            TensorWriting(cache, TensorReading.of(cache.view.products, mask, heads)),
+            TensorReading.of(view.products, source_mask, heads),
+        )
 
 
 class StockStack:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cmasd.runner.attention import TensorReading
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.families import ANY_WORD, output_head
-from cmasd.runner.parallel import ParallelForward, ParallelNetwork, Said, TensorKnown
+from cmasd.runner.parallel import ParallelForward, ParallelNetwork, Said
 from cmasd.training.listening import Lesson
 from cmasd.training.recipe import ParallelRecipe
 
@@ -65,15 +66,16 @@ def states(network: ParallelNetwork, lesson: Lesson, words: Words, cuts_BC: Tens
     encoded_BSd = lesson.encoded_BSd
     if network.encoder is not None:
         encoded_BSd = network.encoder(lesson.source_BS, attention_mask=lesson.source_mask).last_hidden_state
-    sources = [] if encoded_BSd is None else forward.source_pairs(encoded_BSd)
+    heads, source = network.shape.heads, None
+    if encoded_BSd is not None:
+        assert lesson.source_mask is not None, "what is encoded has lengths"
+        source = TensorReading.of(_products(forward.source_pairs(encoded_BSd)), lesson.source_mask, heads)
     unseen_BCT = torch.arange(features_BTd.shape[1], device=cuts_BC.device) > cuts_BC[:, :, None]
     mask_BCT = features_BTd.new_zeros(unseen_BCT.shape).masked_fill_(unseen_BCT, float("-inf"))
-    queries = queries_BCKd.shape[2]
-    known = TensorKnown.of(
-        network.shape, queries, _products(history), mask_BCT[:, None], _products(sources), lesson.source_mask
-    )
+    mask_BTT = mask_BCT.repeat_interleave(queries_BCKd.shape[2], dim=1)
+    reading = TensorReading.of(_products(history), mask_BTT[:, None], heads)
     latest_BCd = features_BTd.take_along_dim(cuts_BC[:, :, None], dim=1)
-    return forward(latest_BCd, known, queries_BCKd).view(rows * cuts, -1, network.shape.width)
+    return forward(latest_BCd, queries_BCKd, reading, source).view(rows * cuts, -1, network.shape.width)
 
 
 def _products(pairs: LayerPairs) -> LayerPairs:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cmasd.kernels import Kernels, kernels
-from cmasd.runner.attention import NativeSight, TensorSight
+from cmasd.runner.attention import Attend, NativeReading, NativeWriting, TensorReading, TensorWriting
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.masks import CausalMask
 
@@ -44,15 +44,22 @@ class Slots:
         self.cache.open_window(positions_BT, starts_B[:, None], read)
         return self.causal.window(positions_BT, read, span=None)
 
-    def native(self, starts_B: Tensor, window: int) -> NativeSight:
+    def native(self, starts_B: Tensor, window: int) -> tuple[Attend, Attend]:
         self.open(starts_B, window)
-        rows = len(starts_B)
-        return NativeSight(kernel(self.dtype), self.cache, self.sources, starts_B, self.sources.lengths(rows))
+        lengths_B = self.sources.lengths(len(starts_B))
+        return (
+            NativeWriting(kernel(self.dtype), self.cache.layers_SHLP, starts_B),
+            NativeReading(kernel(self.dtype), self.sources.layers_SHLP, lengths_B),
+        )
 
-    def tensor(self, starts_B: Tensor, window: int) -> TensorSight:
+    def tensor(self, starts_B: Tensor, window: int) -> tuple[Attend, Attend]:
         mask = self.open(starts_B, window)
         view, source_mask = self.sources.open(len(starts_B), SOURCE)
-        return TensorSight.of(self.cache, mask, view.products, source_mask, self.heads)
+        assert self.cache.view is not None
+        return (
+            TensorWriting(self.cache, TensorReading.of(self.cache.view.products, mask, self.heads)),
+            TensorReading.of(view.products, source_mask, self.heads),
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -65,13 +72,13 @@ def test_both_ways_agree_and_leave_the_same_cache(dtype: torch.dtype, width: int
     projected = slots.projected(rows, window)
     queries = projected[:, : 3 * width]
     before = slots.cache.layers_SHLP[1].clone()
-    native_sight = slots.native(starts_B, window)
-    got = native_sight.history(1, projected), native_sight.source(1, queries)
+    write, read = slots.native(starts_B, window)
+    got = write(1, projected), read(1, queries)
     after = slots.cache.layers_SHLP[1].clone()
     slots.cache.layers_SHLP[1].copy_(before)
-    tensor_sight = slots.tensor(starts_B, window)
-    torch.testing.assert_close(got[0], tensor_sight.history(1, projected), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(got[1], tensor_sight.source(1, queries), rtol=1e-4, atol=1e-5)
+    write, read = slots.tensor(starts_B, window)
+    torch.testing.assert_close(got[0], write(1, projected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[1], read(1, queries), rtol=1e-4, atol=1e-5)
     assert torch.equal(after, slots.cache.layers_SHLP[1])
     assert not torch.equal(after, before)
 
@@ -79,6 +86,6 @@ def test_both_ways_agree_and_leave_the_same_cache(dtype: torch.dtype, width: int
 def test_a_row_gets_the_same_bits_alone_and_token_by_token() -> None:
     slots, starts_B = Slots(6, 2, 64, torch.float32), torch.tensor([30, 0, 7, 19, 3, 11])
     projected = slots.projected(6, 4)
-    together = slots.native(starts_B, 4).history(0, projected).view(6, 4, -1)
-    alone = [slots.native(starts_B[:1] + t, 1).history(0, projected[t : t + 1]) for t in range(4)]
+    together = slots.native(starts_B, 4)[0](0, projected).view(6, 4, -1)
+    alone = [slots.native(starts_B[:1] + t, 1)[0](0, projected[t : t + 1]) for t in range(4)]
     assert torch.equal(torch.cat(alone), together[0])
