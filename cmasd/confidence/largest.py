@@ -33,6 +33,16 @@ def argmax(logits: Tensor) -> Tensor:
     return logits.argmax(-1) if kernels is None else kernels.argmax(logits)
 
 
+def top_and_mass(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (..., V): the largest, and log sum exp(z - z1), both (...); in one pass where there is a kernel."""
+    kernels = kernels_for(logits)
+    if kernels is not None:
+        _, numbers = kernels.statistics(logits)
+        return numbers[..., 0], numbers[..., 2]
+    top = logits.amax(-1)
+    return top, (logits - top[..., None]).exp().sum(-1).log()
+
+
 def statistics(logits: Tensor) -> Statistics:
     """In one pass where there is a kernel; masked logits (-inf) count as probability 0."""
     kernels = kernels_for(logits)

@@ -8,7 +8,8 @@ Shapes: B rows, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from cmasd.config.tree import ConfidenceConfig
 
 @dataclass(frozen=True)
 class Scores:
-    """The components of one drafted position; (B,) float32 but for the last."""
+    """The components of one drafted position, (B,), or of several, (B, K); float32 but for the last."""
 
     entropy: Tensor
     """1 - H(P_d)/ln V."""
@@ -31,7 +32,17 @@ class Scores:
     max_prob: Tensor
     """p1."""
     token: Tensor
-    """(B,) int64: the argmax."""
+    """int64: the argmax."""
+
+    @classmethod
+    def stack(cls, positions: Sequence["Scores"]) -> "Scores":
+        """(B, K) of K positions."""
+        return cls(*(torch.stack([getattr(one, field.name) for one in positions], -1) for field in fields(cls)))
+
+    @property
+    def components(self) -> Tensor:
+        """(..., 3): entropy, margin, softmax, as a draft carries them."""
+        return torch.stack([self.entropy, self.margin, self.softmax], dim=-1)
 
 
 def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
@@ -57,22 +68,22 @@ class Confidence:
     margin_form: str
     calibration: CalibrationMap | None
 
-    def __call__(self, logits_BV: Tensor, head_B: Tensor | None = None) -> tuple[Tensor, Scores]:
-        """Return C (B,) float32 in [0, 1] and the components behind it; `head_B` is the drafter's own prediction."""
+    def __call__(self, logits_BV: Tensor) -> tuple[Tensor, Scores]:
+        """Return C (B,) float32 in [0, 1] and the components behind it."""
         scores = score(logits_BV, self.margin_form)
-        return self.combine(scores, head_B), scores
+        return self.combine(scores), scores
 
-    def combine(self, scores: Scores, head_B: Tensor | None = None) -> Tensor:
-        """C (B,) of given components."""
+    def combine(self, scores: Scores, judged: Tensor | None = None) -> Tensor:
+        """C of given components, in their shape; `judged` is the drafter's own prediction, for the kind `head`."""
         if self.kind == "ensemble":
             w1, w2, w3 = self.weights
-            raw_B = w1 * scores.entropy + w2 * scores.margin + w3 * scores.softmax
+            raw = w1 * scores.entropy + w2 * scores.margin + w3 * scores.softmax
         elif self.kind == "head":
-            assert head_B is not None, "the pair is checked to have a head"
-            raw_B = head_B.float()
+            assert judged is not None, "the pair is checked to have a head"
+            raw = judged.float()
         else:
-            raw_B = getattr(scores, self.kind)
-        return raw_B if self.calibration is None else self.calibration(raw_B)
+            raw = getattr(scores, self.kind)
+        return raw if self.calibration is None else self.calibration(raw)
 
 
 def build_confidence(config: ConfidenceConfig, kind: str | None = None) -> Confidence:

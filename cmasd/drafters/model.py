@@ -94,7 +94,7 @@ class ModelDrafter:
             token_B, prob_BV = self.choose(logits_BV, scores.token)
             tokens.append(token_B)
             confidences.append(confidence_B)
-            components.append(torch.stack([scores.entropy, scores.margin, scores.softmax], dim=-1))
+            components.append(scores.components)
             probs.append(prob_BV)
             context.tokens_BL.scatter_(1, lengths_B[:, None] + j, token_B[:, None])
             drafted_B = drafted_B + active_B

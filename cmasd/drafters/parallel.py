@@ -3,7 +3,7 @@
 All tokens of a draft are computed at once; the policy then cuts it where it would have stopped a drafter that goes
 token by token, and sees no confidence behind the cut. What the drafter knows of each row lies in `ParallelRunner`.
 
-Shapes: B rows, K draft, r rank, S shortlist, V vocabulary.
+Shapes: B rows, K draft, S shortlist, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence import Confidence
-from cmasd.confidence.largest import argmax
+from cmasd.confidence.scores import Scores, score
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.drafters.choice import Choice
@@ -74,24 +74,22 @@ class ParallelDrafter:
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int) -> Draft:
         """`most` tokens for every row."""
-        rows = len(lengths_B)
         latest_B = tokens_BL.gather(1, lengths_B[:, None] - 1).squeeze(1)
         states, new_places = self.runner.forward(tokens_BL, lengths_B, most)
         self.caught_up = new_places <= self.policy.max_draft_tokens + 1
-        tokens, logits, probs = [], [], []
+        tokens, scored, probs = [], [], []
         for j in range(most):
             logits_BS = states.logits(j, latest_B)
-            latest_B, prob_BV = self.choose(logits_BS, argmax(logits_BS))
+            scored.append(score(logits_BS, self.confidence.margin_form))
+            latest_B, prob_BV = self.choose(logits_BS, scored[-1].token)
             tokens.append(latest_B)
-            logits.append(logits_BS)
             probs.append(prob_BV)
-        judged_N, scores = self.confidence(torch.stack(logits, 1).flatten(0, 1), states.judged())
-        components_N3 = torch.stack([scores.entropy, scores.margin, scores.softmax], dim=-1)
+        scores = Scores.stack(scored)
         return Draft(
             tokens_BK=torch.stack(tokens, -1),
             lengths_B=torch.full_like(lengths_B, most),
-            confidence_BK=judged_N.view(rows, most),
-            components_BK3=components_N3.view(rows, most, 3),
+            confidence_BK=self.confidence.combine(scores, states.judged()),
+            components_BK3=scores.components,
             probs_BKV=torch.stack([prob for prob in probs if prob is not None], 1) if self.choose.samples else None,
         )
 

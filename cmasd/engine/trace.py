@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmasd.confidence.largest import statistics
+from cmasd.confidence.largest import top_and_mass
 from cmasd.core import FROM_DRAFT, FROM_VERIFIER, Draft, Verdict
 from cmasd.drafters import Context
 from cmasd.engine.slots import SlotState
@@ -58,7 +58,7 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
     if state.top is not None:
         _keep_top(*state.top, context, logits_BTV)
     if outcome.draft.tokens_BK.shape[1] == 0:
-        _trace_plain(state, context, logits_BTV[:, 0], outcome.emitted_BT, record_gaps)
+        _trace_plain(state, context, logits_BTV, outcome.emitted_BT, record_gaps)
         return
     live = len(outcome.count_B)
     step_B = state.counters[:live, 0].clone()
@@ -74,34 +74,38 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
         state.iteration_trace[rows_B, step_B] = _iteration_row(outcome, kept_B, rejected_B)
     if not record_gaps and state.token_trace is None:
         return
-    top_BT1 = logits_BTV.amax(-1, keepdim=True)
-    chosen_BT1 = logits_BTV.gather(-1, outcome.emitted_BT[..., None])
-    gap_BT = (top_BT1.float() - chosen_BT1.float()).squeeze(-1)
+    gap_BT, logprob_BT = _chosen(logits_BTV, outcome.emitted_BT)
     position_T = torch.arange(gap_BT.shape[1], device=gap_BT.device)
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, -gap_BT - statistics(logits_BTV.float()).log_mass)
+        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, logprob_BT)
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
 
 
-def _trace_plain(state: SlotState, context: Context, logits_BV: Tensor, emitted_B1: Tensor, record_gaps: bool) -> None:
+def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, emitted_B1: Tensor, record_gaps: bool) -> None:
     """Without a draft every row gains one token of the verifier's own, and iterations hold their initial values."""
     live = len(emitted_B1)
     state.counters[:live, 0] += 1
     if not record_gaps and state.token_trace is None:
         return
-    top_B1 = logits_BV.amax(-1, keepdim=True)
-    gap_B1 = top_B1.float() - logits_BV.gather(-1, emitted_B1).float()
+    gap_B1, logprob_B1 = _chosen(logits_B1V, emitted_B1)
     if record_gaps:
         state.gap_sum[:live] += gap_B1[:, 0]
     if state.token_trace is not None:
         rows_B18 = state.plain_token.repeat(live, 1, 1)
         rows_B18[..., -2] = gap_B1
-        rows_B18[..., -1] = -gap_B1 - statistics(logits_BV.float()).log_mass[:, None]
+        rows_B18[..., -1] = logprob_B1
         where_B1 = (context.lengths_B - context.prompt_lengths_B)[:, None]
         state.token_trace[:live].scatter_(1, where_B1[..., None].expand(rows_B18.shape), rows_B18)
+
+
+def _chosen(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T) float32 of tokens: how far their logits lie below the largest, and their log-probabilities; in nats."""
+    top_BT, log_mass_BT = top_and_mass(logits_BTV.float())
+    gap_BT = top_BT - logits_BTV.gather(-1, tokens_BT[..., None]).squeeze(-1).float()
+    return gap_BT, -gap_BT - log_mass_BT
 
 
 def _keep_top(ids_CNk: Tensor, logprobs_CNk: Tensor, context: Context, logits_BTV: Tensor) -> None:

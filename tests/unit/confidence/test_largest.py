@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmasd.confidence import largest
-from cmasd.confidence.largest import argmax, statistics
+from cmasd.confidence.largest import argmax, statistics, top_and_mass
 from cmasd.kernels import kernels, kernels_for
 
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
@@ -67,6 +67,16 @@ def test_statistics_are_what_their_names_say(values: Tensor) -> None:
     torch.testing.assert_close(found.margin.double(), top2[..., 0] - top2[..., 1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(-found.log_mass.double(), log_p.amax(-1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.entropy.double(), entropy, rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=60)
+@given(logits())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_largest_and_its_probability_with_and_without_a_kernel(dtype: torch.dtype, values: Tensor) -> None:
+    top, log_mass = top_and_mass(values.to(dtype))
+    exact, near = values.to(dtype).double(), 1e-4 if dtype == torch.float32 else 0.05
+    assert torch.equal(top.double(), exact.amax(-1))
+    torch.testing.assert_close(-log_mass.double(), exact.log_softmax(-1).amax(-1), rtol=near, atol=near)
 
 
 def test_a_view_and_a_single_column() -> None:
