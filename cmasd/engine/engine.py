@@ -12,6 +12,7 @@ Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -129,6 +130,12 @@ class Engine:
         self._queue.extend(sorted(requests, key=lambda request: -len(request.source)))
         self.stats.steady_row_iterations = self.stats.row_iterations
         self.stats.steady_slot_iterations = self.stats.slot_iterations
+
+    def decode(self, requests: list[Request]) -> Iterator[Result]:
+        """Submit rows and step until none is pending; gives each as it ends."""
+        self.submit(requests)
+        while self.pending:
+            yield from self.step()
 
     @torch.inference_mode()
     def step(self) -> list[Result]:

@@ -62,12 +62,10 @@ class EngineDecoder:
 
     def decode(self, requests: list[Request]) -> dict[int, list[int]]:
         """Token ids by request key."""
-        self.engine.submit(requests)
         outputs = {}
-        while self.engine.pending:
-            for result in self.engine.step():
-                outputs[result.key] = result.token_ids.tolist()
-                self.gap_nats += result.mean_gap_nats * result.num_output_tokens
+        for result in self.engine.decode(requests):
+            outputs[result.key] = result.token_ids.tolist()
+            self.gap_nats += result.mean_gap_nats * result.num_output_tokens
         return outputs
 
 

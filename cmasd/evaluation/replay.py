@@ -93,11 +93,9 @@ class Recording:
     """What was drafted before every output token of some rows, and how much of it exact verification accepts."""
 
     k_max: int
-    order: list[int] = field(default_factory=list)
-    """Keys of the rows, in the order of their places."""
     source_tokens: dict[int, int] = field(default_factory=dict)
     outputs: dict[int, list[int]] = field(default_factory=dict)
-    """Token ids by key: greedy AR."""
+    """Token ids by key, greedy AR; places are in the order of these rows."""
     components_NK3: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 3))
     """Entropy, margin, softmax; NaN where nothing was drafted."""
     drafted_N: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
@@ -123,8 +121,8 @@ class Recording:
 
     def _walks(self, sent_N: list[int], accepted_N: list[int]) -> list[Walk]:
         walks, first = [], 0
-        for key in self.order:
-            tokens, at = len(self.outputs[key]), 0
+        for key, output in self.outputs.items():
+            tokens, at = len(output), 0
             drafted, accepted = [], []
             while at < tokens:
                 drafted.append(sent_N[first + at])
@@ -163,14 +161,11 @@ def record(pair: Pair, config: Config, requests: Sequence[Request]) -> Recording
     quiet = replace(config.telemetry, level="none")
     engine = Engine(pair, replace(config, policy=fixed, verification=exact, telemetry=quiet))
     engine.verification = rejection = _Rejection(engine)
-    engine.submit(list(requests))
     recording = Recording(config.drafter.max_draft_tokens)
-    while engine.pending:
-        for result in engine.step():
-            recording.order.append(result.key)
-            recording.outputs[result.key] = result.token_ids.tolist()
-            recording.source_tokens[result.key] = result.num_input_tokens
-    places = [place for key in recording.order for place in rejection.seen[key]]
+    for result in engine.decode(list(requests)):
+        recording.outputs[result.key] = result.token_ids.tolist()
+        recording.source_tokens[result.key] = result.num_input_tokens
+    places = [place for key in recording.outputs for place in rejection.seen[key]]
     numbers = np.array([place[1:] for place in places], dtype=np.int64).reshape(-1, 2)
     recording.drafted_N, recording.accepted_N = torch.from_numpy(numbers).unbind(1)
     recording.components_NK3 = torch.full((len(places), recording.k_max, 3), torch.nan)
@@ -182,8 +177,4 @@ def record(pair: Pair, config: Config, requests: Sequence[Request]) -> Recording
 def decode(pair: Pair, config: Config, requests: Sequence[Request]) -> list[Result]:
     """Rows as configured, with their iterations; where a replay would not be exact."""
     traced = replace(config, telemetry=replace(config.telemetry, level="iteration"))
-    engine, results = Engine(pair, traced), []
-    engine.submit(list(requests))
-    while engine.pending:
-        results += engine.step()
-    return results
+    return list(Engine(pair, traced).decode(list(requests)))

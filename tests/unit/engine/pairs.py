@@ -121,13 +121,10 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
 
 def decode(pair: Pair, config: Config, requests: list[Request]) -> dict[int, Result]:
     """All results by key."""
-    engine = Engine(pair, config)
-    engine.submit(requests)
     results: dict[int, Result] = {}
-    while engine.pending:
-        for result in engine.step():
-            assert result.key not in results, "a row came out twice"
-            results[result.key] = result
+    for result in Engine(pair, config).decode(requests):
+        assert result.key not in results, "a row came out twice"
+        results[result.key] = result
     return results
 
 

@@ -84,11 +84,7 @@ def decode_scripted(
     engine = Engine(pair, config)
     endless = decode_plain(shared_pair("marian"), requests)  # so that drafts go on, rightly, past the end of sequence
     engine.drafter = ScriptedDrafter(engine, tokens_of(endless), wrong)
-    engine.submit(requests)
-    results: dict[int, Result] = {}
-    while engine.pending:
-        results |= {result.key: result for result in engine.step()}
-    return engine, results
+    return engine, {result.key: result for result in engine.decode(requests)}
 
 
 def check_against_script(wrong: frozenset[int], eos: int | None, slots: int, seed: int) -> None:
@@ -186,10 +182,7 @@ def test_tokens_are_accepted_drafts_and_one_per_iteration(kind: str, verificatio
     pair = replace(shared_pair("marian"), constraints=Constraints(eos_token_ids=(eos,)))
     config = tiny_config(policy={"kind": "fixed"}, drafter={"kind": kind}, verification={"kind": verification})
     engine = Engine(pair, config)
-    engine.submit(ragged_requests(6, seed=10))
-    results: dict[int, Result] = {}
-    while engine.pending:
-        results |= {result.key: result for result in engine.step()}
+    results = {result.key: result for result in engine.decode(ragged_requests(6, seed=10))}
     check_sums(engine, results)
     for result in results.values():
         assert result.iterations is not None

@@ -25,10 +25,7 @@ FIXED: dict[str, Any] = {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tok
 
 
 def run_to_end(engine: Engine) -> dict[int, Result]:
-    results: dict[int, Result] = {}
-    while engine.pending:
-        results |= {result.key: result for result in engine.step()}
-    return results
+    return {result.key: result for result in engine.decode([])}
 
 
 @pytest.mark.parametrize("family", ["marian", "llama"])
@@ -112,11 +109,7 @@ def test_an_engine_can_be_used_again() -> None:
 def test_longer_sources_are_admitted_first() -> None:
     requests = [Request(key, [5] * length, 2) for key, length in enumerate([3, 9, 1, 12])]
     engine = Engine(shared_pair("marian"), tiny_config(policy={"kind": "plain"}, engine={"slots": 1}))
-    engine.submit(requests)
-    finished: list[int] = []
-    while engine.pending:
-        finished += [result.key for result in engine.step()]
-    assert finished == [3, 1, 0, 2]
+    assert [result.key for result in engine.decode(requests)] == [3, 1, 0, 2]
 
 
 def test_nothing_to_do() -> None:

@@ -109,10 +109,7 @@ def test_measuring_leaves_no_trace_in_what_is_decoded_next(monkeypatch: pytest.M
         assert isinstance(engine.policy, GoodputPolicy)
         assert engine.policy.costs is not None
         assert engine.policy.costs.table.rows == (1, 3)
-        engine.submit(ragged_requests(5, seed=31))
-        results = []
-        while engine.pending:
-            results += engine.step()
+        results = engine.decode(ragged_requests(5, seed=31))
         outputs.append({result.key: result.token_ids.tolist() for result in results})
     assert outputs[0] == outputs[1] == outputs[2]
     assert [len(kept(tmp_path / folder)) for folder in ("first", "second")] == [1, 1]

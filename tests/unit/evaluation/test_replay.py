@@ -54,9 +54,7 @@ def eavesdropped(family: str, config: Config) -> tuple[Engine, list[tuple[int, i
         own(observation)
 
     engine.policy.observe = observe.__get__(engine.policy)  # type: ignore[method-assign]
-    engine.submit(requests())
-    while engine.pending:
-        engine.step()
+    list(engine.decode(requests()))
     return engine, shapes
 
 

@@ -234,10 +234,7 @@ def test_a_larger_budget_buys_more_tokens_per_iteration() -> None:
     requests = ragged_requests(60, seed=22)
     for budget in (0.0, 0.02, 0.15):
         engine = Engine(pair, budget_config(budget))
-        engine.submit(requests)
-        total = 0.0
-        while engine.pending:
-            total += sum(result.mean_gap_nats * result.num_output_tokens for result in engine.step())
+        total = sum(result.mean_gap_nats * result.num_output_tokens for result in engine.decode(requests))
         rates.append(engine.stats.tokens_per_iteration)
         gaps.append(total / engine.stats.output_tokens)
     assert rates == sorted(set(rates))
