@@ -4,18 +4,15 @@ Prints progress on stderr; on stdout a table, what it says in words, and last on
 """
 
 import argparse
-import sys
 import time
-from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmasd.evaluation.engines import ENGINES, OPTIONAL, Lineup
 from jobs.arguments import add_config, read_config
 from jobs.bench_tables import conclusions, result_table, step_table
+from jobs.measuring import about_line, describe, watch, with_drafter
 from jobs.pareto_tables import pareto_table, promises
 from jobs.records import check_files, command, finish
 
@@ -27,9 +24,6 @@ QUICK, FULL = [1, 8, 32], [1, 2, 4, 8, 16, 32, 64, 128]
 QUICK_SECONDS, STEP_SECONDS = 205.0, 15.0
 """Of --quick, loading and --steps included; and of --steps."""
 OPTIONS = ("quick", "steps", "pareto", "batch-sizes", "engines", "fixed", "threads", "references", "plot", "record")
-LINE_EVERY_SECONDS = 10.0
-LEAST_SHARE = 0.05
-"""Before that, an estimate would be mostly of the warm-up."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -167,21 +161,6 @@ def draw(args: argparse.Namespace, report: dict[str, Any]) -> None:
     plot(report["results"], args.plot, about_line(report))
 
 
-def about_line(report: dict[str, Any]) -> str:
-    """Where and when, in one line."""
-    return f"{report['machine']}, {report['threads']} threads, {report['date'][:10]}"
-
-
-def with_drafter(config: "Config") -> "Config":
-    """Under policy `plain` no drafter would be loaded, yet the other engines are measured as well."""
-    from dataclasses import replace
-
-    lacks_drafter = config.drafter_name is None
-    if config.policy.kind != "plain" or lacks_drafter:
-        return config
-    return replace(config, policy=replace(config.policy, kind="fixed"))
-
-
 def encoded(
     config: "Config", pair: "Pair", largest_batch: int, column: str | None = None
 ) -> list[tuple[list[int], str]]:
@@ -206,57 +185,3 @@ def encoded(
     if not found:
         raise InputError(f"input.path: none of the first {len(rows)} rows can be encoded, got {config.input.path}.")
     return found
-
-
-def describe(line: str, on_gpu: bool) -> dict[str, Any]:
-    """When, where and with what; `line` is the command line."""
-    import torch
-
-    from cmasd.io.provenance import provenance
-    from jobs.machine import machine
-
-    known = provenance()
-    kept = ("python", "cmasd", "torch", "transformers", "numpy")
-    versions = {name: known["versions"][name] for name in kept} | {"ctranslate2": None}
-    with suppress(PackageNotFoundError):
-        versions["ctranslate2"] = version("ctranslate2")
-    return {
-        "machine": machine(on_gpu),
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-        "git_commit": known["git_commit"],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": line,
-    }
-
-
-def watch() -> Any:
-    """Progress on stderr: one line that is overwritten on a terminal, else a line every ten seconds."""
-    from cmasd.evaluation.bench import Watcher
-    from jobs.progress import clock
-
-    class Progress(Watcher):
-        def __init__(self) -> None:
-            self.left_out: list[dict[str, str]] = []
-            self._started = self._line_at = time.monotonic()
-
-        def skipped(self, engine: str, reason: str) -> None:
-            self.left_out.append({"engine": engine, "reason": reason})
-            print(f"{engine} is left out: {reason}", file=sys.stderr, flush=True)
-
-        def progress(self, batch_size: int, engine: str, share: float) -> None:
-            now, live = time.monotonic(), sys.stderr.isatty()
-            if not live and now - self._line_at < LINE_EVERY_SECONDS:
-                return
-            self._line_at, seconds = now, now - self._started
-            line = f"batch {batch_size}, {engine}: {share:.0%}, {clock(seconds)} elapsed"
-            eta = clock(seconds * (1 - share) / share) if share >= LEAST_SHARE else "?"
-            line += f", ETA {eta}"
-            ends = {"end": "\033[K\r" if live else "\n"}
-            print(line, file=sys.stderr, flush=True, **ends)
-
-        def close(self) -> None:
-            if sys.stderr.isatty():
-                print("\033[K", end="", file=sys.stderr, flush=True)
-
-    return Progress()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import add_config, read_config
 from jobs.compare_tables import score_table, sentence, speed_table, worth_table
+from jobs.measuring import describe, threads_of_actor, watch, with_drafter
 from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def main(args: argparse.Namespace) -> int:
     from cmasd.evaluation.compare import compare
     from cmasd.evaluation.sample import read_sample
     from cmasd.runner.allocator import keep_freed_memory
-    from jobs.bench import describe, watch, with_drafter
 
     keep_freed_memory()
     torch.set_num_threads(args.threads or threads_of_actor(config))
@@ -61,13 +61,6 @@ def main(args: argparse.Namespace) -> int:
     watcher.close()
     say(args, config, comparison, {"skipped": skipped(watcher.left_out), **about})
     return 0
-
-
-def threads_of_actor(config: "Config") -> int:
-    """As a run would use."""
-    import math
-
-    return max(1, math.ceil(config.actors.cpus_each))
 
 
 def skipped(left_out: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import add_config, read_config
+from jobs.measuring import about_line, describe, threads_of_actor, watch, with_drafter
 from jobs.pareto_tables import pareto_table
 from jobs.records import check_files, command, finish
 from jobs.tune_tables import knob_table, searched, sentence
@@ -82,8 +83,6 @@ def main(args: argparse.Namespace) -> int:
     from cmasd.evaluation.sample import read_sample
     from cmasd.evaluation.tune import check_optuna, check_tunable
     from cmasd.runner.allocator import keep_freed_memory
-    from jobs.bench import describe, with_drafter
-    from jobs.compare import threads_of_actor
 
     check_optuna()
     keep_freed_memory()
@@ -126,7 +125,6 @@ def tune(
     from cmasd.evaluation.pareto import measure
     from cmasd.evaluation.tune import divide, search
     from cmasd.evaluation.tuned import candidates, choose
-    from jobs.bench import watch
 
     places, others = divide(sample, args.rows or (QUICK_ROWS if args.quick else ROWS), args.seed)
     print(
@@ -174,7 +172,6 @@ def save(args: argparse.Namespace, tuned: Tuned, report: dict[str, Any]) -> None
     """Configuration and plot, where asked."""
     from cmasd.evaluation.plots import plot_pareto
     from cmasd.evaluation.tuned import configuration_file
-    from jobs.bench import about_line
 
     if args.write:
         origin = f"Written by {report['command']} on {report['date'][:10]}, {about_line(report)}."

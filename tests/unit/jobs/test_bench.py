@@ -10,9 +10,10 @@ import pytest
 
 from cmasd.config import load
 from cmasd.evaluation.engines import ENGINES
-from jobs.bench import OPTIONS, register, with_drafter
+from jobs.bench import OPTIONS, register
 from jobs.bench_tables import HEADER, conclusions, result_table, step_table
 from jobs.main import main
+from jobs.measuring import with_drafter
 from jobs.pareto_tables import front, promises
 from jobs.records import command
 from tests.unit.training.small import save_small_model, sentences
