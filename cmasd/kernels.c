@@ -3,6 +3,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #define LEAST -1e30 /* below any score; an infinity has no place in code that is compiled to be fast */
 #define NOTHING -80 /* exp of it counts as nothing beside 1 */
@@ -92,5 +95,128 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
         }
         REAL *out = numbers + 4 * row;
         out[0] = top, out[1] = second, out[2] = LOG(mass), out[3] = mean / mass;
+    }
+}
+
+/* ------------------------------------------------------------------ products
+
+   y = x w + bias for weights that serve again and again. They are packed in strips of LANES outputs, [input][output],
+   and COLUMNS strips are read at once, each from front to back (the processor fetches ahead in each of them): with few
+   rows that reading is all that a product costs. So weights that are numbers of 16 bits by nature are kept as such and
+   widened on the way: half the bytes, the same product.
+   Each sum goes over the inputs in order, whatever rows are beside it. What usually follows a product is done on the
+   way out: relu, or the residual that is added and the layer norm over both. */
+
+#ifdef __AVX512F__
+#define VECTOR 64
+#define COLUMNS 4
+#else
+#define VECTOR 32
+#define COLUMNS 2
+#endif
+#define LANES ((int64_t)(VECTOR / sizeof(REAL)))
+#define PANEL (COLUMNS * LANES)
+#define TILE 6  /* rows whose sums fit into the registers */
+#define TILES 8 /* that one thread takes at a time */
+
+enum { FULL, FLOAT16, BFLOAT16 }; /* how weights are stored */
+
+struct layer {
+    const char *weights;
+    int64_t format;
+    const REAL *bias;
+    int64_t in, out, relu;
+    const REAL *gain, *offset; /* of the norm; null without one */
+    double epsilon;
+};
+
+typedef REAL vector __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+typedef __typeof__((vector){0} > 0) mask;
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+const int64_t lanes = LANES, panel = PANEL;
+#ifdef __F16C__
+const int64_t reads_float16 = sizeof(REAL) == 4;
+#else
+const int64_t reads_float16 = 0;
+#endif
+const int64_t reads_bfloat16 = sizeof(REAL) == 4;
+
+static inline __attribute__((always_inline)) vector widened(const char *weights, int format)
+{
+#if defined(__F16C__) && defined(__AVX512F__)
+    if (format == FLOAT16) return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)weights));
+#elif defined(__F16C__)
+    if (format == FLOAT16) return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const void *)weights));
+#endif
+    if (format == FULL) return *(const vector *)weights;
+    words wide = __builtin_convertvector(*(const halves *)weights, words) << 16;
+    vector all = {0};
+    memcpy(&all, &wide, sizeof wide);
+    return all;
+}
+
+static inline __attribute__((always_inline)) void product_tile(
+    int format, int64_t rows, const struct layer *layer, int64_t first, const REAL *x, int64_t stride, REAL *y)
+{
+    const int64_t in = layer->in, out = layer->out, bytes = format == FULL ? sizeof(REAL) : 2;
+    const char *weights = layer->weights + first * in * bytes;
+    const REAL *bias = layer->bias + first;
+    vector sums[TILE][COLUMNS], column[COLUMNS];
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] = ((const vector *)bias)[c];
+    for (int64_t i = 0; i < in; i++) {
+        for (int64_t c = 0; c < COLUMNS; c++) column[c] = widened(weights + (c * in + i) * LANES * bytes, format);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] += x[r * stride + i] * column[c];
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t c = 0; c < COLUMNS; c++) {
+            column[c] = sums[r][c];
+            if (layer->relu) column[c] = (vector)((mask)column[c] & (column[c] > 0));
+        }
+        if (out - first >= PANEL) memcpy(y + r * out + first, column, sizeof column);
+        else memcpy(y + r * out + first, column, (out - first) * sizeof(REAL));
+    }
+}
+
+static void close(const struct layer *layer, REAL *y, const REAL *residual)
+{
+    const REAL *gain = layer->gain, *offset = layer->offset;
+    REAL mean = 0, variance = 0;
+    int64_t width = layer->out;
+    for (int64_t i = 0; i < width; i++) mean += y[i] += residual[i];
+    if (!gain) return;
+    mean /= width;
+    for (int64_t i = 0; i < width; i++) variance += (y[i] - mean) * (y[i] - mean);
+    REAL scale = 1 / SQRT(variance / width + (REAL)layer->epsilon);
+    for (int64_t i = 0; i < width; i++) y[i] = (y[i] - mean) * scale * gain[i] + offset[i];
+}
+
+/* Formats and row counts that the compiler knows keep their sums in registers. */
+#define OF_ROWS(FORMAT, ROWS)                                                                                          \
+    case 8 * FORMAT + ROWS: product_tile(FORMAT, ROWS, layer, first, x + row * stride, stride, y + row * out); break;
+#define OF_FORMAT(FORMAT)                                                                                              \
+    OF_ROWS(FORMAT, 1) OF_ROWS(FORMAT, 2) OF_ROWS(FORMAT, 3) OF_ROWS(FORMAT, 4) OF_ROWS(FORMAT, 5) OF_ROWS(FORMAT, 6)
+
+void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
+{
+    int64_t out = layer->out, panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
+    int64_t shares = (tiles + TILES - 1) / TILES, size = tiles ? rows / tiles : 0, larger = rows - size * tiles;
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static)
+        for (int64_t task = 0; task < panels * shares; task++) {
+            int64_t first = task / shares * PANEL, tile = task % shares * TILES;
+            for (int64_t last = tile + TILES < tiles ? tile + TILES : tiles; tile < last; tile++) {
+                int64_t row = tile * size + (tile < larger ? tile : larger), count = size + (tile < larger);
+                switch (8 * layer->format + count) { OF_FORMAT(FULL) OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) }
+            }
+        }
+        if (residual) {
+            #pragma omp for schedule(static)
+            for (int64_t row = 0; row < rows; row++) close(layer, y + row * out, residual + row * out);
+        }
     }
 }

@@ -1,12 +1,14 @@
-"""Two things in C that torch has no kernel for on a CPU: attention of short windows over rows of different lengths, and
-all that is asked of a row of logits in one call.
+"""Three things in C that torch has no kernel for on a CPU: attention of short windows over rows of different lengths,
+all that is asked of a row of logits in one call, and products of few rows with weights that serve again and again.
 
 Batched products read every row up to the longest, and for small models most of their time is the overhead of each
-operation. `kernels.c` is compiled by the machine's own compiler when it is first needed (a second; kept in the cache
-folder), for its own processor, and shares the threads of torch. Without a compiler, on another system, or for other
-number formats there are no kernels, and the callers' tensor operations do the same more slowly.
+operation, or the reading of weights. `kernels.c` is compiled by the machine's own compiler when it is first needed (a
+second; kept in the cache folder), for its own processor, and shares the threads of torch. Without a compiler, on
+another system, or for other number formats there are no kernels, and the callers' tensor operations do the same more
+slowly.
 
-Shapes: B rows, T window, N = B*T, H heads, D head width, d = H*D, L cache length, V columns.
+Shapes: B rows, T window, N = B*T, H heads, D head width, d = H*D, L cache length, V columns, I inputs, O outputs, G
+strips of P outputs.
 """
 
 import ctypes
@@ -16,17 +18,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("kernels.c")
-REALS = {torch.float32: ("float", "f", ctypes.c_float), torch.float64: ("double", "", ctypes.c_double)}
-"""C's name, the ending of its functions, and what Python passes."""
+REALS = {
+    torch.float32: (ctypes.c_float, ("-DREAL=float", "-DEXP=expf", "-DLOG=logf", "-DSQRT=sqrtf")),
+    torch.float64: (ctypes.c_double, ("-DREAL=double", "-DEXP=exp", "-DLOG=log", "-DSQRT=sqrt")),
+}
+"""What Python passes, and the names that C knows it by."""
+HALVES = {torch.float16: 1, torch.bfloat16: 2}
+"""What C calls the formats of 16 bits in which weights can be packed."""
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared", "-nostartfiles")
 """The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole process."""
 COMPILE_SECONDS = 60.0
@@ -39,6 +48,8 @@ class Kernels:
 
     def __init__(self, library: Path, real: Any) -> None:
         pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self.name = library.stem
+        """Of this source, compiler and processor."""
         loaded = ctypes.CDLL(str(library))
         self._attend, self._statistics = loaded.attend, loaded.statistics
         self._attend.restype = self._statistics.restype = None
@@ -47,6 +58,13 @@ class Kernels:
             *(size, size, size, size, real, pointer),
         ]
         self._statistics.argtypes = [pointer, size, size, pointer, pointer]
+        self._lanes, self._panel = (size.in_dll(loaded, name).value for name in ("lanes", "panel"))
+        reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
+        self.halves = [dtype for dtype, name in reads.items() if size.in_dll(loaded, name).value]
+        """Formats of 16 bits that `product` widens on the way."""
+        self._product = loaded.product
+        self._product.restype = None
+        self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
 
     def extend(self, projected_N3d: Tensor, lines_SHLP: Tensor, starts_B: Tensor) -> Tensor:
         """(N, d): keep the window's keys and values behind each row's `starts_B`, then attend to all up to each token.
@@ -80,12 +98,92 @@ class Kernels:
         numbers = logits.new_empty(*logits.shape[:-1], 4)
         return self._scan(logits, numbers), numbers
 
+    def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> "Packed":
+        """For `product`; in 16 bits where no weight loses a digit by it."""
+        outputs, inputs = weight_OI.shape
+        padding = -outputs % self._panel
+        bias_O = weight_OI.new_zeros(outputs) if bias_O is None else bias_O
+        strips_GIP = F.pad(weight_OI, (0, 0, 0, padding)).view(-1, self._lanes, inputs).transpose(1, 2).contiguous()
+        dtype = next((half for half in self.halves if _fits(weight_OI, half)), weight_OI.dtype)
+        return Packed(strips_GIP.to(dtype), F.pad(bias_O, (0, padding)), outputs)
+
+    def product(self, x_NI: Tensor, packed: "Packed", residual_NO: Tensor | None = None) -> Tensor:
+        """(N, O): each row's sums are the same whatever rows are beside it.
+
+        The norm, where there is one, is taken of the product and the residual.
+        """
+        if x_NI.stride(1) != 1:
+            x_NI = x_NI.contiguous()
+        rows = x_NI.shape[0]
+        out_NO = x_NI.new_empty(rows, packed.outputs)
+        residual = None
+        if residual_NO is not None:
+            residual_NO = residual_NO.contiguous()
+            residual = residual_NO.data_ptr()
+        self._product(packed.address, x_NI.data_ptr(), x_NI.stride(0), rows, residual, out_NO.data_ptr())
+        return out_NO
+
     def _scan(self, logits: Tensor, numbers: Tensor | None) -> Tensor:
         logits, columns = logits.contiguous(), logits.shape[-1]
         tokens = torch.empty(logits.shape[:-1], dtype=torch.int64)
         out = None if numbers is None else numbers.data_ptr()
         self._statistics(logits.data_ptr(), tokens.numel(), columns, tokens.data_ptr(), out)
         return tokens
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer norm."""
+
+    gain: Tensor
+    offset: Tensor
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of the last dimension."""
+        return torch.layer_norm(x, self.gain.shape, self.gain, self.offset, self.epsilon)
+
+
+class _Layer(ctypes.Structure):
+    """`struct layer` of kernels.c."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("format", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("relu", ctypes.c_int64),
+        ("gain", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("epsilon", ctypes.c_double),
+    )
+
+
+class Packed:
+    """A linear layer as `Kernels.product` reads it, and what follows it: a relu, or a residual and a norm of both."""
+
+    def __init__(
+        self, strips_GIP: Tensor, bias: Tensor, outputs: int, relu: bool = False, norm: Norm | None = None
+    ) -> None:
+        """`strips_GIP` in the weights' own format or in 16 bits, filled up with zeros; `bias` (G*P,)."""
+        self.strips_GIP = strips_GIP
+        self.bias = bias
+        self.outputs = outputs
+        self.norm = norm
+        closing = (None, None, 0.0) if norm is None else (norm.gain.data_ptr(), norm.offset.data_ptr(), norm.epsilon)
+        form, inputs = HALVES.get(strips_GIP.dtype, 0), strips_GIP.shape[1]
+        self._layer = _Layer(strips_GIP.data_ptr(), form, bias.data_ptr(), inputs, outputs, relu, *closing)
+        self.address = ctypes.addressof(self._layer)
+        """Of what C knows of it."""
+
+    def followed(self, relu: bool = False, norm: Norm | None = None) -> "Packed":
+        """The same weights, with this behind them."""
+        return Packed(self.strips_GIP, self.bias, self.outputs, relu, norm)
+
+
+def _fits(weight: Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(weight.to(dtype).to(weight.dtype), weight)
 
 
 def kernels_for(tensor: Tensor) -> Kernels | None:
@@ -98,9 +196,9 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     """For tensors on the CPU; built when first asked for."""
     if dtype not in REALS or sys.platform != "linux":
         return None
-    name, ending, real = REALS[dtype]
+    real, definitions = REALS[dtype]
     try:
-        return Kernels(_built(f"-DREAL={name}", f"-DEXP=exp{ending}", f"-DLOG=log{ending}"), real)
+        return Kernels(_built(*definitions), real)
     except (OSError, subprocess.SubprocessError) as error:
         log.info("%s", {"event": "kernels.none", "cause": str(error).splitlines()[0]})
         return None

@@ -23,7 +23,6 @@ from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry
-from cmasd.runner.dense import COPIES, COPIES_OF_LARGE, LARGE_BYTES
 from cmasd.runner.families import family_of
 from cmasd.runner.load import measure
 from cmasd.runner.models import Model
@@ -200,8 +199,7 @@ def _packed_bytes(model: Model | ParallelNetwork) -> int:
     """Weights in the layout of a CPU's products, next to the model's own."""
     if next(model.parameters()).device.type != "cpu":
         return 0
-    weights = [module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear)]
-    return sum(size * (COPIES_OF_LARGE if size > LARGE_BYTES else COPIES) for size in weights)
+    return sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear))
 
 
 # -------------------------------------------------------------------- what the machine has

@@ -27,8 +27,7 @@ from cmasd.runner.base import Runner
 
 SOURCE_TOKENS, PREFIX_TOKENS = 16, 16
 """Of the made-up rows: about a sentence."""
-WARM_UPS, REPEATS = 9, 3
-"""Weights are packed for a row count once it has come up a few times."""
+WARM_UPS, REPEATS = 3, 5
 
 
 def step_table(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> StepTable:
@@ -105,7 +104,8 @@ def _folder() -> Path:
 def _name(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> str:
     device = torch.cuda.get_device_name(verifier.device) if verifier.device.type == "cuda" else platform.processor()
     parts = [*map(str, about), type(drafter).__name__, str(verifier.dtype)]
-    parts.append(str(kernels(verifier.dtype) is not None))
+    native = kernels(verifier.dtype)
+    parts.append("" if native is None else native.name)
     parts += [str(verifier.max_length), str(verifier.max_source_length), str(slots), str(window)]
     parts += [
         platform.node(),

@@ -19,13 +19,11 @@ from cmasd.config.tree import Config
 from cmasd.engine import Engine, Pair
 from cmasd.evaluation.lineup import can_draft
 from cmasd.runner.base import Runner
-from cmasd.runner.dense import USES_BEFORE_PACKING
 
 QUERY_TOKENS = (1, 2, 3, 4, 6, 8)
 PREFIX_TOKENS = 16
 """Tokens that a row has before the window: about the middle of a sentence."""
-WARM_UPS, MOST_REPEATS = USES_BEFORE_PACKING + 3, 30
-"""Weights are packed once a row count has come up a few times."""
+WARM_UPS, MOST_REPEATS = 3, 30
 Shape = tuple[str, int]
 """Model and query tokens per row."""
 

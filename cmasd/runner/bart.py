@@ -17,20 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmasd.kernels import Norm
 from cmasd.runner.attention import Attend
 from cmasd.runner.base import LayerPairs
-from cmasd.runner.dense import Dense, dense, linear_of
+from cmasd.runner.dense import Dense, added, dense, linear_of, rectified
 from cmasd.runner.masks import source_mask
 
-Norm = Callable[[Tensor], Tensor]
 Make = Callable[..., Dense]
 """`dense`, with its choices made."""
 
 
 def norm_of(module: Any) -> Norm:
-    """A layer norm as a plain function."""
-    shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
-    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+    """A layer norm in few operations."""
+    return Norm(module.weight, module.bias, module.eps)
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,20 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """A residual branch with its norm before (mBART, Pegasus, M2M100) or after (BART, Marian)."""
+    """A residual branch, with its norm before it (mBART, Pegasus, M2M100) or after (BART, Marian)."""
 
-    norm: Norm
-    norm_first: bool
+    first: Norm | None
+    end: Callable[[Tensor, Tensor], Tensor]
+    """The last product, the sum, and the norm where it comes after."""
+
+    @classmethod
+    def of(cls, out: Dense, norm: Norm, norm_first: bool) -> "Sublayer":
+        """`out` is the last product."""
+        return cls(norm, added(out, None)) if norm_first else cls(None, added(out, norm))
 
     def __call__(self, x_Nd: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, d)"""
-        if self.norm_first:
-            return branch(self.norm(x_Nd)).add_(x_Nd)
-        return self.norm(branch(x_Nd).add_(x_Nd))
+        """(N, d); `branch` makes what the last product is given."""
+        return self.end(branch(x_Nd if self.first is None else self.first(x_Nd)), x_Nd)
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,20 @@ class FeedForward:
     """The two products at the end of a layer."""
 
     inner: Dense
-    activation: Callable[[Tensor], Tensor]
-    outer: Dense
+    """With the activation."""
     sublayer: Sublayer
 
     @classmethod
     def of(cls, layer: Any, norm_first: bool, make: Make) -> "FeedForward":
         """From a layer of transformers."""
-        activation = torch.relu_ if isinstance(layer.activation_fn, torch.nn.ReLU) else layer.activation_fn
-        sublayer = Sublayer(norm_of(layer.final_layer_norm), norm_first)
-        return cls(make(layer.fc1), activation, make(layer.fc2), sublayer)
+        inner, activation = make(layer.fc1), layer.activation_fn
+        is_relu = isinstance(activation, torch.nn.ReLU)
+        active = rectified(inner) if is_relu else lambda x_Nd: activation(inner(x_Nd))
+        return cls(active, Sublayer.of(make(layer.fc2), norm_of(layer.final_layer_norm), norm_first))
 
     def __call__(self, x_Nd: Tensor) -> Tensor:
         """(N, d)"""
-        return self.sublayer(x_Nd, lambda h_Nd: self.outer(self.activation(self.inner(h_Nd))))
+        return self.sublayer(x_Nd, self.inner)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,6 @@ class SelfAttention:
 
     heads: int
     project: Dense
-    out: Dense
     sublayer: Sublayer
 
     @classmethod
@@ -119,12 +121,12 @@ class SelfAttention:
         """From a layer of transformers."""
         attention = layer.self_attn
         project = make(attention.q_proj, paired(attention))
-        sublayer = Sublayer(norm_of(layer.self_attn_layer_norm), norm_first)
-        return cls(attention.num_heads, project, make(attention.out_proj), sublayer)
+        sublayer = Sublayer.of(make(attention.out_proj), norm_of(layer.self_attn_layer_norm), norm_first)
+        return cls(attention.num_heads, project, sublayer)
 
     def over_cache(self, x_Nd: Tensor, write: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, d); `write` keeps what is projected (N, 3d) and attends with it."""
-        return self.sublayer(x_Nd, lambda h_Nd: self.out(write(self.project(h_Nd))))
+        return self.sublayer(x_Nd, lambda h_Nd: write(self.project(h_Nd)))
 
     def over_source(self, x_Nd: Tensor, rows: int, mask: Tensor) -> Tensor:
         """(N, d): every position of a row sees the others; `mask` (B, 1, 1, S)."""
@@ -135,7 +137,7 @@ class SelfAttention:
             queries_BHSD = queries_BSd.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             keys_BHSD, values_BHSD = pairs_BSp.unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(2, dim=-1)
             out_BHSD = F.scaled_dot_product_attention(queries_BHSD, keys_BHSD, values_BHSD, attn_mask=mask)
-            return self.out(out_BHSD.transpose(1, 2).reshape(h_Nd.shape))
+            return out_BHSD.transpose(1, 2).reshape(h_Nd.shape)
 
         return self.sublayer(x_Nd, branch)
 
@@ -159,20 +161,18 @@ class CrossAttention:
     query: Dense
     store: Dense
     """States that are read to (head, key | value, D)."""
-    out: Dense
     sublayer: Sublayer
 
     @classmethod
     def of(cls, layer: Any, norm_first: bool, make: Make) -> "CrossAttention":
         """From a layer of transformers."""
         attention = layer.encoder_attn
-        sublayer = Sublayer(norm_of(layer.encoder_attn_layer_norm), norm_first)
-        store = make(paired(attention), recurs=False)
-        return cls(attention.num_heads, make(attention.q_proj), store, make(attention.out_proj), sublayer)
+        sublayer = Sublayer.of(make(attention.out_proj), norm_of(layer.encoder_attn_layer_norm), norm_first)
+        return cls(attention.num_heads, make(attention.q_proj), make(paired(attention)), sublayer)
 
     def __call__(self, x_Nd: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, d); `read` attends with the queries (N, d) it is given."""
-        return self.sublayer(x_Nd, lambda h_Nd: self.out(read(self.query(h_Nd))))
+        return self.sublayer(x_Nd, lambda h_Nd: read(self.query(h_Nd)))
 
     def pair(self, encoded_BSd: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of a batch of states."""
@@ -188,7 +188,7 @@ class Encoder:
     def __init__(self, encoder: Any, max_source_length: int, int8: bool = False) -> None:
         self.modules = encoder
         norm_first = getattr(encoder, "layer_norm", None) is not None
-        make = partial(dense, recurs=False, int8=int8)
+        make = partial(dense, int8=int8)
         self._embed = Embedding.of(encoder, max_source_length)
         self._layers = [
             (SelfAttention.of(layer, norm_first, make), FeedForward.of(layer, norm_first, make))

@@ -119,15 +119,14 @@ class _LayerForward:
     def of(cls, layer: _Layer, shape: ParallelShape, make: Make) -> "_LayerForward":
         first = shape.norm_first
 
-        def reading(attention: _Attention, norm: nn.LayerNorm, recurs: bool) -> CrossAttention:
-            store = make(attention.kv_proj, recurs=recurs)
-            sublayer = Sublayer(norm_of(norm), first)
-            return CrossAttention(shape.heads, make(attention.q_proj), store, make(attention.out_proj), sublayer)
+        def reading(attention: _Attention, norm: nn.LayerNorm) -> CrossAttention:
+            sublayer = Sublayer.of(make(attention.out_proj), norm_of(norm), first)
+            return CrossAttention(shape.heads, make(attention.q_proj), make(attention.kv_proj), sublayer)
 
-        history = reading(layer.self_attn, layer.self_attn_layer_norm, recurs=True)
+        history = reading(layer.self_attn, layer.self_attn_layer_norm)
         source = None
         if shape.has_source:
-            source = reading(layer.encoder_attn, layer.encoder_attn_layer_norm, recurs=False)
+            source = reading(layer.encoder_attn, layer.encoder_attn_layer_norm)
         return cls(history, source, FeedForward.of(layer, first, make))
 
 

@@ -82,7 +82,7 @@ def _products(pairs: LayerPairs) -> LayerPairs:
     return [(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)) for keys, values in pairs]
 
 
-def _plain(*linears: nn.Linear, recurs: bool = True) -> nn.Linear:
+def _plain(*linears: nn.Linear) -> nn.Linear:
     assert len(linears) == 1, "a drafter's products are apart"
     return linears[0]
 

@@ -26,8 +26,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def build(dtype: torch.dtype) -> None:
-    if kernels(dtype) is None:
+    if shutil.which("cc") is None:
         pytest.skip("no C compiler here")
+    assert kernels(dtype) is not None
 
 
 def test_a_decoder_computes_the_same_without_a_compiler(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:

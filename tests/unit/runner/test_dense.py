@@ -1,6 +1,8 @@
 """Every way of multiplying against `F.linear`, and when each is used."""
 
+import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmasd.kernels import Kernels, Norm, kernels
 from cmasd.runner import dense as room
-from cmasd.runner.dense import ROW_COUNTS, USES_BEFORE_PACKING, Dense, MklDense, OneDnnDense, dense, rounded
+from cmasd.runner.dense import Dense, NativeDense, OneDnnDense, added, dense, rectified
 
 IN, OUT = 24, 40
 ROWS = [1, 2, 3, 7, 16, 33, 65]
@@ -39,34 +42,26 @@ def built(kind: Kind, weight_OI: Tensor, bias_O: Tensor | None) -> Dense:
     return packed
 
 
-def mkl(weight_OI: Tensor, bias_O: Tensor | None) -> MklDense:
-    packed = built(MklDense, weight_OI, bias_O)
-    assert isinstance(packed, MklDense)
-    return packed
-
-
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [MklDense, OneDnnDense])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(NativeDense, torch.float32), (OneDnnDense, torch.float32), (OneDnnDense, torch.bfloat16)],
+)
 def test_each_kind_is_the_stock_product(kind: Kind, dtype: torch.dtype, bias: bool) -> None:
-    if kind is MklDense and dtype != torch.float32:
-        pytest.skip("MKL packs float32 alone")
     layer = linear(bias=bias, dtype=dtype)
     product = built(kind, layer.weight, layer.bias)
     for count in ROWS:
-        for use in range(USES_BEFORE_PACKING + 2):  # before and after the weights are packed for this count
-            x_NI = rows_of(count, dtype)
-            out_NO = product(x_NI)
-            assert out_NO.dtype == dtype
-            torch.testing.assert_close(out_NO, layer(x_NI), atol=TOLERANCE[dtype], rtol=0, msg=f"{count} rows, {use}")
+        x_NI = rows_of(count, dtype)
+        out_NO = product(x_NI)
+        assert out_NO.dtype == dtype
+        torch.testing.assert_close(out_NO, layer(x_NI), atol=TOLERANCE[dtype], rtol=0, msg=f"{count} rows")
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("recurs", [True, False])
-def test_whatever_is_chosen_here_is_the_stock_product(dtype: torch.dtype, recurs: bool) -> None:
+def test_whatever_is_chosen_here_is_the_stock_product(dtype: torch.dtype) -> None:
     layer = linear(dtype=dtype)
-    product = dense(layer, recurs=recurs)
-    for count in ROWS * USES_BEFORE_PACKING:
+    product = dense(layer)
+    for count in ROWS:
         x_NI = rows_of(count, dtype)
         torch.testing.assert_close(product(x_NI), layer(x_NI), atol=TOLERANCE[dtype], rtol=0)
 
@@ -93,57 +88,51 @@ def test_a_bias_on_top_of_a_layers_own() -> None:
 # -------------------------------------------------------------------- packing
 
 
-def test_a_row_count_is_packed_once_it_has_come_up_often_enough() -> None:
-    product = mkl(linear().weight, None)
-    for use in range(1, USES_BEFORE_PACKING + 3):
-        product(rows_of(7))
-        assert (8 in product._packed) == (use >= USES_BEFORE_PACKING), "rows are padded up"
+def native() -> Kernels:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here")
+    found = kernels(torch.float32)
+    assert found is not None
+    return found
 
 
-def test_counts_between_share_a_packed_copy() -> None:
-    layer = linear()
-    product = mkl(layer.weight, layer.bias)
-    for count in [5, 6, 7, 8] * USES_BEFORE_PACKING:
+SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-130, torch.float32: 1 + 2.0**-23}
+"""A number that only this format and wider ones hold; of two that hold it, the first is taken."""
+
+
+@pytest.mark.parametrize("dtype", list(SMALLEST))
+def test_weights_are_packed_in_the_least_format_that_holds_them(dtype: torch.dtype) -> None:
+    if dtype != torch.float32 and dtype not in native().halves:
+        pytest.skip("no kernel for it on this processor")
+    layer = linear(outputs=200)
+    weight_OI = layer.weight.to(torch.bfloat16).float()
+    weight_OI[7, 3] = SMALLEST[dtype]
+    packed = native().pack(weight_OI, layer.bias)
+    assert packed.strips_GIP.dtype == dtype
+    for count in ROWS:
         x_NI = rows_of(count)
-        out_NO = product(x_NI)
-        assert out_NO.shape == (count, OUT)
-        torch.testing.assert_close(out_NO, layer(x_NI), atol=1e-5, rtol=0)
-    assert set(product._packed) == {4, 8}
+        expected_NO = F.linear(x_NI.double(), weight_OI.double(), layer.bias.double()).float()
+        torch.testing.assert_close(native().product(x_NI, packed), expected_NO, atol=1e-5, rtol=1e-5)
 
 
-def test_padding_less_than_doubles_a_batch() -> None:
-    counts = {rows: rounded(rows) for rows in range(1, 2 * ROW_COUNTS[-1])}
-    assert [rows for rows, count in counts.items() if count is None] == [1, 2, *range(65, 128)]
-    assert all(rows <= count < 2 * rows for rows, count in counts.items() if count is not None)
+@pytest.mark.parametrize("outputs", [1, 63, 64, 200])
+@pytest.mark.parametrize("is_half", [True, False])
+def test_a_row_gets_the_same_bits_whatever_rows_are_beside_it(outputs: int, is_half: bool) -> None:
+    layer = linear(outputs=outputs)
+    weight_OI = layer.weight.half().float() if is_half else layer.weight
+    packed, x_NI = native().pack(weight_OI, layer.bias), rows_of(130)
+    together_NO = native().product(x_NI, packed)
+    for count in range(1, len(x_NI), 7):
+        for first in (0, 11):
+            part = slice(first, first + count)
+            assert torch.equal(native().product(x_NI[part], packed), together_NO[part])
 
 
-@pytest.mark.parametrize("count", [1, 2, ROW_COUNTS[-1] + 1])
-def test_where_packing_does_not_pay_nothing_is_packed(count: int) -> None:
-    product = mkl(linear().weight, None)
-    for _ in range(2 * USES_BEFORE_PACKING):
-        product(rows_of(count))
-    assert set(product._packed) == {ROW_COUNTS[0]}
-
-
-def test_of_a_large_weight_the_oldest_row_count_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = linear()
-    monkeypatch.setattr(room, "LARGE_BYTES", layer.weight.nbytes - 1)
-    product = mkl(layer.weight, layer.bias)
-    counts = ROW_COUNTS[1 : 1 + product._kept]
-    for count in counts:
-        for _ in range(USES_BEFORE_PACKING):
-            product(rows_of(count))
-    assert set(product._packed) == set(counts), "the first count was the oldest"
-    for _ in range(2 * USES_BEFORE_PACKING):  # what was dropped has to earn its place again
-        torch.testing.assert_close(product(rows_of(4)), layer(rows_of(4)), atol=1e-5, rtol=0)
-    assert set(product._packed) == {*counts, 4} - {counts[0]}
-
-
-def test_large_weights_keep_fewer_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = linear()
-    assert mkl(layer.weight, None)._kept == room.COPIES
-    monkeypatch.setattr(room, "LARGE_BYTES", layer.weight.nbytes - 1)
-    assert mkl(layer.weight, None)._kept == room.COPIES_OF_LARGE < room.COPIES
+def test_rows_with_gaps_between_them() -> None:
+    layer, wide = linear(), torch.randn(5, 3 * IN, generator=torch.Generator().manual_seed(1))
+    packed = native().pack(layer.weight, layer.bias)
+    for x_NI in (wide[:, IN : 2 * IN], wide[:, ::3], wide[:0, :IN]):
+        torch.testing.assert_close(native().product(x_NI, packed), layer(x_NI), atol=1e-5, rtol=0)
 
 
 # -------------------------------------------------------------------- falling back
@@ -177,26 +166,35 @@ def test_a_door_that_fails_is_passed_by(broken: Kind, monkeypatch: pytest.Monkey
     torch.testing.assert_close(dense(layer)(rows_of(3)), layer(rows_of(3)), atol=1e-5, rtol=0)
 
 
-def test_weights_that_are_used_now_and_then_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_candidates", lambda weight_OI: pytest.fail("a door was tried"))
-    layer = linear()
-    torch.testing.assert_close(dense(layer, recurs=False)(rows_of(3)), layer(rows_of(3)))
-
-
 @pytest.mark.parametrize(
-    ("dtype", "is_intel", "kinds"),
+    ("dtype", "kinds"),
     [
-        (torch.float32, True, (MklDense, OneDnnDense)),
-        (torch.float32, False, (OneDnnDense,)),
-        (torch.bfloat16, True, (OneDnnDense,)),
-        (torch.float64, True, ()),
-        (torch.float16, True, ()),
+        (torch.float32, (NativeDense, OneDnnDense)),
+        (torch.bfloat16, (OneDnnDense,)),
+        (torch.float64, ()),
+        (torch.float16, ()),
     ],
 )
-def test_the_doors_go_by_precision_and_machine(
-    dtype: torch.dtype, is_intel: bool, kinds: tuple[Kind, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "_is_intel", lambda: is_intel)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+def test_the_doors_go_by_precision_and_machine(dtype: torch.dtype, kinds: tuple[Kind, ...]) -> None:
     assert tuple(room._candidates(torch.zeros(2, 2, dtype=dtype))) == kinds
     assert tuple(room._candidates(torch.zeros(2, 2, dtype=dtype, device="meta"))) == ()
+
+
+# -------------------------------------------------------------------- what follows a product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_relu_residual_and_norm_are_those_of_separate_operations(dtype: torch.dtype) -> None:
+    layer, normal = linear(dtype=dtype), torch.Generator().manual_seed(3)
+    gain_O, offset_O = torch.randn(2, OUT, generator=normal).to(dtype)
+    norm = Norm(gain_O, offset_O, 1e-5)
+    for count in ROWS:
+        x_NI, residual_NO = rows_of(count, dtype), torch.randn(count, OUT, generator=normal).to(dtype)
+        before = x_NI.clone(), residual_NO.clone()
+        near = partial(torch.testing.assert_close, atol=4 * TOLERANCE[dtype], rtol=0)
+        near(rectified(dense(layer))(x_NI), layer(x_NI).relu())
+        near(added(dense(layer), None)(x_NI, residual_NO), layer(x_NI) + residual_NO)
+        expected_NO = F.layer_norm(layer(x_NI) + residual_NO, (OUT,), gain_O, offset_O, 1e-5)
+        near(added(dense(layer), norm)(x_NI, residual_NO), expected_NO)
+        assert torch.equal(x_NI, before[0])
+        assert torch.equal(residual_NO, before[1])
