@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __F16C__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -103,7 +103,7 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
    y = x w + bias for weights that serve again and again. They are packed in strips of LANES outputs, [input][output],
    and COLUMNS strips are read at once, each from front to back (the processor fetches ahead in each of them): with few
    rows that reading is all that a product costs. So weights that are numbers of 16 bits by nature are kept as such and
-   widened on the way: half the bytes, the same product.
+   widened on the way: half the bytes, the same product. In 8 bits, with a scale per output, it is another product.
    Each sum goes over the inputs in order, whatever rows are beside it. What usually follows a product is done on the
    way out: relu, or the residual that is added and the layer norm over both. */
 
@@ -119,12 +119,12 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
 #define TILE 6  /* rows whose sums fit into the registers */
 #define TILES 8 /* that one thread takes at a time */
 
-enum { FULL, FLOAT16, BFLOAT16 }; /* how weights are stored */
+enum { FULL, FLOAT16, BFLOAT16, INT8 }; /* how weights are stored */
 
 struct layer {
     const char *weights;
     int64_t format;
-    const REAL *bias;
+    const REAL *bias, *scales; /* scales of INT8 alone */
     int64_t in, out, relu;
     const REAL *gain, *offset; /* of the norm; null without one */
     double epsilon;
@@ -132,48 +132,65 @@ struct layer {
 
 typedef REAL vector __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
 typedef __typeof__((vector){0} > 0) mask;
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-
 const int64_t lanes = LANES, panel = PANEL;
-#ifdef __F16C__
-const int64_t reads_float16 = sizeof(REAL) == 4;
+
+#ifdef NARROW /* formats narrower than REAL, which is float */
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint32_t words __attribute__((vector_size(VECTOR)));
+
+#ifdef __AVX512F__ /* compilers do not find these by themselves */
+#define FROM_FLOAT16(WEIGHTS) (vector)_mm512_cvtph_ps(_mm256_loadu_si256(WEIGHTS))
+#define FROM_BFLOAT16(WEIGHTS) (vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(WEIGHTS)), 16)
+#define FROM_INT8(WEIGHTS) (vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(WEIGHTS)))
+#elif defined(__AVX2__) && defined(__F16C__)
+#define FROM_FLOAT16(WEIGHTS) (vector)_mm256_cvtph_ps(_mm_loadu_si128(WEIGHTS))
+#define FROM_BFLOAT16(WEIGHTS) (vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(WEIGHTS)), 16)
+#define FROM_INT8(WEIGHTS) (vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(WEIGHTS)))
+#else
+#define FROM_BFLOAT16(WEIGHTS) (vector)(__builtin_convertvector(*(const halves *)WEIGHTS, words) << 16)
+#define FROM_INT8(WEIGHTS) __builtin_convertvector(*(const bytes *)WEIGHTS, vector)
+#endif
+const int64_t reads_bfloat16 = 1;
+#else
+const int64_t reads_bfloat16 = 0;
+#endif
+#ifdef FROM_FLOAT16
+const int64_t reads_float16 = 1;
 #else
 const int64_t reads_float16 = 0;
 #endif
-const int64_t reads_bfloat16 = sizeof(REAL) == 4;
 
-static inline __attribute__((always_inline)) vector widened(const char *weights, int format)
+static inline __attribute__((always_inline)) vector widened(const void *weights, int format)
 {
-#if defined(__F16C__) && defined(__AVX512F__)
-    if (format == FLOAT16) return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)weights));
-#elif defined(__F16C__)
-    if (format == FLOAT16) return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const void *)weights));
+#ifdef FROM_FLOAT16
+    if (format == FLOAT16) return FROM_FLOAT16(weights);
 #endif
-    if (format == FULL) return *(const vector *)weights;
-    words wide = __builtin_convertvector(*(const halves *)weights, words) << 16;
-    vector all = {0};
-    memcpy(&all, &wide, sizeof wide);
-    return all;
+#ifdef NARROW
+    if (format == BFLOAT16) return FROM_BFLOAT16(weights);
+    if (format == INT8) return FROM_INT8(weights);
+#endif
+    return *(const vector *)weights;
 }
 
 static inline __attribute__((always_inline)) void product_tile(
     int format, int64_t rows, const struct layer *layer, int64_t first, const REAL *x, int64_t stride, REAL *y)
 {
-    const int64_t in = layer->in, out = layer->out, bytes = format == FULL ? sizeof(REAL) : 2;
-    const char *weights = layer->weights + first * in * bytes;
-    const REAL *bias = layer->bias + first;
+    const int64_t in = layer->in, out = layer->out, size = format == FULL ? sizeof(REAL) : format == INT8 ? 1 : 2;
+    const char *weights = layer->weights + first * in * size;
+    const vector *bias = (const vector *)(layer->bias + first), *scales = (const vector *)(layer->scales + first);
     vector sums[TILE][COLUMNS], column[COLUMNS];
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] = ((const vector *)bias)[c];
+        for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] = format == INT8 ? (vector){0} : bias[c];
     for (int64_t i = 0; i < in; i++) {
-        for (int64_t c = 0; c < COLUMNS; c++) column[c] = widened(weights + (c * in + i) * LANES * bytes, format);
+        for (int64_t c = 0; c < COLUMNS; c++) column[c] = widened(weights + (c * in + i) * LANES * size, format);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] += x[r * stride + i] * column[c];
     }
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t c = 0; c < COLUMNS; c++) {
             column[c] = sums[r][c];
+            if (format == INT8) column[c] = column[c] * scales[c] + bias[c];
             if (layer->relu) column[c] = (vector)((mask)column[c] & (column[c] > 0));
         }
         if (out - first >= PANEL) memcpy(y + r * out + first, column, sizeof column);
@@ -211,7 +228,9 @@ void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t r
             int64_t first = task / shares * PANEL, tile = task % shares * TILES;
             for (int64_t last = tile + TILES < tiles ? tile + TILES : tiles; tile < last; tile++) {
                 int64_t row = tile * size + (tile < larger ? tile : larger), count = size + (tile < larger);
-                switch (8 * layer->format + count) { OF_FORMAT(FULL) OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) }
+                switch (8 * layer->format + count) {
+                    OF_FORMAT(FULL) OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) OF_FORMAT(INT8)
+                }
             }
         }
         if (residual) {

@@ -30,12 +30,14 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("kernels.c")
 REALS = {
-    torch.float32: (ctypes.c_float, ("-DREAL=float", "-DEXP=expf", "-DLOG=logf", "-DSQRT=sqrtf")),
+    torch.float32: (ctypes.c_float, ("-DREAL=float", "-DEXP=expf", "-DLOG=logf", "-DSQRT=sqrtf", "-DNARROW")),
     torch.float64: (ctypes.c_double, ("-DREAL=double", "-DEXP=exp", "-DLOG=log", "-DSQRT=sqrt")),
 }
 """What Python passes, and the names that C knows it by."""
-HALVES = {torch.float16: 1, torch.bfloat16: 2}
-"""What C calls the formats of 16 bits in which weights can be packed."""
+FORMATS = {torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+"""What C calls the formats in which weights can be packed; 0 is their own."""
+LEAST_SCALE = 1e-30
+"""Instead of zero, which nothing can be divided by."""
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared", "-nostartfiles")
 """The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole process."""
 COMPILE_SECONDS = 60.0
@@ -98,14 +100,19 @@ class Kernels:
         numbers = logits.new_empty(*logits.shape[:-1], 4)
         return self._scan(logits, numbers), numbers
 
-    def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> "Packed":
-        """For `product`; in 16 bits where no weight loses a digit by it."""
+    def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> "Packed":
+        """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output."""
         outputs, inputs = weight_OI.shape
         padding = -outputs % self._panel
         bias_O = weight_OI.new_zeros(outputs) if bias_O is None else bias_O
-        strips_GIP = F.pad(weight_OI, (0, 0, 0, padding)).view(-1, self._lanes, inputs).transpose(1, 2).contiguous()
-        dtype = next((half for half in self.halves if _fits(weight_OI, half)), weight_OI.dtype)
-        return Packed(strips_GIP.to(dtype), F.pad(bias_O, (0, padding)), outputs)
+        bias, scales = F.pad(bias_O, (0, padding)), None
+        if int8:
+            scale_O = weight_OI.abs().amax(1).clamp_min(LEAST_SCALE) / 127
+            weight_OI, scales = (weight_OI / scale_O[:, None]).round(), F.pad(scale_O, (0, padding))
+        halves = [half for half in self.halves if _fits(weight_OI, half)]
+        dtype = torch.int8 if int8 else [*halves, weight_OI.dtype][0]
+        strips_GIP = F.pad(weight_OI, (0, 0, 0, padding)).view(-1, self._lanes, inputs).transpose(1, 2)
+        return Packed(strips_GIP.to(dtype).contiguous(), bias, scales, outputs)
 
     def product(self, x_NI: Tensor, packed: "Packed", residual_NO: Tensor | None = None) -> Tensor:
         """(N, O): each row's sums are the same whatever rows are beside it.
@@ -151,6 +158,7 @@ class _Layer(ctypes.Structure):
         ("weights", ctypes.c_void_p),
         ("format", ctypes.c_int64),
         ("bias", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("relu", ctypes.c_int64),
@@ -164,22 +172,30 @@ class Packed:
     """A linear layer as `Kernels.product` reads it, and what follows it: a relu, or a residual and a norm of both."""
 
     def __init__(
-        self, strips_GIP: Tensor, bias: Tensor, outputs: int, relu: bool = False, norm: Norm | None = None
+        self,
+        strips_GIP: Tensor,
+        bias: Tensor,
+        scales: Tensor | None,
+        outputs: int,
+        relu: bool = False,
+        norm: Norm | None = None,
     ) -> None:
-        """`strips_GIP` in the weights' own format or in 16 bits, filled up with zeros; `bias` (G*P,)."""
+        """`strips_GIP` in the weights' own format or a smaller one; `bias` and, for int8, `scales` are (G*P,)."""
         self.strips_GIP = strips_GIP
         self.bias = bias
+        self.scales = scales
         self.outputs = outputs
         self.norm = norm
         closing = (None, None, 0.0) if norm is None else (norm.gain.data_ptr(), norm.offset.data_ptr(), norm.epsilon)
-        form, inputs = HALVES.get(strips_GIP.dtype, 0), strips_GIP.shape[1]
-        self._layer = _Layer(strips_GIP.data_ptr(), form, bias.data_ptr(), inputs, outputs, relu, *closing)
+        weights = strips_GIP.data_ptr(), FORMATS.get(strips_GIP.dtype, 0)
+        factors = bias.data_ptr(), None if scales is None else scales.data_ptr()
+        self._layer = _Layer(*weights, *factors, strips_GIP.shape[1], outputs, relu, *closing)
         self.address = ctypes.addressof(self._layer)
         """Of what C knows of it."""
 
     def followed(self, relu: bool = False, norm: Norm | None = None) -> "Packed":
         """The same weights, with this behind them."""
-        return Packed(self.strips_GIP, self.bias, self.outputs, relu, norm)
+        return Packed(self.strips_GIP, self.bias, self.scales, self.outputs, relu, norm)
 
 
 def _fits(weight: Tensor, dtype: torch.dtype) -> bool:

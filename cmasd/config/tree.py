@@ -67,7 +67,7 @@ class ModelsConfig:
     """Model that proposes tokens, for `drafter.kind` model (same tokenizer as the verifier) or parallel (trained for
     the verifier)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"] = "auto"
-    """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`: quantised weights, with a scale per channel and per row."""
+    """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`, on a CPU: weights in 8 bits, with a scale per channel."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when there is one."""
     source_language: str | None = None

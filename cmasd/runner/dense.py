@@ -9,7 +9,6 @@ on the real weight and given up for the next, in the end for `F.linear`. On a GP
 Shapes: N rows, I input width, O output width.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
@@ -24,19 +23,16 @@ from cmasd.kernels import Norm, kernels_for
 Dense = Callable[[Tensor], Tensor]
 """(N, I) -> (N, O)"""
 
-LEAST_SCALE = 1e-30
-"""Instead of zero, which nothing can be divided by."""
-
 
 def dense(*linears: nn.Linear, bias: Tensor | None = None, int8: bool = False) -> Dense:
     """One product for all `linears`, their outputs side by side; `bias` (O,) is added to theirs.
 
-    `int8` asks for quantised weights; raises `ModelError` where this build of torch has no kernel for them.
+    `int8` asks for weights rounded to 8 bits; raises `ModelError` where there is no kernel for them.
     """
     weight_OI = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
     bias_O = _joined_bias(linears, bias)
     if int8:
-        return Int8Dense(weight_OI.detach(), bias_O)
+        return _int8(weight_OI.detach(), bias_O)
     for kind in _candidates(weight_OI):
         try:
             packed = kind(weight_OI.detach(), bias_O)
@@ -45,6 +41,16 @@ def dense(*linears: nn.Linear, bias: Tensor | None = None, int8: bool = False) -
             continue
         return packed
     return lambda x_NI: F.linear(x_NI, weight_OI, bias_O)
+
+
+def _int8(weight_OI: Tensor, bias_O: Tensor | None) -> Dense:
+    try:
+        return NativeDense(weight_OI, bias_O, int8=True)
+    except NotImplementedError:
+        raise ModelError(
+            "models.dtype: int8 needs a CPU under Linux and a C compiler, got device "
+            f"{weight_OI.device.type}. Use models.dtype=auto."
+        ) from None
 
 
 def rectified(product: Dense) -> Dense:
@@ -73,14 +79,14 @@ def _candidates(weight_OI: Tensor) -> Sequence[Callable[[Tensor, Tensor | None],
 
 
 class NativeDense:
-    """Float32 weights packed for `cmasd.kernels`, one copy for every number of rows."""
+    """Weights packed for `cmasd.kernels`, one copy for every number of rows; the arithmetic is float32."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> None:
         kernels = kernels_for(weight_OI)
         if kernels is None:
             raise NotImplementedError("there are no kernels for this tensor")
         self._kernels = kernels
-        self._packed = kernels.pack(weight_OI, bias_O)
+        self._packed = kernels.pack(weight_OI, bias_O, int8)
 
     def __call__(self, x_NI: Tensor, residual_NO: Tensor | None = None) -> Tensor:
         """(N, O)"""
@@ -106,45 +112,6 @@ class OneDnnDense:
         """(N, O)"""
         product: Tensor = self._product(x_NI, self._packed, self._bias_O, "none", [], "")
         return product
-
-
-class Int8Dense:
-    """8-bit weights with a scale per output channel, 8-bit inputs with a scale per row.
-
-    A scale per tensor would make a row's result depend on its neighbours; rows scaled to [-1, 1] share one scale.
-    """
-
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        if weight_OI.device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
-            raise ModelError(
-                "models.dtype: int8 needs a CPU and a torch with FBGEMM, got device "
-                f"{weight_OI.device.type}. Use models.dtype=auto."
-            )
-        try:
-            self._packed = self._pack(weight_OI)
-        except (RuntimeError, AttributeError, NotImplementedError) as error:
-            raise ModelError(f"models.dtype: int8 cannot be had from this torch ({error}). Use auto.") from error
-        self._bias_O = weight_OI.new_zeros(len(weight_OI)) if bias_O is None else bias_O
-        self._product: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-
-    @staticmethod
-    def _pack(weight_OI: Tensor) -> Any:
-        scales_O = weight_OI.abs().amax(1).clamp_min(LEAST_SCALE).double() / 127
-        zeros_O = torch.zeros(len(weight_OI), dtype=torch.int64)
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = "fbgemm"
-        try:
-            with warnings.catch_warnings(action="ignore"):  # quantised tensors are to leave torch, one day
-                quantised = torch.quantize_per_channel(weight_OI.float(), scales_O, zeros_O, 0, torch.qint8)
-            return torch.ops.quantized.linear_prepack(quantised, None)
-        finally:
-            torch.backends.quantized.engine = before
-
-    def __call__(self, x_NI: Tensor) -> Tensor:
-        """(N, O)"""
-        scale_N1 = x_NI.abs().amax(1, keepdim=True).clamp_min_(LEAST_SCALE)
-        scaled_NO = self._product(x_NI / scale_N1, 1 / 127, 128, self._packed)
-        return torch.addcmul(self._bias_O, scaled_NO, scale_N1)
 
 
 def linear_of(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:

@@ -31,7 +31,7 @@ def load_runner(
     """Allocate a cache of `slots` rows and `max_length` decoder positions around a loaded model.
 
     `max_length` includes room for the last window. `max_source_length` concerns encoder-decoder models alone.
-    `words` says which ids the logits are computed for; `int8` quantises the weights. `graphs`: see
+    `words` says which ids the logits are computed for; `int8` rounds the weights to 8 bits. `graphs`: see
     `cmasd.runner.graphs`; `auto` uses them on a GPU.
     """
     assert slots >= 1, f"a runner needs at least one slot, got {slots}"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmasd.errors import ModelError
 from cmasd.kernels import Kernels, Norm, kernels
 from cmasd.runner import dense as room
 from cmasd.runner.dense import Dense, NativeDense, OneDnnDense, added, dense, rectified
@@ -126,6 +127,25 @@ def test_a_row_gets_the_same_bits_whatever_rows_are_beside_it(outputs: int, is_h
         for first in (0, 11):
             part = slice(first, first + count)
             assert torch.equal(native().product(x_NI[part], packed), together_NO[part])
+
+
+@pytest.mark.parametrize("outputs", [1, 64, 200])
+def test_int8_rounds_each_weight_to_a_127th_of_its_channel(outputs: int) -> None:
+    native()
+    layer = linear(outputs=outputs)
+    layer.weight[0] = 0  # a channel without a scale
+    product, x_NI = dense(layer, int8=True), rows_of(65)
+    most_O = layer.weight.abs().amax(1) / 127 / 2
+    error_NO = (product(x_NI) - layer(x_NI)).abs()
+    assert (error_NO <= x_NI.abs().sum(1, keepdim=True) * most_O + 1e-5).all()
+    assert torch.equal(product(x_NI[3:4]), product(x_NI)[3:4])
+    assert (rectified(product)(x_NI) == product(x_NI).relu()).all()
+
+
+def test_int8_without_kernels_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "kernels_for", lambda tensor: None)
+    with pytest.raises(ModelError, match="int8 needs a CPU under Linux and a C compiler"):
+        dense(linear(), int8=True)
 
 
 def test_rows_with_gaps_between_them() -> None:
