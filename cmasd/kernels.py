@@ -82,11 +82,11 @@ class Kernels:
         return self._sums(queries_Nd, queries_Nd.shape[1], None, lines_SHLP, counts_B)
 
     def _sums(self, queries: Tensor, width: int, fresh: int | None, lines: Tensor, counts_B: Tensor) -> Tensor:
-        rows, (_, heads, _, pair) = len(counts_B), lines.shape
-        out_Nd = queries.new_empty(len(queries), width)
+        rows, (_, heads, _, pair) = counts_B.shape[0], lines.shape
+        out_Nd = queries.new_empty(queries.shape[0], width)
         self._attend(
             *(queries.data_ptr(), queries.stride(0), fresh, lines.data_ptr(), lines.stride(0), lines.stride(1)),
-            *(counts_B.data_ptr(), rows, len(queries) // rows, heads, pair // 2, (pair // 2) ** -0.5),
+            *(counts_B.data_ptr(), rows, queries.shape[0] // rows, heads, pair // 2, (pair // 2) ** -0.5),
             out_Nd.data_ptr(),
         )
         return out_Nd

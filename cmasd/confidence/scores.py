@@ -9,35 +9,77 @@ Shapes: B rows, V vocabulary.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cmasd.confidence.calibration import CalibrationMap, load_calibration
-from cmasd.confidence.largest import statistics
+from cmasd.confidence.largest import Statistics, statistics
 from cmasd.config.tree import ConfidenceConfig
+
+
+class Components(Protocol):
+    """What a confidence is made of; float32, of one shape."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """1 - H(P_d)/ln V."""
+
+    @property
+    def margin(self) -> Tensor:
+        """2*sigmoid(z1 - z2) - 1, or sigmoid(z1 - z2) in the printed form."""
+
+    @property
+    def softmax(self) -> Tensor:
+        """p1 - p2."""
+
+    @property
+    def max_prob(self) -> Tensor:
+        """p1."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The components of one drafted position, (B,), or of several, (B, K); float32 but for the last."""
+    """`Components` of one drafted position, (B,), or of several, (B, K); each is computed when it is asked for."""
 
-    entropy: Tensor
-    """1 - H(P_d)/ln V."""
-    margin: Tensor
-    """2*sigmoid(z1 - z2) - 1, or sigmoid(z1 - z2) in the printed form."""
-    softmax: Tensor
-    """p1 - p2."""
-    max_prob: Tensor
-    """p1."""
-    token: Tensor
-    """int64: the argmax."""
+    found: Statistics
+    columns: int
+    """V, of the logits."""
+    margin_form: str
 
     @classmethod
     def stack(cls, positions: Sequence["Scores"]) -> "Scores":
         """(B, K) of K positions."""
-        return cls(*(torch.stack([getattr(one, field.name) for one in positions], -1) for field in fields(cls)))
+        found = (torch.stack(one, -1) for one in zip(*(scores.found for scores in positions), strict=True))
+        return replace(positions[0], found=Statistics(*found))
+
+    @property
+    def token(self) -> Tensor:
+        """int64: the argmax."""
+        return self.found.token
+
+    @property
+    def entropy(self) -> Tensor:
+        """See `Components`."""
+        return (1 - self.found.entropy / math.log(self.columns)).clamp(0, 1)
+
+    @property
+    def margin(self) -> Tensor:
+        """See `Components`."""
+        sigmoid = torch.sigmoid(self.found.margin)
+        return sigmoid if self.margin_form == "printed" else 2 * sigmoid - 1
+
+    @property
+    def softmax(self) -> Tensor:
+        """See `Components`."""
+        return self.max_prob * (1 - torch.exp(-self.found.margin))
+
+    @property
+    def max_prob(self) -> Tensor:
+        """See `Components`."""
+        return torch.exp(-self.found.log_mass)
 
     @property
     def components(self) -> Tensor:
@@ -46,17 +88,8 @@ class Scores:
 
 
 def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
-    """All components from one pass over the logits; masked ones (-inf) count as probability 0."""
-    found = statistics(logits_BV.float())
-    p1_B = torch.exp(-found.log_mass)
-    sigmoid_B = torch.sigmoid(found.margin)
-    return Scores(
-        entropy=(1 - found.entropy / math.log(logits_BV.shape[-1])).clamp(0, 1),
-        margin=sigmoid_B if margin_form == "printed" else 2 * sigmoid_B - 1,
-        softmax=p1_B * (1 - torch.exp(-found.margin)),
-        max_prob=p1_B,
-        token=found.token,
-    )
+    """From one pass over the logits; masked ones (-inf) count as probability 0."""
+    return Scores(statistics(logits_BV.float()), logits_BV.shape[-1], margin_form)
 
 
 @dataclass(frozen=True)
@@ -69,11 +102,11 @@ class Confidence:
     calibration: CalibrationMap | None
 
     def __call__(self, logits_BV: Tensor) -> tuple[Tensor, Scores]:
-        """Return C (B,) float32 in [0, 1] and the components behind it."""
+        """Return C (B,) float32 in [0, 1] and what is behind it."""
         scores = score(logits_BV, self.margin_form)
         return self.combine(scores), scores
 
-    def combine(self, scores: Scores, judged: Tensor | None = None) -> Tensor:
+    def combine(self, scores: Components, judged: Tensor | None = None) -> Tensor:
         """C of given components, in their shape; `judged` is the drafter's own prediction, for the kind `head`."""
         if self.kind == "ensemble":
             w1, w2, w3 = self.weights

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cmasd.confidence import Confidence
+from cmasd.confidence import Confidence, Scores
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.drafters.choice import Choice
@@ -85,7 +85,7 @@ class ModelDrafter:
         logits_BV = self._catch_up(context)
         self.caught_up = self.caught_up and not late
         most = min(self.policy.max_draft_tokens, int(room_B.max()))
-        tokens, confidences, components, probs = [], [], [], []
+        tokens, confidences, scored, probs = [], [], [], []
         active_B, drafted_B = room_B > 0, torch.zeros_like(room_B)
         for j in range(most):
             last_B1 = context.tokens_BL.gather(1, lengths_B[:, None] + (j - 1))
@@ -94,7 +94,7 @@ class ModelDrafter:
             token_B, prob_BV = self.choose(logits_BV, scores.token)
             tokens.append(token_B)
             confidences.append(confidence_B)
-            components.append(scores.components)
+            scored.append(scores)
             probs.append(prob_BV)
             context.tokens_BL.scatter_(1, lengths_B[:, None] + j, token_B[:, None])
             drafted_B = drafted_B + active_B
@@ -111,7 +111,7 @@ class ModelDrafter:
             tokens_BK=torch.stack(tokens, -1),
             lengths_B=self.policy.keep(confidence_BK, drafted_B),
             confidence_BK=confidence_BK,
-            components_BK3=torch.stack(components, 1),
+            components_BK3=Scores.stack(scored).components,
             probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.choose.samples else None,
         )
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.confidence import Scores, build_confidence
+from cmasd.confidence import build_confidence
 from cmasd.confidence.largest import argmax
 from cmasd.config.tree import Config
 from cmasd.core import Draft, Request, Result, Verdict
@@ -108,7 +108,7 @@ class Recording:
         k_max, policy = config.drafter.max_draft_tokens, build_policy(config)
         assert k_max <= self.k_max, "no draft was longer"
         entropy, margin, softmax = self.components_NK3[:, :k_max].unbind(-1)
-        scores = Scores(entropy, margin, softmax, max_prob=softmax, token=softmax)
+        scores = _Recorded(entropy, margin, softmax)
         confidence = build_confidence(config.confidence, config.score)
         assert confidence.kind in ("entropy", "margin", "softmax", "ensemble"), "made from what was recorded"
         sent_N = policy.cut(confidence.combine(scores), self.drafted_N.clamp_max(k_max))
@@ -131,6 +131,20 @@ class Recording:
             walks.append(Walk(key, self.source_tokens[key], drafted, accepted, tokens))
             first += tokens
         return walks
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """`Components` that are recorded."""
+
+    entropy: Tensor
+    margin: Tensor
+    softmax: Tensor
+
+    @property
+    def max_prob(self) -> Tensor:
+        """Is not."""
+        raise NotImplementedError("the probability of the argmax was not recorded")
 
 
 class _Rejection:
