@@ -44,6 +44,7 @@ class IterationCosts:
 
     table: StepTable
     _seen: dict[tuple[int, int], deque[float]] = field(default_factory=dict)
+    _from_table: dict[tuple[int, int], float] = field(default_factory=dict)
     _levels: dict[bool, float] = field(default_factory=dict)
     """Measured over table, for plain and for drafting iterations."""
 
@@ -53,14 +54,20 @@ class IterationCosts:
         if seen is not None and len(seen) >= ENOUGH:
             return median(seen)
         level = self._levels.get(drafted > 0) or max(self._levels.values(), default=1.0)
-        return level * self.table.seconds(rows, drafted)
+        return level * self._expected(rows, drafted)
 
     def observe(self, rows: int, drafted: int, seconds: float) -> None:
         """An iteration took this long."""
         self._seen.setdefault((_bucket(rows), drafted), deque(maxlen=KEPT)).append(seconds)
-        level = seconds / self.table.seconds(rows, drafted)
+        level = seconds / self._expected(rows, drafted)
         old = self._levels.get(drafted > 0, level)
         self._levels[drafted > 0] = old + FORGET * (level - old)
+
+    def _expected(self, rows: int, drafted: int) -> float:
+        """By the table, interpolated once."""
+        if (rows, drafted) not in self._from_table:
+            self._from_table[rows, drafted] = self.table.seconds(rows, drafted)
+        return self._from_table[rows, drafted]
 
 
 def _bucket(rows: int) -> int:

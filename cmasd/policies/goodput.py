@@ -25,6 +25,8 @@ TRIAL = 4
 """Drafting iterations of a later trial; the first has to catch up and is not timed."""
 SHORTEST_REST, LONGEST_REST = 128, 4096
 """Plain iterations between trials: twice as many after each that fails, because catching up is not free."""
+LEAST_GAIN = 1.05
+"""Theta of drafting over that of plain decoding, to be worth a change: catching up is not in it, and both are noisy."""
 PLAIN_EVERY, PLAIN = 128, 3
 """Drafting iterations between plain ones that keep the comparison honest, and how many of those."""
 
@@ -68,7 +70,7 @@ class GoodputPolicy(Policy):
         if self._plain_left:
             return 0
         theta = self.goodput(rows)
-        if max(theta[1:]) <= theta[0]:
+        if max(theta[1:]) <= LEAST_GAIN * theta[0]:
             self._plain_left, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
             return 0
         self._rest = SHORTEST_REST

@@ -116,8 +116,13 @@ def test_a_drafter_without_confidence() -> None:
 # -------------------------------------------------------------------- drafting at all
 
 
-def test_where_plain_wins_the_drafter_rests_longer_each_time() -> None:
-    lengths = live(policy_of([1.0, 1.2, 1.5]), 4 * LONGEST_REST, accepted=0)
+@pytest.mark.parametrize(
+    ("verify", "accepted"),
+    [([1.0, 1.2, 1.5], 0), ([1.0, 1.85, 9.0], 1)],
+    ids=["nothing is accepted", "one token is accepted for the price of 0.95"],
+)
+def test_where_plain_wins_the_drafter_rests_longer_each_time(verify: list[float], accepted: int) -> None:
+    lengths = live(policy_of(verify), 4 * LONGEST_REST, accepted=accepted)
     rests = [SHORTEST_REST * 2**i for i in range(20) if SHORTEST_REST * 2**i <= LONGEST_REST]
     assert rests[-1] == LONGEST_REST
     expected = [run for rest in [*rests, LONGEST_REST] for run in ((True, TRIAL), (False, rest))]
