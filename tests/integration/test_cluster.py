@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from cmasd.io.lease import Watch
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import look_at
 from cmasd.pipeline import decoder
-from cmasd.pipeline.cluster import connected, resources
+from cmasd.pipeline.cluster import ENVIRONMENT, connected, resources
 from cmasd.pipeline.run import decode_shards, run
 from tests.integration.conftest import SENTENCES
+from tests.integration.hub import hub
 
 WAIT_SECONDS = 500
 
@@ -32,6 +34,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     started = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False},
@@ -201,3 +205,27 @@ def test_an_idle_actor_gives_its_gpu_back_before_the_run_ends(
     assert len(reports) == shards
     assert len({report.actor for report in reports}) == 2
     assert time.monotonic() - freed > slow_seconds / 5, "the slow actor was still at work"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_node_fetches_a_model_once(tmp_path: Path, pair: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four actors at once, from a hub on loopback that counts: the cache's locks make three of them wait."""
+    import ray
+
+    with hub({f"org/{name}": pair / name for name in ("verifier", "drafter")}) as (address, fetched):
+        values = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        cluster.add_node(num_cpus=4, object_store_memory=100_000_000)
+        wait_until(lambda: ray.cluster_resources().get("CPU") == 4)
+        config = job(tmp_path, pair, 64, count=4)
+        models = replace(config.models, verifier="org/verifier", drafter="org/drafter")
+        thread, summaries = started(replace(config, models=models))
+        thread.join(WAIT_SECONDS)
+        assert summaries, "the run did not end"
+    rows_once(config, 64)
+    assert {name: fetched[f"org/{name}/model.safetensors"] for name in ("verifier", "drafter")} == {
+        "verifier": 1,
+        "drafter": 1,
+    }
