@@ -16,7 +16,7 @@ import pyarrow as pa
 from cmasd.config.tree import Config
 from cmasd.errors import InputError, RunFolderError
 from cmasd.io.formats import FORMATS, ReadSpec, Source
-from cmasd.io.formats.base import UNREADABLE, one_line
+from cmasd.io.formats.base import UNREADABLE, one_line, printable
 from cmasd.io.formats.columnar import is_text
 from cmasd.io.inputs import InputFile, Listing, list_inputs
 from cmasd.io.storage import Storage
@@ -231,7 +231,7 @@ def _check_columns(
         if name not in types:
             keys = {config.input.text_column: "input.text_column", config.input.id_column: "input.id_column"}
             key = keys.get(name, "input.keep_columns")
-            has = ", ".join(list(types)[:20]) or "none"
+            has = ", ".join(printable(one, 40) for one in list(types)[:20]) or "none"
             raise InputError(f"{file.name}: no column '{name}' (has: {has}). Set {key}.")
     kind = types[config.input.text_column]
     if FORMATS[listing.format].typed and not is_text(kind):

@@ -102,9 +102,15 @@ def legible(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def printable(text: str, width: int = 200) -> str:
+    """For messages: text of unknown origin on one line, with escapes for what a terminal would obey."""
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return shown if len(shown) <= width else f"{shown[: width - 3]}..."
+
+
 def one_line(error: BaseException) -> str:
     """For messages: what a parser said."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
+    return printable((" ".join(str(error).split()) or type(error).__name__)[:200].rstrip("."))
 
 
 def check_text(value: Any, most_bytes: int) -> tuple[str | None, str | None]:

@@ -173,6 +173,8 @@ CASES: dict[str, list[Case]] = {
         ("a column twice", b"text,text\na,b\n", Refused("has 2 columns named 'text', expected one")),
         ("no such column", b"words\na\n", Refused("no column 'text' (has: words). Set input.text_column.")),
         ("a header that is not UTF-8", b"t\xff\na\n", Refused(r"no column 'text' (has: t\udcff)")),
+        ("a header that a terminal would obey", b'"a\n\x1b[2J","' + b"b" * 99 + b'"\n1,2\n',
+         Refused(r"no column 'text' (has: a\n\x1b[2J, " + "b" * 37 + "...)")),
         ("UTF-16", "text\na\n".encode("utf-16"), Refused("no column 'text'")),
         ("nothing at all", b"", []),
     ],
