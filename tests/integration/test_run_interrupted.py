@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,30 @@ def wait_for_parts(folder: Path, process: "subprocess.Popen[Any]", count: int) -
         time.sleep(0.05)
 
 
+def sigterm(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def ctrl_c(process: "subprocess.Popen[str]") -> None:
+    """A terminal sends it to all processes in the foreground, so to Ray's as well."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path, pair: Path) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(sigterm, 143), pytest.param(ctrl_c, 130, marks=pytest.mark.slow)])
+def test_a_run_that_was_stopped_goes_on(
+    tmp_path: Path, pair: Path, stop: "Callable[[subprocess.Popen[str]], None]", code: int
+) -> None:
     file = write_job(tmp_path, pair, rows=320, new_tokens=40)
-    process = subprocess.Popen(command("run", str(file)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    words = command("run", str(file))
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for_parts(tmp_path, process, 2)
     second = subprocess.run(command("run", str(file)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert second.returncode == 1
     assert f"is in use by process {process.pid} on" in second.stderr
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 143
+    stop(process)
+    assert process.wait(timeout=120) == code
     assert process.stderr is not None
     said = process.stderr.read()
     assert "finishing the shards being decoded, for 25 s at most" in said
@@ -75,6 +89,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, pair: Path) -> None:
     assert sorted(map(str, ids)) == sorted(f"in.jsonl:{row}" for row in range(320))
     assert (summary["rows"], summary["attempts"]) == (320, 2)
     assert summary["rows_done_before"] == 4 * len(kept)
+    assert f"{len(kept)} of 80 shards done" in done.stdout
     assert kept.items() <= parts(tmp_path).items(), "finished shards are not done again"
     for part in ("tokens/s", "acceptance", "ETA"):
         assert part in done.stdout
