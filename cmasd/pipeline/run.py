@@ -6,6 +6,7 @@ Only the audit decides whether a run is complete: every planned shard is in a fi
 each with a result or with the error that it has instead. What Ray reports decides nothing.
 """
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -121,6 +122,7 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
     from cmasd.pipeline.decoder import Decoder
     from cmasd.pipeline.source import ShardSource
 
+    gc.collect()  # a failed run of this process is in a cycle with its exception, and would keep its actors
     in_flight = min(shards_in_flight(config, plan, on_gpu=has.gpus_each > 0), len(todo))
     slots = slots_at_most(config, on_gpu=has.gpus_each > 0)
     gate = open_gate(limits(len(todo), min(has.most_actors, len(todo)), in_flight, plan.rows_per_shard, slots))
