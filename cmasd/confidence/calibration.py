@@ -8,7 +8,7 @@ anything else. Two kinds: `platt` (sigmoid(a * logit(c) + b)) and `isotonic` (kn
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,26 @@ class CalibrationMap:
     """Raw scores at the knots of `isotonic`, ascending."""
     y: tuple[float, ...] = ()
     """Acceptance probabilities at the knots, ascending."""
+    _uploaded: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Calibrated scores, same shape; flat outside the outermost knots."""
         if self.kind == "platt":
             return torch.sigmoid(self.a * torch.logit(raw, eps=1e-6) + self.b)
-        x, y = raw.new_tensor(self.x), raw.new_tensor(self.y)
-        inside = raw.clamp(x[0].item(), x[-1].item())
+        x, y = self._knots(raw)
+        inside = raw.clamp(self.x[0], self.x[-1])
         right = torch.searchsorted(x, inside.contiguous()).clamp(1, len(x) - 1)
         share = (inside - x[right - 1]) / (x[right] - x[right - 1]).clamp_min(1e-12)
         return y[right - 1] + share * (y[right] - y[right - 1])
+
+    def _knots(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The knots on the scores' device, made once."""
+        key = (like.dtype, like.device)
+        if key not in self._uploaded:
+            self._uploaded[key] = like.new_tensor(self.x), like.new_tensor(self.y)
+        return self._uploaded[key]
 
     def to_dict(self) -> dict[str, Any]:
         """As in the file."""
