@@ -179,7 +179,9 @@ class EngineConfig:
     max_source_tokens: int = 512
     """Longest source, or prompt, in tokens; capped by what the model takes."""
     graphs: Literal["auto", "on", "off"] = "auto"
-    """CUDA graphs for forwards that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it); `off`: never."""
+    """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
+    `off`: never.
+    """
 
 
 @dataclass(frozen=True)

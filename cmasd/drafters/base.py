@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from cmasd.core import Draft
+from cmasd.runner.base import Extent
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Context:
     prompt_lengths_B: Tensor
     """(B,) int64 leading tokens that were not generated."""
     limits_B: Tensor
-    """(B,) int64 length at which a row must stop."""
+    """(B,) int64 length at which a row must stop; 0 once it has ended before."""
     source_BS: Tensor
     """(B, S) int64 encoder input; -1 pads; S = 0 for decoder-only models."""
 
@@ -54,13 +55,24 @@ class Drafter(Protocol):
         """The row in slot `source` is now in slot `target`."""
         ...
 
-    def draft(self, context: Context, room_B: Tensor) -> Draft:
-        """Propose at most room_B (B,) tokens per row."""
+    def reserve(self, extent: Extent) -> bool:
+        """The host's part of an iteration of this extent; whether it may draft, with no more to catch up on than the
+        iteration before.
+        """
         ...
 
-    def commit(self, accepted_B: Tensor) -> None:
+    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
+        """Propose at most room_B (B,) tokens per row.
+
+        With an `extent`, which was reserved, the drafter looks at nothing that the device computes: it always drafts
+        one token less than the window, and rows that have fewer are cut. Without, it may stop early.
+        """
+        ...
+
+    def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The verifier has seen the rows: (B,) tokens of the draft were accepted, 0 where nothing was drafted.
 
-        Called after every iteration, those without a draft included; what was not accepted is rolled back.
+        Called after every iteration, those without a draft included, before lengths advance; what was not accepted is
+        rolled back.
         """
         ...

@@ -16,6 +16,7 @@ from torch import Tensor
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.policies import Policy
+from cmasd.runner.base import Extent
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
 """Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
@@ -45,7 +46,11 @@ class LookupDrafter:
     def move(self, source: int, target: int) -> None:
         """Nothing to do."""
 
-    def draft(self, context: Context, room_B: Tensor) -> Draft:
+    def reserve(self, extent: Extent) -> bool:
+        """It always looks: as far as the longest row goes, and no further."""
+        return False
+
+    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
         """Copy what followed the longest suffix that occurs before."""
         most = min(self.policy.max_draft_tokens, int(room_B.max()))
         context_BC, ends_B = self._context(context)
@@ -61,7 +66,7 @@ class LookupDrafter:
             tokens_BK.clamp_min(0), lengths_B, confidence_BK, confidence_BK.new_full((*tokens_BK.shape, 3), torch.nan)
         )
 
-    def commit(self, accepted_B: Tensor) -> None:
+    def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Update the acceptance rate of each suffix length."""
         if self._sent is None:
             return

@@ -17,7 +17,7 @@ from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Policy
-from cmasd.runner.base import Runner
+from cmasd.runner.base import Extent, Runner
 from cmasd.runner.constraints import Constraints
 
 
@@ -76,15 +76,20 @@ class ModelDrafter:
         self.runner.move(source, target)
         self._cached[target] = self._cached[source]
 
-    def draft(self, context: Context, room_B: Tensor) -> Draft:
+    def reserve(self, extent: Extent) -> bool:
+        """Rows that were left for later make up for it in a draft that may look."""
+        self.runner.extent(extent.rows, 0, extent.length)
+        return not any(slot < extent.rows for slot in self._later)
+
+    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
         """Draft until the policy, an end of sequence, or the room stops every row."""
         lengths_B = context.lengths_B
-        late = [slot for slot in self._later if slot < len(lengths_B)]
+        late = [slot for slot in self._later if slot < len(lengths_B)] if extent is None else []
         if late:
             self.prefill(late, [self._later[slot] for slot in late])
-        logits_BV = self._catch_up(context)
+        logits_BV = self._catch_up(context, extent)
         self.caught_up = self.caught_up and not late
-        most = min(self.policy.max_draft_tokens, int(room_B.max()))
+        most = min(self.policy.max_draft_tokens, int(room_B.max())) if extent is None else extent.window - 1
         tokens, confidences, scored, probs = [], [], [], []
         active_B, drafted_B = room_B > 0, torch.zeros_like(room_B)
         for j in range(most):
@@ -102,9 +107,9 @@ class ModelDrafter:
                 break
             active_B = active_B & self.policy.go_on(torch.stack(confidences, -1)) & (drafted_B < room_B)
             active_B = active_B & ~torch.isin(token_B, self.eos_ids)
-            if not active_B.any():
+            if extent is None and not active_B.any():
                 break
-            logits_BV = self._forward(token_B[:, None], lengths_B + j)[:, -1]
+            logits_BV = self._forward(token_B[:, None], lengths_B + j, extent=extent)[:, -1]
         self._fed = len(tokens) - 1
         confidence_BK = torch.stack(confidences, -1)
         return Draft(
@@ -115,31 +120,37 @@ class ModelDrafter:
             probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.choose.samples else None,
         )
 
-    def commit(self, accepted_B: Tensor) -> None:
+    def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The last drafted token was never fed, so at most drafted - 1 of them are in the cache."""
         self._cached[: len(accepted_B)] += accepted_B.clamp_max(self._fed)
 
-    def _catch_up(self, context: Context) -> Tensor:
-        """Feed every token that the cache lacks, for good; returns the logits (B, V) after the last one."""
+    def _catch_up(self, context: Context, extent: Extent | None) -> Tensor:
+        """Feed every token that the cache lacks, for good; returns the logits (B, V) after the last one.
+
+        Where the host may not look at how many those are, it is the last two of every row, one of them perhaps again.
+        """
         cached_B = self._cached[: len(context.lengths_B)]
-        missing_B = context.lengths_B - cached_B
-        most = int(missing_B.max())
+        starts_B = cached_B if extent is None else (context.lengths_B - 2).clamp_min(0)
+        missing_B = context.lengths_B - starts_B
+        most = int(missing_B.max()) if extent is None else 2
         self.caught_up = most <= 2
         if most == 1:
-            logits_BV = self._forward(context.tokens_BL.gather(1, cached_B[:, None]), cached_B)[:, 0]
+            logits_BV = self._forward(context.tokens_BL.gather(1, starts_B[:, None]), starts_B)[:, 0]
         else:
             offset_T = torch.arange(most, device=cached_B.device)
-            where_BT = (cached_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
-            logits_BV = self._forward(context.tokens_BL.gather(1, where_BT), cached_B, missing_B - 1)[:, 0]
+            where_BT = (starts_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
+            logits_BV = self._forward(context.tokens_BL.gather(1, where_BT), starts_B, missing_B - 1, extent)[:, 0]
         cached_B.copy_(context.lengths_B)
         return logits_BV
 
-    def _forward(self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None) -> Tensor:
+    def _forward(
+        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, extent: Extent | None = None
+    ) -> Tensor:
         """Logits over the verifier's vocabulary; an id that this model lacks is read as its last one."""
         own = self.runner.vocabulary_size
         if own < self.vocabulary_size:
             tokens_BT = tokens_BT.clamp_max(own - 1)
-        logits_BTV = self.runner.forward(tokens_BT, starts_B, only_B)
+        logits_BTV = self.runner.forward(tokens_BT, starts_B, only_B, extent)
         if own == self.vocabulary_size or self.runner.shortlist is not None:
             return logits_BTV
         return torch.nn.functional.pad(logits_BTV, (0, self.vocabulary_size - own), value=-torch.inf)

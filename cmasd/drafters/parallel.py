@@ -18,6 +18,7 @@ from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Policy
+from cmasd.runner.base import Extent
 from cmasd.runner.parallel_runner import ParallelRunner
 
 REHEARSED_PLACES = 2
@@ -65,17 +66,25 @@ class ParallelDrafter:
         """Copy what is known of the row."""
         self.runner.move(source, target)
 
-    def draft(self, context: Context, room_B: Tensor) -> Draft:
+    def reserve(self, extent: Extent) -> bool:
+        """Nothing is ever left for later, and an iteration adds no more places than the longest window has."""
+        self.runner.reserve(extent)
+        return True
+
+    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
         """One pass, then the Markov head from token to token."""
-        most = min(self.policy.max_draft_tokens, int(room_B.max()))
-        proposal = self._propose(context.tokens_BL, context.lengths_B, most)
+        if extent is None:
+            most = min(self.policy.max_draft_tokens, int(room_B.max()))
+        else:
+            most, extent = extent.window - 1, extent._replace(window=self.policy.max_draft_tokens + 1)
+        proposal = self._propose(context.tokens_BL, context.lengths_B, most, extent)
         drafted_B = self._until_end(proposal.tokens_BK, room_B)
         return replace(proposal, lengths_B=self.policy.cut(proposal.confidence_BK, drafted_B))
 
-    def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int) -> Draft:
+    def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
         """`most` tokens for every row."""
         latest_B = tokens_BL.gather(1, lengths_B[:, None] - 1).squeeze(1)
-        states, new_places = self.runner.forward(tokens_BL, lengths_B, most)
+        states, new_places = self.runner.forward(tokens_BL, lengths_B, most, extent)
         self.caught_up = new_places <= self.policy.max_draft_tokens + 1
         tokens, scored, probs = [], [], []
         for j in range(most):
@@ -93,9 +102,9 @@ class ParallelDrafter:
             probs_BKV=torch.stack([prob for prob in probs if prob is not None], 1) if self.choose.samples else None,
         )
 
-    def commit(self, accepted_B: Tensor) -> None:
+    def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Keep the hidden states of the window."""
-        self.runner.follow(accepted_B)
+        self.runner.follow(context.lengths_B)
 
     def _until_end(self, tokens_BK: Tensor, room_B: Tensor) -> Tensor:
         """(B,): nothing is drafted behind an end of sequence."""

@@ -24,6 +24,7 @@ from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry
 from cmasd.runner.families import family_of
+from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import measure
 from cmasd.runner.models import Model
 from cmasd.runner.parallel import ParallelNetwork
@@ -152,7 +153,9 @@ def need_of(pair: Pair, config: Config) -> Need:
         row_bytes += _parallel_bytes(pair.parallel, measured[0][1], shape)
         packed += _packed_bytes(pair.parallel)
     prefill = max(_prefill_bytes(model, geometry, pair.max_source_tokens) for model, geometry in measured)
-    passing = max(prefill, _logits_bytes(pair.verifier, config, shape.window))
+    logits = _logits_bytes(pair.verifier, config, shape.window)
+    # What graphs use for a moment, nothing else can.
+    passing = prefill + logits if uses_graphs(config.engine.graphs, pair.device) else max(prefill, logits)
     return Need(packed + LEAST_STAGED * row_bytes, 2 * row_bytes + passing)
 
 

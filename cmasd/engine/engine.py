@@ -7,36 +7,43 @@ windows, keeps the accepted prefix and appends one verifier token; so every row 
 token. The verifier's cache holds all of a row's tokens but the last. Rejected tokens are rolled back
 by not advancing the row's length. With no draft (l = 0) the same code is plain AR decoding.
 
+The host looks at the device within an iteration, to draft and to verify no more than it must, and after it. Where
+there are graphs (`engine.graphs`), iterations are of a shape decided beforehand and run ahead of the host (`ahead.py`).
+
 Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from cmasd.confidence import build_confidence
 from cmasd.config.tree import Config
 from cmasd.core import Draft, Request, Result, Verdict
-from cmasd.drafters import Context, Drafter, LookupDrafter, ModelDrafter, ParallelDrafter
-from cmasd.drafters.choice import Choice
+from cmasd.drafters import Context, ModelDrafter
+from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead
 from cmasd.engine.capacity import in_halves
 from cmasd.engine.costs import step_table, warm_up
+from cmasd.engine.drafting import build_drafter
 from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
-from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.slots import LEAST_STAGED, NewRow, SlotShape, SlotState
 from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
-from cmasd.runner.load import load_runner, share_encoder, share_weights
-from cmasd.runner.parallel import ParallelModel
-from cmasd.runner.parallel_runner import ParallelRunner
+from cmasd.runner.graphs import uses_graphs
+from cmasd.runner.load import load_runner
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import build_verification
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -65,7 +72,7 @@ class Engine:
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
         self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
-        self.drafter = self._build_drafter(config, runner_shape)
+        self.drafter = build_drafter(config, pair, self.policy, self.verifier, self.constraints, self.eos_ids)
         if isinstance(self.policy, GoodputPolicy):
             self.policy.costs = IterationCosts(self._step_table(graphs))
         self.stats = EngineStats()
@@ -73,42 +80,24 @@ class Engine:
         self._staged: deque[int] = deque()
         self._live = 0
         self._asked = False
+        self._ahead = self._build_ahead(config) if uses_graphs(config.engine.graphs, pair.device) else None
+        self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._ones = torch.ones(slots, dtype=torch.int64, device=pair.device)
         self._steps = torch.arange(self.shape.window, device=pair.device)
 
-    def _build_drafter(self, config: Config, runner_shape: tuple[int, int, int]) -> Drafter | None:
-        if self.policy.max_draft_tokens == 0:
+    def _build_ahead(self, config: Config) -> Ahead | None:
+        if not can_run_ahead(self.policy, self.drafter, self.verification):
+            kinds = [type(part).__name__ for part in (self.policy, self.drafter, self.verification)]
+            log.info("%s", {"event": "engine.looks", "kinds": kinds})
             return None
-        if config.drafter.kind == "lookup":
-            return LookupDrafter(self.policy, config.drafter.max_ngram)
-        words = Words(self.pair.constraints.banned, self.pair.shortlist)
-        choose = Choice(
-            config.verification.temperature if config.verification.kind == "sampling" else None,
-            config.verification.seed,
-            words.tensor(self.pair.device),
-            self.verifier.vocabulary_size,
-            self.pair.device,
-        )
-        confidence = build_confidence(config.confidence, config.score)
-        if config.drafter.kind == "parallel":
-            assert self.pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
-            model = ParallelModel(self.pair.parallel, self.pair.verifier, words, self.pair.int8)
-            drafting = ParallelRunner(model, self.verifier)
-            return ParallelDrafter(drafting, self.policy, confidence, choose, self.eos_ids)
-        assert self.pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
-        runner = load_runner(self.pair.drafter, *runner_shape, words, self.pair.int8, config.engine.graphs)
-        share_encoder(runner, self.verifier)
-        if config.drafter.kind == "self":
-            share_weights(runner, self.verifier)
-        return ModelDrafter(
-            runner,
-            self.policy,
-            confidence,
-            self.constraints,
-            choose,
-            self.eos_ids,
-        )
+        if isinstance(self.policy, GoodputPolicy):
+            self.policy.looks = False
+        most = Extent(self.shape.slots, self.shape.window, self.shape.length, self.shape.max_source)
+        start_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.pair.device)
+        for runner in [self.verifier, *([self.drafter.runner] if isinstance(self.drafter, ModelDrafter) else [])]:
+            runner.forward(start_11, start_11[0], extent=most._replace(rows=1))  # the longest read: grows all tables
+        return Ahead(self._whole, most, self.pair.device, insist=config.engine.graphs == "on")
 
     def _step_table(self, graphs: str) -> StepTable:
         pair = self.pair
@@ -139,26 +128,80 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Result]:
-        """One iteration for all live rows; returns the rows that it finished."""
+        """One iteration for all live rows; returns the rows that it, or one before, has finished."""
         started = time.perf_counter()
         self._admit()
         if self._live == 0:
             return []
-        admitted = time.perf_counter()
+        most = self.policy.plan(self._live) if self.drafter is not None else 0
+        extent = self._extent(most)
+        results = self._run(most) if self._ahead is None or extent is None else self._run_ahead(self._ahead, extent)
+        self.stats.busy_seconds += time.perf_counter() - started
+        return results
+
+    def _run(self, most: int) -> list[Result]:
+        """An iteration in which the host looks at the device; all of its rows are open."""
+        landed = self._land(Snapshot(self.state, self._live), launched_since=0) if self._flight is not None else []
+        self._flight = None
+        if self._live == 0:
+            return landed
+        started = time.perf_counter()
         context = self.state.context(self._live)
-        draft = self._draft(context)
+        draft = self._draft(context, most)
         drafted = time.perf_counter()
         logits_BTV = self._verify(context, draft)
         verdict = self.verification.verify(draft, logits_BTV)
-        ended_B = self._commit(context, draft, verdict, logits_BTV)
-        done = self._done(ended_B)
+        self._commit(context, draft, verdict, logits_BTV)
+        done = self._done()
         committed = time.perf_counter()
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
-        self.policy.observe(Observation(draft, verdict, committed - admitted, is_typical))
-        results = self._collect(done, ended_B)
-        self.stats.draft_seconds += drafted - admitted
-        self.stats.busy_seconds += time.perf_counter() - started
+        self.policy.observe(Observation(draft, verdict, committed - started, is_typical))
+        self.stats.draft_seconds += drafted - started
+        self._count(self._live)
+        if self._ahead is not None:
+            self.state.reach[: self._live] += logits_BTV.shape[1]
+        return landed + self._collect(done)
+
+    # ---------------------------------------------------------------- ahead of the host
+
+    def _extent(self, most: int) -> Extent | None:
+        """The shape of an iteration that drafts `most` tokens and waits for nothing; None where that cannot be."""
+        if self._ahead is None or not can_run_ahead(self.policy, self.drafter, self.verification):
+            return None
+        longest = min(int(self.state.reach[: self._live].max()), self.shape.length - self.shape.window)
+        extent = self.verifier.extent(self._live, most + 1, longest - 1)
+        is_ready = self.drafter is None or self.drafter.reserve(extent)
+        return extent if most == 0 or (self._asked and is_ready) else None
+
+    def _run_ahead(self, ahead: Ahead, extent: Extent) -> list[Result]:
+        """Launch an iteration, then collect the rows that those before have finished."""
+        rows, snapshot = self._live, Snapshot(self.state, self._live)
+        launched = ahead.launch(extent)
+        results = self._land(snapshot, launched_since=extent.window)
+        self._flight = launched
+        self._asked = extent.window > 1
+        self._count(rows - len(results))
         return results
+
+    def _land(self, snapshot: Snapshot, launched_since: int) -> list[Result]:
+        """Collect the rows that have finished by a snapshot; so many tokens were launched after it."""
+        done = snapshot.read(self.state, launched_since)
+        if self._flight is not None:
+            self.policy.observe(self._flight.observation())
+        return self._collect(done)
+
+    def _whole(self, extent: Extent) -> tuple[Draft, Verdict]:
+        """An iteration over the slots of an extent, by the device alone; what has finished is left as it is."""
+        context = self.state.context(extent.rows)
+        if self.drafter is None or extent.window == 1:
+            draft = empty_draft(context)
+        else:
+            room_B = (context.limits_B - context.lengths_B - 1).clamp(0, extent.window - 1)
+            draft = self.drafter.draft(context, room_B, extent)
+        logits_BTV = self._verify(context, draft, extent)
+        verdict = self.verification.verify(draft, logits_BTV)
+        self._commit(context, draft, verdict, logits_BTV, context.lengths_B < context.limits_B)
+        return draft, verdict
 
     # ---------------------------------------------------------------- admit
 
@@ -178,13 +221,15 @@ class Engine:
         slots = [self.shape.slots + i for i in range(len(batch))]
         sources = [request.source for request in batch]
         in_halves(self._prefill, slots, sources)
-        for slot, request in zip(slots, batch, strict=True):
-            encoder = self.pair.is_encoder_decoder
-            prompt = self.pair.decoder_start if encoder else request.source
-            limit = len(prompt) + min(request.max_new_tokens, self.shape.max_new_tokens)
-            self.state.enter(slot, request.key, prompt, request.source if encoder else [], limit)
+        self.state.enter(self.shape.slots, [self._new(request) for request in batch])
         self._staged.extend(slots)
         return True
+
+    def _new(self, request: Request) -> NewRow:
+        encoder = self.pair.is_encoder_decoder
+        prompt = self.pair.decoder_start if encoder else request.source
+        limit = len(prompt) + min(request.max_new_tokens, self.shape.max_new_tokens)
+        return NewRow(request.key, prompt, request.source if encoder else [], limit)
 
     def _prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         self.verifier.prefill(slots, sources)
@@ -200,9 +245,8 @@ class Engine:
 
     # ---------------------------------------------------------------- draft and verify
 
-    def _draft(self, context: Context) -> Draft:
+    def _draft(self, context: Context, most: int) -> Draft:
         """The bonus token takes one place, so a row near its limit drafts less, or nothing."""
-        most = self.policy.plan(self._live) if self.drafter is not None else 0
         self._asked = most > 0
         if self.drafter is None or not self._asked:
             return self._no_draft(context)
@@ -228,24 +272,26 @@ class Engine:
             self._empty = {self._live: empty_draft(context)}
         return self._empty[self._live]
 
-    def _verify(self, context: Context, draft: Draft) -> Tensor:
+    def _verify(self, context: Context, draft: Draft, extent: Extent | None = None) -> Tensor:
         """(B, T, V) verifier logits after the last token and after each draft token."""
         starts_B = context.lengths_B - 1
         window_BT = context.tokens_BL.gather(1, starts_B[:, None])
         if draft.tokens_BK.shape[1]:
             window_BT = torch.cat([window_BT, draft.tokens_BK], dim=1)
-        logits_BTV = self.verifier.forward(window_BT, starts_B)
+        logits_BTV = self.verifier.forward(window_BT, starts_B, extent=extent)
         return self.constraints.apply(
             logits_BTV, context.tokens_BL, starts_B, context.prompt_lengths_B, context.limits_B, window_BT
         )
 
     # ---------------------------------------------------------------- commit
 
-    def _commit(self, context: Context, draft: Draft, verdict: Verdict, logits_BTV: Tensor) -> Tensor:
-        """Write the accepted prefix and the verifier's token; returns which rows ended (B,)."""
-        window = logits_BTV.shape[1]
+    def _commit(
+        self, context: Context, draft: Draft, verdict: Verdict, logits_BTV: Tensor, open_B: Tensor | None = None
+    ) -> None:
+        """Write the accepted prefix and the verifier's token, for rows that are open (B,): by default all."""
+        rows, window, _ = logits_BTV.shape
         if window == 1:
-            emitted_BT, count_B = verdict.next_B[:, None], self._ones[: self._live]
+            emitted_BT, count_B = verdict.next_B[:, None], self._ones[:rows]
             ended_B = self._is_eos(verdict.next_B)
             context.tokens_BL.scatter_(1, context.lengths_B[:, None], emitted_BT)
         else:
@@ -256,14 +302,18 @@ class Engine:
             ended_B = is_eos_BT.any(-1)
             count_B = torch.where(ended_B, is_eos_BT.long().argmax(-1), verdict.accepted_B) + 1
             context.tokens_BL.scatter_(1, context.lengths_B[:, None] + position_T, emitted_BT)
+        if open_B is not None:
+            count_B, ended_B = count_B * open_B, ended_B & open_B
         trace(self.state, context, Outcome(draft, verdict, emitted_BT, count_B), logits_BTV, self.record_gaps)
         if self.drafter is not None:
-            self.drafter.commit(verdict.accepted_B)
-        self.state.lengths[: self._live] += count_B
+            self.drafter.commit(context, verdict.accepted_B)
+        context.lengths_B.add_(count_B)
+        context.limits_B.masked_fill_(ended_B, 0)
+
+    def _count(self, rows: int) -> None:
         self.stats.iterations += 1
-        self.stats.row_iterations += self._live
+        self.stats.row_iterations += rows
         self.stats.slot_iterations += self.shape.slots
-        return ended_B
 
     def _is_eos(self, tokens: Tensor) -> Tensor:
         if len(self.eos_ids) == 1:
@@ -272,18 +322,20 @@ class Engine:
 
     # ---------------------------------------------------------------- collect
 
-    def _done(self, ended_B: Tensor) -> list[int]:
+    def _done(self) -> list[int]:
         """Slots of the rows that are finished; the host waits here for the device."""
-        done_B = ended_B | (self.state.lengths[: self._live] >= self.state.limits[: self._live])
-        return done_B.nonzero().squeeze(1).tolist()
+        done_B = self.state.lengths[: self._live] >= self.state.limits[: self._live]
+        done: list[int] = done_B.nonzero().squeeze(1).tolist()
+        return done
 
-    def _collect(self, done: list[int], ended_B: Tensor) -> list[Result]:
+    def _collect(self, done: list[int]) -> list[Result]:
         """Read out finished rows, then close the holes: staged rows first, else the last live ones."""
         if not done:
             return []
         state = self.state
-        results = read_results(state, done, ended_B[done].tolist())
-        totals = state.counters[done].sum(0).tolist()
+        with nullcontext() if self._ahead is None else self._ahead.beside():
+            results = read_results(state, done)
+            totals = state.counters[done].sum(0).tolist()
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
         self.stats.drafted_tokens += totals[1]
         self.stats.accepted_tokens += totals[2]
@@ -305,6 +357,8 @@ class Engine:
         leaving = sorted(set(range(self._live, self._live + len(holes))) - set(holes))
         if inside:
             self._move(leaving, inside)
+        if self._ahead is not None:
+            self.state.close(slice(self._live, self._live + len(holes)))
 
 
 def empty_draft(context: Context) -> Draft:

@@ -17,13 +17,14 @@ from cmasd.engine.slots import SlotState
 NAN = float("nan")
 
 
-def read_results(state: SlotState, slots: list[int], ended: list[bool]) -> list[Result]:
-    """Results of the rows in `slots`; `ended` says which produced an end of sequence."""
+def read_results(state: SlotState, slots: list[int]) -> list[Result]:
+    """Results of the rows in `slots`."""
     fetch = _Fetch(slots, state.tokens.device)
     numbers = fetch(state.lengths), fetch(state.prompt_lengths), fetch(state.source_lengths)
     lengths, prompts, sources = (values.tolist() for values in numbers)
     iterations, drafted, accepted = fetch(state.counters).T[:3].tolist()
     confidence, gaps = fetch(state.confidence_sum).tolist(), fetch(state.gap_sum).tolist()
+    ended = (fetch(state.limits) == 0).tolist()
     tokens = fetch(state.tokens[:, : max(lengths)]).astype(np.int32)
     most_tokens, most_iterations = max(map(int.__sub__, lengths, prompts)), max(iterations)
     token_trace = None if state.token_trace is None else fetch(state.token_trace[:, :most_tokens])

@@ -11,12 +11,15 @@ Shapes: C capacity, L decoder positions, S source, N new tokens.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cmasd.core import FROM_VERIFIER
 from cmasd.drafters import Context
+from cmasd.runner.runners import padded, uploaded
 
 TOKEN_CHANNELS = ("source", "confidence", "entropy", "margin", "softmax", "tau", "gap_nats", "verifier_logprob")
 ITERATION_CHANNELS = ("draft_length", "accepted", "confidence", "entropy", "margin", "softmax")
@@ -28,6 +31,17 @@ PLAIN_TOKEN = (float(FROM_VERIFIER), NAN, NAN, NAN, NAN, 0.0, 0.0, 0.0)
 """Trace of a token that nobody drafted, in the order of TOKEN_CHANNELS; gap and log-probability to be filled in."""
 PLAIN_ITERATION = (0.0, 0.0, NAN, NAN, NAN, NAN)
 """Trace of an iteration without a draft; a row's trace begins with these, so that plain decoding writes none."""
+
+
+class NewRow(NamedTuple):
+    """What a row begins with."""
+
+    key: int
+    prompt: list[int]
+    """Its decoder start."""
+    source: list[int]
+    """Its encoder input; empty for decoder-only models."""
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -68,10 +82,16 @@ class SlotState:
             return torch.zeros(shape.capacity, *size, dtype=torch.float32, device=device)
 
         self.keys: list[int] = [-1] * shape.capacity
+        self.reach = np.ones(shape.capacity, dtype=np.int64)
+        """What the host knows of lengths without waiting for the device: none is above this."""
         self.tokens = whole(shape.length)
         self.source = whole(shape.max_source) - 1
         self._whole = whole(4 + len(COUNTERS))
-        self.lengths, self.prompt_lengths, self.limits, self.source_lengths = self._whole[:, :4].unbind(1)
+        self.lengths, self.limits, self.prompt_lengths, self.source_lengths = self._whole[:, :4].unbind(1)
+        self.lengths_and_limits = self._whole[:, :2]
+        """A row is open while its length is below its limit; an end of sequence makes that 0."""
+        self._vacant = torch.tensor([1, 0, 1], device=device)
+        self.close(slice(None))
         self.counters = self._whole[:, 4:]
         self._sums = real(2)
         self.confidence_sum, self.gap_sum = self._sums.unbind(1)
@@ -88,23 +108,33 @@ class SlotState:
         """The rows in slots `sources` continue in slots `targets`; no slot is in both."""
         for source, target in zip(sources, targets, strict=True):
             self.keys[target] = self.keys[source]
-        from_M, to_M = torch.tensor([sources, targets], device=self.tokens.device)
+        self.reach[targets] = self.reach[sources]
+        from_M, to_M = uploaded([sources, targets], self.tokens.device)
         traces = (self.token_trace, self.iteration_trace, *(self.top or ()))
         for tensor in (self.tokens, self.source, self._whole, self._sums, *traces):
             if tensor is not None:
                 tensor.index_copy_(0, to_M, tensor.index_select(0, from_M))
 
-    def enter(self, slot: int, key: int, prompt: list[int], source: list[int], limit: int) -> None:
-        """A new row; `prompt` is its decoder start, `source` its encoder input."""
-        self.keys[slot] = key
-        self.tokens[slot, : len(prompt)] = torch.tensor(prompt)
-        self.source[slot] = -1
-        self.source[slot, : len(source)] = torch.tensor(source, dtype=torch.int64)
-        numbers = [len(prompt), len(prompt), limit, len(source) or len(prompt)]
-        self._whole[slot] = torch.tensor(numbers + [0] * len(COUNTERS))
-        self._sums[slot] = 0
+    def enter(self, first: int, rows: list[NewRow]) -> None:
+        """New rows, in the slots from `first` on."""
+        slots, device = slice(first, first + len(rows)), self.tokens.device
+        lengths = [len(row.prompt) for row in rows]
+        self.keys[slots] = [row.key for row in rows]
+        self.reach[slots] = lengths
+        self._whole[slots, 4:], self._sums[slots], self.source[slots] = 0, 0, -1
+        self._whole[slots, :4] = uploaded(
+            [[len(row.prompt), row.limit, len(row.prompt), len(row.source) or len(row.prompt)] for row in rows], device
+        )
+        self.tokens[slots, : max(lengths)] = padded([row.prompt for row in rows], 0, device)[0]
+        if self.source.shape[1]:
+            sources_BS = padded([row.source for row in rows], -1, device)[0]
+            self.source[slots, : sources_BS.shape[1]] = sources_BS
         if self.iteration_trace is not None:
-            self.iteration_trace[slot] = self._plain_iteration
+            self.iteration_trace[slots] = self._plain_iteration
+
+    def close(self, slots: slice) -> None:
+        """No row is in these slots any more: iterations that run over them leave them as they are."""
+        self._whole[slots, :3] = self._vacant
 
     def context(self, live: int) -> Context:
         """Views of the live rows."""

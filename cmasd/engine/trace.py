@@ -28,7 +28,7 @@ class Outcome:
     emitted_BT: Tensor
     """(B, T) int64: the draft, with the verifier's own token in the place after the accepted prefix."""
     count_B: Tensor
-    """(B,) int64: tokens that the row gains, cut after an end of sequence."""
+    """(B,) int64: tokens that the row gains, cut after an end of sequence; 0 where it has finished before."""
 
     @property
     def kept_B(self) -> Tensor:
@@ -58,16 +58,15 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
     if state.top is not None:
         _keep_top(*state.top, context, logits_BTV)
     if outcome.draft.tokens_BK.shape[1] == 0:
-        _trace_plain(state, context, logits_BTV, outcome.emitted_BT, record_gaps)
+        _trace_plain(state, context, logits_BTV, outcome, record_gaps)
         return
     live = len(outcome.count_B)
     step_B = state.counters[:live, 0].clone()
     kept_B, rejected_B, sent_BK = outcome.kept_B, outcome.rejected_B, outcome.sent_BK
     lengths_B = outcome.draft.lengths_B
-    counts = [torch.ones_like(kept_B), lengths_B, kept_B, lengths_B > 0, rejected_B]
-    state.counters[:live] += torch.stack(counts, dim=-1)
-    lengths_2B = torch.stack([lengths_B, kept_B])
-    state.lengths_2K.scatter_add_(1, lengths_2B, torch.ones_like(lengths_2B))
+    ran_B = outcome.count_B.clamp_max(1)
+    state.counters[:live] += torch.stack([ran_B, lengths_B, kept_B, lengths_B > 0, rejected_B], dim=-1)
+    state.lengths_2K.scatter_add_(1, torch.stack([lengths_B, kept_B]), ran_B.expand(2, -1))
     state.confidence_sum[:live] += outcome.draft.confidence_BK.where(sent_BK, 0.0).sum(-1)
     if state.iteration_trace is not None:
         rows_B = torch.arange(live, device=step_B.device)
@@ -79,20 +78,20 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        rows_BT8 = _token_rows(outcome, sent_BK, gap_BT, logprob_BT)
+        rows_BT8 = _token_rows(state.plain_token, outcome, sent_BK, gap_BT, logprob_BT)
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
 
 
-def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, emitted_B1: Tensor, record_gaps: bool) -> None:
+def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, outcome: Outcome, record_gaps: bool) -> None:
     """Without a draft every row gains one token of the verifier's own, and iterations hold their initial values."""
-    live = len(emitted_B1)
-    state.counters[:live, 0] += 1
+    emitted_B1, live = outcome.emitted_BT, len(outcome.count_B)
+    state.counters[:live, 0] += outcome.count_B
     if not record_gaps and state.token_trace is None:
         return
     gap_B1, logprob_B1 = _chosen(logits_B1V, emitted_B1)
     if record_gaps:
-        state.gap_sum[:live] += gap_B1[:, 0]
+        state.gap_sum[:live].addcmul_(gap_B1[:, 0], outcome.count_B)
     if state.token_trace is not None:
         rows_B18 = state.plain_token.repeat(live, 1, 1)
         rows_B18[..., -2] = gap_B1
@@ -127,13 +126,13 @@ def _iteration_row(outcome: Outcome, kept_B: Tensor, rejected_B: Tensor) -> Tens
     return torch.cat([outcome.draft.lengths_B[:, None], kept_B[:, None], first_rejected_B4], dim=-1)
 
 
-def _token_rows(outcome: Outcome, sent_BK: Tensor, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
+def _token_rows(plain_8: Tensor, outcome: Outcome, sent_BK: Tensor, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
     """(B, T, 8) float32 in the order of `TOKEN_CHANNELS`; scores are NaN for the verifier's own tokens."""
     position_K = torch.arange(sent_BK.shape[1], device=gap_BT.device)
     accepted_BK1 = (position_K < outcome.verdict.accepted_B[:, None])[..., None]
     source_BK1 = torch.where(accepted_BK1, float(FROM_DRAFT), float(FROM_VERIFIER))
     tau_BK1 = outcome.verdict.tau_BK.where(sent_BK, 0.0)[..., None]
     drafted_BK6 = torch.cat([source_BK1, outcome.scores_BK4.where(accepted_BK1, NAN), tau_BK1], dim=-1)
-    own_B16 = drafted_BK6.new_tensor([FROM_VERIFIER, NAN, NAN, NAN, NAN, 0.0]).expand(len(gap_BT), 1, 6)
+    own_B16 = plain_8[:6].expand(len(gap_BT), 1, 6)
     scores_BT6 = torch.cat([drafted_BK6, own_B16], dim=1)
     return torch.cat([scores_BT6, gap_BT[..., None], logprob_BT[..., None]], dim=-1)

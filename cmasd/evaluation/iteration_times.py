@@ -96,6 +96,7 @@ class _Log(Policy):
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.max_draft_tokens = policy.max_draft_tokens
+        self.plans_ahead = policy.plans_ahead
         self.iterations: list[Iteration] = []
 
     def plan(self, rows: int) -> int:

@@ -31,6 +31,8 @@ class Policy(ABC):
 
     max_draft_tokens: int
     """No row ever drafts more; 0: the drafter is never called."""
+    plans_ahead: bool = False
+    """Whether `plan` alone can say how long a draft is, so that nobody need look at it while it is made."""
 
     def plan(self, rows: int) -> int:
         """Most tokens to draft in this iteration of `rows` live rows; 0 skips the drafter."""

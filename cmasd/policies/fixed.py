@@ -9,6 +9,8 @@ from cmasd.policies.base import Policy
 class FixedPolicy(Policy):
     """k tokens in every iteration."""
 
+    plans_ahead = True
+
     def __init__(self, max_draft_tokens: int) -> None:
         self.max_draft_tokens = max_draft_tokens
 

@@ -34,11 +34,17 @@ PLAIN_EVERY, PLAIN = 128, 3
 class GoodputPolicy(Policy):
     """One length for all rows, chosen in every iteration; 0 is plain decoding."""
 
+    plans_ahead = True
+
     def __init__(self, max_draft_tokens: int) -> None:
         self.max_draft_tokens = max_draft_tokens
         self.acceptance = Acceptance(max_draft_tokens)
         self.costs: IterationCosts | None = None
         """Set by the engine, which can measure."""
+        self.looks = True
+        """Whether to look at the confidence of a draft while it is made; else `plan` takes the length that is best by
+        the acceptance rates. Set by the engine: iterations of a shape decided beforehand gain nothing by stopping.
+        """
         self._first_rows_left = FIRST_TRIAL_ROWS
         self._trial_left = 0
         self._plain_left = 0
@@ -77,11 +83,13 @@ class GoodputPolicy(Policy):
         if self._since_plain >= PLAIN_EVERY:
             self._plain_left = PLAIN
             return 0
-        return self.max_draft_tokens
+        return self.max_draft_tokens if self.looks else int(np.argmax(theta))
 
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """(B,), the same for all rows: does a longer draft have a higher Theta?"""
         rows = len(confidence_BJ)
+        if not self.looks:
+            return torch.ones(rows, dtype=torch.bool, device=confidence_BJ.device)
         self._look(rows)
         survival_J = self.acceptance.survival(confidence_BJ).sum(0).tolist()
         return torch.full((rows,), self._pays(rows, survival_J), device=confidence_BJ.device)
@@ -89,6 +97,8 @@ class GoodputPolicy(Policy):
     def cut(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
         """See `Policy.cut`; all rows are cut to one length."""
         rows, most = confidence_BK.shape
+        if not self.looks:
+            return self.keep(confidence_BK, drafted_B)
         self._look(rows)
         survival_K = self.acceptance.survival(confidence_BK).sum(0).tolist()
         length = 1

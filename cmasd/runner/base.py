@@ -7,13 +7,25 @@ with every call how many tokens of each row count. Rolling back is saying a smal
 Shapes: B rows, T window, V vocabulary.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 LayerPairs = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
+
+
+class Extent(NamedTuple):
+    """The shapes of a forward: all that the host decides about it, everything else depends on device tensors."""
+
+    rows: int
+    window: int
+    """Tokens fed per row."""
+    length: int
+    """Decoder positions that attention reads."""
+    sources: int
+    """Source positions that cross-attention reads; 0 without an encoder."""
 
 
 class Runner(Protocol):
@@ -54,7 +66,7 @@ class Runner(Protocol):
         """
 
     def forward(
-        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, longest: int | None = None
+        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, extent: Extent | None = None
     ) -> Tensor:
         """Feed T tokens to each of slots 0..B-1 at positions `starts_B[b] + t`; return logits (B, T, V).
 
@@ -62,9 +74,15 @@ class Runner(Protocol):
 
         A query at position p sees the keys at positions 0..p. A row with a shorter window is right-padded by the
         caller with any valid id; what the padding writes is overwritten before it can be seen. `starts_B` may be on
-        the host, which spares a wait for the device; so does `longest`, a number that no start exceeds. The logits are
-        the caller's to keep and to change. No gradients are recorded.
+        the host, which spares a wait for the device. The logits are the caller's to keep and to change; no gradients
+        are recorded.
+
+        With an `extent` nothing waits, and all of it may be captured: attention reads as far as that says, whatever its
+        window, and rows are written to their own slots. The caller has asked `extent` for it, and may have rounded it.
         """
+
+    def extent(self, rows: int, window: int, longest: int) -> Extent:
+        """The host's part of a forward: slots 0..rows-1, none of which starts behind `longest`, will be written."""
 
     def move(self, source: int, target: int) -> None:
         """Copy the state of slot `source` onto slot `target`."""

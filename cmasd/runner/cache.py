@@ -14,7 +14,7 @@ Shapes: B rows, T window, N = B*T*H written lines, H heads, D head width, L cach
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,18 +25,6 @@ from cmasd.runner.masks import source_mask
 
 READ_STEP = 8
 """Attention reads a multiple of this, so that views are made anew in one forward of so many; the rest is masked."""
-
-
-class Extent(NamedTuple):
-    """The shapes of a forward: all that the host decides about it, everything else depends on device tensors."""
-
-    rows: int
-    window: int
-    """Tokens fed per row."""
-    length: int
-    """Decoder positions that attention reads."""
-    sources: int
-    """Source positions that cross-attention reads; 0 without an encoder."""
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,30 @@
-"""CUDA graphs of the forwards that recur: one launch in place of a hundred and more.
+"""CUDA graphs of what recurs: one launch in place of a hundred and more.
 
-Shapes are rounded up to a bucket, so that few graphs serve all rows and lengths; rows of padding write to the cache's
-spare slot. A bucket runs as it is until it has recurred, is then captured, and replayed from there on. A captured
-function sees the device alone: what the host knows is the bucket's `Extent`. On a CPU the same buckets run uncaptured.
+Shapes are rounded up to a bucket, so that few graphs serve all rows and lengths. A bucket runs as it is until it has
+recurred, is then captured, and replayed from there on. A captured function sees the device alone: what the host knows
+is the bucket's `Extent`. On a CPU the same buckets run uncaptured.
 
-Not in the graph: the output layer, because logits would stay in the memory of every graph and be computed for padding;
-so logits are the caller's. Nor the draft loop, acceptance and commit: the loop's length is decided by the host, which
-would read a stop flag one token late, and constraints and telemetry work on shapes that change with the rows.
+`Graphs` hold the forwards of a runner; rows of padding write to the cache's spare slot, and the output layer is not in
+the graph, because logits are the caller's to keep. `StateGraphs` hold a whole iteration of the engine.
 
 Shapes: B rows, R rows with padding, T window, d model width.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from cmasd.runner.cache import Extent
+from cmasd.runner.base import Extent
 
 GraphsMode = Literal["auto", "on", "off"]
 Function = Callable[[Tensor, Tensor, Extent, Tensor | None], Tensor]
 """Tokens (R, T), starts (R,), the extent, live rows () -> hidden states (R, T, d), without a wait for the device."""
+Output = TypeVar("Output")
 
 WARM_UPS = 3
 """Before a capture, on its stream: libraries choose kernels and allocate workspaces in their first calls."""
@@ -56,25 +57,44 @@ def rounded(count: int) -> int:
     return smaller if power > FINE_FROM and count <= smaller else power
 
 
-class Bucket:
-    """The inputs of one extent at fixed addresses, and the function over them: called, or captured and replayed."""
+class Bucket(Generic[Output]):
+    """A function at one extent: called, or captured and replayed."""
 
-    def __init__(self, function: Function, extent: Extent, device: torch.device) -> None:
+    def __init__(self, function: Callable[[Extent], Output], extent: Extent) -> None:
         self.extent = extent
         self.uses = 0
         self._function = function
-        with torch.inference_mode(False):  # so that callers within and without it may write to them
-            self._tokens_RT = torch.zeros(extent.rows, extent.window, dtype=torch.int64, device=device)
-            self._starts_R = torch.zeros(extent.rows, dtype=torch.int64, device=device)
-            self._live = torch.zeros((), dtype=torch.int64, device=device)
-        self._rows = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._hidden_RTd: Tensor | None = None
+        self._output: Output | None = None
 
     @property
     def is_captured(self) -> bool:
         """Whether `run` replays a graph."""
         return self._graph is not None
+
+    def run(self) -> Output:
+        """What the function gives; a captured bucket overwrites it in the next run of any."""
+        if self._graph is None:
+            return self._function(self.extent)
+        self._graph.replay()
+        assert self._output is not None, "a capture keeps its output"
+        return self._output
+
+    def capture(self, recorder: "Recorder", warm_ups: int) -> None:
+        """Record the function, which runs as often as there are warm-ups."""
+        self._graph, self._output = recorder.record(lambda: self._function(self.extent), warm_ups)
+
+
+class Window(Bucket[Tensor]):
+    """Forwards of one extent, with their inputs at fixed addresses."""
+
+    def __init__(self, function: Function, extent: Extent, device: torch.device) -> None:
+        super().__init__(lambda extent: function(self._tokens_RT, self._starts_R, extent, self._live), extent)
+        with torch.inference_mode(False):  # so that callers within and without it may write to them
+            self._tokens_RT = torch.zeros(extent.rows, extent.window, dtype=torch.int64, device=device)
+            self._starts_R = torch.zeros(extent.rows, dtype=torch.int64, device=device)
+            self._live = torch.zeros((), dtype=torch.int64, device=device)
+        self._rows = 0
 
     def load(self, tokens_BT: Tensor, starts_B: Tensor) -> None:
         """Copy a window in; rows of padding keep what they had, which was valid in this bucket."""
@@ -84,33 +104,17 @@ class Bucket:
         if rows != self._rows:
             self._live.fill_(rows)
             self._rows = rows
-        self.uses += 1
-
-    def run(self) -> Tensor:
-        """Hidden states (R, T, d) of what was loaded; a captured bucket overwrites them in the next run of any."""
-        if self._graph is None:
-            return self._call()
-        self._graph.replay()
-        assert self._hidden_RTd is not None, "a capture keeps its output"
-        return self._hidden_RTd
-
-    def _call(self) -> Tensor:
-        return self._function(self._tokens_RT, self._starts_R, self.extent, self._live)
-
-    def capture(self, recorder: "Recorder") -> None:
-        """Record the function; what was loaded may be run once more, since it writes the same again."""
-        self._graph, self._hidden_RTd = recorder.record(self._call)
 
 
 class Recorder:
-    """One stream and one memory pool for all graphs of a runner, which are never in flight together."""
+    """One stream and one memory pool for all graphs of one kind, which are never in flight together."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def record(self, function: Callable[[], Output], warm_ups: int) -> tuple[torch.cuda.CUDAGraph, Output]:
         """Warm up and capture `function`; also its output, in the memory of the graph.
 
         The error mode lets other threads of the process use the device meanwhile. A capture that fails may leave its
@@ -120,7 +124,7 @@ class Recorder:
         with torch.cuda.device(self._device), torch.cuda.stream(caller):
             self._stream.wait_stream(caller)
             with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UPS):
+                for _ in range(warm_ups):
                     function()
             caller.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
@@ -129,18 +133,25 @@ class Recorder:
             return graph, output
 
 
-class Graphs:
-    """The buckets of a runner."""
+class _Buckets(ABC, Generic[Output]):
+    """The buckets of one function."""
 
-    def __init__(self, function: Function, most: Extent, device: torch.device, insist: bool = False) -> None:
-        """`most` bounds every extent; `insist` raises where a capture fails, instead of going on without graphs."""
-        self._function = function
+    def __init__(self, most: Extent, device: torch.device, insist: bool) -> None:
         self._most = most
         self._device = device
         self._insist = insist
         self._captures = can_capture(device)
         self._recorder: Recorder | None = None
-        self._buckets: OrderedDict[Extent, Bucket] = OrderedDict()
+        self._buckets: OrderedDict[Extent, Bucket[Output]] = OrderedDict()
+
+    warm_ups: int
+    """Before a capture."""
+
+    @abstractmethod
+    def _make(self, extent: Extent) -> Bucket[Output]: ...
+
+    def _grow_tables(self) -> None:
+        """Called before the first capture: no tensor may move once a graph knows its address."""
 
     @property
     def extents(self) -> list[Extent]:
@@ -151,14 +162,6 @@ class Graphs:
     def captured(self) -> list[Extent]:
         """Of the buckets that are replayed."""
         return [extent for extent, bucket in self._buckets.items() if bucket.is_captured]
-
-    def __call__(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
-        """Hidden states (B, T, d), to be used up before the next call."""
-        bucket = self._bucket(self.round(extent))
-        bucket.load(tokens_BT, starts_B)
-        if self._captures and not bucket.is_captured and bucket.uses >= USES_BEFORE_CAPTURE:
-            self._capture(bucket)
-        return bucket.run()[: extent.rows]
 
     def prepare(self, extents: Iterable[Extent]) -> None:
         """Capture ahead of use, largest first: what a large graph needed of the pool serves the smaller ones."""
@@ -176,12 +179,18 @@ class Graphs:
             sources=min(rounded(max(extent.sources, LEAST_LENGTH)), self._most.sources) if extent.sources else 0,
         )
 
-    def _bucket(self, extent: Extent) -> Bucket:
+    def _use(self, bucket: Bucket[Output]) -> Output:
+        bucket.uses += 1
+        if self._captures and not bucket.is_captured and bucket.uses >= USES_BEFORE_CAPTURE:
+            self._capture(bucket)
+        return bucket.run()
+
+    def _bucket(self, extent: Extent) -> Bucket[Output]:
         bucket = self._buckets.get(extent)
         if bucket is None:
             if len(self._buckets) == MOST_BUCKETS:
                 self._drop()
-            bucket = self._buckets[extent] = Bucket(self._function, extent, self._device)
+            bucket = self._buckets[extent] = self._make(extent)
         self._buckets.move_to_end(extent)
         return bucket
 
@@ -191,12 +200,12 @@ class Graphs:
         if bucket.is_captured and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def _capture(self, bucket: Bucket) -> None:
+    def _capture(self, bucket: Bucket[Output]) -> None:
         try:
             if self._recorder is None:
                 self._recorder = Recorder(self._device)
                 self._grow_tables()
-            bucket.capture(self._recorder)
+            bucket.capture(self._recorder, self.warm_ups)
         except RuntimeError as error:
             if self._insist:
                 raise
@@ -204,10 +213,54 @@ class Graphs:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             log.warning("%s", {"event": "runner.graphs_off", "extent": tuple(bucket.extent), "cause": cause})
 
+
+class Graphs(_Buckets[Tensor]):
+    """The forwards of a runner."""
+
+    warm_ups = WARM_UPS
+
+    def __init__(self, function: Function, most: Extent, device: torch.device, insist: bool = False) -> None:
+        """`most` bounds every extent; `insist` raises where a capture fails, instead of going on without graphs."""
+        super().__init__(most, device, insist)
+        self._function = function
+
+    def __call__(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
+        """Hidden states (B, T, d), to be used up before the next call."""
+        bucket = self._bucket(self.round(extent))
+        assert isinstance(bucket, Window), "made here"
+        bucket.load(tokens_BT, starts_B)
+        return self._use(bucket)[: extent.rows]
+
+    def _make(self, extent: Extent) -> Window:
+        return Window(self._function, extent, self._device)
+
     def _grow_tables(self) -> None:
-        """Tables that grow with the longest read, such as T5's, must not move once a graph knows their address."""
-        whole = Extent(1, 1, self._most.length, self._most.sources)
-        Bucket(self._function, whole, self._device).run()
+        """Such as T5's, which are as long as the longest read so far."""
+        self._make(Extent(1, 1, self._most.length, self._most.sources)).run()
+
+
+class StateGraphs(_Buckets[Output]):
+    """A function that changes a state which stays in its place, such as a whole iteration of the engine.
+
+    Tables that grow with what is read are the caller's to grow before.
+    """
+
+    warm_ups = 0
+    """It may run only when it is asked to; by the time of its capture it has done so a few times."""
+
+    def __init__(
+        self, function: Callable[[Extent], Output], most: Extent, device: torch.device, insist: bool = False
+    ) -> None:
+        """See `Graphs`."""
+        super().__init__(most, device, insist)
+        self._function = function
+
+    def __call__(self, extent: Extent) -> Output:
+        """In the bucket of this extent; what it gives is to be used up before the next call."""
+        return self._use(self._bucket(self.round(extent)))
+
+    def _make(self, extent: Extent) -> Bucket[Output]:
+        return Bucket(self._function, extent)
 
 
 def _size(extent: Extent) -> tuple[int, int]:

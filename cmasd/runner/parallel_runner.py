@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cmasd.kernels import kernels_for
 from cmasd.runner.attention import Attend, NativeReading, TensorReading
-from cmasd.runner.base import Runner
+from cmasd.runner.base import Extent, Runner
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
+from cmasd.runner.graphs import GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask
 from cmasd.runner.parallel import ParallelModel, States
 from cmasd.runner.runners import encode, padded
@@ -27,7 +28,7 @@ from cmasd.runner.runners import encode, padded
 class ParallelRunner:
     """Slots follow the verifier's: prefilled, moved, and told of each window after the verifier has run it."""
 
-    def __init__(self, model: ParallelModel, verifier: Runner) -> None:
+    def __init__(self, model: ParallelModel, verifier: Runner, graphs: GraphsMode = "off") -> None:
         """Allocates as many slots as the verifier has."""
         shape, slots, length, device = model.shape, verifier.slots, verifier.max_length, verifier.device
         geometry = Geometry(shape.layers, shape.heads, shape.head_width, verifier.dtype, device)
@@ -36,13 +37,12 @@ class ParallelRunner:
         self._cache = SlotCache(geometry, slots, length)
         self._sources = SourceCache(geometry, slots, verifier.max_source_length) if shape.has_source else None
         self._causal = CausalMask.build(length, verifier.dtype, device)
-        self._kernels = kernels_for(self._causal.visible)
+        self._kernels = None if uses_graphs(graphs, device) else kernels_for(self._causal.visible)
         self._seen_SLd = torch.zeros(slots, length + 1, shape.width, dtype=verifier.dtype, device=device)
         self._seen_SLd[:, 0] = model.start_d
         self._first_line_S1 = torch.arange(slots, device=device)[:, None] * (length + 1)
         self._steps_L = torch.arange(length + 1, device=device)
-        self._run_S = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._stored_S = torch.zeros_like(self._run_S)
+        self._stored_S = torch.zeros(slots, dtype=torch.int64, device=device)
         self._written = [0] * slots
 
     @torch.no_grad()
@@ -60,7 +60,6 @@ class ParallelRunner:
         elif self.verifier.hidden_BTd is not None:
             tokens_BT, run_B = padded([source[:-1] for source in sources], 0, device)
             self._read_prompts(slots_B, tokens_BT, self.verifier.hidden_BTd)
-        self._run_S[slots_B] = run_B
         self._stored_S[slots_B] = run_B
         for slot, source in zip(slots, sources, strict=True):
             self._written[slot] = 0 if self._sources is not None else len(source)
@@ -76,34 +75,44 @@ class ParallelRunner:
 
     def rewind(self, run_B: Tensor, places: int) -> None:
         """As if slots 0..B-1 had run `run_B` (B,) tokens and the last `places` of them were new: to measure costs."""
-        self._run_S[: len(run_B)] = run_B
         self._stored_S[: len(run_B)] = (run_B + 1 - places).clamp_min(0)
 
-    def follow(self, accepted_B: Tensor) -> None:
-        """The verifier has run a window over slots 0..B-1, of which the first token and `accepted_B` (B,) count."""
+    def reserve(self, extent: Extent) -> None:
+        """The host's part of an iteration of this extent."""
+        self._cache.extend(extent.rows, extent.length)
+        self._written[: extent.rows] = [max(written, extent.length) for written in self._written[: extent.rows]]
+
+    def follow(self, lengths_B: Tensor) -> None:
+        """The verifier has run a window over slots 0..B-1, of whose tokens `lengths_B` (B,) were known before."""
         hidden_BTd = self.verifier.hidden_BTd
         assert hidden_BTd is not None, "a window was run"
         rows, window, width = hidden_BTd.shape
-        run_B = self._run_S[:rows]
-        lines_BT = self._first_line_S1[:rows] + run_B[:, None] + self._steps_L[1 : window + 1]
+        lines_BT = self._first_line_S1[:rows] + lengths_B[:, None] + self._steps_L[:window]
         self._seen_SLd.view(-1, width).index_copy_(0, lines_BT.view(-1), hidden_BTd.reshape(-1, width))
         self._written[:rows] = [written + window for written in self._written[:rows]]
-        run_B += accepted_B + 1
 
     @torch.no_grad()
-    def forward(self, tokens_BL: Tensor, lengths_B: Tensor, queries: int) -> tuple[States, int]:
-        """One pass for slots 0..B-1, of whose tokens `lengths_B` (B,) are known; also the most places caught up on."""
+    def forward(
+        self, tokens_BL: Tensor, lengths_B: Tensor, queries: int, extent: Extent | None = None
+    ) -> tuple[States, int]:
+        """One pass for slots 0..B-1, of whose tokens `lengths_B` (B,) are known; also the most places caught up on.
+
+        With an `extent` nothing waits; its window is as many places as there can be to catch up on.
+        """
         rows = len(lengths_B)
         stored_B, last_B1 = self._stored_S[:rows], lengths_B[:, None] - 1
-        most, longest = torch.stack([(lengths_B - stored_B).amax(), lengths_B.amax()]).tolist()
-        places_BM = (stored_B[:, None] + self._steps_L[: max(most, 1)]).minimum(last_B1)
+        if extent is None:
+            most, longest = torch.stack([(lengths_B - stored_B).amax(), lengths_B.amax()]).tolist()
+            sources = 0 if self._sources is None else self._sources.longest(rows)
+            extent = Extent(rows, max(most, 1), self._cache.extend(rows, longest), sources)
+        places_BM = (stored_B[:, None] + self._steps_L[: extent.window]).minimum(last_B1)
         seen_BMd = F.embedding(self._first_line_S1[:rows] + places_BM, self._seen_SLd.flatten(0, 1))
         features_BMd = self.model.features(seen_BMd, tokens_BL.gather(1, places_BM), places_BM)
-        read = self._cache.extend(rows, longest)
-        self._cache.open_window(places_BM, stored_B[:, None], read)
+        self._cache.open_window(places_BM, stored_B[:, None], extent.length)
         self._store(features_BMd)
         stored_B.copy_(lengths_B)
-        return self.model(features_BMd[:, -1], queries, self._history(lengths_B, read), self._source(rows)), most
+        history, source = self._history(lengths_B, extent.length), self._source(extent)
+        return self.model(features_BMd[:, -1], queries, history, source), extent.window
 
     def _store(self, features_BMd: Tensor) -> None:
         """Keys and values of places, where the cache is open."""
@@ -118,13 +127,13 @@ class ParallelRunner:
         mask = self._causal.window(lengths_B[:, None] - 1, read, span=None)
         return TensorReading.of(self._cache.view.products, mask, self.model.shape.heads)
 
-    def _source(self, rows: int) -> Attend | None:
+    def _source(self, extent: Extent) -> Attend | None:
         sources = self._sources
         if sources is None:
             return None
         if self._kernels is not None:
-            return NativeReading(self._kernels, sources.layers_SHLP, sources.lengths(rows))
-        view, mask = sources.open(rows, sources.longest(rows))
+            return NativeReading(self._kernels, sources.layers_SHLP, sources.lengths(extent.rows))
+        view, mask = sources.open(extent.rows, extent.sources)
         return TensorReading.of(view.products, mask, self.model.shape.heads)
 
     def move(self, source: int, target: int) -> None:
@@ -134,5 +143,4 @@ class ParallelRunner:
             self._sources.move(source, target)
         written = self._written[target] = self._written[source]
         self._seen_SLd[target, : written + 1] = self._seen_SLd[source, : written + 1]
-        self._run_S[target] = self._run_S[source]
         self._stored_S[target] = self._stored_S[source]

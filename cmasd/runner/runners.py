@@ -1,7 +1,7 @@
 """The two runners: encoder-decoder and decoder-only, over the same slot cache.
 
 One forward is: positions and mask from the starts, one call of the model's own decoder, its own output layer. The host
-reads one number, the longest start, unless the caller knows it; `_hidden` reads none, so that it can be captured.
+reads one number, the longest start, unless the caller gives the extent; `_hidden` reads none, and can be captured.
 
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from cmasd.kernels import kernels_for
 from cmasd.runner.attention import Attend, NativeReading, NativeWriting, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import LayerPairs
-from cmasd.runner.cache import Extent, Geometry, SlotCache, SourceCache
+from cmasd.runner.base import Extent, LayerPairs
+from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask, source_mask
@@ -27,7 +27,12 @@ def padded(rows: list[list[int]], filler: int, device: torch.device) -> tuple[Te
     """Right-pad rows of ids to (B, longest); also their lengths (B,)."""
     longest = max(map(len, rows))
     ids = [row + [filler] * (longest - len(row)) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor([len(row) for row in rows], device=device)
+    return uploaded(ids, device), uploaded([len(row) for row in rows], device)
+
+
+def uploaded(numbers: list[int] | list[list[int]], device: torch.device) -> Tensor:
+    """A tensor of integers on the device, which is not waited for."""
+    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 class _SlotRunner:
@@ -80,21 +85,24 @@ class _SlotRunner:
 
     @torch.no_grad()
     def forward(
-        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, longest: int | None = None
+        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, extent: Extent | None = None
     ) -> Tensor:
         """See `Runner.forward`."""
-        extent = self._extent(tokens_BT, starts_B, longest)
-        run = self.graphs or self._hidden
-        hidden_BTd = run(tokens_BT, starts_B.to(self.device), extent)
+        rows, window = tokens_BT.shape
+        if extent is None:
+            run = self.graphs or self._hidden
+            extent = self.extent(rows, window, int(starts_B.max()))
+            hidden_BTd = run(tokens_BT, starts_B.to(self.device), extent)
+        else:
+            hidden_BTd = self._hidden(tokens_BT, starts_B, extent._replace(window=window))
         self.hidden_BTd = hidden_BTd
         if only_B is not None:
             hidden_BTd = hidden_BTd.take_along_dim(only_B[:, None, None], dim=1)
         return self._head(hidden_BTd)
 
-    def _extent(self, tokens_BT: Tensor, starts_B: Tensor, longest: int | None) -> Extent:
-        """The host's part of a forward: its shapes, checked and noted."""
-        rows, window = tokens_BT.shape
-        length = int(starts_B.max()) + window if longest is None else min(longest + window, self.max_length)
+    def extent(self, rows: int, window: int, longest: int) -> Extent:
+        """See `Runner.extent`."""
+        length = longest + window
         assert rows <= self.slots, f"{rows} rows in {self.slots} slots"
         assert length <= self.max_length, f"a window ends at {length} of {self.max_length} positions"
         return Extent(rows, window, self._cache.extend(rows, length), self._longest_source(rows))

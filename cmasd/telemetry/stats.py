@@ -11,7 +11,7 @@ class EngineStats:
     iterations: int = 0
     """Verifier forwards."""
     row_iterations: int = 0
-    """Live rows summed over iterations."""
+    """Live rows summed over iterations, without those that had finished before."""
     slot_iterations: int = 0
     """Slots summed over iterations."""
     steady_row_iterations: int = 0
@@ -27,7 +27,7 @@ class EngineStats:
     busy_seconds: float = 0.0
     """Time inside `step`."""
     draft_seconds: float = 0.0
-    """Part of it spent drafting."""
+    """Part of it spent drafting; iterations that run ahead of the host are not divided, and add nothing."""
 
     def __add__(self, other: Self) -> "EngineStats":
         return EngineStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

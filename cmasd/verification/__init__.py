@@ -8,7 +8,13 @@ from cmasd.verification.relaxed import ModulatedVerification, RelaxedVerificatio
 from cmasd.verification.sampling import SamplingVerification
 from cmasd.verification.typical import TypicalVerification
 
-__all__ = ["Verification", "build_verification"]
+__all__ = [
+    "ExactVerification",
+    "RelaxedVerification",
+    "TypicalVerification",
+    "Verification",
+    "build_verification",
+]
 
 
 def build_verification(whole: Config, eos_token_ids: tuple[int, ...]) -> Verification:

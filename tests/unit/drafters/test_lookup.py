@@ -103,7 +103,7 @@ def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
     first = drafter.draft(*context(ROWS, width=0))
     assert proposals(first) == [[3, 0, 1], [1, 3, 2]]
     assert first.confidence_BK[:, 0].tolist() == pytest.approx([PRIOR_ACCEPTED / PRIOR_JUDGED] * 2)
-    drafter.commit(torch.tensor([3, 1]))
+    drafter.commit(context(ROWS, width=0)[0], torch.tensor([3, 1]))
     second = drafter.draft(*context(ROWS, width=0))
     of_two = (PRIOR_ACCEPTED + FADE * 3) / (PRIOR_JUDGED + FADE * 3)
     of_one = (PRIOR_ACCEPTED + FADE * 1) / (PRIOR_JUDGED + FADE * 2)
@@ -118,7 +118,7 @@ def test_a_length_that_failed_is_tried_again() -> None:
         draft = drafter.draft(*context(ROWS[:1], width=0))
         sent.append(int(draft.lengths_B[0]) > 0)
         if sent[-1]:
-            drafter.commit(torch.tensor([0]))
+            drafter.commit(context(ROWS[:1], width=0)[0], torch.tensor([0]))
     assert all(sent[:5]), "one bad draft says little"
     assert sent.count(False) > 30
     assert any(sent[sent.index(False) :])

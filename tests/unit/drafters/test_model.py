@@ -93,7 +93,7 @@ def test_rollback_catch_up_and_moves() -> None:
         assert proposals(draft) == [continuation(source, row, 3) for source, row in zip(sources, rows, strict=True)]
         assert_scored(draft, sources, rows)
         accepted_B = torch.randint(0, 4, (len(rows),), generator=generator)
-        drafter.commit(accepted_B)
+        drafter.commit(context(rows), accepted_B)
         for row, drafted, count in zip(rows, proposals(draft), accepted_B.tolist(), strict=True):
             row += [*drafted[:count], 40 + step]
         if step == 1:  # plain iterations pass without the drafter
@@ -121,7 +121,7 @@ def test_rows_that_are_taken_up_later_draft_as_the_others() -> None:
     assert not was_caught_up, "encoding costs time that is not drafting"
     assert proposals(draft) == [continuation(source, row, 3) for source, row in zip(sources, rows, strict=True)]
     assert_scored(draft, sources, rows)
-    drafter.commit(torch.tensor([3, 0, 1]))
+    drafter.commit(context(rows), torch.tensor([3, 0, 1]))
     for row, drafted, count in zip(rows, proposals(draft), (3, 0, 1), strict=True):
         row += [*drafted[:count], 50]
     draft = drafter.draft(context(rows), torch.full((3,), 3))
@@ -136,7 +136,7 @@ def test_a_row_that_moves_onto_a_waiting_one_takes_its_place() -> None:
     drafter.move(2, 1)
     draft = drafter.draft(context(rows), torch.tensor([2, 2]))
     assert_scored(draft, [SOURCES[0], SOURCES[2]], rows)
-    drafter.commit(torch.tensor([0, 0]))
+    drafter.commit(context(rows), torch.tensor([0, 0]))
     rows[0].append(50)
     drafter.prefill([1], [[30, 31]], later=True)
     drafter.prefill([1], [[32, 33]])
@@ -149,7 +149,7 @@ def test_plain_iterations_are_caught_up_on(skipped: int, caught_up: bool) -> Non
     """One or two missing tokens are every iteration's; more were left by iterations that skipped the drafter."""
     drafter, rows = drafter_of(FixedPolicy(2)), [[0], [0, 20, 21], [0]]
     first = drafter.draft(context(rows), torch.full((3,), 2))
-    drafter.commit(torch.tensor([2, 1, 0]))
+    drafter.commit(context(rows), torch.tensor([2, 1, 0]))
     for row, drafted, count in zip(rows, proposals(first), (2, 1, 0), strict=True):
         row += [*drafted[:count], 45, *range(50, 50 + skipped)]
     assert_scored(drafter.draft(context(rows), torch.full((3,), 2)), SOURCES, rows)

@@ -85,7 +85,7 @@ def after(drafter: ParallelDrafter, family: str, *windows: list[int], drafts: bo
         window_BT = tokens_BL.gather(1, lengths_B[:, None] - 1 + steps_T)
         window_BT = torch.where(steps_T > accepted_B[:, None], 60, window_BT)
         drafter.runner.verifier.forward(window_BT, lengths_B - 1)
-        drafter.commit(accepted_B)
+        drafter.commit(known(tokens_BL, lengths_B), accepted_B)
         lengths_B = lengths_B + accepted_B + 1
     return known(tokens_BL, lengths_B)
 
@@ -142,7 +142,7 @@ def test_a_prompt_is_known_as_output_is() -> None:
     take_up(drafter, [0], [SOURCES[2][:1]])
     for length in range(1, 4):
         drafter.runner.verifier.forward(tokens_BL[:, length - 1 : length], torch.tensor([length - 1]))
-        drafter.commit(torch.tensor([0]))
+        drafter.commit(known(tokens_BL, torch.tensor([length])), torch.tensor([0]))
     assert torch.equal(drafter.draft(known(tokens_BL, torch.tensor([4])), ROOM[:1]).tokens_BK[0], expected)
 
 

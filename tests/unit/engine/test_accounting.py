@@ -11,6 +11,7 @@ from torch import Tensor
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context
 from cmasd.engine import Engine
+from cmasd.runner.base import Extent
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
@@ -39,7 +40,10 @@ class ScriptedDrafter:
     def move(self, source: int, target: int) -> None:
         self.moves.append((source, target))
 
-    def draft(self, context: Context, room_B: Tensor) -> Draft:
+    def reserve(self, extent: Extent) -> bool:
+        raise AssertionError("without graphs nothing runs ahead")
+
+    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
         rows = len(context.lengths_B)
         tokens_BK = torch.zeros(rows, LONGEST, dtype=torch.int64)
         for row in range(rows):
@@ -51,7 +55,7 @@ class ScriptedDrafter:
         confidence_BK = torch.full((rows, LONGEST), 0.5)
         return Draft(tokens_BK, room_B, confidence_BK, confidence_BK[..., None].expand(-1, -1, 3))
 
-    def commit(self, accepted_B: Tensor) -> None:
+    def commit(self, context: Context, accepted_B: Tensor) -> None:
         self.committed += int(accepted_B.sum())
 
 

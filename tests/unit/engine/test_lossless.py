@@ -128,7 +128,10 @@ def cases(draw: st.DrawFn, families: list[str]) -> Case:
     rows = draw(st.lists(REQUEST, min_size=1, max_size=7))
     longest = draw(st.integers(1, QUERIES))
     sections = draw(policies(longest))
-    sections["engine"] = {"slots": draw(st.sampled_from([1, 2, 3, 5, 8]))}
+    sections["engine"] = {
+        "slots": draw(st.sampled_from([1, 2, 3, 5, 8])),
+        "graphs": draw(st.sampled_from(["off", "off", "on"])),
+    }
     sections["telemetry"] = {"level": draw(st.sampled_from(["none", "iteration", "token"]))}
     return Case(
         family=draw(st.sampled_from(families)),

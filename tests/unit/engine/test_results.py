@@ -17,6 +17,7 @@ def filled(level: str = "token") -> SlotState:
         state.keys[slot] = 10 + slot
         state.tokens[slot] = 100 * slot + torch.arange(state.tokens.shape[1])
         state.prompt_lengths[slot], state.lengths[slot] = 1 + slot % 2, 3 + slot
+        state.limits[slot] = 0 if slot == 4 else 3 + slot
         state.source_lengths[slot] = 5 - slot
         state.counters[slot, :3] = torch.tensor([1 + slot % 3, 2 * slot, slot])
         state.confidence_sum[slot], state.gap_sum[slot] = slot, 0.5 * slot
@@ -29,7 +30,7 @@ def filled(level: str = "token") -> SlotState:
 
 
 def test_each_row_gets_its_own_cut() -> None:
-    first, second = read_results(filled(), [4, 1], [True, False])
+    first, second = read_results(filled(), [4, 1])
     assert (first.key, first.finish_reason, second.key, second.finish_reason) == (14, "stop", 11, "length")
     assert first.token_ids.tolist() == [401, 402, 403, 404, 405, 406]
     assert second.token_ids.tolist() == [102, 103]
@@ -45,14 +46,14 @@ def test_each_row_gets_its_own_cut() -> None:
 
 
 def test_a_row_without_drafts_has_no_confidence() -> None:
-    [row] = read_results(filled(), [0], [True])
+    [row] = read_results(filled(), [0])
     assert np.isnan(row.mean_confidence)
     assert row.mean_gap_nats == 0
 
 
 def test_a_result_does_not_change_with_its_slot() -> None:
     state = filled()
-    [row] = read_results(state, [2], [True])
+    [row] = read_results(state, [2])
     tokens, trace = row.token_ids.copy(), row.tokens and row.tokens.values_NC.copy()
     assert state.token_trace is not None
     state.tokens.zero_()
@@ -63,7 +64,7 @@ def test_a_result_does_not_change_with_its_slot() -> None:
 
 
 def test_levels() -> None:
-    [none], [iteration] = (read_results(filled(level), [1], [True]) for level in ("none", "iteration"))
+    [none], [iteration] = (read_results(filled(level), [1]) for level in ("none", "iteration"))
     assert [none.tokens, none.iterations, iteration.tokens] == [None] * 3
     assert iteration.iterations is not None
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cmasd.engine.slots import SlotShape, SlotState
+from cmasd.engine.slots import NewRow, SlotShape, SlotState
 
 SHAPE = SlotShape(slots=2, staging=3, max_prompt=4, max_new_tokens=6, max_source=5, window=3)
 
@@ -42,7 +42,7 @@ def test_a_row_enters_clean() -> None:
     slots = state()
     for tensor in (slots.tokens, slots.counters, slots.confidence_sum, slots.gap_sum, slots.source):
         tensor.fill_(9)
-    slots.enter(3, key=17, prompt=[0], source=[5, 6], limit=7)
+    slots.enter(3, [NewRow(key=17, prompt=[0], source=[5, 6], limit=7)])
     assert slots.keys[3] == 17
     assert (int(slots.lengths[3]), int(slots.prompt_lengths[3]), int(slots.limits[3])) == (1, 1, 7)
     assert slots.tokens[3, 0] == 0
@@ -50,7 +50,10 @@ def test_a_row_enters_clean() -> None:
     assert slots.source_lengths[3] == 2
     assert slots.counters[3].tolist() == [0] * 5
     assert float(slots.confidence_sum[3]) == float(slots.gap_sum[3]) == 0
-    slots.enter(3, key=18, prompt=[7, 8, 9], source=[], limit=9)
+    slots.enter(2, [NewRow(19, [4], [], 5), NewRow(key=18, prompt=[7, 8, 9], source=[], limit=9)])
+    assert slots.keys[2:4] == [19, 18]
+    assert slots.reach[2:4].tolist() == [1, 3]
+    assert slots.tokens[2, 0] == 4
     assert slots.tokens[3, :3].tolist() == [7, 8, 9]
     assert slots.source[3].tolist() == [-1] * 5
     assert slots.source_lengths[3] == 3, "a decoder-only row's input is its prompt"

@@ -113,6 +113,18 @@ def test_a_drafter_without_confidence() -> None:
     assert policy.go_on(nothing_BJ).all()
 
 
+def test_a_policy_that_does_not_look_plans_the_best_length() -> None:
+    """Two of three tokens were always accepted, the third never, which is then not worth its step."""
+    policy = policy_of([1.0, 1.1, 1.2, 1.3])
+    policy.looks = False
+    live(policy, FIRST_TRIAL + PLAIN, accepted=2)
+    lengths = live(policy, 20, accepted=2)
+    assert set(lengths) == {2}
+    unsure_BK = torch.full((ROWS, 2), 0.01)
+    assert policy.go_on(unsure_BK[:, :1]).all()
+    assert policy.cut(unsure_BK, torch.tensor([2, 1, 2, 0])).tolist() == [2, 1, 2, 0]
+
+
 # -------------------------------------------------------------------- drafting at all
 
 

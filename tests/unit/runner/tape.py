@@ -5,6 +5,7 @@ the host would wait for the device or hand it new numbers, fails here as well.
 """
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -24,14 +25,28 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._steps: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in WAITS | UPLOADS or (name.startswith("index") and _has_mask(args)):
             raise RuntimeError(f"{name} cannot be captured")
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._keep(value)
         out = func(*args, **(kwargs or {}))
         self._steps.append((func, args, kwargs or {}, _tensors(out)))
         return out
+
+    def _keep(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+
+    def undo(self) -> None:
+        """A capture computes nothing: memory is as it was before."""
+        for storage, before in self._before.values():
+            storage.copy_(before)
+        self._before.clear()
 
     def replay(self) -> None:
         """Everything again, into the same memory."""
@@ -50,7 +65,8 @@ def _has_mask(args: Any) -> bool:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    leaves = [vars(leaf) if is_dataclass(leaf) else leaf for leaf in tree_leaves(tree)]
+    return [leaf for leaf in tree_leaves(leaves) if isinstance(leaf, Tensor)]
 
 
 class TapeRecorder:
@@ -59,11 +75,14 @@ class TapeRecorder:
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cpu"
 
-    def record(self, function: Callable[[], Tensor]) -> tuple[Tape, Tensor]:
+    def record(self, function: Callable[[], Any], warm_ups: int) -> tuple[Tape, Any]:
         """Like a capture, it computes nothing that may be used before the first replay."""
-        function()
+        for _ in range(min(warm_ups, 1)):
+            function()
         # Inference mode hands operations to the tape whole, with what they wait for inside.
         with torch.inference_mode(False), torch.no_grad(), Tape() as tape:
             output = function()
-        output.fill_(float("nan"))
+        tape.undo()
+        for tensor in _tensors(output):
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
         return tape, output

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmasd.runner import dense, graphs, load_runner
-from cmasd.runner.cache import Extent
+from cmasd.runner.base import Extent
 from cmasd.runner.graphs import USES_BEFORE_CAPTURE, Graphs, rounded
 from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
@@ -136,13 +136,13 @@ def test_logits_are_the_callers_to_keep() -> None:
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])
-def test_a_bound_on_the_starts_changes_nothing(mode: str) -> None:
+def test_an_extent_that_is_given_changes_nothing(mode: str) -> None:
     runner, other = built("marian", graphs=mode), built("marian", graphs=mode)
     for one in (runner, other):
         one.prefill([0, 1], [[5, 6, 7], [8, 9]])
     for start in range(0, 39, 3):
         window, starts_B = torch.tensor([[4, 5], [6, 7]]), torch.tensor([start, start // 2])
-        bounded = other.forward(window, starts_B, longest=min(38, start + 9))
+        bounded = other.forward(window, starts_B, extent=other.extent(2, 2, min(38, start + 9)))
         torch.testing.assert_close(bounded, runner.forward(window, starts_B), atol=1e-5, rtol=0)
 
 
@@ -232,12 +232,14 @@ def test_the_tape_refuses_what_a_graph_would(upload: Any) -> None:
 
 @pytest.mark.usefixtures("tapes")
 @pytest.mark.parametrize("family", ["marian", "llama"])
-def test_the_engine_stays_exact(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+def test_an_engine_that_looks_stays_exact(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Where whole iterations cannot be graphs (`tests/unit/engine/test_ahead.py`), their forwards are."""
     monkeypatch.setattr(graphs, "USES_BEFORE_CAPTURE", 2)
     captured: list[Extent] = []
     monkeypatch.setattr(graphs, "Recorder", partial(_Counting, captured))
     pair, requests = shared_pair(family, "noisy"), ragged_requests(12, seed=3)
-    sections: dict[str, dict[str, Any]] = {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 3}}
+    sections: dict[str, dict[str, Any]] = {"policy": {"kind": "survival", "threshold": 0.0}}
+    sections["drafter"] = {"max_draft_tokens": 3}
     fast = decode(pair, tiny_config(**sections, engine={"slots": 3, "graphs": "on"}), requests)
     assert len(captured) > 4
     assert tokens_of(fast) == tokens_of(decode_plain(pair, requests))
@@ -249,8 +251,8 @@ class _Counting(TapeRecorder):
         super().__init__(device)
         self._captured = captured
 
-    def record(self, function: Any) -> tuple[Tape, Tensor]:
-        recorded = super().record(function)
+    def record(self, function: Any, warm_ups: int) -> tuple[Tape, Any]:
+        recorded = super().record(function, warm_ups)
         self._captured.append(recorded)
         return recorded
 

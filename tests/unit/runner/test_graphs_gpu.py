@@ -1,16 +1,22 @@
 """Captured forwards against forwards one by one, on a GPU; run with -m gpu."""
 
+import copy
 import random
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cmasd.engine import Engine, Pair
+from cmasd.engine.ahead import Ahead
 from cmasd.runner import graphs, load_runner
-from cmasd.runner.cache import Extent
+from cmasd.runner.base import Extent
+from cmasd.runner.constraints import Constraints
 from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner
-from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, tiny_config, tiny_pair, tokens_of
+from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 from tests.unit.runner.tiny import FAMILIES, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")]
@@ -84,15 +90,15 @@ def test_a_replay_repeats_what_was_captured() -> None:
 
 
 @torch.inference_mode()
-def test_a_forward_waits_for_nothing_when_the_bound_is_known() -> None:
+def test_a_forward_waits_for_nothing_when_its_extent_is_given() -> None:
     runner = built("marian", torch.bfloat16, "on")
     runner.prefill([0, 1], [[5, 6, 7], [8, 9]])
     window, starts_B = torch.tensor([[4], [5]], device=DEVICE), torch.zeros(2, dtype=torch.int64, device=DEVICE)
     for _ in range(4):
-        runner.forward(window, starts_B, longest=0)
+        runner.forward(window, starts_B, extent=runner.extent(2, 1, 0))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        runner.forward(window, starts_B, longest=0)
+        runner.forward(window, starts_B, extent=runner.extent(2, 1, 0))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -108,11 +114,54 @@ def test_dropped_graphs_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["marian", "llama"])
-def test_the_engine_stays_exact(family: str) -> None:
-    pair, requests = tiny_pair(family), ragged_requests(40, seed=3)
-    for model in (pair.verifier, pair.drafter):
-        cast(Any, model).to(DEVICE)
-    sections: dict[str, dict[str, Any]] = {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 3}}
-    fast = decode(pair, tiny_config(**sections, engine={"slots": 8, "graphs": "on"}), requests)
+def gpu_pair(family: str, quality: str = "noisy") -> Pair:
+    """In float64; copies, because tests share the models on the CPU."""
+    pair = shared_pair(family, quality, Constraints(eos_token_ids=(9,), min_new_tokens=2))
+    parts = {name: copy.deepcopy(getattr(pair, name)).to(DEVICE) for name in ("verifier", "drafter", "parallel")}
+    return replace(pair, **parts)
+
+
+def sections_of(policy: str, kind: str, mode: str) -> dict[str, dict[str, Any]]:
+    drafter = {"kind": kind, "max_draft_tokens": 3}
+    return {"policy": {"kind": policy}, "drafter": drafter, "engine": {"slots": 8, "graphs": mode}}
+
+
+@pytest.mark.parametrize("policy", ["fixed", "goodput", "plain", "survival"])
+@pytest.mark.parametrize("kind", ["model", "parallel"])
+@pytest.mark.parametrize("family", ["marian", "t5", "llama"])
+def test_the_engine_stays_exact(family: str, kind: str, policy: str) -> None:
+    """More rows than slots; whole iterations are graphs, but for `survival`."""
+    pair, requests = gpu_pair(family), ragged_requests(60, seed=3)
+    engine = Engine(pair, tiny_config(**sections_of(policy, kind, "on")))
+    fast = {result.key: result for result in engine.decode(requests)}
     assert tokens_of(fast) == tokens_of(decode_plain(pair, requests))
+    assert (engine._ahead is not None) == (policy != "survival")
+    assert engine._ahead is None or engine._ahead.graphs.captured
+    if policy == "fixed":
+        slow = decode(pair, tiny_config(**sections_of(policy, kind, "off")), requests)
+        for key, result in fast.items():
+            for name in ("finish_reason", "num_iterations", "num_drafted_tokens", "num_accepted_tokens"):
+                assert getattr(result, name) == getattr(slow[key], name), name
+            one, other = result.tokens, slow[key].tokens
+            assert one is not None
+            assert other is not None
+            np.testing.assert_allclose(one.values_NC, other.values_NC, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["model", "parallel"])
+def test_an_iteration_waits_for_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is a graph; with the copies of what the host reads later."""
+    launch, replayed = Ahead.launch, []
+
+    def watched(self: Ahead, extent: Extent) -> Any:
+        if self.graphs.round(extent) in self.graphs.captured:
+            replayed.append(extent)
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(self, extent)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Ahead, "launch", watched)
+    decode(gpu_pair("marian"), tiny_config(**sections_of("fixed", kind, "on")), ragged_requests(40, seed=4))
+    assert len(replayed) > 10

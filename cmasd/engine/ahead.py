@@ -1,0 +1,122 @@
+"""Iterations that run ahead of the host: each is launched before it is known which rows the one before has finished.
+
+All that an iteration reads and writes stays in its place (slots, caches), and its shapes are decided from what the host
+knows beforehand (`Extent`). So nothing in it waits, and on a GPU it is one graph: draft, verify, accept and commit. A
+finished row keeps its slot for one iteration more, which leaves it as it is; the host reads it while that runs.
+
+Not for what must look at the device while it drafts or verifies (`can_run_ahead`): that takes the iterations of
+`Engine` that may, as do those that have more to catch up on than one iteration.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cmasd.core import Draft, Verdict
+from cmasd.drafters import Drafter, LookupDrafter
+from cmasd.engine.slots import SlotState
+from cmasd.policies import Observation, Policy
+from cmasd.runner.base import Extent
+from cmasd.runner.graphs import StateGraphs
+from cmasd.verification import ExactVerification, RelaxedVerification, TypicalVerification, Verification
+
+
+def can_run_ahead(policy: Policy, drafter: Drafter | None, verification: Verification) -> bool:
+    """Whether an iteration of these needs the host for nothing: no decision while drafting, no account, no draw."""
+    rules = (ExactVerification, RelaxedVerification, TypicalVerification)
+    return policy.plans_ahead and not isinstance(drafter, LookupDrafter) and isinstance(verification, rules)
+
+
+class Moment:
+    """A place in the device's queue of work; on a CPU, now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._seconds = time.perf_counter()
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Until the device has come here."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def seconds_since(self, earlier: "Moment") -> float:
+        """Of the device, which has come here."""
+        if self._event is None or earlier._event is None:
+            return self._seconds - earlier._seconds
+        return float(earlier._event.elapsed_time(self._event)) / 1000
+
+
+class Snapshot:
+    """The rows as the device knows them after all that was launched so far; waited for when it is read."""
+
+    def __init__(self, state: SlotState, live: int) -> None:
+        self._numbers_B2 = on_host(state.lengths_and_limits[:live])
+        self._moment = Moment(state.tokens.device)
+
+    def read(self, state: SlotState, launched_since: int) -> list[int]:
+        """Slots whose rows have finished; tells `state` how long the others are, with so many tokens since then."""
+        self._moment.wait()
+        lengths_B, limits_B = self._numbers_B2.numpy().T
+        state.reach[: len(lengths_B)] = lengths_B + launched_since
+        done: list[int] = (lengths_B >= limits_B).nonzero()[0].tolist()
+        return done
+
+
+@dataclass(frozen=True)
+class Flight:
+    """An iteration that was launched; what policies read of it is on its way to the host."""
+
+    draft: Draft
+    verdict: Verdict
+    began: Moment
+    ended: Moment
+
+    def observation(self) -> Observation:
+        """What a policy learns from it, once a later snapshot was read."""
+        return Observation(self.draft, self.verdict, self.ended.seconds_since(self.began), is_typical=True)
+
+
+class Ahead:
+    """Launches iterations."""
+
+    def __init__(
+        self,
+        iterate: Callable[[Extent], tuple[Draft, Verdict]],
+        most: Extent,
+        device: torch.device,
+        insist: bool,
+    ) -> None:
+        """`iterate` runs a whole iteration over the slots of an extent; see `StateGraphs`."""
+        self.graphs = StateGraphs(iterate, most, device, insist)
+        self._device = device
+        self._reading = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def launch(self, extent: Extent) -> Flight:
+        """One iteration, over as many slots as the extent says and perhaps some closed ones."""
+        began = Moment(self._device)
+        draft, verdict = self.graphs(extent)
+        ended = Moment(self._device)
+        rows = extent.rows
+        draft = replace(
+            draft,
+            tokens_BK=draft.tokens_BK[:rows],
+            lengths_B=on_host(draft.lengths_B[:rows]),
+            confidence_BK=on_host(draft.confidence_BK[:rows]),
+        )
+        verdict = replace(verdict, accepted_B=on_host(verdict.accepted_B[:rows]))
+        return Flight(draft, verdict, began, ended)
+
+    def beside(self) -> AbstractContextManager[object]:
+        """Within, the device is read without a wait for what was launched after the latest snapshot."""
+        return nullcontext() if self._reading is None else torch.cuda.stream(self._reading)
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A copy, which is there when the device has come to a later moment."""
+    return tensor.to("cpu", non_blocking=True, copy=True)

@@ -1,0 +1,47 @@
+"""The drafter that a configuration asks for, over as many slots as the verifier has."""
+
+from torch import Tensor
+
+from cmasd.confidence import build_confidence
+from cmasd.config.tree import Config
+from cmasd.drafters import Drafter, LookupDrafter, ModelDrafter, ParallelDrafter
+from cmasd.drafters.choice import Choice
+from cmasd.engine.pair import Pair
+from cmasd.policies import Policy
+from cmasd.runner.base import Runner
+from cmasd.runner.constraints import Constraints
+from cmasd.runner.families import Words
+from cmasd.runner.load import load_runner, share_encoder, share_weights
+from cmasd.runner.parallel import ParallelModel
+from cmasd.runner.parallel_runner import ParallelRunner
+
+
+def build_drafter(
+    config: Config, pair: Pair, policy: Policy, verifier: Runner, constraints: Constraints, eos_ids: Tensor
+) -> Drafter | None:
+    """None where the policy never drafts."""
+    if policy.max_draft_tokens == 0:
+        return None
+    if config.drafter.kind == "lookup":
+        return LookupDrafter(policy, config.drafter.max_ngram)
+    words = Words(pair.constraints.banned, pair.shortlist)
+    choose = Choice(
+        config.verification.temperature if config.verification.kind == "sampling" else None,
+        config.verification.seed,
+        words.tensor(pair.device),
+        verifier.vocabulary_size,
+        pair.device,
+    )
+    confidence = build_confidence(config.confidence, config.score)
+    if config.drafter.kind == "parallel":
+        assert pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
+        model = ParallelModel(pair.parallel, pair.verifier, words, pair.int8)
+        drafting = ParallelRunner(model, verifier, config.engine.graphs)
+        return ParallelDrafter(drafting, policy, confidence, choose, eos_ids)
+    assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
+    shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
+    runner = load_runner(pair.drafter, *shape, words, pair.int8, config.engine.graphs)
+    share_encoder(runner, verifier)
+    if config.drafter.kind == "self":
+        share_weights(runner, verifier)
+    return ModelDrafter(runner, policy, confidence, constraints, choose, eos_ids)
