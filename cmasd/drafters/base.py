@@ -41,7 +41,7 @@ class Drafter(Protocol):
     """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """New rows enter these slots; `later` leaves the work until they are first drafted for, if ever."""
+        """New rows enter these slots; `later` leaves the work, if it is any, until they are first drafted for."""
         ...
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None] | None:

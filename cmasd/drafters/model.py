@@ -34,8 +34,11 @@ class ModelDrafter:
         constraints: Constraints,
         choose: Choice,
         eos_ids: Tensor,
+        shares_encoder: bool = False,
     ) -> None:
+        """`shares_encoder`: rows are prefilled at once, since their sources have just been encoded for the verifier."""
         self.runner = runner
+        self.shares_encoder = shares_encoder
         self.policy = policy
         self.confidence = confidence
         self.constraints = constraints
@@ -49,7 +52,7 @@ class ModelDrafter:
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Encode sources, or run prompts up to their last token."""
-        if later:
+        if later and not self.shares_encoder:
             self._later.update(zip(slots, sources, strict=True))
             return
         for slot in slots:

@@ -31,10 +31,13 @@ def test_a_batch_too_large_for_memory_is_split(family: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("shared", "rounds"), [(True, 1), (False, 2)])
+@pytest.mark.parametrize("every", [1, 3])
 def test_a_drafter_with_the_verifiers_encoder_encodes_nothing(
-    shared: bool, rounds: int, monkeypatch: pytest.MonkeyPatch
+    every: int, shared: bool, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are encoded once for both models; with another encoder, once for each."""
+    """Rows are encoded once for both models; with another encoder, once for each. So are those that enter while nothing
+    is drafted, in two of three iterations.
+    """
     pair = shared_pair("marian", "copy" if shared else "unrelated")
     assert pair.drafter is not None
     encoded = 0
@@ -47,6 +50,9 @@ def test_a_drafter_with_the_verifiers_encoder_encodes_nothing(
 
     monkeypatch.setattr(Encoder, "_encode", counted)
     requests = ragged_requests(11, seed=5)
-    drafted = decode(pair, tiny_config(policy={"kind": "fixed"}, engine={"slots": 3}), requests)
-    assert encoded == rounds * len(requests)
-    assert sum(result.num_drafted_tokens for result in drafted.values()) > 0
+    engine = Engine(pair, tiny_config(policy={"kind": "fixed"}, engine={"slots": 3}))
+    monkeypatch.setattr(engine.policy, "plan", lambda rows: 0 if engine.stats.iterations % every else 2)
+    drafted = list(engine.decode(requests))
+    assert encoded == rounds * len(requests) if every == 1 else encoded <= rounds * len(requests)
+    assert encoded >= len(requests)
+    assert sum(result.num_drafted_tokens for result in drafted) > 0
