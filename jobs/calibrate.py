@@ -99,4 +99,5 @@ def target_of(args: argparse.Namespace, folder: "RunFolder") -> Path:
     check_files(args, "output", "plot", "record")
     if args.output is None and not folder.storage.is_local:
         raise ConfigError(f"--output: must be given for a run that is not on this machine, got {args.run}.")
-    return args.output or Path(folder.storage.root) / FILE_NAME
+    root, here = Path(folder.storage.root), Path.cwd()
+    return args.output or (root.relative_to(here) if root.is_relative_to(here) else root) / FILE_NAME

@@ -52,7 +52,7 @@ def test_the_file_holds_a_map_for_each_score_and_where_it_comes_from(tmp_path: P
     assert about["held_out"]["max_prob"]["ece"] < 0.05
 
 
-def test_where_the_maps_go(tmp_path: Path) -> None:
+def test_where_the_maps_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local, remote = RunFolder(str(tmp_path)), RunFolder("memory://runs/x")
     assert target_of(arguments(), local) == tmp_path / "calibration.json"
     assert target_of(arguments(output=tmp_path / "own.json"), remote) == tmp_path / "own.json"
@@ -60,6 +60,8 @@ def test_where_the_maps_go(tmp_path: Path) -> None:
         target_of(arguments(), remote)
     with pytest.raises(ConfigError, match=r"--output: no such folder"):
         target_of(arguments(output=tmp_path / "no" / "own.json"), local)
+    monkeypatch.chdir(tmp_path.parent)
+    assert target_of(arguments(), local) == Path(tmp_path.name) / "calibration.json", "as it would be typed here"
 
 
 def test_another_run_has_a_table_of_its_own() -> None:
