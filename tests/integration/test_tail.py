@@ -38,7 +38,7 @@ def sleeper(lock_file: str) -> type:
     """Decodes one shard after the other; the first of its kind is slow. Made here, so that it travels by value."""
 
     class Sleeper:
-        def __init__(self, config: Any) -> None:
+        def __init__(self, config: Any, watch: Any) -> None:
             self.name, self.ready_at, self.lock = uuid.uuid4().hex, time.time(), threading.Lock()
             try:
                 Path(lock_file).touch(exist_ok=False)
