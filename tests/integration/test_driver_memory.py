@@ -20,7 +20,7 @@ def test_memory_grows_with_shards_alone_and_slowly(tmp_path: Path) -> None:
     for shards in (1000, 4000):
         folder = tmp_path / str(shards)
         folder.mkdir()
-        words = [sys.executable, "-m", "tests.integration.driver_memory", str(folder), str(shards)]
+        words = [sys.executable, "-m", "tests.integration.driver_memory", str(folder), str(shards), "1"]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1]))
