@@ -126,9 +126,10 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
     in_flight = min(shards_in_flight(config, plan, on_gpu=has.gpus_each > 0), len(todo))
     slots = slots_at_most(config, on_gpu=has.gpus_each > 0)
     gate = open_gate(limits(len(todo), min(has.most_actors, len(todo)), in_flight, plan.rows_per_shard, slots))
-    source = ShardSource(config, plan, todo, watch, READERS_PER_ACTOR * has.most_actors, gate)
+    source = ShardSource(config, plan, todo, watch, gate)
+    readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
     # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), num_cpus=0)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
     decoded = dataset.map_batches(
         Decoder,
         fn_constructor_args=[config, watch],

@@ -1,11 +1,8 @@
-"""Ray Data's view of a plan: a few read tasks that share its files with unfinished shards, one row per shard.
+"""Ray Data's view of a plan: one read task per input file with unfinished shards, one row per shard.
 
 A shard's rows travel inside one value, so Ray Data's splitting and merging of blocks cannot tear it apart.
-There are as many tasks as may run at once, not one per file under a limit: readers wait at the gate for the decoders,
-which looks as if they were slow, and Ray Data asks a cluster for no node that a limited stage could not feed.
 """
 
-import heapq
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,7 +35,7 @@ STOP_LOOKED_FOR_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class FileTask:
-    """What is done with one file."""
+    """What one read task does."""
 
     config: Config
     plan: FilePlan
@@ -47,11 +44,6 @@ class FileTask:
     watch: Watch
     gate: Any = None
     """Asked before each shard; see `cmasd.pipeline.gate`."""
-
-    @property
-    def shards(self) -> int:
-        """Unfinished ones."""
-        return len(self.todo)
 
     def __call__(self) -> Iterable[pa.Table]:
         """Yield the file's unfinished shards, until told to stop."""
@@ -71,36 +63,6 @@ class FileTask:
         return not self.watch.says_stop()
 
 
-@dataclass(frozen=True)
-class FilesTask:
-    """What one read task does: one file after the other."""
-
-    files: list[FileTask]
-
-    @property
-    def shards(self) -> int:
-        """Unfinished ones."""
-        return sum(file.shards for file in self.files)
-
-    def __call__(self) -> Iterable[pa.Table]:
-        """Yield the files' unfinished shards, until told to stop."""
-        for file in self.files:
-            yield from file()
-
-
-def shared_out(files: list[FileTask], readers: int) -> list[FilesTask]:
-    """Tasks of about as many shards each, one per reader, of at least one file; files keep their order in each."""
-    tasks = [FilesTask([]) for _ in range(min(readers, len(files)))]
-    loads = [(0, number) for number in range(len(tasks))]
-    for file in sorted(files, key=lambda file: -file.shards):
-        load, number = loads[0]
-        tasks[number].files.append(file)
-        heapq.heapreplace(loads, (load + file.shards, number))
-    for task in tasks:
-        task.files.sort(key=lambda file: file.plan.number)
-    return sorted(tasks, key=lambda task: task.files[0].plan.number)
-
-
 def to_block(shard: Shard, rows: pa.Table) -> pa.Table:
     """One row for Ray Data."""
     return pa.Table.from_pylist([{**asdict(shard), "rows": pack(rows)}], SHARD_SCHEMA)
@@ -113,20 +75,17 @@ def from_block(block: pa.Table) -> list[tuple[Shard, pa.Table]]:
 
 
 class ShardSource(Datasource):
-    """All unfinished shards, read by up to so many at once."""
+    """All unfinished shards."""
 
-    def __init__(
-        self, config: Config, plan: Plan, todo: Iterable[Shard], watch: Watch, readers: int, gate: Any = None
-    ) -> None:
+    def __init__(self, config: Config, plan: Plan, todo: Iterable[Shard], watch: Watch, gate: Any = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         by_file: dict[int, set[int]] = {}
         for shard in todo:
             by_file.setdefault(shard.file, set()).add(shard.index)
-        files = [
+        self.tasks = [
             FileTask(config, plan.part(number), frozenset(todo), watch, gate)
             for number, todo in sorted(by_file.items())
         ]
-        self.tasks = shared_out(files, readers)
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown."""
@@ -135,5 +94,5 @@ class ShardSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """One per reader, whatever the parallelism asked for."""
-        return [ReadTask(task, BlockMetadata(task.shards, None, None, None)) for task in self.tasks]
+        """One per file, whatever the parallelism asked for."""
+        return [ReadTask(task, BlockMetadata(len(task.todo), None, None, None)) for task in self.tasks]

@@ -128,7 +128,7 @@ def test_readers_hand_out_nothing_once_told_to_stop(tmp_path: Path) -> None:
     asked = config(tmp_path)
     plan = make_plan(asked)
     watch = Watch(asked.output.path, 1)
-    (task,) = ShardSource(asked, plan, plan.shards(), watch, readers=4).get_read_tasks(1)
+    (task,) = ShardSource(asked, plan, plan.shards(), watch).get_read_tasks(1)
     assert sum(block.num_rows for block in task()) == 3
     told = threading.Event()
     watch.on_stop(told.set)

@@ -25,7 +25,7 @@ def test_read_tasks_yield_one_row_per_unfinished_shard(tmp_path: Path) -> None:
     asked = config(tmp_path)
     plan = make_plan(asked)
     todo = [shard for shard in plan.shards() if (shard.file, shard.index) in {(0, 1), (2, 0), (2, 2)}]
-    tasks = ShardSource(asked, plan, todo, Watch(asked.output.path, 1), readers=9).get_read_tasks(100)
+    tasks = ShardSource(asked, plan, todo, Watch(asked.output.path, 1)).get_read_tasks(100)
     assert len(tasks) == 2, "one per file with something to do"
     blocks = [block for task in tasks for block in task()]
     assert [block.num_rows for block in blocks] == [1, 1, 1]
@@ -33,19 +33,6 @@ def test_read_tasks_yield_one_row_per_unfinished_shard(tmp_path: Path) -> None:
     assert [shard for shard, _ in shards] == todo
     assert [table["text"].to_pylist() for _, table in shards] == [["0-2", "0-3"], ["2-0", "2-1"], ["2-4"]]
     assert from_block(pa.concat_tables(blocks))[2][0] == todo[2], "blocks may be merged"
-
-
-@pytest.mark.parametrize("readers", [1, 2, 3])
-def test_few_readers_share_the_files(tmp_path: Path, readers: int) -> None:
-    asked = config(tmp_path)
-    plan = make_plan(asked)
-    todo = list(plan.shards())[1:]
-    source = ShardSource(asked, plan, todo, Watch(asked.output.path, 1), readers)
-    assert len(source.tasks) == readers
-    assert max(task.shards for task in source.tasks) == {1: 8, 2: 5, 3: 3}[readers]
-    read = [[shard for block in task() for shard, _ in from_block(block)] for task in source.get_read_tasks(1)]
-    assert sorted((shard for part in read for shard in part), key=lambda shard: shard.position) == todo
-    assert all(part == sorted(part, key=lambda shard: shard.position) for part in read), "in the order of the plan"
 
 
 @pytest.mark.parametrize(("slots", "asked", "expected"), [(1, None, 8), (32, None, 256), (32, 3, 3)])
