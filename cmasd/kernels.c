@@ -229,7 +229,10 @@ void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t r
             for (int64_t last = tile + TILES < tiles ? tile + TILES : tiles; tile < last; tile++) {
                 int64_t row = tile * size + (tile < larger ? tile : larger), count = size + (tile < larger);
                 switch (8 * layer->format + count) {
-                    OF_FORMAT(FULL) OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) OF_FORMAT(INT8)
+                    OF_FORMAT(FULL)
+#ifdef NARROW
+                    OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) OF_FORMAT(INT8)
+#endif
                 }
             }
         }

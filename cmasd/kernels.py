@@ -2,8 +2,8 @@
 all that is asked of a row of logits in one call, and products of few rows with weights that serve again and again.
 
 Batched products read every row up to the longest, and for small models most of their time is the overhead of each
-operation, or the reading of weights. `kernels.c` is compiled by the machine's own compiler when it is first needed (a
-second; kept in the cache folder), for its own processor, and shares the threads of torch. Without a compiler, on
+operation, or the reading of weights. `kernels.c` is compiled by the machine's own compiler when it is first needed
+(some seconds; kept in the cache folder), for its own processor, and shares the threads of torch. Without a compiler, on
 another system, or for other number formats there are no kernels, and the callers' tensor operations do the same more
 slowly.
 
@@ -109,8 +109,7 @@ class Kernels:
         if int8:
             scale_O = weight_OI.abs().amax(1).clamp_min(LEAST_SCALE) / 127
             weight_OI, scales = (weight_OI / scale_O[:, None]).round(), F.pad(scale_O, (0, padding))
-        halves = [half for half in self.halves if _fits(weight_OI, half)]
-        dtype = torch.int8 if int8 else [*halves, weight_OI.dtype][0]
+        dtype = torch.int8 if int8 else next((half for half in self.halves if _fits(weight_OI, half)), weight_OI.dtype)
         strips_GIP = F.pad(weight_OI, (0, 0, 0, padding)).view(-1, self._lanes, inputs).transpose(1, 2)
         return Packed(strips_GIP.to(dtype).contiguous(), bias, scales, outputs)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmasd.kernels import Kernels
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.cache import SlotCache
 
@@ -23,32 +22,19 @@ Attend = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class NativeReading:
-    """The first positions of each row, at least one; in C, without masks or views."""
+class Native:
+    """In C, without masks or views."""
 
-    kernels: Kernels
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """`Kernels.read` or `Kernels.extend`: the first positions of each row, or those before each token of a window."""
     layers_SHLP: Sequence[Tensor]
     """Of a cache, rows in its first slots."""
     counts_B: Tensor
-    """(B,) int64"""
+    """(B,) int64: positions that are read, or that lie before the window."""
 
-    def __call__(self, layer: int, queries_Nd: Tensor) -> Tensor:
+    def __call__(self, layer: int, given_N: Tensor) -> Tensor:
         """See `Attend`."""
-        return self.kernels.read(queries_Nd, self.layers_SHLP[layer], self.counts_B)
-
-
-@dataclass(frozen=True)
-class NativeWriting:
-    """Every token sees those before it, in its window and in the cache; in C."""
-
-    kernels: Kernels
-    layers_SHLP: Sequence[Tensor]
-    starts_B: Tensor
-    """(B,) int64, tokens before the window."""
-
-    def __call__(self, layer: int, projected_N3d: Tensor) -> Tensor:
-        """See `Attend`."""
-        return self.kernels.extend(projected_N3d, self.layers_SHLP[layer], self.starts_B)
+        return self.kernel(given_N, self.layers_SHLP[layer], self.counts_B)
 
 
 @dataclass(frozen=True)

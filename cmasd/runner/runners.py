@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from cmasd.kernels import kernels_for
-from cmasd.runner.attention import Attend, NativeReading, NativeWriting, TensorReading, TensorWriting
+from cmasd.runner.attention import Attend, Native, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
 from cmasd.runner.base import Extent, LayerPairs
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
@@ -169,8 +169,8 @@ class BartStack:
         cache, sources, kernels = self._cache, self._sources, self._kernels
         if kernels is not None:
             return (
-                NativeWriting(kernels, cache.layers_SHLP, starts_B.contiguous()),
-                NativeReading(kernels, sources.layers_SHLP, sources.lengths(extent.rows)),
+                Native(kernels.extend, cache.layers_SHLP, starts_B.contiguous()),
+                Native(kernels.read, sources.layers_SHLP, sources.lengths(extent.rows)),
             )
         assert cache.view is not None, "a window is open"
         heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, span=None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmasd.kernels import Kernels, kernels
-from cmasd.runner.attention import Attend, NativeReading, NativeWriting, TensorReading, TensorWriting
+from cmasd.runner.attention import Attend, Native, TensorReading, TensorWriting
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.masks import CausalMask
 
@@ -51,8 +51,8 @@ class Slots:
         self.open(starts_B, window)
         lengths_B = self.sources.lengths(len(starts_B))
         return (
-            NativeWriting(kernel(self.dtype), self.cache.layers_SHLP, starts_B),
-            NativeReading(kernel(self.dtype), self.sources.layers_SHLP, lengths_B),
+            Native(kernel(self.dtype).extend, self.cache.layers_SHLP, starts_B),
+            Native(kernel(self.dtype).read, self.sources.layers_SHLP, lengths_B),
         )
 
     def tensor(self, starts_B: Tensor, window: int) -> tuple[Attend, Attend]:
