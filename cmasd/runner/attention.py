@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmasd.kernels import Kernels
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.cache import SlotCache
 
@@ -22,19 +23,18 @@ Attend = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Native:
+class NativeReading:
     """In C, without masks or views."""
 
-    kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """`Kernels.read` or `Kernels.extend`: the first positions of each row, or those before each token of a window."""
+    kernels: Kernels
     layers_SHLP: Sequence[Tensor]
     """Of a cache, rows in its first slots."""
     counts_B: Tensor
-    """(B,) int64: positions that are read, or that lie before the window."""
+    """(B,) int64, at least one: how many of a row's first positions are read."""
 
-    def __call__(self, layer: int, given_N: Tensor) -> Tensor:
+    def __call__(self, layer: int, queries_Nd: Tensor) -> Tensor:
         """See `Attend`."""
-        return self.kernel(given_N, self.layers_SHLP[layer], self.counts_B)
+        return self.kernels.read(queries_Nd, self.layers_SHLP[layer], self.counts_B)
 
 
 @dataclass(frozen=True)

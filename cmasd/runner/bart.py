@@ -2,8 +2,8 @@
 
 Small models are bound by the overhead of each operation, not by arithmetic: the stock modules of transformers take
 9 ms for a step of a 6-layer decoder whose products take one. Here a layer is three products less (queries, keys and
-values are one), no module calls, weights stored for the machine (`dense.py`), and attention in one call where there is
-a kernel for it (`attention.py`). The weights come from the loaded model; parity is tested family by family.
+values are one), no module calls, weights stored for the machine (`dense.py`), and a decoder is one call where all its
+layers are known to the kernels. The weights come from the loaded model; parity is tested family by family.
 
 Shapes: B rows, T window, S source length, N = B*T, d model width, H heads, D head width.
 """
@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmasd.kernels import Norm
+from cmasd.kernels import Block, Norm, PackedDecoder
 from cmasd.runner.attention import Attend
 from cmasd.runner.base import LayerPairs
-from cmasd.runner.dense import Dense, added, dense, linear_of, rectified
+from cmasd.runner.dense import Dense, NativeDense, activated, added, dense, linear_of
 from cmasd.runner.masks import source_mask
 
 Make = Callable[..., Dense]
@@ -98,9 +98,7 @@ class FeedForward:
     @classmethod
     def of(cls, layer: Any, norm_first: bool, make: Make) -> "FeedForward":
         """From a layer of transformers."""
-        inner, activation = make(layer.fc1), layer.activation_fn
-        is_relu = isinstance(activation, torch.nn.ReLU)
-        active = rectified(inner) if is_relu else lambda x_Nd: activation(inner(x_Nd))
+        active = activated(make(layer.fc1), layer.activation_fn)
         return cls(active, Sublayer.of(make(layer.fc2), norm_of(layer.final_layer_norm), norm_first))
 
     def __call__(self, x_Nd: Tensor) -> Tensor:
@@ -245,6 +243,21 @@ class Decoder:
         """Use the first layers of `other`, and its embeddings, as they are stored there."""
         self._layers = other._layers[: len(self._layers)]
         self._embed = other._embed
+
+    def packed(self) -> PackedDecoder | None:
+        """All of it, for one call of a kernel; None where a part is not packed."""
+        blocks = []
+        for attention, cross, feed_forward in self._layers:
+            products: list[object] = [attention.project, attention.sublayer.end, cross.query, cross.sublayer.end]
+            products += [feed_forward.inner, feed_forward.sublayer.end]
+            parts = [product.packed for product in products if isinstance(product, NativeDense)]
+            if len(parts) < len(products):
+                return None
+            first = attention.sublayer.first, cross.sublayer.first, feed_forward.sublayer.first
+            blocks.append(Block(first, *parts))
+        embed = self._embed
+        tables = embed.tokens_Vd, embed.positions_Pd, embed.padding, embed.norm
+        return PackedDecoder(*tables, blocks, self.heads, self._norm)
 
     def pairs(self, encoded_BSd: Tensor) -> LayerPairs:
         """Every layer's cross-attention keys and values (B, H, S, D)."""

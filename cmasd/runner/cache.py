@@ -9,7 +9,8 @@ a position past a row's length is masked until it is written again. Buffers star
 still poison its row. `SlotCache` knows no lengths outside an open window, so the caching helpers of `generate`
 (crop, reorder) do not apply to it.
 
-Shapes: B rows, T window, N = B*T*H written lines, H heads, D head width, L cache length, S source length.
+Shapes: B rows, T window, N = B*T*H written lines, K layers, S slots or source length, H heads, D head width, P = 2*D, L
+cache length.
 """
 
 from dataclasses import dataclass
@@ -86,9 +87,9 @@ class SlotCache(Cache):
         super().__init__(layers=[])
         self.layer_count = geometry.layers
         allocated = slots + spare
-        self._buffer = geometry.allocate(allocated, max_length)
-        self._lines = self._buffer.view(geometry.layers, -1, 2 * geometry.width).unbind(0)
-        self.layers_SHLP = self._buffer.unbind(0)
+        self.buffer_KSHLP = geometry.allocate(allocated, max_length)
+        self._lines = self.buffer_KSHLP.view(geometry.layers, -1, 2 * geometry.width).unbind(0)
+        self.layers_SHLP = self.buffer_KSHLP.unbind(0)
         slot_heads = torch.arange(allocated * geometry.heads, device=geometry.device)
         self._first_line_BH = slot_heads.view(allocated, geometry.heads) * max_length
         self._slots_B1 = torch.arange(slots, device=geometry.device)[:, None]
@@ -99,7 +100,7 @@ class SlotCache(Cache):
         self._first_line_RH = self._first_line_BH
         self._positions_BT = slot_heads[:0]
         self._index_N: Tensor | None = None
-        self._view = View(self._buffer, 0, 0)
+        self._view = View(self.buffer_KSHLP, 0, 0)
         self.view: View | None = None
         """Of the open window; None while a prompt is open."""
 
@@ -156,23 +157,23 @@ class SlotCache(Cache):
     def move(self, source: int, target: int) -> None:
         """Copy all that slot `source` ever wrote onto slot `target`."""
         length = self._written[target] = self._written[source]
-        self._buffer[:, target, :, :length] = self._buffer[:, source, :, :length]
+        self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
 
 
 class SourceCache:
     """Cross-attention keys and values, stored once per row, and the mask of each row's source."""
 
     def __init__(self, geometry: Geometry, slots: int, max_source_length: int) -> None:
-        self._buffer = geometry.allocate(slots, max_source_length)
-        self.layers_SHLP = self._buffer.unbind(0)
+        self.buffer_KSHLP = geometry.allocate(slots, max_source_length)
+        self.layers_SHLP = self.buffer_KSHLP.unbind(0)
         self._width = geometry.width
         self._lengths = [0] * slots
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
-        self._view = View(self._buffer, 0, 0)
+        self._view = View(self.buffer_KSHLP, 0, 0)
 
     def store(self, slots_B: Tensor, lengths_B: Tensor, computed: LayerPairs) -> None:
         """Keep the cross-attention keys and values of a batch of new rows, (B, H, S, D) per layer."""
-        for (keys, values), buffer in zip(computed, self._buffer, strict=True):
+        for (keys, values), buffer in zip(computed, self.buffer_KSHLP, strict=True):
             buffer[slots_B, :, : keys.shape[2], : self._width] = keys
             buffer[slots_B, :, : keys.shape[2], self._width :] = values
         self._mask_BS[slots_B] = source_mask(lengths_B, self._mask_BS.shape[-1], self._mask_BS.dtype)
@@ -195,5 +196,5 @@ class SourceCache:
     def move(self, source: int, target: int) -> None:
         """Copy the source of slot `source` onto slot `target`."""
         length = self._lengths[target] = self._lengths[source]
-        self._buffer[:, target, :, :length] = self._buffer[:, source, :, :length]
+        self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
         self._mask_BS[target] = self._mask_BS[source]

@@ -16,12 +16,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import GELUActivation, SiLUActivation
 
 from cmasd.errors import ModelError
-from cmasd.kernels import Norm, kernels_for
+from cmasd.kernels import Norm, Packed, kernels_for
 
 Dense = Callable[[Tensor], Tensor]
 """(N, I) -> (N, O)"""
+_ACTIVATIONS: dict[type, str] = {
+    nn.ReLU: "relu",
+    GELUActivation: "gelu",
+    nn.SiLU: "silu",
+    SiLUActivation: "silu",
+}
+"""Those that kernels know."""
 
 
 def dense(*linears: nn.Linear, bias: Tensor | None = None, int8: bool = False) -> Dense:
@@ -53,11 +61,12 @@ def _int8(weight_OI: Tensor, bias_O: Tensor | None) -> Dense:
         ) from None
 
 
-def rectified(product: Dense) -> Dense:
-    """With a relu behind it."""
-    if isinstance(product, NativeDense):
-        return product.followed(relu=True)
-    return lambda x_NI: torch.relu_(product(x_NI))
+def activated(product: Dense, activation: Callable[[Tensor], Tensor]) -> Dense:
+    """With an activation behind it."""
+    name = _ACTIVATIONS.get(type(activation))
+    if name is not None and isinstance(product, NativeDense):
+        return product.followed(activation=name)
+    return lambda x_NI: activation(product(x_NI))
 
 
 def added(product: Dense, norm: Norm | None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -86,16 +95,16 @@ class NativeDense:
         if kernels is None:
             raise NotImplementedError("there are no kernels for this tensor")
         self._kernels = kernels
-        self._packed = kernels.pack(weight_OI, bias_O, int8)
+        self.packed: Packed = kernels.pack(weight_OI, bias_O, int8)
 
     def __call__(self, x_NI: Tensor, residual_NO: Tensor | None = None) -> Tensor:
         """(N, O)"""
-        return self._kernels.product(x_NI, self._packed, residual_NO)
+        return self._kernels.product(x_NI, self.packed, residual_NO)
 
-    def followed(self, relu: bool = False, norm: Norm | None = None) -> "NativeDense":
+    def followed(self, activation: str | None = None, norm: Norm | None = None) -> "NativeDense":
         """The same weights, with this behind them."""
         other = copy(self)
-        other._packed = self._packed.followed(relu, norm)
+        other.packed = self.packed.followed(activation, norm)
         return other
 
 

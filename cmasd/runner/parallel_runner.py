@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmasd.kernels import kernels_for
-from cmasd.runner.attention import Attend, Native, TensorReading
+from cmasd.runner.attention import Attend, NativeReading, TensorReading
 from cmasd.runner.base import Extent, Runner
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.graphs import GraphsMode, uses_graphs
@@ -122,7 +122,7 @@ class ParallelRunner:
 
     def _history(self, lengths_B: Tensor, read: int) -> Attend:
         if self._kernels is not None:
-            return Native(self._kernels.read, self._cache.layers_SHLP, lengths_B.contiguous())
+            return NativeReading(self._kernels, self._cache.layers_SHLP, lengths_B.contiguous())
         assert self._cache.view is not None, "a window is open"
         mask = self._causal.window(lengths_B[:, None] - 1, read, span=None)
         return TensorReading.of(self._cache.view.products, mask, self.model.shape.heads)
@@ -132,7 +132,7 @@ class ParallelRunner:
         if sources is None:
             return None
         if self._kernels is not None:
-            return Native(self._kernels.read, sources.layers_SHLP, sources.lengths(extent.rows))
+            return NativeReading(self._kernels, sources.layers_SHLP, sources.lengths(extent.rows))
         view, mask = sources.open(extent.rows, extent.sources)
         return TensorReading.of(view.products, mask, self.model.shape.heads)
 

@@ -6,6 +6,8 @@ reads one number, the longest start, unless the caller gives the extent; `_hidde
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from cmasd.kernels import kernels_for
-from cmasd.runner.attention import Attend, Native, TensorReading, TensorWriting
+from cmasd.runner.attention import Attend, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
 from cmasd.runner.base import Extent, LayerPairs
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
@@ -132,8 +134,8 @@ class Stack(Protocol):
     def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
         """Every layer's cross-attention keys and values (B, H, S, D)."""
 
-    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
-        """Last hidden states (B, T, d) of a window that is open in the cache."""
+    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
+        """Last hidden states (B, T, d) of a window; `opened` opens it in the cache and gives its positions (B, T)."""
 
 
 class BartStack:
@@ -148,10 +150,12 @@ class BartStack:
         self._sources = sources
         self._causal = causal
         self._kernels = None if cache.is_bucketed else kernels_for(causal.visible)
+        self._packed = decoder.packed()
 
     def share_weights(self, other: "BartStack") -> None:
         """See `_SlotRunner.share_weights`."""
         self._decoder.share_weights(other._decoder)
+        self._packed = self._decoder.packed()
 
     def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """See `Stack.encode`."""
@@ -161,17 +165,19 @@ class BartStack:
         """See `Stack.pairs`."""
         return self._decoder.pairs(encoded_BSd)
 
-    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
-        """See `Stack.hidden`."""
-        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, starts_B, extent))
-
-    def _attention(self, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> tuple[Attend, Attend]:
-        cache, sources, kernels = self._cache, self._sources, self._kernels
-        if kernels is not None:
-            return (
-                Native(kernels.extend, cache.layers_SHLP, starts_B.contiguous()),
-                Native(kernels.read, sources.layers_SHLP, sources.lengths(extent.rows)),
+    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
+        """See `Stack.hidden`. The kernel finds the window's places by itself."""
+        cache, sources = self._cache, self._sources
+        if self._kernels is not None and self._packed is not None:
+            counts_B = sources.lengths(extent.rows)
+            return self._kernels.decode(
+                self._packed, tokens_BT, cache.buffer_KSHLP, starts_B, sources.buffer_KSHLP, counts_B
             )
+        positions_BT = opened()
+        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, extent))
+
+    def _attention(self, positions_BT: Tensor, extent: Extent) -> tuple[Attend, Attend]:
+        cache, sources = self._cache, self._sources
         assert cache.view is not None, "a window is open"
         heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, span=None)
         view, source_mask = sources.open(extent.rows, extent.sources)
@@ -205,8 +211,9 @@ class StockStack:
         computed: Any = first_caches(self._decoder, encoded_BSd, lengths_B).cross_attention_cache
         return [(layer.keys, layer.values) for layer in computed.layers]
 
-    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
         """See `Stack.hidden`."""
+        positions_BT = opened()
         sources, source_mask = self._sources.open(extent.rows, extent.sources)
         for layer, (keys, values) in zip(self._layers, sources.pairs, strict=True):
             layer.keys, layer.values = keys, values
@@ -250,7 +257,8 @@ class EncoderDecoderRunner(_SlotRunner):
         return self._sources.longest(rows)
 
     def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
-        return self._stack.hidden(tokens_BT, self._open_window(starts_B, extent, live), starts_B, extent)
+        opened = partial(self._open_window, starts_B, extent, live)
+        return self._stack.hidden(tokens_BT, starts_B, extent, opened)
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""

@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
 
 from cmasd.errors import ModelError
 from cmasd.kernels import Kernels, Norm, kernels
 from cmasd.runner import dense as room
-from cmasd.runner.dense import Dense, NativeDense, OneDnnDense, added, dense, rectified
+from cmasd.runner.dense import Dense, NativeDense, OneDnnDense, activated, added, dense
 
 IN, OUT = 24, 40
+RELU = torch.nn.ReLU()
 ROWS = [1, 2, 3, 7, 16, 33, 65]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float64: 1e-12}
 Kind = Callable[[Tensor, Tensor | None], Dense]
@@ -139,7 +141,7 @@ def test_int8_rounds_each_weight_to_a_127th_of_its_channel(outputs: int) -> None
     error_NO = (product(x_NI) - layer(x_NI)).abs()
     assert (error_NO <= x_NI.abs().sum(1, keepdim=True) * most_O + 1e-5).all()
     assert torch.equal(product(x_NI[3:4]), product(x_NI)[3:4])
-    assert (rectified(product)(x_NI) == product(x_NI).relu()).all()
+    assert (activated(product, RELU)(x_NI) == product(x_NI).relu()).all()
 
 
 def test_int8_without_kernels_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +205,13 @@ def test_the_doors_go_by_precision_and_machine(dtype: torch.dtype, kinds: tuple[
 # -------------------------------------------------------------------- what follows a product
 
 
+@pytest.mark.parametrize("activation", [torch.nn.ReLU(), GELUActivation(), torch.nn.SiLU(), torch.nn.Tanh()])
+@pytest.mark.parametrize("outputs", [1, 64, 200])
+def test_activations_are_those_of_separate_operations(activation: torch.nn.Module, outputs: int) -> None:
+    layer, x_NI = linear(outputs=outputs), rows_of(7) * 4
+    torch.testing.assert_close(activated(dense(layer), activation)(x_NI), activation(layer(x_NI)), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_relu_residual_and_norm_are_those_of_separate_operations(dtype: torch.dtype) -> None:
     layer, normal = linear(dtype=dtype), torch.Generator().manual_seed(3)
@@ -212,7 +221,7 @@ def test_relu_residual_and_norm_are_those_of_separate_operations(dtype: torch.dt
         x_NI, residual_NO = rows_of(count, dtype), torch.randn(count, OUT, generator=normal).to(dtype)
         before = x_NI.clone(), residual_NO.clone()
         near = partial(torch.testing.assert_close, atol=4 * TOLERANCE[dtype], rtol=0)
-        near(rectified(dense(layer))(x_NI), layer(x_NI).relu())
+        near(activated(dense(layer), RELU)(x_NI), layer(x_NI).relu())
         near(added(dense(layer), None)(x_NI, residual_NO), layer(x_NI) + residual_NO)
         expected_NO = F.layer_norm(layer(x_NI) + residual_NO, (OUT,), gain_O, offset_O, 1e-5)
         near(added(dense(layer), norm)(x_NI, residual_NO), expected_NO)

@@ -1,4 +1,4 @@
-/* What torch has no kernel for on a CPU; built and called by kernels.py. REAL is float or double. */
+/* What torch has no kernel for on a CPU; built by build.py, called by calls.py. REAL is float or double. */
 
 #include <math.h>
 #include <stdint.h>
@@ -41,11 +41,13 @@ static inline __attribute__((always_inline)) void attend_one(
 /* Loops of a width that the compiler knows are unrolled: several times faster. */
 #define KNOWN(WIDTH) case WIDTH: attend_one(query, slot, count, WIDTH, scale, scores, sum); break;
 
-void attend(const REAL *queries, int64_t stride, const REAL *fresh, REAL *lines, int64_t slot_stride,
-            int64_t head_stride, const int64_t *counts, int64_t rows, int64_t window, int64_t heads, int64_t width,
-            REAL scale, REAL *out)
+/* Shared out among the threads that call it, like all functions whose name begins with `share`. */
+static void share_attention(const REAL *queries, int64_t stride, const REAL *fresh, REAL *lines, int64_t slot_stride,
+                            int64_t head_stride, const int64_t *counts, int64_t rows, int64_t window, int64_t heads,
+                            int64_t width, REAL *out)
 {
-    #pragma omp parallel for schedule(dynamic, 4) if (rows * heads > 4)
+    const REAL scale = 1 / sqrt((double)width);
+    #pragma omp for schedule(dynamic, 4)
     for (int64_t group = 0; group < rows * heads; group++) {
         int64_t row = group / heads, head = group % heads, known = counts[row];
         REAL *slot = lines + row * slot_stride + head * head_stride, scores[known + window];
@@ -62,6 +64,13 @@ void attend(const REAL *queries, int64_t stride, const REAL *fresh, REAL *lines,
             }
         }
     }
+}
+
+void attend(const REAL *queries, int64_t window, REAL *lines, int64_t slot_stride, int64_t head_stride,
+            const int64_t *counts, int64_t rows, int64_t heads, int64_t width, REAL *out)
+{
+    #pragma omp parallel if (rows * heads > 4)
+    share_attention(queries, heads * width, 0, lines, slot_stride, head_stride, counts, rows, window, heads, width, out);
 }
 
 /* ------------------------------------------------------------------ logits
@@ -105,7 +114,7 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
    rows that reading is all that a product costs. So weights that are numbers of 16 bits by nature are kept as such and
    widened on the way: half the bytes, the same product. In 8 bits, with a scale per output, it is another product.
    Each sum goes over the inputs in order, whatever rows are beside it. What usually follows a product is done on the
-   way out: relu, or the residual that is added and the layer norm over both. */
+   way out: an activation, or the residual that is added and the layer norm over both. */
 
 #ifdef __AVX512F__
 #define VECTOR 64
@@ -120,18 +129,21 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
 #define TILES 8 /* that one thread takes at a time */
 
 enum { FULL, FLOAT16, BFLOAT16, INT8 }; /* how weights are stored */
+enum { NONE, RELU, GELU, SILU };
 
-struct layer {
-    const char *weights;
-    int64_t format;
-    const REAL *bias, *scales; /* scales of INT8 alone */
-    int64_t in, out, relu;
-    const REAL *gain, *offset; /* of the norm; null without one */
+struct norm {
+    const REAL *gain, *offset;
     double epsilon;
 };
 
+struct layer {
+    const char *weights;
+    const REAL *bias, *scales; /* scales of INT8 alone */
+    const struct norm *norm;   /* null without one */
+    int64_t format, in, out, activation;
+};
+
 typedef REAL vector __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
-typedef __typeof__((vector){0} > 0) mask;
 const int64_t lanes = LANES, panel = PANEL;
 
 #ifdef NARROW /* formats narrower than REAL, which is float */
@@ -173,6 +185,16 @@ static inline __attribute__((always_inline)) vector widened(const void *weights,
     return *(const vector *)weights;
 }
 
+static void activate(int64_t activation, int64_t count, REAL *y)
+{
+    if (activation == RELU)
+        for (int64_t i = 0; i < count; i++) y[i] = y[i] > 0 ? y[i] : 0;
+    if (activation == GELU)
+        for (int64_t i = 0; i < count; i++) y[i] *= (REAL)0.5 * (1 + ERF(y[i] * (REAL)0.70710678118654752));
+    if (activation == SILU)
+        for (int64_t i = 0; i < count; i++) y[i] /= 1 + EXP(-y[i]);
+}
+
 static inline __attribute__((always_inline)) void product_tile(
     int format, int64_t rows, const struct layer *layer, int64_t first, const REAL *x, int64_t stride, REAL *y)
 {
@@ -188,27 +210,28 @@ static inline __attribute__((always_inline)) void product_tile(
             for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] += x[r * stride + i] * column[c];
     }
     for (int64_t r = 0; r < rows; r++) {
+        int64_t count = out - first < PANEL ? out - first : PANEL;
         for (int64_t c = 0; c < COLUMNS; c++) {
             column[c] = sums[r][c];
             if (format == INT8) column[c] = column[c] * scales[c] + bias[c];
-            if (layer->relu) column[c] = (vector)((mask)column[c] & (column[c] > 0));
         }
-        if (out - first >= PANEL) memcpy(y + r * out + first, column, sizeof column);
-        else memcpy(y + r * out + first, column, (out - first) * sizeof(REAL));
+        if (count == PANEL) memcpy(y + r * out + first, column, sizeof column);
+        else memcpy(y + r * out + first, column, count * sizeof(REAL));
+        if (layer->activation) activate(layer->activation, count, y + r * out + first);
     }
 }
 
-static void close(const struct layer *layer, REAL *y, const REAL *residual)
+/* y, normalised, or x itself where there is nothing to do. */
+static const REAL *normalised(const struct norm *norm, const REAL *x, int64_t width, REAL *y)
 {
-    const REAL *gain = layer->gain, *offset = layer->offset;
     REAL mean = 0, variance = 0;
-    int64_t width = layer->out;
-    for (int64_t i = 0; i < width; i++) mean += y[i] += residual[i];
-    if (!gain) return;
+    if (!norm) return x;
+    for (int64_t i = 0; i < width; i++) mean += x[i];
     mean /= width;
-    for (int64_t i = 0; i < width; i++) variance += (y[i] - mean) * (y[i] - mean);
-    REAL scale = 1 / SQRT(variance / width + (REAL)layer->epsilon);
-    for (int64_t i = 0; i < width; i++) y[i] = (y[i] - mean) * scale * gain[i] + offset[i];
+    for (int64_t i = 0; i < width; i++) variance += (x[i] - mean) * (x[i] - mean);
+    REAL scale = 1 / SQRT(variance / width + (REAL)norm->epsilon);
+    for (int64_t i = 0; i < width; i++) y[i] = (x[i] - mean) * scale * norm->gain[i] + norm->offset[i];
+    return y;
 }
 
 /* Formats and row counts that the compiler knows keep their sums in registers. */
@@ -217,28 +240,116 @@ static void close(const struct layer *layer, REAL *y, const REAL *residual)
 #define OF_FORMAT(FORMAT)                                                                                              \
     OF_ROWS(FORMAT, 1) OF_ROWS(FORMAT, 2) OF_ROWS(FORMAT, 3) OF_ROWS(FORMAT, 4) OF_ROWS(FORMAT, 5) OF_ROWS(FORMAT, 6)
 
-void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
+static void share_product(
+    const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
 {
     int64_t out = layer->out, panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
     int64_t shares = (tiles + TILES - 1) / TILES, size = tiles ? rows / tiles : 0, larger = rows - size * tiles;
-    #pragma omp parallel
-    {
-        #pragma omp for schedule(static)
-        for (int64_t task = 0; task < panels * shares; task++) {
-            int64_t first = task / shares * PANEL, tile = task % shares * TILES;
-            for (int64_t last = tile + TILES < tiles ? tile + TILES : tiles; tile < last; tile++) {
-                int64_t row = tile * size + (tile < larger ? tile : larger), count = size + (tile < larger);
-                switch (8 * layer->format + count) {
-                    OF_FORMAT(FULL)
+    #pragma omp for schedule(static)
+    for (int64_t task = 0; task < panels * shares; task++) {
+        int64_t first = task / shares * PANEL, tile = task % shares * TILES;
+        for (int64_t last = tile + TILES < tiles ? tile + TILES : tiles; tile < last; tile++) {
+            int64_t row = tile * size + (tile < larger ? tile : larger), count = size + (tile < larger);
+            switch (8 * layer->format + count) {
+                OF_FORMAT(FULL)
 #ifdef NARROW
-                    OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) OF_FORMAT(INT8)
+                OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) OF_FORMAT(INT8)
 #endif
-                }
             }
         }
-        if (residual) {
-            #pragma omp for schedule(static)
-            for (int64_t row = 0; row < rows; row++) close(layer, y + row * out, residual + row * out);
+    }
+    if (!residual) return;
+    #pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        REAL *sum = y + row * out;
+        for (int64_t i = 0; i < out; i++) sum[i] += residual[row * out + i];
+        normalised(layer->norm, sum, out, sum);
+    }
+}
+
+void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
+{
+    #pragma omp parallel
+    share_product(layer, x, stride, rows, residual, y);
+}
+
+/* ------------------------------------------------------------------ decoder
+
+   Windows of tokens to hidden states, layer by layer, over stored keys and values of the output so far and of the
+   source; threads are called together once for all of it. Norms lie before each part of a layer, or in its last
+   product. */
+
+struct block {
+    const struct norm *first[3]; /* before each part, or null */
+    const struct layer *project, *keep; /* attention to the output so far */
+    const struct layer *query, *add;    /* to the source */
+    const struct layer *inner, *end;    /* feed-forward */
+};
+
+struct decoder {
+    const REAL *tokens, *positions; /* tables */
+    const struct norm *embedded, *last;
+    const struct block *blocks;
+    int64_t places, padding; /* rows of the latter table; the id that has place 0 and moves the others up, or -1 */
+    int64_t width, heads, count;
+};
+
+struct lines { /* of a cache: [block][slot][head][position] */
+    REAL *first;
+    const int64_t *counts;     /* by row: positions before the window, or in all */
+    int64_t block, slot, head; /* strides */
+};
+
+static void share_attending(const struct decoder *decoder, const struct lines *lines, int64_t block,
+                            const REAL *queries, int64_t stride, int is_fresh, int64_t rows, int64_t window, REAL *out)
+{
+    share_attention(queries, stride, is_fresh ? queries + decoder->width : 0, lines->first + block * lines->block,
+                    lines->slot, lines->head, lines->counts, rows, window, decoder->heads,
+                    decoder->width / decoder->heads, out);
+}
+
+/* Where there is a norm, all rows of x normalised, in `room`. */
+static const REAL *share_norm(const struct norm *norm, const REAL *x, int64_t count, int64_t width, REAL *room)
+{
+    if (!norm) return x;
+    #pragma omp for schedule(static)
+    for (int64_t n = 0; n < count; n++) normalised(norm, x + n * width, width, room + n * width);
+    return room;
+}
+
+/* `room` holds for each token 4 * width, and 3 * width or the outputs of the widest inner product. */
+void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, int64_t window,
+            const struct lines *past, const struct lines *source, REAL *room, REAL *out)
+{
+    const int64_t width = decoder->width, count = rows * window, size = count * width;
+    #pragma omp parallel
+    {
+        REAL *x = room, *other = x + size, *normed = other + size, *sums = normed + size, *wide = sums + size;
+        #pragma omp for schedule(static)
+        for (int64_t n = 0; n < count; n++) {
+            int64_t place = past->counts[n / window] + n % window, id = tokens[n];
+            if (decoder->padding >= 0) place = id == decoder->padding ? 0 : place + 1;
+            place = place < decoder->places ? place : decoder->places - 1;
+            const REAL *token = decoder->tokens + id * width, *position = decoder->positions + place * width;
+            for (int64_t i = 0; i < width; i++) x[n * width + i] = token[i] + position[i];
+            normalised(decoder->embedded, x + n * width, width, x + n * width);
         }
+        for (int64_t b = 0; b < decoder->count; b++) {
+            const struct block *block = decoder->blocks + b;
+            share_product(block->project, share_norm(block->first[0], x, count, width, normed), width, count, 0, wide);
+            share_attending(decoder, past, b, wide, 3 * width, 1, rows, window, sums);
+            share_product(block->keep, sums, width, count, x, other);
+            share_product(block->query, share_norm(block->first[1], other, count, width, normed), width, count, 0, wide);
+            share_attending(decoder, source, b, wide, width, 0, rows, window, sums);
+            share_product(block->add, sums, width, count, other, x);
+            share_product(block->inner, share_norm(block->first[2], x, count, width, normed), width, count, 0, wide);
+            share_product(block->end, wide, block->inner->out, count, x, other);
+            REAL *swapped = x;
+            x = other, other = swapped;
+        }
+        #pragma omp for schedule(static)
+        for (int64_t n = 0; n < count; n++)
+            if (normalised(decoder->last, x + n * width, width, out + n * width) != out + n * width)
+                memcpy(out + n * width, x + n * width, width * sizeof(REAL));
     }
 }

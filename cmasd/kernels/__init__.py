@@ -1,0 +1,17 @@
+"""Kernels in C for a CPU, and what they are given."""
+
+from cmasd.kernels.build import cache_folder
+from cmasd.kernels.calls import Kernels, kernels, kernels_for
+from cmasd.kernels.layers import ACTIVATIONS, Block, Norm, Packed, PackedDecoder
+
+__all__ = [
+    "ACTIVATIONS",
+    "Block",
+    "Kernels",
+    "Norm",
+    "Packed",
+    "PackedDecoder",
+    "cache_folder",
+    "kernels",
+    "kernels_for",
+]

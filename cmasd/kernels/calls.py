@@ -1,0 +1,157 @@
+"""What torch has no kernel for on a CPU, in C: attention of short windows over rows of different lengths, all that is
+asked of a row of logits, products of few rows with weights that serve again and again, and a decoder of all these.
+
+Batched products read every row up to the longest, and for small models most of their time is the overhead of each
+operation, or the reading of weights. `kernels.c` is compiled when it is first needed (some seconds; see `build.py`) and
+shares the threads of torch. Without a compiler, on another system, or for other number formats there are no kernels,
+and the callers' tensor operations do the same more slowly.
+
+Shapes: B rows, T window, N = B*T, H heads, D head width, d = H*D, P = 2*D, L cache length, S slots, K layers, V
+columns, I inputs, O outputs.
+"""
+
+import ctypes
+import logging
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmasd.kernels.build import built
+from cmasd.kernels.layers import Packed, PackedDecoder, lines
+
+REALS = {
+    torch.float32: ("-DREAL=float", "-DEXP=expf", "-DERF=erff", "-DLOG=logf", "-DSQRT=sqrtf", "-DNARROW"),
+    torch.float64: ("-DREAL=double", "-DEXP=exp", "-DERF=erf", "-DLOG=log", "-DSQRT=sqrt"),
+}
+"""The names that C knows a number format by."""
+LEAST_SCALE = 1e-30
+"""Instead of zero, which nothing can be divided by."""
+
+log = logging.getLogger(__name__)
+
+
+class Kernels:
+    """`kernels.c` for one number format."""
+
+    def __init__(self, library: Path) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self.name = library.stem
+        """Of this source, compiler and processor."""
+        loaded = ctypes.CDLL(str(library))
+        self._read, self._statistics = loaded.attend, loaded.statistics
+        self._product, self._decode = loaded.product, loaded.decode
+        for function in (self._read, self._statistics, self._product, self._decode):
+            function.restype = None
+        self._read.argtypes = [pointer, size, pointer, size, size, pointer, size, size, size, pointer]
+        self._statistics.argtypes = [pointer, size, size, pointer, pointer]
+        self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
+        self._decode.argtypes = [pointer, pointer, size, size, *[pointer] * 4]
+        self._lanes, self._panel = (size.in_dll(loaded, name).value for name in ("lanes", "panel"))
+        reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
+        self.halves = [dtype for dtype, name in reads.items() if size.in_dll(loaded, name).value]
+        """Formats of 16 bits that `product` widens on the way."""
+
+    def read(self, queries_Nd: Tensor, lines_SHLP: Tensor, counts_B: Tensor) -> Tensor:
+        """(N, d): attend to the first `counts_B` positions, at least one, of slots 0..B-1."""
+        rows, (_, heads, _, pair) = counts_B.shape[0], lines_SHLP.shape
+        out_Nd = torch.empty_like(queries_Nd)
+        self._read(
+            *(queries_Nd.data_ptr(), queries_Nd.shape[0] // rows, lines_SHLP.data_ptr(), *lines_SHLP.stride()[:2]),
+            *(counts_B.data_ptr(), rows, heads, pair // 2, out_Nd.data_ptr()),
+        )
+        return out_Nd
+
+    def decode(
+        self,
+        decoder: PackedDecoder,
+        tokens_BT: Tensor,
+        past_KSHLP: Tensor,
+        starts_B: Tensor,
+        source_KSHLP: Tensor,
+        counts_B: Tensor,
+    ) -> Tensor:
+        """(B, T, d) hidden states of windows that begin at places `starts_B` of slots 0..B-1, and are kept there.
+
+        Every token sees those before it, and the first `counts_B` places of the source, at least one.
+        """
+        (rows, window), width = tokens_BT.shape, decoder.width
+        tokens_BT, starts_B = tokens_BT.contiguous(), starts_B.contiguous()
+        room_N = past_KSHLP.new_empty(rows * window, 4 * width + decoder.wide)
+        out_BTd = past_KSHLP.new_empty(rows, window, width)
+        past, source = lines(past_KSHLP, starts_B), lines(source_KSHLP, counts_B)
+        self._decode(
+            *(decoder.address, tokens_BT.data_ptr(), rows, window, ctypes.addressof(past), ctypes.addressof(source)),
+            *(room_N.data_ptr(), out_BTd.data_ptr()),
+        )
+        return out_BTd
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """(...) int64 of (..., V): the first of equals."""
+        return self._scan(logits, None)
+
+    def statistics(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of (..., V): the argmax (...), and z1, z2, log sum exp(z - z1), sum p (z - z1) as (..., 4)."""
+        numbers = logits.new_empty(*logits.shape[:-1], 4)
+        return self._scan(logits, numbers), numbers
+
+    def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Packed:
+        """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output."""
+        outputs, inputs = weight_OI.shape
+        padding = -outputs % self._panel
+        bias_O = weight_OI.new_zeros(outputs) if bias_O is None else bias_O
+        bias, scales = F.pad(bias_O, (0, padding)), None
+        if int8:
+            scale_O = weight_OI.abs().amax(1).clamp_min(LEAST_SCALE) / 127
+            weight_OI, scales = (weight_OI / scale_O[:, None]).round(), F.pad(scale_O, (0, padding))
+        dtype = torch.int8 if int8 else next((half for half in self.halves if _fits(weight_OI, half)), weight_OI.dtype)
+        strips_GIP = F.pad(weight_OI, (0, 0, 0, padding)).view(-1, self._lanes, inputs).transpose(1, 2)
+        return Packed(strips_GIP.to(dtype).contiguous(), bias, scales, outputs)
+
+    def product(self, x_NI: Tensor, packed: Packed, residual_NO: Tensor | None = None) -> Tensor:
+        """(N, O): each row's sums are the same whatever rows are beside it.
+
+        The norm, where there is one, is taken of the product and the residual.
+        """
+        if x_NI.stride(1) != 1:
+            x_NI = x_NI.contiguous()
+        rows = x_NI.shape[0]
+        out_NO = x_NI.new_empty(rows, packed.outputs)
+        residual = None
+        if residual_NO is not None:
+            residual_NO = residual_NO.contiguous()
+            residual = residual_NO.data_ptr()
+        self._product(packed.address, x_NI.data_ptr(), x_NI.stride(0), rows, residual, out_NO.data_ptr())
+        return out_NO
+
+    def _scan(self, logits: Tensor, numbers: Tensor | None) -> Tensor:
+        logits, columns = logits.contiguous(), logits.shape[-1]
+        tokens = torch.empty(logits.shape[:-1], dtype=torch.int64)
+        out = None if numbers is None else numbers.data_ptr()
+        self._statistics(logits.data_ptr(), tokens.numel(), columns, tokens.data_ptr(), out)
+        return tokens
+
+
+def _fits(weight: Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(weight.to(dtype).to(weight.dtype), weight)
+
+
+def kernels_for(tensor: Tensor) -> Kernels | None:
+    """The kernels for a tensor's device and number format; None where there are none."""
+    return kernels(tensor.dtype) if tensor.device.type == "cpu" else None
+
+
+@cache
+def kernels(dtype: torch.dtype) -> Kernels | None:
+    """For tensors on the CPU; built when first asked for."""
+    if dtype not in REALS or sys.platform != "linux":
+        return None
+    try:
+        return Kernels(built(*REALS[dtype]))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("%s", {"event": "kernels.none", "cause": str(error).splitlines()[0]})
+        return None

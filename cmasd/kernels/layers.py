@@ -1,0 +1,155 @@
+"""Layers as `kernels.c` knows them: structures of pointers, beside the tensors that these point into.
+
+Shapes: d width, I inputs, O outputs, G strips of P outputs, V vocabulary, L places.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FORMATS = {torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+"""What C calls the formats in which weights can be packed; 0 is their own."""
+ACTIVATIONS = {"relu": 1, "gelu": 2, "silu": 3}
+"""What C calls them; 0 is none."""
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+
+
+def _fields(pointers: str = "", sizes: str = "") -> list[tuple[str, Any]]:
+    return [*((name, _POINTER) for name in pointers.split()), *((name, _SIZE) for name in sizes.split())]
+
+
+class _Norm(ctypes.Structure):
+    """`struct norm` of kernels.c."""
+
+    _fields_ = (*_fields("gain offset"), ("epsilon", ctypes.c_double))
+
+
+class _Layer(ctypes.Structure):
+    """`struct layer`."""
+
+    _fields_ = (*_fields("weights bias scales norm", "format inputs outputs activation"),)
+
+
+class _Block(ctypes.Structure):
+    """`struct block`."""
+
+    _fields_ = (*_fields("first0 first1 first2 project keep query add inner end"),)
+
+
+class _Decoder(ctypes.Structure):
+    """`struct decoder`."""
+
+    _fields_ = (*_fields("tokens positions embedded last blocks", "places padding width heads count"),)
+
+
+class _Lines(ctypes.Structure):
+    """`struct lines`."""
+
+    _fields_ = (*_fields("first counts", "block slot head"),)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer norm."""
+
+    gain: Tensor
+    offset: Tensor
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of the last dimension."""
+        return torch.layer_norm(x, self.gain.shape, self.gain, self.offset, self.epsilon)
+
+    @cached_property
+    def struct(self) -> ctypes.Structure:
+        """What C knows of it."""
+        return _Norm(self.gain.data_ptr(), self.offset.data_ptr(), self.epsilon)
+
+
+class Packed:
+    """A linear layer in strips, and what follows it: an activation, or a residual and a norm of both."""
+
+    def __init__(
+        self,
+        strips_GIP: Tensor,
+        bias: Tensor,
+        scales: Tensor | None,
+        outputs: int,
+        activation: str | None = None,
+        norm: Norm | None = None,
+    ) -> None:
+        """`strips_GIP` in the weights' own format or a smaller one; `bias` and, for int8, `scales` are (G*P,)."""
+        self.strips_GIP = strips_GIP
+        self.bias = bias
+        self.scales = scales
+        self.outputs = outputs
+        self.norm = norm
+        parts = strips_GIP.data_ptr(), bias.data_ptr(), None if scales is None else scales.data_ptr(), _address(norm)
+        kinds = FORMATS.get(strips_GIP.dtype, 0), strips_GIP.shape[1], outputs, ACTIVATIONS.get(activation or "", 0)
+        self.struct: ctypes.Structure = _Layer(*parts, *kinds)
+        self.address = ctypes.addressof(self.struct)
+        """Of what C knows of it."""
+
+    def followed(self, activation: str | None = None, norm: Norm | None = None) -> "Packed":
+        """The same weights, with this behind them."""
+        return Packed(self.strips_GIP, self.bias, self.scales, self.outputs, activation, norm)
+
+
+class Block(NamedTuple):
+    """A layer of a decoder. Each part has a norm before it, or in its last product."""
+
+    first: tuple[Norm | None, Norm | None, Norm | None]
+    """Before attention to the output so far, to the source, and before the feed-forward."""
+    project: Packed
+    """Queries, then (key, value) head by head."""
+    keep: Packed
+    query: Packed
+    add: Packed
+    inner: Packed
+    end: Packed
+
+
+class PackedDecoder:
+    """Embeddings and blocks, for `Kernels.decode`."""
+
+    def __init__(
+        self,
+        tokens_Vd: Tensor,
+        positions_Ld: Tensor,
+        padding: int | None,
+        embedded: Norm | None,
+        blocks: Sequence[Block],
+        heads: int,
+        last: Norm | None,
+    ) -> None:
+        """`padding` is the id that has place 0 and moves the others up by one; norms follow embeddings and blocks."""
+        self._tables = tokens_Vd.contiguous(), positions_Ld.contiguous()
+        self._parts = blocks, embedded, last  # kept alive
+        self.width = tokens_Vd.shape[1]
+        self.wide = max(3 * self.width, *(block.inner.outputs for block in blocks))
+        """Most numbers of a token between two products."""
+        self._blocks = (_Block * len(blocks))(
+            *(_Block(*map(_address, block.first), *(layer.address for layer in block[1:])) for block in blocks)
+        )
+        tables = (table.data_ptr() for table in self._tables)
+        norms = _address(embedded), _address(last)
+        places = len(positions_Ld), -1 if padding is None else padding
+        self._struct = _Decoder(
+            *tables, *norms, ctypes.addressof(self._blocks), *places, self.width, heads, len(blocks)
+        )
+        self.address = ctypes.addressof(self._struct)
+
+
+def lines(cache_KSHLP: Tensor, counts_B: Tensor) -> ctypes.Structure:
+    """Keys and values of K layers in slots, of which `counts_B` (B,) int64 places count."""
+    block, slot, head = cache_KSHLP.stride()[:3]
+    return _Lines(cache_KSHLP.data_ptr(), counts_B.data_ptr(), block, slot, head)
+
+
+def _address(norm: Norm | None) -> int | None:
+    return None if norm is None else ctypes.addressof(norm.struct)
