@@ -3,6 +3,7 @@
 Shapes: V vocabulary.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,27 @@ LEAST = -1e30
 
 
 class Statistics(NamedTuple):
-    """Of logits z (..., V) with the largest z1 and z2; all (...)."""
+    """Of logits z (..., V) with the two largest z1 and z2, and of their softmax p; each is (...)."""
 
     token: Tensor
     """int64: the argmax, the first of equals."""
-    margin: Tensor
-    """z1 - z2"""
-    log_mass: Tensor
-    """log sum exp(z - z1), so that -log_mass is the log-probability of the argmax."""
-    entropy: Tensor
-    """Of the softmax, in nats."""
+    numbers: Tensor
+    """(..., 6), in the order of the properties."""
+
+    @property
+    def top(self) -> Tensor:
+        """z1"""
+        return self.numbers[..., 0]
+
+    @property
+    def log_mass(self) -> Tensor:
+        """log sum exp(z - z1), so that -log_mass is the log-probability of the argmax."""
+        return self.numbers[..., 1]
+
+    @property
+    def scores(self) -> Tensor:
+        """(..., 4): 1 - H(p)/ln V, 2*sigmoid(z1 - z2) - 1, p1 - p2 and p1; all in [0, 1]."""
+        return self.numbers[..., 2:]
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -34,11 +46,10 @@ def argmax(logits: Tensor) -> Tensor:
 
 
 def top_and_mass(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (..., V): the largest, and log sum exp(z - z1), both (...); in one pass where there is a kernel."""
-    kernels = kernels_for(logits)
-    if kernels is not None:
-        _, numbers = kernels.statistics(logits)
-        return numbers[..., 0], numbers[..., 2]
+    """Of (..., V): `top` and `log_mass` of `Statistics`, both (...); in one pass where there is a kernel."""
+    if kernels_for(logits) is not None:
+        found = statistics(logits)
+        return found.top, found.log_mass
     top = logits.amax(-1)
     return top, (logits - top[..., None]).exp().sum(-1).log()
 
@@ -47,13 +58,15 @@ def statistics(logits: Tensor) -> Statistics:
     """In one pass where there is a kernel; masked logits (-inf) count as probability 0."""
     kernels = kernels_for(logits)
     if kernels is not None:
-        token, numbers = kernels.statistics(logits)
-        top, second, log_mass, mean = numbers.unbind(-1)
-        return Statistics(token, top - second, log_mass, log_mass - mean)
+        return Statistics(*kernels.statistics(logits))
     top2 = logits.topk(2, dim=-1).values
-    below = (logits - top2[..., :1]).clamp_min(LEAST)
+    top, second = top2.unbind(-1)
+    below = (logits - top[..., None]).clamp_min(LEAST)
     shares = below.exp()
     mass = shares.sum(-1)
-    log_mass = mass.log()
-    entropy = log_mass - torch.linalg.vecdot(shares, below) / mass
-    return Statistics(logits.argmax(-1), top2[..., 0] - top2[..., 1], log_mass, entropy)
+    nats = mass.log() - torch.linalg.vecdot(shares, below) / mass
+    entropy = (1 - nats / math.log(logits.shape[-1])).clamp(0, 1)
+    max_prob, ratio = 1 / mass, torch.exp(second - top)
+    margin, softmax = (1 - ratio) / (1 + ratio), max_prob * (1 - ratio)
+    numbers = torch.stack([top, mass.log(), entropy, margin, softmax, max_prob], dim=-1)
+    return Statistics(logits.argmax(-1), numbers)

@@ -7,16 +7,15 @@ an option. Raw scores are not calibrated: P(accept | C = c) = c holds only after
 Shapes: B rows, V vocabulary.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from cmasd.confidence.calibration import CalibrationMap, load_calibration
-from cmasd.confidence.largest import Statistics, statistics
+from cmasd.confidence.largest import statistics
 from cmasd.config.tree import ConfidenceConfig
 
 
@@ -40,56 +39,52 @@ class Components(Protocol):
         """p1."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """`Components` of one drafted position, (B,), or of several, (B, K); each is computed when it is asked for."""
+class Scores(NamedTuple):
+    """`Components` of one drafted position, (B,), or of several, (B, K)."""
 
-    found: Statistics
-    columns: int
-    """V, of the logits."""
-    margin_form: str
+    token: Tensor
+    """int64: the argmax."""
+    values: Tensor
+    """(..., 4): entropy, margin, softmax, max_prob."""
 
     @classmethod
     def stack(cls, positions: Sequence["Scores"]) -> "Scores":
         """(B, K) of K positions."""
-        found = (torch.stack(one, -1) for one in zip(*(scores.found for scores in positions), strict=True))
-        return replace(positions[0], found=Statistics(*found))
-
-    @property
-    def token(self) -> Tensor:
-        """int64: the argmax."""
-        return self.found.token
+        tokens, values = zip(*positions, strict=True)
+        return cls(torch.stack(tokens, -1), torch.stack(values, -2))
 
     @property
     def entropy(self) -> Tensor:
         """See `Components`."""
-        return (1 - self.found.entropy / math.log(self.columns)).clamp(0, 1)
+        return self.values[..., 0]
 
     @property
     def margin(self) -> Tensor:
         """See `Components`."""
-        sigmoid = torch.sigmoid(self.found.margin)
-        return sigmoid if self.margin_form == "printed" else 2 * sigmoid - 1
+        return self.values[..., 1]
 
     @property
     def softmax(self) -> Tensor:
         """See `Components`."""
-        return self.max_prob * (1 - torch.exp(-self.found.margin))
+        return self.values[..., 2]
 
     @property
     def max_prob(self) -> Tensor:
         """See `Components`."""
-        return torch.exp(-self.found.log_mass)
+        return self.values[..., 3]
 
     @property
     def components(self) -> Tensor:
         """(..., 3): entropy, margin, softmax, as a draft carries them."""
-        return torch.stack([self.entropy, self.margin, self.softmax], dim=-1)
+        return self.values[..., :3]
 
 
 def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
     """From one pass over the logits; masked ones (-inf) count as probability 0."""
-    return Scores(statistics(logits_BV.float()), logits_BV.shape[-1], margin_form)
+    found = statistics(logits_BV.float())
+    if margin_form == "printed":
+        found.scores[..., 1].add_(1).mul_(0.5)
+    return Scores(found.token, found.scores)
 
 
 @dataclass(frozen=True)

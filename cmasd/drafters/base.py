@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cmasd.core import Draft
@@ -76,3 +77,14 @@ class Drafter(Protocol):
         rolled back.
         """
         ...
+
+
+def until_end(tokens_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
+    """(B,) int64 <= room_B: how much of a draft counts; what lies behind an end of sequence does not."""
+    open_BK = ~is_one_of(tokens_BK, eos_ids)
+    return (open_BK.long().cumprod(-1).sum(-1) + 1).minimum(room_B).clamp_max(tokens_BK.shape[1])
+
+
+def is_one_of(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Where tokens are one of `ids`, of which there mostly is one."""
+    return tokens == ids if len(ids) == 1 else torch.isin(tokens, ids)

@@ -25,7 +25,7 @@ class Choice:
         """Tokens (B,), and their distribution (B, V) when sampling; `best_B` are the columns of the argmax."""
         ids_S = self._shortlist_S
         if self._temperature is None:
-            return best_B if ids_S is None else ids_S[best_B], None
+            return best_B if ids_S is None else ids_S.index_select(0, best_B), None
         probs_BS = torch.softmax(logits_BS.float() / self._temperature, dim=-1)
         column_B = torch.multinomial(probs_BS, 1, generator=self._generator).squeeze(1)
         if ids_S is None:

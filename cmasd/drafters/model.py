@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmasd.confidence import Confidence, Scores
 from cmasd.core import Draft
-from cmasd.drafters.base import Context
+from cmasd.drafters.base import Context, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Policy
 from cmasd.runner.base import Extent, Runner
@@ -45,6 +45,8 @@ class ModelDrafter:
         self.eos_ids = eos_ids
         self.choose = choose
         self.vocabulary_size = choose.vocabulary_size
+        # With a shortlist columns are not ids; there a draft that breaks the verifier's rules is rejected.
+        self._follows_rules = runner.shortlist is None
         self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._fed = 0
         self._later: dict[int, list[int]] = {}
@@ -85,7 +87,7 @@ class ModelDrafter:
         return not any(slot < extent.rows for slot in self._later)
 
     def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
-        """Draft until the policy, an end of sequence, or the room stops every row."""
+        """Draft until the policy stops every row, or as far as the longest room goes."""
         lengths_B = context.lengths_B
         late = [slot for slot in self._later if slot < len(lengths_B)] if extent is None else []
         if late:
@@ -94,29 +96,32 @@ class ModelDrafter:
         self.caught_up = self.caught_up and not late
         most = min(self.policy.max_draft_tokens, int(room_B.max())) if extent is None else extent.window - 1
         tokens, confidences, scored, probs = [], [], [], []
-        active_B, drafted_B = room_B > 0, torch.zeros_like(room_B)
+        going_B, asked_B = None, room_B.clamp_max(1)
         for j in range(most):
-            last_B1 = context.tokens_BL.gather(1, lengths_B[:, None] + (j - 1))
-            logits_BV = self._constrain(logits_BV, context, last_B1, lengths_B + (j - 1))
+            if self._follows_rules:
+                logits_BV = self._constrain(logits_BV, context, lengths_B + (j - 1))
             confidence_B, scores = self.confidence(logits_BV)
             token_B, prob_BV = self.choose(logits_BV, scores.token)
             tokens.append(token_B)
             confidences.append(confidence_B)
             scored.append(scores)
             probs.append(prob_BV)
-            context.tokens_BL.scatter_(1, lengths_B[:, None] + j, token_B[:, None])
-            drafted_B = drafted_B + active_B
+            if self._follows_rules:
+                context.tokens_BL.scatter_(1, lengths_B[:, None] + j, token_B[:, None])
             if j + 1 == most:
                 break
-            active_B = active_B & self.policy.go_on(torch.stack(confidences, -1)) & (drafted_B < room_B)
-            active_B = active_B & ~torch.isin(token_B, self.eos_ids)
-            if extent is None and not active_B.any():
-                break
+            if self.policy.looks:
+                answer_B = self.policy.go_on(torch.stack(confidences, -1))
+                going_B = answer_B if going_B is None else going_B & answer_B
+                asked_B = asked_B + going_B
+                if extent is None and not going_B.any():
+                    break
             logits_BV = self._forward(token_B[:, None], lengths_B + j, extent=extent)[:, -1]
         self._fed = len(tokens) - 1
-        confidence_BK = torch.stack(confidences, -1)
+        tokens_BK, confidence_BK = torch.stack(tokens, -1), torch.stack(confidences, -1)
+        drafted_B = until_end(tokens_BK, self.eos_ids, room_B.minimum(asked_B) if self.policy.looks else room_B)
         return Draft(
-            tokens_BK=torch.stack(tokens, -1),
+            tokens_BK=tokens_BK,
             lengths_B=self.policy.keep(confidence_BK, drafted_B),
             confidence_BK=confidence_BK,
             components_BK3=Scores.stack(scored).components,
@@ -158,10 +163,8 @@ class ModelDrafter:
             return logits_BTV
         return torch.nn.functional.pad(logits_BTV, (0, self.vocabulary_size - own), value=-torch.inf)
 
-    def _constrain(self, logits_BV: Tensor, context: Context, last_B1: Tensor, starts_B: Tensor) -> Tensor:
-        if self.runner.shortlist is not None:
-            return logits_BV  # a draft that breaks the verifier's rules is rejected; the columns are not ids here
-        limits_B = context.limits_B
+    def _constrain(self, logits_BV: Tensor, context: Context, starts_B: Tensor) -> Tensor:
+        limits_B, last_B1 = context.limits_B, context.tokens_BL.gather(1, starts_B[:, None])
         return self.constraints.apply(
             logits_BV[:, None], context.tokens_BL, starts_B, context.prompt_lengths_B, limits_B, last_B1
         )[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.scores import Scores, score
 from cmasd.core import Draft
-from cmasd.drafters.base import Context
+from cmasd.drafters.base import Context, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Policy
 from cmasd.runner.base import Extent
@@ -78,7 +78,7 @@ class ParallelDrafter:
         else:
             most, extent = extent.window - 1, extent._replace(window=self.policy.max_draft_tokens + 1)
         proposal = self._propose(context.tokens_BL, context.lengths_B, most, extent)
-        drafted_B = self._until_end(proposal.tokens_BK, room_B)
+        drafted_B = until_end(proposal.tokens_BK, self.eos_ids, room_B)
         return replace(proposal, lengths_B=self.policy.cut(proposal.confidence_BK, drafted_B))
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
@@ -105,8 +105,3 @@ class ParallelDrafter:
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Keep the hidden states of the window."""
         self.runner.follow(context.lengths_B)
-
-    def _until_end(self, tokens_BK: Tensor, room_B: Tensor) -> Tensor:
-        """(B,): nothing is drafted behind an end of sequence."""
-        open_BK = ~torch.isin(tokens_BK, self.eos_ids)
-        return (open_BK.long().cumprod(-1).sum(-1) + 1).minimum(room_B)

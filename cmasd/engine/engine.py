@@ -28,12 +28,13 @@ from cmasd.core import Draft, Request, Result, Verdict
 from cmasd.drafters import Context, ModelDrafter
 from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead
 from cmasd.engine.capacity import in_halves
+from cmasd.engine.commit import Committer
 from cmasd.engine.costs import step_table, warm_up
 from cmasd.engine.drafting import build_drafter
 from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
 from cmasd.engine.slots import LEAST_STAGED, NewRow, SlotShape, SlotState
-from cmasd.engine.trace import Outcome, trace
+from cmasd.engine.trace import trace
 from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.base import Extent
@@ -83,8 +84,7 @@ class Engine:
         self._ahead = self._build_ahead(config) if uses_graphs(config.engine.graphs, pair.device) else None
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
-        self._ones = torch.ones(slots, dtype=torch.int64, device=pair.device)
-        self._steps = torch.arange(self.shape.window, device=pair.device)
+        self._keep = Committer(self.state, self.eos_ids)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):
@@ -288,37 +288,18 @@ class Engine:
     def _commit(
         self, context: Context, draft: Draft, verdict: Verdict, logits_BTV: Tensor, open_B: Tensor | None = None
     ) -> None:
-        """Write the accepted prefix and the verifier's token, for rows that are open (B,): by default all."""
-        rows, window, _ = logits_BTV.shape
-        if window == 1:
-            emitted_BT, count_B = verdict.next_B[:, None], self._ones[:rows]
-            ended_B = self._is_eos(verdict.next_B)
-            context.tokens_BL.scatter_(1, context.lengths_B[:, None], emitted_BT)
-        else:
-            position_T = self._steps[:window]
-            emitted_BT = torch.cat([draft.tokens_BK, verdict.next_B[:, None]], dim=1)
-            emitted_BT = emitted_BT.scatter(1, verdict.accepted_B[:, None], verdict.next_B[:, None])
-            is_eos_BT = self._is_eos(emitted_BT) & (position_T <= verdict.accepted_B[:, None])
-            ended_B = is_eos_BT.any(-1)
-            count_B = torch.where(ended_B, is_eos_BT.long().argmax(-1), verdict.accepted_B) + 1
-            context.tokens_BL.scatter_(1, context.lengths_B[:, None] + position_T, emitted_BT)
-        if open_B is not None:
-            count_B, ended_B = count_B * open_B, ended_B & open_B
-        trace(self.state, context, Outcome(draft, verdict, emitted_BT, count_B), logits_BTV, self.record_gaps)
+        """What the iteration leaves behind in rows that are open (B,): by default all."""
+        outcome = self._keep(context, draft, verdict, open_B)
+        trace(self.state, context, outcome, logits_BTV, self.record_gaps)
         if self.drafter is not None:
             self.drafter.commit(context, verdict.accepted_B)
-        context.lengths_B.add_(count_B)
-        context.limits_B.masked_fill_(ended_B, 0)
+        context.lengths_B.add_(outcome.count_B)
+        context.limits_B.masked_fill_(outcome.ended_B, 0)
 
     def _count(self, rows: int) -> None:
         self.stats.iterations += 1
         self.stats.row_iterations += rows
         self.stats.slot_iterations += self.shape.slots
-
-    def _is_eos(self, tokens: Tensor) -> Tensor:
-        if len(self.eos_ids) == 1:
-            return tokens == self.eos_ids
-        return torch.isin(tokens, self.eos_ids)
 
     # ---------------------------------------------------------------- collect
 

@@ -86,13 +86,15 @@ class SlotState:
         """What the host knows of lengths without waiting for the device: none is above this."""
         self.tokens = whole(shape.length)
         self.source = whole(shape.max_source) - 1
-        self._whole = whole(4 + len(COUNTERS))
-        self.lengths, self.limits, self.prompt_lengths, self.source_lengths = self._whole[:, :4].unbind(1)
-        self.lengths_and_limits = self._whole[:, :2]
+        self.window = shape.window
+        self.numbers = whole(4 + len(COUNTERS))
+        """(C, 9): length, limit, prompt length, source length, and COUNTERS."""
+        self.lengths, self.limits, self.prompt_lengths, self.source_lengths = self.numbers[:, :4].unbind(1)
+        self.lengths_and_limits = self.numbers[:, :2]
         """A row is open while its length is below its limit; an end of sequence makes that 0."""
         self._vacant = torch.tensor([1, 0, 1], device=device)
         self.close(slice(None))
-        self.counters = self._whole[:, 4:]
+        self.counters = self.numbers[:, 4:]
         self._sums = real(2)
         self.confidence_sum, self.gap_sum = self._sums.unbind(1)
         self.token_trace = real(steps, len(TOKEN_CHANNELS)) if level == "token" else None
@@ -111,7 +113,7 @@ class SlotState:
         self.reach[targets] = self.reach[sources]
         from_M, to_M = uploaded([sources, targets], self.tokens.device)
         traces = (self.token_trace, self.iteration_trace, *(self.top or ()))
-        for tensor in (self.tokens, self.source, self._whole, self._sums, *traces):
+        for tensor in (self.tokens, self.source, self.numbers, self._sums, *traces):
             if tensor is not None:
                 tensor.index_copy_(0, to_M, tensor.index_select(0, from_M))
 
@@ -121,8 +123,8 @@ class SlotState:
         lengths = [len(row.prompt) for row in rows]
         self.keys[slots] = [row.key for row in rows]
         self.reach[slots] = lengths
-        self._whole[slots, 4:], self._sums[slots], self.source[slots] = 0, 0, -1
-        self._whole[slots, :4] = uploaded(
+        self.numbers[slots, 4:], self._sums[slots], self.source[slots] = 0, 0, -1
+        self.numbers[slots, :4] = uploaded(
             [[len(row.prompt), row.limit, len(row.prompt), len(row.source) or len(row.prompt)] for row in rows], device
         )
         self.tokens[slots, : max(lengths)] = padded([row.prompt for row in rows], 0, device)[0]
@@ -134,7 +136,7 @@ class SlotState:
 
     def close(self, slots: slice) -> None:
         """No row is in these slots any more: iterations that run over them leave them as they are."""
-        self._whole[slots, :3] = self._vacant
+        self.numbers[slots, :3] = self._vacant
 
     def context(self, live: int) -> Context:
         """Views of the live rows."""

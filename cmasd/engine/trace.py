@@ -29,6 +29,13 @@ class Outcome:
     """(B, T) int64: the draft, with the verifier's own token in the place after the accepted prefix."""
     count_B: Tensor
     """(B,) int64: tokens that the row gains, cut after an end of sequence; 0 where it has finished before."""
+    ended_B: Tensor
+    """(B,) bool: the last of these ends the sequence."""
+
+    @property
+    def ran_B(self) -> Tensor:
+        """(B,) int64: 1, or 0 for rows that had finished before."""
+        return self.count_B.clamp_max(1)
 
     @property
     def kept_B(self) -> Tensor:
@@ -54,23 +61,16 @@ class Outcome:
 
 
 def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
-    """Record one iteration; called before the rows' lengths advance."""
+    """Record one iteration; called after it is counted, before the rows' lengths advance."""
     if state.top is not None:
         _keep_top(*state.top, context, logits_BTV)
     if outcome.draft.tokens_BK.shape[1] == 0:
         _trace_plain(state, context, logits_BTV, outcome, record_gaps)
         return
     live = len(outcome.count_B)
-    step_B = state.counters[:live, 0].clone()
-    kept_B, rejected_B, sent_BK = outcome.kept_B, outcome.rejected_B, outcome.sent_BK
-    lengths_B = outcome.draft.lengths_B
-    ran_B = outcome.count_B.clamp_max(1)
-    state.counters[:live] += torch.stack([ran_B, lengths_B, kept_B, lengths_B > 0, rejected_B], dim=-1)
-    state.lengths_2K.scatter_add_(1, torch.stack([lengths_B, kept_B]), ran_B.expand(2, -1))
-    state.confidence_sum[:live] += outcome.draft.confidence_BK.where(sent_BK, 0.0).sum(-1)
     if state.iteration_trace is not None:
-        rows_B = torch.arange(live, device=step_B.device)
-        state.iteration_trace[rows_B, step_B] = _iteration_row(outcome, kept_B, rejected_B)
+        step_B = state.counters[:live, 0] - outcome.ran_B
+        state.iteration_trace[torch.arange(live, device=step_B.device), step_B] = _iteration_row(outcome)
     if not record_gaps and state.token_trace is None:
         return
     gap_BT, logprob_BT = _chosen(logits_BTV, outcome.emitted_BT)
@@ -78,7 +78,7 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        rows_BT8 = _token_rows(state.plain_token, outcome, sent_BK, gap_BT, logprob_BT)
+        rows_BT8 = _token_rows(state.plain_token, outcome, gap_BT, logprob_BT)
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
 
@@ -86,7 +86,6 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
 def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, outcome: Outcome, record_gaps: bool) -> None:
     """Without a draft every row gains one token of the verifier's own, and iterations hold their initial values."""
     emitted_B1, live = outcome.emitted_BT, len(outcome.count_B)
-    state.counters[:live, 0] += outcome.count_B
     if not record_gaps and state.token_trace is None:
         return
     gap_B1, logprob_B1 = _chosen(logits_B1V, emitted_B1)
@@ -118,16 +117,17 @@ def _keep_top(ids_CNk: Tensor, logprobs_CNk: Tensor, context: Context, logits_BT
     logprobs_CNk[:live].scatter_(1, where_BTk, top.values)
 
 
-def _iteration_row(outcome: Outcome, kept_B: Tensor, rejected_B: Tensor) -> Tensor:
+def _iteration_row(outcome: Outcome) -> Tensor:
     """(B, 6) float32 in the order of `ITERATION_CHANNELS`; NaN where no token was rejected."""
     scores_BT4 = torch.nn.functional.pad(outcome.scores_BK4, (0, 0, 0, 1), value=NAN)
     where_B14 = outcome.verdict.accepted_B[:, None, None].expand(-1, 1, 4)
-    first_rejected_B4 = scores_BT4.gather(1, where_B14).squeeze(1).where(rejected_B[:, None], NAN)
-    return torch.cat([outcome.draft.lengths_B[:, None], kept_B[:, None], first_rejected_B4], dim=-1)
+    first_rejected_B4 = scores_BT4.gather(1, where_B14).squeeze(1).where(outcome.rejected_B[:, None], NAN)
+    return torch.cat([outcome.draft.lengths_B[:, None], outcome.kept_B[:, None], first_rejected_B4], dim=-1)
 
 
-def _token_rows(plain_8: Tensor, outcome: Outcome, sent_BK: Tensor, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
+def _token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
     """(B, T, 8) float32 in the order of `TOKEN_CHANNELS`; scores are NaN for the verifier's own tokens."""
+    sent_BK = outcome.sent_BK
     position_K = torch.arange(sent_BK.shape[1], device=gap_BT.device)
     accepted_BK1 = (position_K < outcome.verdict.accepted_B[:, None])[..., None]
     source_BK1 = torch.where(accepted_BK1, float(FROM_DRAFT), float(FROM_VERIFIER))

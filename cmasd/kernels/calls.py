@@ -45,12 +45,18 @@ class Kernels:
         loaded = ctypes.CDLL(str(library))
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product, self._decode = loaded.product, loaded.decode
-        for function in (self._read, self._statistics, self._product, self._decode):
+        self._accept, self._commit = loaded.accept, loaded.commit
+        for function in (self._read, self._statistics, self._product, self._decode, self._accept, self._commit):
             function.restype = None
         self._read.argtypes = [pointer, size, pointer, size, size, pointer, size, size, size, pointer]
         self._statistics.argtypes = [pointer, size, size, pointer, pointer]
         self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
         self._decode.argtypes = [pointer, pointer, size, size, *[pointer] * 4]
+        self._accept.argtypes = [pointer, pointer, pointer, size, size, pointer, pointer]
+        self._commit.argtypes = [
+            *(pointer, pointer, pointer, size, size, pointer, pointer, pointer, size, pointer, size),
+            *(pointer, size, pointer, size, pointer, size, pointer, pointer, pointer),
+        ]
         self._lanes, self._panel = (size.in_dll(loaded, name).value for name in ("lanes", "panel"))
         reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
         self.halves = [dtype for dtype, name in reads.items() if size.in_dll(loaded, name).value]
@@ -95,8 +101,8 @@ class Kernels:
         return self._scan(logits, None)
 
     def statistics(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Of (..., V): the argmax (...), and z1, z2, log sum exp(z - z1), sum p (z - z1) as (..., 4)."""
-        numbers = logits.new_empty(*logits.shape[:-1], 4)
+        """Of (..., V): the argmax (...), and the numbers (..., 6) of `cmasd.confidence.largest.Statistics`."""
+        numbers = logits.new_empty(*logits.shape[:-1], 6)
         return self._scan(logits, numbers), numbers
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Packed:
@@ -127,6 +133,45 @@ class Kernels:
             residual = residual_NO.data_ptr()
         self._product(packed.address, x_NI.data_ptr(), x_NI.stride(0), rows, residual, out_NO.data_ptr())
         return out_NO
+
+    def accept(self, draft_BK: Tensor, lengths_B: Tensor, best_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """How many leading draft tokens are the best ones (B,), within lengths; and the best one behind those (B,)."""
+        draft_BK, lengths_B = draft_BK.contiguous(), lengths_B.contiguous()
+        accepted_B, next_B = torch.empty_like(lengths_B), torch.empty_like(lengths_B)
+        self._accept(
+            *(draft_BK.data_ptr(), lengths_B.data_ptr(), best_BT.data_ptr(), *best_BT.shape),
+            *(accepted_B.data_ptr(), next_B.data_ptr()),
+        )
+        return accepted_B, next_B
+
+    def commit(
+        self,
+        draft_BK: Tensor,
+        lengths_B: Tensor,
+        confidence_BK: Tensor,
+        accepted_B: Tensor,
+        next_B: Tensor,
+        eos_ids: Tensor,
+        numbers_C9: Tensor,
+        tokens_BL: Tensor,
+        lengths_2K: Tensor,
+        confidence_sum_C: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `cmasd.engine.commit`: emitted (B, T), count (B,), ended (B,) bool; the last four are updated."""
+        draft_BK, confidence_BK, lengths_B = (one.contiguous() for one in (draft_BK, confidence_BK, lengths_B))
+        accepted_B, next_B = accepted_B.contiguous(), next_B.contiguous()
+        rows, drafted = draft_BK.shape
+        emitted_BT, count_B = draft_BK.new_empty(rows, drafted + 1), draft_BK.new_empty(rows)
+        ended_B = torch.empty(rows, dtype=torch.bool)
+        judged = (accepted_B, next_B, eos_ids)
+        self._commit(
+            *(draft_BK.data_ptr(), lengths_B.data_ptr(), confidence_BK.data_ptr(), rows, drafted),
+            *(*(one.data_ptr() for one in judged), len(eos_ids), numbers_C9.data_ptr(), numbers_C9.stride(0)),
+            *(tokens_BL.data_ptr(), tokens_BL.stride(0), lengths_2K.data_ptr(), lengths_2K.stride(0)),
+            *(confidence_sum_C.data_ptr(), confidence_sum_C.stride(0)),
+            *(emitted_BT.data_ptr(), count_B.data_ptr(), ended_B.data_ptr()),
+        )
+        return emitted_BT, count_B, ended_B
 
     def _scan(self, logits: Tensor, numbers: Tensor | None) -> Tensor:
         logits, columns = logits.contiguous(), logits.shape[-1]

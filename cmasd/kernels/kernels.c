@@ -75,8 +75,10 @@ void attend(const REAL *queries, int64_t window, REAL *lines, int64_t slot_strid
 
 /* ------------------------------------------------------------------ logits
 
-   Of each row z: where the largest is (the first of equals), and, unless `numbers` is null,
-   z1, z2 (the two largest), log sum exp(z - z1), sum p (z - z1) with p = softmax(z). */
+   Of each row z: where the largest is (the first of equals), and, unless `numbers` is null, what NUMBERS are called in
+   cmasd/confidence/largest.py, with z1 and z2 the two largest and p = softmax(z). */
+
+#define NUMBERS 6
 
 static REAL most(const REAL *z, int64_t count, REAL least)
 {
@@ -102,8 +104,60 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
             mass += share;
             mean += share * below;
         }
-        REAL *out = numbers + 4 * row;
-        out[0] = top, out[1] = second, out[2] = LOG(mass), out[3] = mean / mass;
+        REAL gap = second - top, entropy = 1 - (LOG(mass) - mean / mass) / LOG((REAL)columns);
+        REAL ratio = EXP(gap < NOTHING ? NOTHING : gap), *out = numbers + NUMBERS * row;
+        out[0] = top;
+        out[1] = LOG(mass);
+        out[2] = entropy < 0 ? 0 : entropy > 1 ? 1 : entropy;
+        out[3] = (1 - ratio) / (1 + ratio);
+        out[4] = (1 - ratio) / mass;
+        out[5] = 1 / mass;
+    }
+}
+
+/* ------------------------------------------------------------------ rows
+
+   Of each row, how many leading tokens of its draft are the best ones, and the best one behind those. */
+
+void accept(const int64_t *draft, const int64_t *lengths, const int64_t *best, int64_t rows, int64_t window,
+            int64_t *accepted, int64_t *next)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t *mine = draft + row * (window - 1), *theirs = best + row * window;
+        int64_t count = 0;
+        while (count < lengths[row] && mine[count] == theirs[count]) count++;
+        accepted[row] = count, next[row] = theirs[count];
+    }
+}
+
+/* As `_drafted` and `_tally` of cmasd/engine/commit.py. */
+
+enum { LENGTH, ITERATIONS = 4, DRAFTED, ACCEPTED, DRAFTING, ROLLBACKS }; /* columns of `numbers` */
+
+void commit(const int64_t *draft, const int64_t *lengths, const float *confidence, int64_t rows, int64_t drafted,
+            const int64_t *accepted, const int64_t *next, const int64_t *eos, int64_t eos_count, int64_t *numbers,
+            int64_t number_stride, int64_t *tokens, int64_t token_stride, int64_t *by_length, int64_t length_stride,
+            float *confidence_sum, int64_t sum_stride, int64_t *emitted, int64_t *counts, uint8_t *ended)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t *number = numbers + row * number_stride, *to = tokens + row * token_stride + number[LENGTH];
+        int64_t *out = emitted + row * (drafted + 1), length = lengths[row], count = 0, is_end = 0;
+        for (int64_t i = 0; i < drafted; i++) to[i] = out[i] = draft[row * drafted + i];
+        to[drafted] = out[drafted] = next[row];
+        to[accepted[row]] = out[accepted[row]] = next[row];
+        while (count <= accepted[row] && !is_end) {
+            for (int64_t i = 0; i < eos_count; i++) is_end |= out[count] == eos[i];
+            count++;
+        }
+        counts[row] = count, ended[row] = is_end;
+        int64_t kept = accepted[row] < count ? accepted[row] : count;
+        number[ITERATIONS]++;
+        number[DRAFTED] += length;
+        number[ACCEPTED] += kept;
+        number[DRAFTING] += length > 0;
+        number[ROLLBACKS] += accepted[row] < length && accepted[row] < count;
+        by_length[length]++, by_length[length_stride + kept]++;
+        for (int64_t i = 0; i < length; i++) confidence_sum[row * sum_stride] += confidence[row * drafted + i];
     }
 }
 

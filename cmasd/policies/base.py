@@ -31,6 +31,8 @@ class Policy(ABC):
 
     max_draft_tokens: int
     """No row ever drafts more; 0: the drafter is never called."""
+    looks: bool = True
+    """Whether `go_on` depends on confidences; where not, nobody asks while a draft is made."""
     plans_ahead: bool = False
     """Whether `plan` alone can say how long a draft is, so that nobody need look at it while it is made."""
 

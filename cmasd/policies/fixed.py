@@ -9,6 +9,7 @@ from cmasd.policies.base import Policy
 class FixedPolicy(Policy):
     """k tokens in every iteration."""
 
+    looks = False
     plans_ahead = True
 
     def __init__(self, max_draft_tokens: int) -> None:

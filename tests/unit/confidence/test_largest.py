@@ -64,9 +64,13 @@ def test_statistics_are_what_their_names_say(values: Tensor) -> None:
     top2, log_p = exact.sort(-1, descending=True).values[..., :2], exact.log_softmax(-1)
     entropy = -(log_p.exp() * log_p.clamp_min(-1e30)).sum(-1)
     assert found.token.tolist() == first_of_largest(values.float()).tolist()
-    torch.testing.assert_close(found.margin.double(), top2[..., 0] - top2[..., 1], rtol=1e-5, atol=1e-5)
+    first, second = top2.unbind(-1)
+    p1, p2 = log_p.exp().sort(-1, descending=True).values[..., :2].unbind(-1)
+    scores = [1 - entropy / math.log(values.shape[-1]), 2 * torch.sigmoid(first - second) - 1, p1 - p2, p1]
+    assert torch.equal(found.top, values.float().amax(-1))
     torch.testing.assert_close(-found.log_mass.double(), log_p.amax(-1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.entropy.double(), entropy, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.scores.double(), torch.stack(scores, -1), rtol=1e-3, atol=1e-5)
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
 
 @settings(max_examples=60)
@@ -89,9 +93,9 @@ def test_a_view_and_a_single_column() -> None:
 def test_no_finite_value_but_one() -> None:
     found = statistics(torch.tensor([[-math.inf, 2.0, -math.inf]]))
     assert found.token.tolist() == [1]
-    assert found.margin.item() == math.inf
+    assert found.top.item() == 2
     assert found.log_mass.item() == pytest.approx(0, abs=1e-6)
-    assert found.entropy.item() == pytest.approx(0, abs=1e-6)
+    assert found.scores.tolist() == [pytest.approx([1, 1, 1, 1], abs=1e-6)]
 
 
 def test_formats_that_the_kernels_do_not_have() -> None:
