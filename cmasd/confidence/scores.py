@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.calibration import CalibrationMap, load_calibration
-from cmasd.confidence.largest import statistics
+from cmasd.confidence.largest import Statistics, statistics
 from cmasd.config.tree import ConfidenceConfig
 
 
@@ -81,10 +81,16 @@ class Scores(NamedTuple):
 
 def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
     """From one pass over the logits; masked ones (-inf) count as probability 0."""
-    found = statistics(logits_BV.float())
+    return scores_of(statistics(logits_BV.float()), margin_form)
+
+
+def scores_of(found: Statistics, margin_form: str) -> Scores:
+    """The statistics as they are asked for."""
+    values = found.scores
     if margin_form == "printed":
-        found.scores[..., 1].add_(1).mul_(0.5)
-    return Scores(found.token, found.scores)
+        values = values.clone()
+        values[..., 1].add_(1).mul_(0.5)
+    return Scores(found.token, values)
 
 
 @dataclass(frozen=True)

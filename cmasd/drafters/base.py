@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmasd.core import Draft
+from cmasd.kernels import kernels_for
 from cmasd.runner.base import Extent
 
 
@@ -81,6 +82,9 @@ class Drafter(Protocol):
 
 def until_end(tokens_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
     """(B,) int64 <= room_B: how much of a draft counts; what lies behind an end of sequence does not."""
+    kernels = kernels_for(tokens_BK)
+    if kernels is not None:
+        return kernels.until_end(tokens_BK, eos_ids, room_B)
     open_BK = ~is_one_of(tokens_BK, eos_ids)
     return (open_BK.long().cumprod(-1).sum(-1) + 1).minimum(room_B).clamp_max(tokens_BK.shape[1])
 

@@ -8,17 +8,59 @@ Shapes: B rows, T window, V vocabulary, J drafted so far.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmasd.confidence import Confidence, Scores
+from cmasd.confidence.largest import Statistics
+from cmasd.confidence.scores import scores_of
 from cmasd.core import Draft
 from cmasd.drafters.base import Context, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Policy
-from cmasd.runner.base import Extent, Runner
+from cmasd.runner.base import Extent, Guess, Runner
 from cmasd.runner.constraints import Constraints
+
+
+class Window(NamedTuple):
+    """What is fed to all rows."""
+
+    tokens_BT: Tensor
+    """(B, T) int64, padded behind each row's last."""
+    starts_B: Tensor
+    """(B,) int64"""
+    only_B: Tensor | None
+    """(B,) int64: the place of each row's last token; None for T = 1."""
+
+
+class Guesses(NamedTuple):
+    """See `Draft`."""
+
+    tokens_BK: Tensor
+    confidence_BK: Tensor
+    components_BK3: Tensor
+    asked_B: Tensor | None
+    """(B,) int64: as far as the policy let each row draft; None where it was not asked."""
+    probs_BKV: Tensor | None = None
+
+
+class Stop:
+    """Asks the policy after each token, and remembers how far it let each row draft."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.asks = policy.looks
+        self.asked_B: Tensor | None = None
+        self._policy = policy
+        self._going_B: Tensor | None = None
+
+    def __call__(self, confidence_BJ: Tensor, waits: bool) -> bool:
+        """Whether no row goes on; where nobody may wait for the device, no."""
+        answer_B = self._policy.go_on(confidence_BJ)
+        self._going_B = answer_B if self._going_B is None else self._going_B & answer_B
+        self.asked_B = self._going_B + (1 if self.asked_B is None else self.asked_B)
+        return waits and not bool(self._going_B.any())
 
 
 class ModelDrafter:
@@ -46,7 +88,9 @@ class ModelDrafter:
         self.choose = choose
         self.vocabulary_size = choose.vocabulary_size
         # With a shortlist columns are not ids; there a draft that breaks the verifier's rules is rejected.
-        self._follows_rules = runner.shortlist is None
+        self._follows_rules = runner.shortlist is None and not constraints.is_free
+        is_simple = not (self._follows_rules or choose.samples) and runner.vocabulary_size == choose.vocabulary_size
+        self._native = runner.guesser() if is_simple else None
         self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._fed = 0
         self._later: dict[int, list[int]] = {}
@@ -88,18 +132,35 @@ class ModelDrafter:
 
     def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
         """Draft until the policy stops every row, or as far as the longest room goes."""
-        lengths_B = context.lengths_B
-        late = [slot for slot in self._later if slot < len(lengths_B)] if extent is None else []
+        late = [slot for slot in self._later if slot < len(room_B)] if extent is None else []
         if late:
             self.prefill(late, [self._later[slot] for slot in late])
-        logits_BV = self._catch_up(context, extent)
-        self.caught_up = self.caught_up and not late
         most = min(self.policy.max_draft_tokens, int(room_B.max())) if extent is None else extent.window - 1
+        window = self._missing(context, extent)
+        self.caught_up = self.caught_up and not late
+        guesses = self._guess(context, window, most, extent)
+        self._fed = guesses.tokens_BK.shape[1] - 1
+        drafted_B = until_end(guesses.tokens_BK, self.eos_ids, room_B)
+        if guesses.asked_B is not None:
+            drafted_B = drafted_B.minimum(guesses.asked_B)
+        return Draft(
+            tokens_BK=guesses.tokens_BK,
+            lengths_B=self.policy.keep(guesses.confidence_BK, drafted_B),
+            confidence_BK=guesses.confidence_BK,
+            components_BK3=guesses.components_BK3,
+            probs_BKV=guesses.probs_BKV,
+        )
+
+    def _guess(self, context: Context, window: Window, most: int, extent: Extent | None) -> Guesses:
+        """Up to `most` tokens behind the window; fewer where the policy stops all rows."""
+        if self._native is not None and extent is None:
+            return self._guess_natively(self._native, window, most)
         tokens, confidences, scored, probs = [], [], [], []
-        going_B, asked_B = None, room_B.clamp_max(1)
+        stop = Stop(self.policy)
+        logits_BV = self._forward(*window, extent=extent)[:, 0]
         for j in range(most):
             if self._follows_rules:
-                logits_BV = self._constrain(logits_BV, context, lengths_B + (j - 1))
+                logits_BV = self._constrain(logits_BV, context, context.lengths_B + (j - 1))
             confidence_B, scores = self.confidence(logits_BV)
             token_B, prob_BV = self.choose(logits_BV, scores.token)
             tokens.append(token_B)
@@ -107,49 +168,56 @@ class ModelDrafter:
             scored.append(scores)
             probs.append(prob_BV)
             if self._follows_rules:
-                context.tokens_BL.scatter_(1, lengths_B[:, None] + j, token_B[:, None])
-            if j + 1 == most:
+                context.tokens_BL.scatter_(1, context.lengths_B[:, None] + j, token_B[:, None])
+            if j + 1 == most or (stop.asks and stop(torch.stack(confidences, -1), waits=extent is None)):
                 break
-            if self.policy.looks:
-                answer_B = self.policy.go_on(torch.stack(confidences, -1))
-                going_B = answer_B if going_B is None else going_B & answer_B
-                asked_B = asked_B + going_B
-                if extent is None and not going_B.any():
-                    break
-            logits_BV = self._forward(token_B[:, None], lengths_B + j, extent=extent)[:, -1]
-        self._fed = len(tokens) - 1
-        tokens_BK, confidence_BK = torch.stack(tokens, -1), torch.stack(confidences, -1)
-        drafted_B = until_end(tokens_BK, self.eos_ids, room_B.minimum(asked_B) if self.policy.looks else room_B)
-        return Draft(
-            tokens_BK=tokens_BK,
-            lengths_B=self.policy.keep(confidence_BK, drafted_B),
-            confidence_BK=confidence_BK,
+            logits_BV = self._forward(token_B[:, None], context.lengths_B + j, extent=extent)[:, -1]
+        return Guesses(
+            tokens_BK=torch.stack(tokens, -1),
+            confidence_BK=torch.stack(confidences, -1),
             components_BK3=Scores.stack(scored).components,
+            asked_B=stop.asked_B,
             probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.choose.samples else None,
         )
+
+    def _guess_natively(self, guess: Guess, window: Window, most: int) -> Guesses:
+        """All tokens in one call, or one by one where the policy looks at each."""
+        stop, tokens, numbers = Stop(self.policy), [], []
+        starts_B = window.starts_B + (1 if window.only_B is None else window.only_B + 1)
+        self.runner.extent(len(starts_B), most - 1, int(starts_B.max()))
+        step = 1 if stop.asks else most
+        while True:
+            found_KB, numbers_KB6 = guess(*window, step)
+            tokens.append(found_KB)
+            numbers.append(numbers_KB6.float())
+            tokens_BK = (found_KB if len(tokens) == 1 else torch.cat(tokens)).t()
+            numbers_BK6 = (numbers[0] if len(tokens) == 1 else torch.cat(numbers)).transpose(0, 1)
+            scores = scores_of(Statistics(tokens_BK, numbers_BK6), self.confidence.margin_form)
+            confidence_BK = self.confidence.combine(scores)
+            if tokens_BK.shape[1] == most or stop(confidence_BK, waits=True):
+                return Guesses(tokens_BK, confidence_BK, scores.components, stop.asked_B)
+            window = Window(found_KB.t(), starts_B + (len(tokens) - 1), None)
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The last drafted token was never fed, so at most drafted - 1 of them are in the cache."""
         self._cached[: len(accepted_B)] += accepted_B.clamp_max(self._fed)
 
-    def _catch_up(self, context: Context, extent: Extent | None) -> Tensor:
-        """Feed every token that the cache lacks, for good; returns the logits (B, V) after the last one.
+    def _missing(self, context: Context, extent: Extent | None) -> Window:
+        """Every token that the cache lacks, to be fed for good.
 
         Where the host may not look at how many those are, it is the last two of every row, one of them perhaps again.
         """
         cached_B = self._cached[: len(context.lengths_B)]
-        starts_B = cached_B if extent is None else (context.lengths_B - 2).clamp_min(0)
+        starts_B = cached_B.clone() if extent is None else (context.lengths_B - 2).clamp_min(0)
         missing_B = context.lengths_B - starts_B
         most = int(missing_B.max()) if extent is None else 2
         self.caught_up = most <= 2
-        if most == 1:
-            logits_BV = self._forward(context.tokens_BL.gather(1, starts_B[:, None]), starts_B)[:, 0]
-        else:
-            offset_T = torch.arange(most, device=cached_B.device)
-            where_BT = (starts_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
-            logits_BV = self._forward(context.tokens_BL.gather(1, where_BT), starts_B, missing_B - 1, extent)[:, 0]
         cached_B.copy_(context.lengths_B)
-        return logits_BV
+        if most == 1:
+            return Window(context.tokens_BL.gather(1, starts_B[:, None]), starts_B, None)
+        offset_T = torch.arange(most, device=cached_B.device)
+        where_BT = (starts_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
+        return Window(context.tokens_BL.gather(1, where_BT), starts_B, missing_B - 1)
 
     def _forward(
         self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, extent: Extent | None = None

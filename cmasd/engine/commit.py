@@ -23,16 +23,15 @@ class Committer:
     def __init__(self, state: SlotState, eos_ids: Tensor) -> None:
         self._state = state
         self._eos_ids = eos_ids
-        self._kernels = kernels_for(state.confidence_sum)
+        self._kernels = kernels_for(eos_ids)
         self._steps = torch.arange(state.window, device=eos_ids.device)
         self._ones = torch.ones(len(state.keys), dtype=torch.int64, device=eos_ids.device)
 
     def __call__(self, context: Context, draft: Draft, verdict: Verdict, open_B: Tensor | None = None) -> Outcome:
         """For rows that are open (B,): by default all."""
-        if draft.tokens_BK.shape[1] == 0:
-            return self._plain(context, draft, verdict, open_B)
         if self._kernels is None or open_B is not None:
-            return self._drafted(context, draft, verdict, open_B)
+            is_plain = draft.tokens_BK.shape[1] == 0
+            return (self._plain if is_plain else self._drafted)(context, draft, verdict, open_B)
         emitted_BT, count_B, ended_B = self._kernels.commit(
             *(draft.tokens_BK, draft.lengths_B, draft.confidence_BK, verdict.accepted_B, verdict.next_B, self._eos_ids),
             *(self._state.numbers, context.tokens_BL, self._state.lengths_2K, self._state.confidence_sum),

@@ -45,14 +45,15 @@ class Kernels:
         loaded = ctypes.CDLL(str(library))
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product, self._decode = loaded.product, loaded.decode
+        self._guess, self._until_end = loaded.guess, loaded.until_end
         self._accept, self._commit = loaded.accept, loaded.commit
-        for function in (self._read, self._statistics, self._product, self._decode, self._accept, self._commit):
-            function.restype = None
         self._read.argtypes = [pointer, size, pointer, size, size, pointer, size, size, size, pointer]
         self._statistics.argtypes = [pointer, size, size, pointer, pointer]
         self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
         self._decode.argtypes = [pointer, pointer, size, size, *[pointer] * 4]
         self._accept.argtypes = [pointer, pointer, pointer, size, size, pointer, pointer]
+        self._guess.argtypes = [*[pointer] * 4, size, size, pointer, size, *[pointer] * 5]
+        self._until_end.argtypes = [pointer, size, size, pointer, size, pointer, pointer]
         self._commit.argtypes = [
             *(pointer, pointer, pointer, size, size, pointer, pointer, pointer, size, pointer, size),
             *(pointer, size, pointer, size, pointer, size, pointer, pointer, pointer),
@@ -87,12 +88,12 @@ class Kernels:
         """
         (rows, window), width = tokens_BT.shape, decoder.width
         tokens_BT, starts_B = tokens_BT.contiguous(), starts_B.contiguous()
-        room_N = past_KSHLP.new_empty(rows * window, 4 * width + decoder.wide)
+        room = past_KSHLP.new_empty(rows * window * decoder.room)
         out_BTd = past_KSHLP.new_empty(rows, window, width)
         past, source = lines(past_KSHLP, starts_B), lines(source_KSHLP, counts_B)
         self._decode(
             *(decoder.address, tokens_BT.data_ptr(), rows, window, ctypes.addressof(past), ctypes.addressof(source)),
-            *(room_N.data_ptr(), out_BTd.data_ptr()),
+            *(room.data_ptr(), out_BTd.data_ptr()),
         )
         return out_BTd
 
@@ -104,6 +105,34 @@ class Kernels:
         """Of (..., V): the argmax (...), and the numbers (..., 6) of `cmasd.confidence.largest.Statistics`."""
         numbers = logits.new_empty(*logits.shape[:-1], 6)
         return self._scan(logits, numbers), numbers
+
+    def guess(
+        self,
+        decoder: PackedDecoder,
+        head: Packed,
+        ids_S: Tensor | None,
+        window: tuple[Tensor, Tensor, Tensor | None],
+        count: int,
+        past_KSHLP: Tensor,
+        source_KSHLP: Tensor,
+        counts_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Greedy tokens behind a window (count, B), and the numbers (count, B, 6) of their logits, as `statistics`.
+
+        The window is tokens (B, T), starts (B,) and, where windows are padded, the place (B,) of each one's last token;
+        with `ids_S` these alone are the head's columns. Otherwise as `decode`.
+        """
+        tokens_BT, starts_B, only_B = window[0].contiguous(), window[1].contiguous(), window[2]
+        (rows, width), pointer_of = tokens_BT.shape, Tensor.data_ptr
+        room = past_KSHLP.new_empty(rows * (width * (decoder.width + decoder.room) + head.outputs))
+        found, numbers = tokens_BT.new_empty(count, rows), past_KSHLP.new_empty(count, rows, 6)
+        past, source = lines(past_KSHLP, starts_B), lines(source_KSHLP, counts_B)
+        self._guess(
+            *(decoder.address, head.address, None if ids_S is None else ids_S.data_ptr(), pointer_of(tokens_BT)),
+            *(rows, width, None if only_B is None else only_B.data_ptr(), count),
+            *(ctypes.addressof(past), ctypes.addressof(source), *map(pointer_of, (room, found, numbers))),
+        )
+        return found, numbers
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Packed:
         """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output."""
@@ -143,6 +172,14 @@ class Kernels:
             *(accepted_B.data_ptr(), next_B.data_ptr()),
         )
         return accepted_B, next_B
+
+    def until_end(self, draft_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
+        """(B,) <= room_B: how much of a draft counts; what lies behind an end of sequence does not."""
+        draft_BK, room_B = draft_BK.contiguous(), room_B.contiguous()
+        lengths_B = torch.empty_like(room_B)
+        ends = (eos_ids.data_ptr(), len(eos_ids))
+        self._until_end(draft_BK.data_ptr(), *draft_BK.shape, *ends, room_B.data_ptr(), lengths_B.data_ptr())
+        return lengths_B
 
     def commit(
         self,
@@ -186,8 +223,9 @@ def _fits(weight: Tensor, dtype: torch.dtype) -> bool:
 
 
 def kernels_for(tensor: Tensor) -> Kernels | None:
-    """The kernels for a tensor's device and number format; None where there are none."""
-    return kernels(tensor.dtype) if tensor.device.type == "cpu" else None
+    """The kernels for a tensor's device and number format (any, for ids); None where there are none."""
+    dtype = torch.float32 if tensor.dtype == torch.int64 else tensor.dtype
+    return kernels(dtype) if tensor.device.type == "cpu" else None
 
 
 @cache

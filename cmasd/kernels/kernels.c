@@ -130,6 +130,18 @@ void accept(const int64_t *draft, const int64_t *lengths, const int64_t *best, i
     }
 }
 
+/* How much of each draft counts: what lies behind an end of sequence does not. */
+void until_end(const int64_t *draft, int64_t rows, int64_t drafted, const int64_t *eos, int64_t eos_count,
+               const int64_t *room, int64_t *lengths)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t length = 0, is_end = 0, most = room[row] < drafted ? room[row] : drafted;
+        for (; length < most && !is_end; length++)
+            for (int64_t i = 0; i < eos_count; i++) is_end |= draft[row * drafted + length] == eos[i];
+        lengths[row] = length;
+    }
+}
+
 /* As `_drafted` and `_tally` of cmasd/engine/commit.py. */
 
 enum { LENGTH, ITERATIONS = 4, DRAFTED, ACCEPTED, DRAFTING, ROLLBACKS }; /* columns of `numbers` */
@@ -152,6 +164,7 @@ void commit(const int64_t *draft, const int64_t *lengths, const float *confidenc
         counts[row] = count, ended[row] = is_end;
         int64_t kept = accepted[row] < count ? accepted[row] : count;
         number[ITERATIONS]++;
+        if (!drafted) continue;
         number[DRAFTED] += length;
         number[ACCEPTED] += kept;
         number[DRAFTING] += length > 0;
@@ -405,5 +418,32 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
         for (int64_t n = 0; n < count; n++)
             if (normalised(decoder->last, x + n * width, width, out + n * width) != out + n * width)
                 memcpy(out + n * width, x + n * width, width * sizeof(REAL));
+    }
+}
+
+/* Greedy decoding: `count` tokens for each row behind its window, [token][row], with their NUMBERS. `only` says which of
+   a row's window is its last token; without it that is the window's. With `ids` the head has only these columns. `room`
+   holds width numbers for each token of the window, the head's outputs for each row, and what `decode` needs. */
+void guess(const struct decoder *decoder, const struct layer *head, const int64_t *ids, const int64_t *tokens,
+           int64_t rows, int64_t window, const int64_t *only, int64_t count, const struct lines *past,
+           const struct lines *source, REAL *room, int64_t *found, REAL *numbers)
+{
+    const int64_t width = decoder->width;
+    int64_t places[rows];
+    struct lines here = *past;
+    REAL *hidden = room, *logits = hidden + rows * window * width, *rest = logits + rows * head->out;
+    memcpy(places, past->counts, sizeof places);
+    here.counts = places;
+    for (int64_t j = 0; j < count; j++, tokens = found, found += rows, numbers += rows * NUMBERS, window = 1, only = 0) {
+        decode(decoder, tokens, rows, window, &here, source, rest, hidden);
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t last = only ? only[row] : window - 1;
+            memmove(hidden + row * width, hidden + (row * window + last) * width, width * sizeof(REAL));
+            places[row] += last + 1;
+        }
+        product(head, hidden, width, rows, 0, logits);
+        statistics(logits, rows, head->out, found, numbers);
+        if (!ids) continue;
+        for (int64_t row = 0; row < rows; row++) found[row] = ids[found[row]];
     }
 }

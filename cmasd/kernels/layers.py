@@ -131,8 +131,8 @@ class PackedDecoder:
         self._tables = tokens_Vd.contiguous(), positions_Ld.contiguous()
         self._parts = blocks, embedded, last  # kept alive
         self.width = tokens_Vd.shape[1]
-        self.wide = max(3 * self.width, *(block.inner.outputs for block in blocks))
-        """Most numbers of a token between two products."""
+        self.room = 4 * self.width + max(3 * self.width, *(block.inner.outputs for block in blocks))
+        """Numbers of scratch for each token."""
         self._blocks = (_Block * len(blocks))(
             *(_Block(*map(_address, block.first), *(layer.address for layer in block[1:])) for block in blocks)
         )

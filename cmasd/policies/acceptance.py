@@ -4,11 +4,12 @@ The drafter's confidence is mapped by p = sigmoid(w * logit(C) + b_j), with one 
 draft position j (the form that vLLM's adaptive verification uses). It is refitted every few iterations on the latest
 judged tokens: those up to and including the first rejection, since the verifier's verdict on later ones means nothing.
 
+In numpy: the numbers are few, and the host decides by them.
+
 Shapes: B rows, K draft, J tokens drafted so far, N samples.
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,44 +37,57 @@ class Acceptance:
         self.positions = max_draft_tokens
         self._weights = np.zeros(1 + max_draft_tokens)
         self._weights[0] = 1.0
-        self._samples = np.zeros((0, 3))
+        self._samples = np.zeros((SAMPLES, 3))
+        self._seen = 0
+        """Samples so far; the ring holds the latest."""
+        self._counts = np.zeros((2, max_draft_tokens))
+        """Judged and accepted samples in the ring, by position."""
         self._iterations = 0
-        self._rates: Array | None = None
 
-    def survival(self, confidence_BJ: Tensor) -> Tensor:
+    def survival(self, confidence_BJ: Tensor) -> Array:
         """(B, J): probability that the first j tokens of a row are all accepted. NaN confidence counts as 1/2."""
-        odds_BJ = torch.logit(confidence_BJ.nan_to_num(0.5).float(), eps=EDGE)
-        weights = torch.tensor(self._weights, dtype=torch.float32, device=odds_BJ.device)
-        return torch.sigmoid(weights[0] * odds_BJ + weights[1 : 1 + odds_BJ.shape[1]]).cumprod(-1)
+        odds_BJ = _log_odds(confidence_BJ)
+        return np.cumprod(
+            1 / (1 + np.exp(-self._weights[0] * odds_BJ - self._weights[1 : 1 + odds_BJ.shape[1]])), axis=1
+        )
 
     def rates(self) -> Array:
         """(K,): share accepted of the tokens judged at each position."""
-        if self._rates is None:
-            position_N, accepted_N = self._samples[:, 1].astype(int), self._samples[:, 2]
-            judged_K = np.bincount(position_N, minlength=self.positions)
-            accepted_K = np.bincount(position_N, accepted_N, minlength=self.positions)
-            self._rates = (accepted_K + PRIOR_ACCEPTED) / (judged_K + PRIOR_JUDGED)
-        return self._rates
+        judged_K, accepted_K = self._counts
+        return (accepted_K + PRIOR_ACCEPTED) / (judged_K + PRIOR_JUDGED)
 
     def observe(self, draft: Draft, verdict: Verdict) -> None:
         """Learn from one iteration."""
-        fresh = _judged(draft, verdict)
-        if len(fresh):
-            self._samples = np.concatenate([self._samples, fresh])[-SAMPLES:]
-            self._rates = None
+        fresh_N3 = _judged(draft, verdict)[-SAMPLES:]
+        places = np.arange(self._seen, self._seen + len(fresh_N3)) % SAMPLES
+        self._counts += _by_position(fresh_N3, self.positions)
+        self._counts -= _by_position(self._samples[places[max(0, SAMPLES - self._seen) :]], self.positions)
+        self._samples[places] = fresh_N3
+        self._seen += len(fresh_N3)
         self._iterations += 1
-        if self._iterations % REFIT_EVERY == 0 and len(self._samples):
-            self._weights = _fit(self._samples, self._weights)
+        if self._iterations % REFIT_EVERY == 0 and self._seen:
+            self._weights = _fit(self._samples[: self._seen], self._weights)
+
+
+def _log_odds(confidence: Tensor) -> Array:
+    known = np.nan_to_num(confidence.cpu().numpy().astype(float), nan=0.5).clip(EDGE, 1 - EDGE)
+    odds: Array = np.log(known / (1 - known))
+    return odds
 
 
 def _judged(draft: Draft, verdict: Verdict) -> Array:
     """(N, 3): log-odds of the confidence, position, accepted; of the tokens up to the first rejection."""
-    confidence_BK = draft.confidence_BK.nan_to_num(0.5).float().cpu().numpy()
+    odds_BK = _log_odds(draft.confidence_BK)
     lengths_B, accepted_B = draft.lengths_B.cpu().numpy(), verdict.accepted_B.cpu().numpy()
-    position_K = np.arange(confidence_BK.shape[1])
+    position_K = np.arange(odds_BK.shape[1])
     rows, positions = np.nonzero(position_K < np.minimum(accepted_B + 1, lengths_B)[:, None])
-    chosen_N = np.clip(confidence_BK[rows, positions].astype(float), EDGE, 1 - EDGE)
-    return np.stack([np.log(chosen_N / (1 - chosen_N)), positions, positions < accepted_B[rows]], axis=1)
+    return np.stack([odds_BK[rows, positions], positions, positions < accepted_B[rows]], axis=1)
+
+
+def _by_position(samples_N3: Array, positions: int) -> Array:
+    """(2, K): how many were judged, and accepted."""
+    position_N = samples_N3[:, 1].astype(int)
+    return np.stack([np.bincount(position_N, weights, positions) for weights in (None, samples_N3[:, 2])])
 
 
 def _fit(samples_N3: Array, weights: Array) -> Array:

@@ -7,6 +7,7 @@ with every call how many tokens of each row count. Rolling back is saying a smal
 Shapes: B rows, T window, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,6 +27,13 @@ class Extent(NamedTuple):
     """Decoder positions that attention reads."""
     sources: int
     """Source positions that cross-attention reads; 0 without an encoder."""
+
+
+Guess = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+"""Tokens (B, T), starts (B,), the place (B,) of each window's last token if not T - 1, and how many tokens to decode
+behind it; gives those (count, B), and what `cmasd.confidence.largest.Statistics` has of their logits, (count, B, 6).
+Slots 0..B-1 are written; the caller has asked `Runner.extent` for the window and the tokens behind it.
+"""
 
 
 class Runner(Protocol):
@@ -83,6 +91,9 @@ class Runner(Protocol):
 
     def extent(self, rows: int, window: int, longest: int) -> Extent:
         """The host's part of a forward: slots 0..rows-1, none of which starts behind `longest`, will be written."""
+
+    def guesser(self) -> Guess | None:
+        """Greedy decoding of several tokens in one call, where there is a kernel for all of it."""
 
     def move(self, source: int, target: int) -> None:
         """Copy the state of slot `source` onto slot `target`."""

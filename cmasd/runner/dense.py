@@ -82,13 +82,16 @@ def added(product: Dense, norm: Norm | None) -> Callable[[Tensor, Tensor], Tenso
 
 
 def _candidates(weight_OI: Tensor) -> Sequence[Callable[[Tensor, Tensor | None], Dense]]:
-    if weight_OI.device.type != "cpu" or weight_OI.dtype not in (torch.float32, torch.bfloat16):
-        return ()
-    return (OneDnnDense,) if weight_OI.dtype == torch.bfloat16 else (NativeDense, OneDnnDense)
+    kinds: dict[torch.dtype, Sequence[Callable[[Tensor, Tensor | None], Dense]]] = {
+        torch.float64: (NativeDense,),
+        torch.float32: (NativeDense, OneDnnDense),
+        torch.bfloat16: (OneDnnDense,),
+    }
+    return kinds.get(weight_OI.dtype, ()) if weight_OI.device.type == "cpu" else ()
 
 
 class NativeDense:
-    """Weights packed for `cmasd.kernels`, one copy for every number of rows; the arithmetic is float32."""
+    """Weights packed for `cmasd.kernels`, one copy for every number of rows; the arithmetic is that of the inputs."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> None:
         kernels = kernels_for(weight_OI)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cmasd.errors import ModelError
-from cmasd.runner.dense import Dense, dense, linear_of
+from cmasd.kernels import Packed
+from cmasd.runner.dense import Dense, NativeDense, dense, linear_of
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 
@@ -185,26 +186,37 @@ class Words:
 ANY_WORD = Words()
 
 
-def output_head(model: Any, words: Words, int8: bool = False) -> Callable[[Tensor], Tensor]:
-    """The function from the decoder's last hidden states (B, T, d) to logits (B, T, V), as in the model's forward.
+class Head:
+    """The decoder's last hidden states (B, T, d) to logits (B, T, V), as in the model's forward."""
 
-    Where it can, the ban is part of the layer's bias and costs nothing.
-    """
-    scale = _output_scale(model)
+    def __init__(self, product: Dense, scale: float | None, cap: float | None, banned: list[int]) -> None:
+        """The product (N, d) to (N, V), between a scale and a cap; `banned` where these come after a cap."""
+        self._product, self._scale, self._cap, self._banned = product, scale, cap, banned
+
+    @property
+    def packed(self) -> Packed | None:
+        """The product, where it is packed and is all there is to do."""
+        is_plain = self._scale is None and self._cap is None
+        return self._product.packed if is_plain and isinstance(self._product, NativeDense) else None
+
+    def __call__(self, hidden_BTd: Tensor) -> Tensor:
+        """(B, T, V)"""
+        if self._scale is not None:
+            hidden_BTd = hidden_BTd * self._scale
+        flat_Nd = hidden_BTd.reshape(-1, hidden_BTd.shape[-1])
+        logits_BTV = self._product(flat_Nd).view(*hidden_BTd.shape[:2], -1)
+        if self._cap is not None:
+            logits_BTV = torch.tanh(logits_BTV / self._cap) * self._cap
+            logits_BTV[..., self._banned] = float("-inf")
+        return logits_BTV
+
+
+def output_head(model: Any, words: Words, int8: bool = False) -> Head:
+    """Of a model. Where it can, the ban is part of the layer's bias and costs nothing."""
     cap: float | None = getattr(model.config, "final_logit_softcapping", None)
     banned = [one for one in words.banned if words.shortlist is None and one < len(model.lm_head.weight)]
     product = _output_product(model, words, banned if cap is None else [], int8)
-
-    def logits(hidden_BTd: Tensor) -> Tensor:
-        if scale is not None:
-            hidden_BTd = hidden_BTd * scale
-        logits_BTV = product(hidden_BTd.reshape(-1, hidden_BTd.shape[-1])).view(*hidden_BTd.shape[:2], -1)
-        if cap is not None:
-            logits_BTV = torch.tanh(logits_BTV / cap) * cap
-            logits_BTV[..., banned] = float("-inf")
-        return logits_BTV
-
-    return logits
+    return Head(product, _output_scale(model), cap, banned)
 
 
 def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> Dense:

@@ -18,9 +18,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from cmasd.kernels import kernels_for
 from cmasd.runner.attention import Attend, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import Extent, LayerPairs
+from cmasd.runner.base import Extent, Guess, LayerPairs
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
-from cmasd.runner.families import Family, Words, output_head
+from cmasd.runner.families import Family, Head, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask, source_mask
 
@@ -109,6 +109,10 @@ class _SlotRunner:
         assert length <= self.max_length, f"a window ends at {length} of {self.max_length} positions"
         return Extent(rows, window, self._cache.extend(rows, length), self._longest_source(rows))
 
+    def guesser(self) -> Guess | None:
+        """See `Runner.guesser`."""
+        return None
+
     def _longest_source(self, rows: int) -> int:
         """Source tokens to read; 0 without an encoder."""
         return 0
@@ -175,6 +179,19 @@ class BartStack:
             )
         positions_BT = opened()
         return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, extent))
+
+    def guesser(self, head: Head, ids_S: Tensor | None) -> Guess | None:
+        """See `Runner.guesser`."""
+        kernels, decoder, last = self._kernels, self._packed, head.packed
+        if kernels is None or decoder is None or last is None:
+            return None
+
+        def guess(tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+            window, counts_B = (tokens_BT, starts_B, only_B), self._sources.lengths(len(starts_B))
+            caches = self._cache.buffer_KSHLP, self._sources.buffer_KSHLP
+            return kernels.guess(decoder, last, ids_S, window, count, *caches, counts_B)
+
+        return guess
 
     def _attention(self, positions_BT: Tensor, extent: Extent) -> tuple[Attend, Attend]:
         cache, sources = self._cache, self._sources
@@ -264,6 +281,10 @@ class EncoderDecoderRunner(_SlotRunner):
         """See `Runner.move`."""
         self._cache.move(source, target)
         self._sources.move(source, target)
+
+    def guesser(self) -> Guess | None:
+        """See `Runner.guesser`."""
+        return self._stack.guesser(self._head, self.shortlist) if isinstance(self._stack, BartStack) else None
 
     def share_weights(self, other: _SlotRunner) -> None:
         """See `_SlotRunner.share_weights`."""

@@ -1,6 +1,6 @@
 """The model drafter against its model run without a cache; and what its cache is taken to hold."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from cmasd.config.tree import ConfidenceConfig
 from cmasd.core import Draft
 from cmasd.drafters import Context, ModelDrafter
 from cmasd.drafters.choice import Choice
+from cmasd.kernels import kernels
 from cmasd.policies import FixedPolicy, Policy, SurvivalPolicy
 from cmasd.runner import load_runner
 from cmasd.runner.constraints import Constraints
+from cmasd.runner.families import Words
 from tests.unit.engine.pairs import shared_model
 
 LENGTH = 24
@@ -22,11 +24,17 @@ SOURCES = [[5, 6, 7, 8], [9, 10], [11]]
 
 
 def drafter_of(
-    policy: Policy, eos: tuple[int, ...] = (), temperature: float | None = None, family: str = "marian"
+    policy: Policy,
+    eos: tuple[int, ...] = (),
+    temperature: float | None = None,
+    family: str = "marian",
+    shortlist: tuple[int, ...] | None = None,
+    margin_form: Literal["full", "printed"] = "full",
 ) -> ModelDrafter:
-    runner = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8)
-    confidence = build_confidence(ConfidenceConfig(), "max_prob")
-    choose = Choice(temperature, 0, None, runner.vocabulary_size, runner.device)
+    words = Words(shortlist=shortlist)
+    runner = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8, words=words)
+    confidence = build_confidence(ConfidenceConfig(margin_form=margin_form), "max_prob")
+    choose = Choice(temperature, 0, words.tensor(runner.device), runner.vocabulary_size, runner.device)
     eos_ids = torch.tensor(eos, dtype=torch.int64)
     drafter = ModelDrafter(runner, policy, confidence, Constraints(eos_token_ids=eos), choose, eos_ids)
     drafter.prefill([0, 1, 2], SOURCES)
@@ -130,6 +138,37 @@ def test_rows_that_are_taken_up_later_draft_as_the_others() -> None:
     assert len(batches) == 1
 
 
+@pytest.mark.parametrize("threshold", [None, 0.01, 0.05])
+@pytest.mark.parametrize("shortlist", [None, tuple(range(40, 3, -1))])
+@pytest.mark.parametrize("margin_form", ["full", "printed"])
+def test_the_kernel_drafts_as_forwards_do(
+    threshold: float | None, shortlist: tuple[int, ...] | None, margin_form: Literal["full", "printed"]
+) -> None:
+    """Through rejections, whole drafts and plain iterations between; ends of sequence and room included."""
+    policy = FixedPolicy(3) if threshold is None else SurvivalPolicy(threshold, 4)
+    native, stepwise = (drafter_of(policy, (21, 9), None, "marian", shortlist, margin_form) for _ in range(2))
+    if kernels(torch.float64) is None:
+        pytest.skip("no C compiler here")
+    assert native._native is not None
+    stepwise._native = None
+    rows, lengths = [[0], [0, 20, 21], [0, 7]], set()
+    for accepted in [(0, 1, 3), (2, 0, 1), (1, 1, 1), (4, 2, 0)]:
+        room_B = torch.tensor([4, 2, 3])
+        one, other = (drafter.draft(context(rows), room_B) for drafter in (native, stepwise))
+        assert one.lengths_B.tolist() == other.lengths_B.tolist()
+        assert proposals(one) == proposals(other)
+        torch.testing.assert_close(one.confidence_BK, other.confidence_BK, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.components_BK3, other.components_BK3, atol=1e-5, rtol=0)
+        assert native.caught_up == stepwise.caught_up
+        lengths |= set(one.lengths_B.tolist())
+        counts_B = torch.tensor(accepted).minimum(one.lengths_B)
+        for drafter in (native, stepwise):
+            drafter.commit(context(rows), counts_B)
+        for row, drafted, count in zip(rows, proposals(one), counts_B.tolist(), strict=True):
+            row += [*drafted[:count], 30, *([31] if len(rows[0]) % 2 else [])]
+    assert max(lengths) > 0
+
+
 def test_a_row_that_moves_onto_a_waiting_one_takes_its_place() -> None:
     drafter, rows = drafter_of(FixedPolicy(2)), [[0], [0]]
     drafter.prefill([1], [[30, 31]], later=True)
@@ -163,14 +202,19 @@ def test_drafting_ends_at_an_end_of_sequence() -> None:
     assert proposals(draft) == [endless[: endless.index(eos) + 1]]
 
 
-def test_no_forward_runs_for_tokens_that_no_row_wants() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_no_forward_runs_for_tokens_that_no_row_wants(native: bool) -> None:
+    if native and kernels(torch.float64) is None:
+        pytest.skip("no C compiler here")
     drafter, windows = drafter_of(SurvivalPolicy(1.0, 5)), []
-    forward = drafter.runner.forward
+    forward: Any = drafter._native if native else drafter.runner.forward
 
-    def counted(tokens_BT: Tensor, *rest: Any, **options: Any) -> Tensor:
+    def counted(tokens_BT: Tensor, *rest: Any, **options: Any) -> Any:
         windows.append(tokens_BT.shape[1])
+        assert not native or rest[-1] == 1
         return forward(tokens_BT, *rest, **options)
 
+    drafter._native = counted if native else None
     drafter.runner.forward = counted  # type: ignore[method-assign]
     draft = drafter.draft(context([[0], [0, 20, 21]]), torch.tensor([5, 5]))
     assert windows == [3], "one forward to catch up, none after the first token"

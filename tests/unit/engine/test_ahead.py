@@ -90,8 +90,8 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(graphs, "can_capture", lambda device: True)
     monkeypatch.setattr(graphs, "Recorder", TapeRecorder)
     monkeypatch.setattr(graphs, "USES_BEFORE_CAPTURE", 2)
-    for room in ("cmasd.confidence.largest", "cmasd.runner.dense", "cmasd.verification.exact"):
-        monkeypatch.setattr(f"{room}.kernels_for", lambda tensor: None, raising=False)
+    for room in ("confidence.largest", "runner.dense", "verification.exact", "drafters.base"):
+        monkeypatch.setattr(f"cmasd.{room}.kernels_for", lambda tensor: None, raising=False)
     extents: list[Any] = []
     launch = ahead.Ahead.launch
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from cmasd.core import Request, Result
 from cmasd.engine import Engine
@@ -171,14 +170,14 @@ def test_drafts_that_are_not_sent_are_fed_only_once() -> None:
     engine = Engine(shared_pair("marian"), tiny_config(policy={"kind": "survival", "threshold": 1.0}))
     drafter: Any = engine.drafter
     windows: list[int] = []
-    forward = drafter.runner.forward
+    missing = drafter._missing
 
-    def counted(tokens_BT: Tensor, *others: Any) -> Tensor:
-        windows.append(tokens_BT.shape[1])
-        logits_BTV: Tensor = forward(tokens_BT, *others)
-        return logits_BTV
+    def counted(*context: Any) -> Any:
+        window = missing(*context)
+        windows.append(window.tokens_BT.shape[1])
+        return window
 
-    drafter.runner.forward = counted
+    drafter._missing = counted
     engine.submit([Request(0, [5, 6], 12), Request(1, [7], 9)])
     results = run_to_end(engine)
     assert [result.num_drafted_tokens for result in results.values()] == [0, 0]

@@ -55,7 +55,7 @@ def everything(outcome: Outcome, after: SlotState) -> dict[str, Any]:
 @settings(max_examples=200)
 @given(
     rows=st.integers(1, 6),
-    drafted=st.integers(1, WINDOW - 1),
+    drafted=st.integers(0, WINDOW - 1),
     seed=st.integers(0, 10**6),
     eos=st.lists(st.integers(0, VOCABULARY), max_size=2),
 )

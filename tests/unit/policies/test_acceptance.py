@@ -35,7 +35,7 @@ def test_before_anything_is_judged_the_rates_are_hopeful() -> None:
 def test_survival_starts_as_the_product_of_confidences() -> None:
     confidence_BJ = torch.tensor([[0.9, 0.5], [0.2, 1.0]])
     survival_BJ = Acceptance(4).survival(confidence_BJ)
-    torch.testing.assert_close(survival_BJ, torch.tensor([[0.9, 0.45], [0.2, 0.2]]), atol=2e-3, rtol=0)
+    assert survival_BJ.tolist() == [pytest.approx(row, abs=2e-3) for row in ([0.9, 0.45], [0.2, 0.2])]
 
 
 def test_a_drafter_without_confidence_is_judged_by_position_alone() -> None:
@@ -77,7 +77,7 @@ def test_survival_is_calibrated_towards_the_truth(after_rejection: bool) -> None
     true_BJ = torch.stack([true_probability(probe_BJ[:, j], j) for j in range(2)], dim=1).cumprod(1)
 
     def error() -> float:
-        return float((acceptance.survival(probe_BJ) - true_BJ).abs().max())
+        return float(abs(acceptance.survival(probe_BJ) - true_BJ.numpy()).max())
 
     before = error()
     for _ in range(2 * REFIT_EVERY):
@@ -91,6 +91,20 @@ def test_old_judgements_are_forgotten() -> None:
         for _ in range(SAMPLES // 512):
             acceptance.observe(*iteration(confidence_BK, [1] * 512, [accepted] * 512))
     assert acceptance.rates().tolist() == pytest.approx([rate(SAMPLES, SAMPLES)])
+
+
+def test_the_ring_counts_what_it_holds() -> None:
+    acceptance, generator = Acceptance(3), torch.Generator().manual_seed(2)
+    kept: list[tuple[int, bool]] = []
+    for rows in (5, SAMPLES, 7, 300, SAMPLES // 2 + 1, 2 * SAMPLES):
+        accepted_B = torch.randint(0, 4, (rows,), generator=generator)
+        acceptance.observe(*iteration(torch.full((rows, 3), 0.5), [3] * rows, accepted_B.tolist()))
+        for accepted in accepted_B.tolist():
+            kept += [(position, position < accepted) for position in range(min(accepted + 1, 3))]
+        kept = kept[-SAMPLES:]
+        for position, found in enumerate(acceptance.rates()):
+            verdicts = [was_accepted for place, was_accepted in kept if place == position]
+            assert found == pytest.approx(rate(sum(verdicts), len(verdicts)))
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0])

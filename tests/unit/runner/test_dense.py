@@ -193,7 +193,7 @@ def test_a_door_that_fails_is_passed_by(broken: Kind, monkeypatch: pytest.Monkey
     [
         (torch.float32, (NativeDense, OneDnnDense)),
         (torch.bfloat16, (OneDnnDense,)),
-        (torch.float64, ()),
+        (torch.float64, (NativeDense,)),
         (torch.float16, ()),
     ],
 )
