@@ -357,7 +357,8 @@ struct decoder {
     const REAL *tokens, *positions; /* tables */
     const struct norm *embedded, *last;
     const struct block *blocks;
-    int64_t places, padding; /* rows of the latter table; the id that has place 0 and moves the others up, or -1 */
+    int64_t vocabulary, places; /* rows of these; what lies behind them is read as their last */
+    int64_t padding;            /* the id that has place 0 and moves the others up, or -1 */
     int64_t width, heads, count;
 };
 
@@ -397,6 +398,7 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
             int64_t place = past->counts[n / window] + n % window, id = tokens[n];
             if (decoder->padding >= 0) place = id == decoder->padding ? 0 : place + 1;
             place = place < decoder->places ? place : decoder->places - 1;
+            id = id < decoder->vocabulary ? id : decoder->vocabulary - 1;
             const REAL *token = decoder->tokens + id * width, *position = decoder->positions + place * width;
             for (int64_t i = 0; i < width; i++) x[n * width + i] = token[i] + position[i];
             normalised(decoder->embedded, x + n * width, width, x + n * width);

@@ -44,7 +44,7 @@ class _Block(ctypes.Structure):
 class _Decoder(ctypes.Structure):
     """`struct decoder`."""
 
-    _fields_ = (*_fields("tokens positions embedded last blocks", "places padding width heads count"),)
+    _fields_ = (*_fields("tokens positions embedded last blocks", "vocabulary places padding width heads count"),)
 
 
 class _Lines(ctypes.Structure):
@@ -138,10 +138,8 @@ class PackedDecoder:
         )
         tables = (table.data_ptr() for table in self._tables)
         norms = _address(embedded), _address(last)
-        places = len(positions_Ld), -1 if padding is None else padding
-        self._struct = _Decoder(
-            *tables, *norms, ctypes.addressof(self._blocks), *places, self.width, heads, len(blocks)
-        )
+        sizes = len(tokens_Vd), len(positions_Ld), -1 if padding is None else padding, self.width, heads, len(blocks)
+        self._struct = _Decoder(*tables, *norms, ctypes.addressof(self._blocks), *sizes)
         self.address = ctypes.addressof(self._struct)
 
 
