@@ -112,7 +112,12 @@ class ModelDrafter:
         self.runner.prefill(slots, sources)
 
         def forward(starts_B: Tensor) -> None:
-            self.runner.forward(torch.zeros_like(starts_B)[:, None], starts_B)[:, 0].argmax(-1).tolist()
+            tokens_B1 = torch.zeros_like(starts_B)[:, None]
+            if self._native is None:
+                self.runner.forward(tokens_B1, starts_B)[:, 0].argmax(-1).tolist()
+            else:
+                self.runner.extent(len(starts_B), 1, int(starts_B.max()))
+                self._native(tokens_B1, starts_B, None, 1)
 
         return forward
 
