@@ -125,7 +125,8 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
     gc.collect()  # a failed run of this process is in a cycle with its exception, and would keep its actors
     in_flight = min(shards_in_flight(config, plan, on_gpu=has.gpus_each > 0), len(todo))
     slots = slots_at_most(config, on_gpu=has.gpus_each > 0)
-    gate = open_gate(limits(len(todo), min(has.most_actors, len(todo)), in_flight, plan.rows_per_shard, slots))
+    least, most = min(has.least_actors, len(todo)), min(has.most_actors, len(todo))
+    gate = open_gate(limits(len(todo), most, in_flight, plan.rows_per_shard, slots))
     source = ShardSource(config, plan, todo, watch, gate)
     readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
     # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
@@ -138,8 +139,10 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
         num_cpus=has.cpus_each,
         num_gpus=has.gpus_each,
         compute=ray.data.ActorPoolStrategy(
-            min_size=min(has.least_actors, len(todo)),
-            max_size=min(has.most_actors, len(todo)),
+            min_size=least,
+            max_size=most,
+            # A cluster starts nodes for actors that wait for room; Ray Data itself asks for none while readers wait.
+            initial_size=least if has.is_local else most,
             max_tasks_in_flight_per_actor=in_flight,
             max_concurrent_calls_per_actor=in_flight,
             enable_true_multi_threading=True,
