@@ -4,17 +4,22 @@ A shard that was given to an actor stays there. With 16 shards in each actor's q
 others' speed, these would wait for it after all else is done. So readers ask before they hand a shard out, and half as
 many may be under way as are still to be handed out, at least what keeps the slots full: the end is shared out piece
 by piece, to whoever has room. Nothing depends on it: who waits too long goes through, and a gate that lost its state
-lets more through, not fewer. Blocks must leave readers at once, as `cmasd.pipeline.cluster` sets it.
+with its process stays open, since it cannot tell what a reader that starts again had handed out before. Blocks must
+leave readers at once, as `cmasd.pipeline.cluster` sets it.
 """
 
 import asyncio
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 LEAST_ROWS_PER_SLOT = 2
 """The rows being decoded, and as many to take their places."""
+
+NODE_LABEL = "ray.io/node-id"
+"""Ray's own, of every node."""
 
 MOST_WAIT_SECONDS = 300.0
 """Of one shard at the gate; then it goes through, whatever is under way."""
@@ -45,8 +50,15 @@ def limits(shards: int, actors: int, in_flight: int, rows_per_shard: int, slots:
 class Gate:
     """An actor's class: readers enter with a shard, the driver says when one is done."""
 
-    def __init__(self, allowed: Limits, most_wait_seconds: float = MOST_WAIT_SECONDS) -> None:
+    def __init__(
+        self,
+        allowed: Limits,
+        most_wait_seconds: float = MOST_WAIT_SECONDS,
+        lost_its_state: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`lost_its_state` says whether there was a gate before this one, in the same run."""
         self._limits = allowed
+        self._is_open = lost_its_state()
         self._most_wait_seconds = most_wait_seconds
         self._entered: set[tuple[int, int]] = set()
         self._done = 0
@@ -68,15 +80,24 @@ class Gate:
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        return len(self._entered) - self._done < self._limits.under_way(len(self._entered))
+        return self._is_open or len(self._entered) - self._done < self._limits.under_way(len(self._entered))
 
 
 def open_gate(allowed: Limits) -> Any:
-    """On the driver's node, which outlives the others."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    """On the driver's node, which outlives the others.
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    By its label: a node that has just joined may not know the driver's, and soft affinity would then keep the gate.
+    """
+    import ray
+
+    here = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
     remote: Any = ray.remote
     actor = remote(num_cpus=0, max_concurrency=1000, max_restarts=-1, max_task_retries=-1)(Gate)
-    return actor.options(scheduling_strategy=here).remote(allowed)
+    return actor.options(label_selector=here).remote(allowed, lost_its_state=_was_restarted)
+
+
+def _was_restarted() -> bool:
+    """Whether this actor's process is not its first."""
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)

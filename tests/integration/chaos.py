@@ -1,10 +1,10 @@
 """A harness that runs the job again and again and kills (-9) its processes at random, until the job is done.
 
 Everything is drawn from one seed. Only processes that the harness started, and their descendants, are killed: the
-driver, a decoding actor, a worker that reads, the raylet, the control store; some get SIGTERM instead. Two times are
-measured for each: until the next shard is written by anyone, a new start included where one is needed, and until an
-actor that is new since then has written its first. A job is started again at once, while what its killed driver left
-behind may still be at work.
+driver, a decoding actor, a worker that reads, the gate that readers ask, the raylet, the control store; some get
+SIGTERM instead. Two times are measured for each: until the next shard is written by anyone, a new start included where
+one is needed, and until an actor that is new since then has written its first. A job is started again at once, while
+what its killed driver left behind may still be at work.
 """
 
 import math
@@ -33,6 +33,7 @@ KINDS: Mapping[str, Callable[[str], bool]] = {
     "actor": lambda title: title.startswith("ray::") and "Decoder" in title,
     "preempted actor": lambda title: title.startswith("ray::") and "Decoder" in title,
     "reader": lambda title: title.startswith("ray::") and "ShardSource" in title,
+    "gate": lambda title: title.startswith("ray::Gate"),
     "raylet": lambda title: title.split(" ")[0].endswith("/raylet"),
     "control store": lambda title: title.split(" ")[0].endswith("/gcs_server"),
 }
@@ -42,6 +43,8 @@ KINDS: Mapping[str, Callable[[str], bool]] = {
 ACTORS = 2
 """Of the job."""
 DRIVERS = ("driver", "stopped driver")
+WITHOUT_A_NEW_ACTOR = ("reader", "gate")
+"""Kinds after which no actor takes another's place."""
 POLITE = ("preempted actor", "stopped driver")
 """Kinds that get SIGTERM."""
 ENDING = (*DRIVERS, "raylet", "control store")
@@ -139,7 +142,7 @@ class Chaos:
         if place.has_new_actor:
             kill.new_actor_seconds = now - kill.at
             self._open = None
-        return self._open is None or kill.kind == "reader" or not waits_for_actor
+        return self._open is None or kill.kind in WITHOUT_A_NEW_ACTOR or not waits_for_actor
 
     def _look(self, driver: "subprocess.Popen[bytes]") -> list[psutil.Process]:
         try:
@@ -191,6 +194,11 @@ class Chaos:
             actor = _seconds(kill.new_actor_seconds for kill in those)
             lines.append(f"{kind:15} {place:4} {count:3} times; next shard {shard}; a new actor's first {actor}")
         return "\n".join(lines)
+
+
+def processes(kind: str, ancestor: psutil.Process) -> list[psutil.Process]:
+    """Of one of `KINDS`, among all that the ancestor started."""
+    return [process for process in ancestor.children(recursive=True) if KINDS[kind](_title(process))]
 
 
 def _seconds(values: Iterable[float | None]) -> str:

@@ -28,9 +28,10 @@ FILES = 2
 PADDING = "x" * 10_000
 """In a column that is not kept, so that reading takes long enough to be killed."""
 WEIGHTS = {
-    "actor": 60,
+    "actor": 56,
     "preempted actor": 14,
     "reader": 10,
+    "gate": 4,
     "driver": 8,
     "stopped driver": 2,
     "raylet": 4,

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import look_at
 from cmasd.pipeline import decoder
 from cmasd.pipeline.cluster import ENVIRONMENT, connected, resources
+from cmasd.pipeline.gate import Limits, open_gate
 from cmasd.pipeline.run import decode_shards, run
 from tests.integration.conftest import SENTENCES
 from tests.integration.hub import hub
@@ -139,6 +141,41 @@ def test_actors_are_added_when_a_node_is(tmp_path: Path, pair: Path, cluster: An
     thread.join(WAIT_SECONDS)
     assert summaries, "the run did not end"
     rows_once(config, 600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_run_waits_for_its_first_node(
+    tmp_path: Path, pair: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than Ray Data lets an execution stand still, by default half an hour."""
+    import ray.data
+
+    limit_seconds = 5.0
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", limit_seconds)
+    config = job(tmp_path, pair, 8, count=1)
+    thread, summaries = started(config)
+    wait_until(lambda: bool(RunFolder(config.output.path).attempts()), thread)
+    thread.join(4 * limit_seconds)
+    assert thread.is_alive(), "the run gave up"
+    add_node(cluster)
+    thread.join(WAIT_SECONDS)
+    assert summaries, "the run did not end"
+    rows_once(config, 8)
+
+
+@pytest.mark.slow
+def test_the_gate_is_on_the_drivers_node(cluster: Any) -> None:
+    """Though nodes that join take what reserves nothing, and may not know the driver's yet."""
+    import ray
+
+    gates = []
+    for _ in range(4):
+        add_node(cluster)
+        gates += [open_gate(Limits(1, 1, 1)) for _ in range(4)]
+    ray.get([gate.enter.remote(0, 0) for gate in gates])
+    nodes = Counter(actor["Address"]["NodeID"] for actor in ray._private.state.actors().values())
+    assert nodes == {ray.get_runtime_context().get_node_id(): len(gates)}
 
 
 def sleeper(lock_file: str, slow_seconds: float) -> type:

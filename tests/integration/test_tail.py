@@ -1,4 +1,7 @@
-"""The end of a run with one actor four times slower: the real pipeline, with sleeping in the models' place."""
+"""The gate: the end of a run with one actor four times slower, and a gate that is lost together with a reader.
+
+The real pipeline, with sleeping in the models' place.
+"""
 
 import json
 import logging
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -17,8 +21,10 @@ from cmasd.io.lease import Watch
 from cmasd.io.runs import look_at
 from cmasd.pipeline import decoder
 from cmasd.pipeline.cluster import connected, resources, start_local
-from cmasd.pipeline.gate import Limits
+from cmasd.pipeline.gate import MOST_WAIT_SECONDS, Limits
+from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.run import decode_shards
+from tests.integration.chaos import processes
 
 SHARD_SECONDS, SLOWNESS = 0.25, 4
 SHARDS, IN_FLIGHT = 72, 12
@@ -60,8 +66,8 @@ def sleeper(lock_file: str) -> type:
     return Sleeper
 
 
-def idle_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Between the first actor's last shard and the end, over two actors."""
+def decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ShardReport]:
+    """By two actors."""
     folder.mkdir()
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": "x"}) + "\n" for _ in range(SHARDS)))
     monkeypatch.setattr(decoder, "Decoder", sleeper(str(folder / "lock")))
@@ -74,10 +80,15 @@ def idle_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
         }
     )
     state = look_at(config)
+    watch = Watch(config.output.path, 1)
+    yield from decode_shards(config, state.plan, state.todo, resources(config.actors, local=True), watch)
+
+
+def idle_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Between the first actor's last shard and the end."""
     last: dict[str, float] = {}
     count = 0
-    watch = Watch(config.output.path, 1)
-    for report in decode_shards(config, state.plan, state.todo, resources(config.actors, local=True), watch):
+    for report in decoding(folder, monkeypatch):
         last[report.actor] = time.monotonic()
         count += 1
     assert count == SHARDS
@@ -100,3 +111,21 @@ def with_limits(limits: Callable[..., Limits], act: Callable[[], float], monkeyp
     with monkeypatch.context() as patched:
         patched.setattr("cmasd.pipeline.run.limits", limits)
         return act()
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_a_gate_that_is_lost_with_a_reader_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader asks again for all that it had handed out, and most of it is done: nothing of that opens a gate."""
+    done, lost_at = set(), 0.0
+    for report in decoding(tmp_path / "lost", monkeypatch):
+        done.add((report.shard.file, report.shard.index))
+        if len(done) == SHARDS // 2 and not lost_at:
+            lost_at = time.monotonic()
+            for kind in ("gate", "reader"):
+                found = processes(kind, psutil.Process())
+                assert found, kind
+                for process in found:
+                    process.kill()
+    assert len(done) == SHARDS
+    assert time.monotonic() - lost_at < MOST_WAIT_SECONDS / 2
