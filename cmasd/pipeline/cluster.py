@@ -141,6 +141,8 @@ def _quieten(level: int) -> None:
     context.autoscaling_config.actor_pool_util_upscaling_threshold = FULL_ENOUGH
     # Actors go when there is nothing left for them to do, not when their shards are shared out piece by piece.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
+    # No limit: Ray Data would end a run that waits half an hour for a node, or whose shards take that long.
+    context.execution_no_progress_timeout_s = -1.0
     # So that the driver sees the class of an error, not only its text.
     context.raise_original_map_exception = True
     for name in ("ray", "ray.data"):
