@@ -43,6 +43,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False},
     )
     ray.init(address=started.address, log_to_driver=False, logging_level=logging.CRITICAL)
+    monkeypatch.setenv("RAY_ADDRESS", started.address)
     yield started
     ray.shutdown()
     started.shutdown()
@@ -162,6 +163,20 @@ def test_a_run_waits_for_its_first_node(
     thread.join(WAIT_SECONDS)
     assert summaries, "the run did not end"
     rows_once(config, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_cluster_that_cannot_grow_does_with_the_actors_that_found_room(
+    tmp_path: Path, pair: Path, cluster: Any
+) -> None:
+    add_node(cluster)
+    config = job(tmp_path, pair, 200, min=1, max=8)
+    thread, summaries = started(config)
+    thread.join(WAIT_SECONDS)
+    assert summaries, "the run did not end"
+    rows_once(config, 200)
+    assert actors_seen(config) == 1
 
 
 @pytest.mark.slow
