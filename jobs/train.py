@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cmasd.training.recipe import Recipe
     from cmasd.training.trainer import Progress, Task
 
-ARCHITECTURES = ("marian", "bart")
+ARCHITECTURES = ("marian", "bart", "t5")
 DTYPES = ("float32", "float16", "bfloat16")
 
 

@@ -216,7 +216,7 @@ def output_head(model: Any, words: Words, int8: bool = False) -> Head:
     cap: float | None = getattr(model.config, "final_logit_softcapping", None)
     banned = [one for one in words.banned if words.shortlist is None and one < len(model.lm_head.weight)]
     product = _output_product(model, words, banned if cap is None else [], int8)
-    return Head(product, _output_scale(model), cap, banned)
+    return Head(product, output_scale(model), cap, banned)
 
 
 def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> Dense:
@@ -234,7 +234,7 @@ def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> 
     return dense(chosen, bias=None if bias_V is None else bias_V[ids_S], int8=int8)
 
 
-def _output_scale(model: Any) -> float | None:
+def output_scale(model: Any) -> float | None:
     """T5 with tied embeddings divides the last hidden states by the square root of their width."""
     if not isinstance(getattr(model, "model_dim", None), int):
         return None

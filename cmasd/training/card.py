@@ -7,7 +7,7 @@ from typing import Any
 
 from cmasd.training.recipe import Recipe
 
-NAMES = {"marian": "MarianMT", "bart": "BART"}
+NAMES = {"marian": "MarianMT", "bart": "BART", "t5": "T5"}
 
 
 def write_card(

@@ -41,7 +41,8 @@ class ModelRecipe:
     """An encoder-decoder with tied embeddings."""
 
     architecture: str = "marian"
-    """`marian` (sinusoidal positions, ReLU) or `bart` (learned positions, normed embeddings, GELU)."""
+    """`marian` (sinusoidal positions, ReLU), `bart` (learned positions, normed embeddings, GELU) or `t5` (relative
+    positions, norms before layers, ReLU)."""
 
     encoder_layers: int = 6
     decoder_layers: int = 6

@@ -1,9 +1,9 @@
-"""A MarianMT or BART model from scratch, or from some layers of a larger one.
+"""A MarianMT, BART or T5 model from scratch, or from some layers of a larger one.
 
-Post-norm models of this kind diverge, or learn a language model that ignores its source, under the default
-initialisation and a short warm-up. Residual branches therefore start small (DeepNet, arXiv
-2203.00555, folded into the initial weights), and the log carries the source gain: how many nats the
-loss rises when sources are shuffled. Near zero means that the source is ignored.
+Small models tend to learn a language model that ignores its source under the default initialisation. Post-norm
+residual branches therefore start small (DeepNet, arXiv 2203.00555, folded into the initial weights), and T5's heads
+start with places to look at. The log carries the source gain: how many nats the loss rises when sources are shuffled.
+Near zero means that the source is ignored.
 
 Shapes: B rows, S source length, T target length, N real target tokens, D width, V vocabulary.
 """
@@ -26,13 +26,18 @@ from transformers import (
     MarianConfig,
     MarianMTModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from cmasd.errors import ConfigError
+from cmasd.runner.families import output_scale
 from cmasd.training.corpus import Corpus
 from cmasd.training.recipe import ModelRecipe, Recipe, StartRecipe
 
-Seq2SeqModel = MarianMTModel | BartForConditionalGeneration
+Seq2SeqModel = MarianMTModel | BartForConditionalGeneration | T5ForConditionalGeneration
+LOOK_NATS = 5.0
+"""How much more likely the places are that a head of T5 starts by looking at."""
 
 
 class Seq2SeqTask:
@@ -82,6 +87,11 @@ class Pairs:
 
 def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2SeqModel:
     """A randomly initialised model with tied embeddings, ready for a short warm-up."""
+    return _build_t5(recipe, tokenizer) if recipe.architecture == "t5" else _build_bart(recipe, tokenizer)
+
+
+def _build_bart(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2SeqModel:
+    """MarianMT or BART."""
     is_bart = recipe.architecture == "bart"
     kind: Any = BartConfig if is_bart else MarianConfig
     config = kind(
@@ -113,6 +123,28 @@ def build_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2
     return model
 
 
+def _build_t5(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2SeqModel:
+    """T5, version 1.0: positions are relative, so that `max_positions` limits nothing but the export's outputs."""
+    kind: Any = T5Config
+    config = kind(
+        vocab_size=len(tokenizer),
+        d_model=recipe.width,
+        d_kv=recipe.width // recipe.heads,
+        d_ff=recipe.feed_forward,
+        num_layers=recipe.encoder_layers,
+        num_decoder_layers=recipe.decoder_layers,
+        num_heads=recipe.heads,
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    config._attn_implementation = "eager"
+    model = T5ForConditionalGeneration(config)
+    ready_to_copy(model)
+    return model
+
+
 def begin(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Seq2SeqModel:
     """The model that training starts with."""
     model = build_model(recipe.model, tokenizer)
@@ -135,17 +167,44 @@ def initialise(model: Seq2SeqModel, recipe: ModelRecipe) -> None:
             nn.init.xavier_normal_(weight, gain=gain if small else 1.0)
 
 
+@torch.no_grad()
+def ready_to_copy(model: Any) -> None:
+    """Start from a T5 that finds a token of the target in the source and sees what stands beside it.
+
+    Heads of self-attention look one token back, one ahead (where they may) and anywhere, in turns: Adam moves a bias by
+    no more than the learning rate in a step, so that they would need thousands of steps to look at a neighbour at all.
+    Queries and keys that meet in the source agree on like contents, and values come through as they are (mimetic
+    initialisation, arXiv 2305.09828).
+    """
+    for stack in (model.encoder, model.decoder):
+        bias_RH = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()
+        ahead = len(bias_RH) // 2 + 1
+        places = [1, None] if stack.is_decoder else [1, ahead, None]
+        for head in range(bias_RH.shape[1]):
+            if (bucket := places[head % len(places)]) is not None:
+                bias_RH[bucket, head] = LOOK_NATS
+    for block in model.encoder.block:
+        own = block.layer[0].SelfAttention
+        own.o.weight.copy_(own.v.weight.T)
+    for block in model.decoder.block:
+        cross = block.layer[1].EncDecAttention
+        cross.k.weight.copy_(cross.q.weight * cross.key_value_proj_dim**0.5)
+        cross.o.weight.copy_(cross.v.weight.T)
+
+
 def copy_weights(model: Seq2SeqModel, recipe: StartRecipe) -> None:
     """Start from a larger model: its encoder, its embeddings, and the decoder layers that the recipe names.
 
     Raises ConfigError when the shapes do not fit.
     """
     given: Any = AutoModelForSeq2SeqLM.from_pretrained(recipe.path or "", dtype=torch.float32)
-    weights = {name: weight for name, weight in given.state_dict().items() if ".decoder.layers." not in name}
+    layers = "decoder.block." if isinstance(model, T5ForConditionalGeneration) else "model.decoder.layers."
+    shared = ".relative_attention_bias."  # T5's first layer holds it for all
+    weights = {name: one for name, one in given.state_dict().items() if not name.startswith(layers) or shared in name}
     for new, old in enumerate(recipe.decoder_layers):
-        old_prefix, new_prefix = f"model.decoder.layers.{old}.", f"model.decoder.layers.{new}."
+        old_prefix, new_prefix = f"{layers}{old}.", f"{layers}{new}."
         for name, weight in given.state_dict().items():
-            if name.startswith(old_prefix):
+            if name.startswith(old_prefix) and shared not in name:
                 weights[new_prefix + name.removeprefix(old_prefix)] = weight
     try:
         model.load_state_dict(weights)
@@ -153,7 +212,7 @@ def copy_weights(model: Seq2SeqModel, recipe: StartRecipe) -> None:
         reason = " ".join(str(error).split())
         raise ConfigError(f"start: {recipe.path} does not fit the model of this recipe: {reason}") from None
     if not recipe.train_encoder:
-        for part in (model.model.encoder, model.model.shared, model.lm_head):
+        for part in (model.get_encoder(), model.get_input_embeddings(), model.lm_head):
             part.requires_grad_(False)
 
 
@@ -171,10 +230,15 @@ def token_loss(
     pad, start = int(model.config.pad_token_id or 0), int(model.config.decoder_start_token_id or 0)
     inputs_BT = torch.cat([torch.full_like(target_BT[:, :1], start), target_BT[:, :-1]], dim=1)
     mask_BS = torch.ne(source_BS, pad).long()
-    outputs = model.model(source_BS, attention_mask=mask_BS, decoder_input_ids=inputs_BT, use_cache=False)
-    hidden_BTD = outputs.last_hidden_state
+    given: Any = model
+    encoded_BSD = given.get_encoder()(source_BS, attention_mask=mask_BS).last_hidden_state
+    decoded = given.get_decoder()(
+        input_ids=inputs_BT, encoder_hidden_states=encoded_BSD, encoder_attention_mask=mask_BS, use_cache=False
+    )
     real_BT = target_BT != pad
-    logits_NV = F.linear(hidden_BTD[real_BT], model.lm_head.weight, model.final_logits_bias[0]).float()
+    hidden_ND = decoded.last_hidden_state[real_BT] * (output_scale(model) or 1.0)
+    bias_1V = getattr(model, "final_logits_bias", None)
+    logits_NV = F.linear(hidden_ND, model.lm_head.weight, None if bias_1V is None else bias_1V[0]).float()
     if teacher is None:
         return F.cross_entropy(logits_NV, target_BT[real_BT], label_smoothing=smoothing)
     ids_Nk, probs_Nk = teacher

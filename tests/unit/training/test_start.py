@@ -1,7 +1,8 @@
-"""A model that starts from a larger one: what is copied, what is trained, what does not fit."""
+"""What a model starts with: a larger one's weights (what is copied, what is trained, what does not fit), or a T5's."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +53,35 @@ def test_another_width_is_refused(teacher: Path) -> None:
     model = build_model(replace(SMALL_MODEL, width=16), small_tokenizer())
     with pytest.raises(ConfigError, match=r"^start: .* does not fit the model of this recipe"):
         copy_weights(model, StartRecipe(str(teacher), [0]))
+
+
+def test_copies_the_named_layer_of_t5_and_the_distances_of_all(tmp_path: Path) -> None:
+    small = replace(SMALL_MODEL, architecture="t5")
+    given = build_model(replace(small, decoder_layers=3), small_tokenizer())
+    distances = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    with torch.no_grad():
+        given.get_parameter(distances).add_(1)
+    export(given, small_tokenizer(), small_recipe(tmp_path, tmp_path), torch.float32)
+    model = build_model(small, small_tokenizer())
+    copy_weights(model, StartRecipe(str(tmp_path / "model"), decoder_layers=[2]))
+    before, after = given.state_dict(), model.state_dict()
+    for name in ("shared.weight", "encoder.block.0.layer.1.DenseReluDense.wi.weight", distances):
+        assert torch.equal(after[name], before[name])
+    for part in ("layer.0.SelfAttention.q.weight", "layer.2.DenseReluDense.wi.weight"):
+        assert torch.equal(after[f"decoder.block.0.{part}"], before[f"decoder.block.2.{part}"])
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {
+        name for name, _ in model.named_parameters() if name.startswith("decoder.")
+    }
+
+
+def test_a_fresh_t5_looks_at_neighbours_and_for_like_tokens() -> None:
+    torch.manual_seed(5)
+    recipe = replace(SMALL_MODEL, architecture="t5", width=128, heads=4)
+    model: Any = build_model(recipe, small_tokenizer())
+    source = torch.randperm(270)[None, :12] + 3
+    with torch.no_grad():
+        out = model(source, decoder_input_ids=source[:, [7, 3, 9]], output_attentions=True)
+    back, ahead = out.encoder_attentions[0][0, 0], out.encoder_attentions[0][0, 1]
+    assert back.diagonal(-1).min() > 0.5 < ahead.diagonal(1).min()
+    assert out.decoder_attentions[0][0, 0].diagonal(-1).min() > 0.5
+    assert out.cross_attentions[0][0].mean(0).argmax(-1).tolist() == [7, 3, 9]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cmasd.errors import ConfigError
@@ -28,11 +29,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return build_corpus(small_recipe(path.parent, path).data, small_tokenizer())
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> tuple[Seq2SeqModel, Recipe, list[Progress]]:
+@pytest.fixture(scope="module", params=["marian", "t5"])
+def learned(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, request: pytest.FixtureRequest
+) -> tuple[Seq2SeqModel, Recipe, list[Progress]]:
     """A model that has learned to copy."""
     folder = tmp_path_factory.mktemp("learned")
     recipe = small_recipe(folder, folder, steps=200, warmup_steps=20, learning_rate=1e-2, batch_tokens=256)
+    recipe = replace(recipe, model=replace(SMALL_MODEL, architecture=request.param))
     reports: list[Progress] = []
     model, _ = fit(recipe, corpus, reports.append)
     return model, recipe, reports
@@ -164,8 +168,7 @@ def test_exported_model_loads_in_plain_transformers(
     with torch.no_grad():
         expected = copy(source, attention_mask=(source != 0).long(), decoder_input_ids=target).logits
     export(copy, small_tokenizer(), replace(recipe, output=str(tmp_path)), torch.float16)
-    stored = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
-    assert {weight.dtype for weight in stored.parameters() if weight.requires_grad} == {torch.float16}
+    assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
         logits = model(source, attention_mask=(source != 0).long(), decoder_input_ids=target).logits
