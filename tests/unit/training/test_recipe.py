@@ -1,5 +1,6 @@
 """The recipes in `configs/` load, and fit together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,19 +35,25 @@ def test_both_roles_have_a_recipe_and_share_a_tokenizer() -> None:
     assert drafter.data.max_tokens <= verifier.data.max_tokens
 
 
-def test_the_second_task_goes_from_step_to_step() -> None:
-    restorer, drafter = (
-        load_tree(Recipe(), [CONFIGS / f"train_{name}.yaml"]) for name in ("restorer", "restorer_drafter")
-    )
-    labels, use = (load([CONFIGS / f"{name}.yaml"]) for name in ("label_restorer", "restore_en"))
-    assert labels.input.path == restorer.data.path
-    assert use.input.path == restorer.test.path == drafter.test.path
-    assert labels.models.verifier == use.models.verifier == restorer.output
-    assert drafter.start.path == drafter.tokenizer.path == restorer.output
-    assert drafter.start.decoder_layers == [restorer.model.decoder_layers - 1]
-    assert use.models.drafter == drafter.output
-    assert drafter.data.path == f"{labels.output.path}/outputs"
-    assert drafter.data.source_column in labels.input.keep_columns
+@pytest.mark.parametrize(
+    ("verifier", "labels", "use"),
+    [("restorer", "label_restorer", "restore_en"), ("titles", "label_titles", "summarise_titles")],
+)
+def test_another_task_goes_from_step_to_step(verifier: str, labels: str, use: str) -> None:
+    recipes = [CONFIGS / f"train_{name}.yaml" for name in (verifier, f"{verifier}_drafter")]
+    teacher, drafter = (load_tree(Recipe(), [path]) for path in recipes)
+    labelling, pair = (load([CONFIGS / f"{name}.yaml"]) for name in (labels, use))
+    assert teacher.test == drafter.test
+    assert labelling.models.verifier == pair.models.verifier == teacher.output
+    assert drafter.start.path == drafter.tokenizer.path == teacher.output
+    assert drafter.start.decoder_layers == [teacher.model.decoder_layers - 1]
+    assert replace(drafter.model, decoder_layers=teacher.model.decoder_layers) == teacher.model
+    assert pair.models.drafter == drafter.output
+    assert drafter.data.path == f"{labelling.output.path}/outputs"
+    assert drafter.data.source_column in labelling.input.keep_columns
+    if verifier == "restorer":
+        assert labelling.input.path == teacher.data.path
+        assert pair.input.path == teacher.test.path
 
 
 def test_overrides_and_typos() -> None:
