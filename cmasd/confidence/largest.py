@@ -47,8 +47,9 @@ def argmax(logits: Tensor) -> Tensor:
 
 def top_and_mass(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of (..., V): `top` and `log_mass` of `Statistics`, both (...); in one pass where there is a kernel."""
-    if kernels_for(logits) is not None:
-        found = statistics(logits)
+    kernels = kernels_for(logits)
+    if kernels is not None:
+        found = Statistics(*kernels.statistics(logits))
         return found.top, found.log_mass
     top = logits.amax(-1)
     return top, (logits - top[..., None]).exp().sum(-1).log()
@@ -64,9 +65,10 @@ def statistics(logits: Tensor) -> Statistics:
     below = (logits - top[..., None]).clamp_min(LEAST)
     shares = below.exp()
     mass = shares.sum(-1)
-    nats = mass.log() - torch.linalg.vecdot(shares, below) / mass
+    log_mass = mass.log()
+    nats = log_mass - torch.linalg.vecdot(shares, below) / mass
     entropy = (1 - nats / math.log(logits.shape[-1])).clamp(0, 1)
     max_prob, ratio = 1 / mass, torch.exp(second - top)
     margin, softmax = (1 - ratio) / (1 + ratio), max_prob * (1 - ratio)
-    numbers = torch.stack([top, mass.log(), entropy, margin, softmax, max_prob], dim=-1)
+    numbers = torch.stack([top, log_mass, entropy, margin, softmax, max_prob], dim=-1)
     return Statistics(logits.argmax(-1), numbers)

@@ -2,10 +2,9 @@
 
 from cmasd.kernels.build import cache_folder
 from cmasd.kernels.calls import Kernels, kernels, kernels_for
-from cmasd.kernels.layers import ACTIVATIONS, Block, Norm, Packed, PackedDecoder
+from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder
 
 __all__ = [
-    "ACTIVATIONS",
     "Block",
     "Kernels",
     "Norm",

@@ -91,8 +91,8 @@ class Packed:
         self.norm = norm
         parts = strips_GIP.data_ptr(), bias.data_ptr(), None if scales is None else scales.data_ptr(), _address(norm)
         kinds = FORMATS.get(strips_GIP.dtype, 0), strips_GIP.shape[1], outputs, ACTIVATIONS.get(activation or "", 0)
-        self.struct: ctypes.Structure = _Layer(*parts, *kinds)
-        self.address = ctypes.addressof(self.struct)
+        self._struct = _Layer(*parts, *kinds)
+        self.address = ctypes.addressof(self._struct)
         """Of what C knows of it."""
 
     def followed(self, activation: str | None = None, norm: Norm | None = None) -> "Packed":
