@@ -46,7 +46,7 @@ class Kernels:
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product, self._decode = loaded.product, loaded.decode
         self._guess, self._until_end = loaded.guess, loaded.until_end
-        self._accept, self._commit = loaded.accept, loaded.commit
+        self._accept, self._commit, self._trace = loaded.accept, loaded.commit, loaded.trace
         self._read.argtypes = [pointer, size, pointer, size, size, pointer, size, size, size, pointer]
         self._statistics.argtypes = [pointer, size, size, pointer, pointer]
         self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
@@ -57,6 +57,10 @@ class Kernels:
         self._commit.argtypes = [
             *(pointer, pointer, pointer, size, size, pointer, pointer, pointer, size, pointer, size),
             *(pointer, size, pointer, size, pointer, size, pointer, pointer, pointer),
+        ]
+        self._trace.argtypes = [
+            *(pointer, size, size, size, *[pointer] * 7, pointer, size),
+            *(pointer, pointer, size, pointer, size, pointer, size),
         ]
         self._lanes, self._panel = (size.in_dll(loaded, name).value for name in ("lanes", "panel"))
         reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
@@ -209,6 +213,30 @@ class Kernels:
             *(emitted_BT.data_ptr(), count_B.data_ptr(), ended_B.data_ptr()),
         )
         return emitted_BT, count_B, ended_B
+
+    def trace(
+        self,
+        logits_BTV: Tensor,
+        emitted_BT: Tensor,
+        count_B: Tensor,
+        accepted_B: Tensor,
+        draft: tuple[Tensor, Tensor, Tensor, Tensor],
+        numbers_C9: Tensor,
+        plain_token_8: Tensor,
+        kept: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> None:
+        """See `cmasd.engine.trace`, whose kept tensors are updated: tokens (C, N, 8), iterations (C, N, 6), gaps (C,).
+
+        A draft is its lengths (B,), confidences (B, K) and their components (B, K, 3), and the tolerances (B, K).
+        """
+        logits_BTV, emitted_BT, count_B = logits_BTV.contiguous(), emitted_BT.contiguous(), count_B.contiguous()
+        draft_4 = [one.contiguous() for one in (accepted_B, *draft)]
+        places = [(None, 0) if one is None else (one.data_ptr(), one.stride(0)) for one in kept]
+        self._trace(
+            *(logits_BTV.data_ptr(), *logits_BTV.shape, emitted_BT.data_ptr(), count_B.data_ptr()),
+            *(*(one.data_ptr() for one in draft_4), numbers_C9.data_ptr(), numbers_C9.stride(0)),
+            *(plain_token_8.data_ptr(), *(value for place in places for value in place)),
+        )
 
     def _scan(self, logits: Tensor, numbers: Tensor | None) -> Tensor:
         logits, columns = logits.contiguous(), logits.shape[-1]

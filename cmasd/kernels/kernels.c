@@ -174,6 +174,52 @@ void commit(const int64_t *draft, const int64_t *lengths, const float *confidenc
     }
 }
 
+/* As `trace` of cmasd/engine/trace.py, after `commit`, for what is kept: what is not is null. The first row of each trace
+   is given, with what an iteration or a token holds that nobody drafted. */
+
+enum { PROMPT = 2 }; /* another column of `numbers` */
+#define TOKEN 8
+#define ITERATION 6
+#define SCORES 4
+
+static void put_scores(const float *confidence, const float *components, float *out)
+{
+    out[0] = *confidence;
+    memcpy(out + 1, components, (SCORES - 1) * sizeof(float));
+}
+
+void trace(const REAL *logits, int64_t rows, int64_t window, int64_t columns, const int64_t *emitted,
+           const int64_t *counts, const int64_t *accepted, const int64_t *lengths, const float *confidence,
+           const float *components, const float *tau, const int64_t *numbers, int64_t number_stride,
+           const float *plain_token, float *tokens, int64_t token_stride, float *iterations, int64_t iteration_stride,
+           float *gap_sum, int64_t sum_stride)
+{
+    const int64_t drafted = window - 1;
+    #pragma omp parallel for if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t *number = numbers + row * number_stride, count = counts[row], length = lengths[row];
+        const float *mine = confidence + row * drafted, *why = components + row * drafted * (SCORES - 1);
+        int64_t kept = accepted[row] < count ? accepted[row] : count;
+        if (iterations && drafted && count) {
+            float *out = iterations + row * iteration_stride + ITERATION * (number[ITERATIONS] - 1);
+            out[0] = length, out[1] = kept; /* the others hold what they do without a rejection */
+            if (kept < length && kept < count) put_scores(mine + kept, why + kept * (SCORES - 1), out + 2);
+        }
+        for (int64_t t = 0; t < count && (tokens || gap_sum); t++) {
+            const REAL *z = logits + (row * window + t) * columns;
+            REAL top = most(z, columns, z[0]), gap = top - z[emitted[row * window + t]], mass = 0;
+            if (gap_sum) gap_sum[row * sum_stride] += gap;
+            if (!tokens) continue;
+            float *out = tokens + row * token_stride + TOKEN * (number[LENGTH] - number[PROMPT] + t);
+            for (int64_t i = 0; i < columns; i++) mass += EXP(z[i] - top < NOTHING ? NOTHING : z[i] - top);
+            memcpy(out, plain_token, TOKEN * sizeof(float));
+            if (t < accepted[row]) out[0] = 1, put_scores(mine + t, why + t * (SCORES - 1), out + 1);
+            if (t < length) out[5] = tau[row * drafted + t];
+            out[6] = gap, out[7] = -gap - LOG(mass);
+        }
+    }
+}
+
 /* ------------------------------------------------------------------ products
 
    y = x w + bias for weights that serve again and again. They are packed in strips of LANES outputs, [input][output],

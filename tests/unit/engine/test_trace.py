@@ -7,10 +7,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cmasd.confidence.scores import score
-from cmasd.core import FROM_DRAFT, Request, Result
+from cmasd.core import FROM_DRAFT, Draft, Request, Result, Verdict
 from cmasd.engine import Pair
+from cmasd.engine.commit import Committer
+from cmasd.engine.slots import NewRow, SlotShape, SlotState
+from cmasd.engine.trace import _trace, trace
+from cmasd.kernels import kernels
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 FIXED: dict[str, Any] = {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 3}}
@@ -57,6 +63,46 @@ def test_token_traces_equal_direct_forwards(family: str, slots: int) -> None:
         assert (result.tokens.gap_nats[accepted] <= 2.0).all()
         assert (result.tokens.tau[accepted] == 2.0).all()
     assert max(result.mean_gap_nats for result in results.values()) > 0, "the rule was not lossy on these rows"
+
+
+@given(
+    rows=st.integers(1, 5),
+    drafted=st.integers(0, 4),
+    seed=st.integers(0, 10**6),
+    record_gaps=st.booleans(),
+    level=st.sampled_from(["none", "iteration", "token"]),
+)
+def test_in_c_as_in_tensor_operations(rows: int, drafted: int, seed: int, record_gaps: bool, level: str) -> None:
+    if kernels(torch.float32) is None:
+        pytest.skip("no C compiler here")
+    torch.manual_seed(seed)
+    lengths_B = torch.randint(0, drafted + 1, (rows,))
+    accepted_B = (torch.rand(rows) * (lengths_B + 1)).long()
+    draft = Draft(
+        torch.randint(1, 9, (rows, drafted)), lengths_B, torch.rand(rows, drafted), torch.rand(rows, drafted, 3)
+    )
+    verdict = Verdict(accepted_B, torch.randint(1, 9, (rows,)), torch.rand(rows, drafted))
+    logits_BTV = 5 * torch.randn(rows, drafted + 1, 9)
+    logits_BTV[..., 0] = -torch.inf
+    states = []
+    for way in (trace, _trace):
+        state = SlotState(SlotShape(rows, rows, 1, 20, 4, 5), level, torch.device("cpu"))
+        state.enter(0, [NewRow(row, [2], [3, 4], 15) for row in range(rows)])
+        state.lengths[:rows] += torch.arange(rows)
+        state.counters[:rows, 0] += torch.arange(rows)
+        context = state.context(rows)
+        outcome = Committer(state, torch.tensor([1, 8]))(context, draft, verdict)
+        if way is trace or record_gaps or level != "none":
+            way(state, context, outcome, logits_BTV, record_gaps)
+        states.append(state)
+    native, tensors = states
+    torch.testing.assert_close(native.gap_sum, tensors.gap_sum)
+    for name in ("token_trace", "iteration_trace"):
+        one, other = getattr(native, name), getattr(tensors, name)
+        assert (one is None) == (other is None)
+        for row, count in enumerate(outcome.count_B.tolist() if one is not None else []):
+            known = row + (count if name == "token_trace" else 1)
+            torch.testing.assert_close(one[row, :known], other[row, :known], equal_nan=True)
 
 
 def test_the_first_rejected_token_is_described() -> None:
