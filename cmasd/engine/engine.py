@@ -15,7 +15,6 @@ Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,13 +26,13 @@ from cmasd.config.tree import Config
 from cmasd.core import Draft, Request, Result, Verdict
 from cmasd.drafters import Context, ModelDrafter
 from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead
-from cmasd.engine.capacity import in_halves
 from cmasd.engine.commit import Committer
 from cmasd.engine.costs import step_table, warm_up
 from cmasd.engine.drafting import build_drafter
 from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
-from cmasd.engine.slots import LEAST_STAGED, NewRow, SlotShape, SlotState
+from cmasd.engine.rows import Rows
+from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.trace import trace
 from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
@@ -77,14 +76,12 @@ class Engine:
         if isinstance(self.policy, GoodputPolicy):
             self.policy.costs = IterationCosts(self._step_table(graphs))
         self.stats = EngineStats()
-        self._queue: deque[Request] = deque()
-        self._staged: deque[int] = deque()
-        self._live = 0
         self._asked = False
         self._ahead = self._build_ahead(config) if uses_graphs(config.engine.graphs, pair.device) else None
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
+        self._rows = Rows(pair, self.shape, self.state, self.verifier, self.drafter)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):
@@ -112,11 +109,11 @@ class Engine:
     @property
     def pending(self) -> int:
         """Rows submitted and not yet returned."""
-        return len(self._queue) + len(self._staged) + self._live
+        return self._rows.pending
 
     def submit(self, requests: list[Request]) -> None:
         """Queue rows behind those already queued, longest sources first among themselves."""
-        self._queue.extend(sorted(requests, key=lambda request: -len(request.source)))
+        self._rows.submit(requests)
         self.stats.steady_row_iterations = self.stats.row_iterations
         self.stats.steady_slot_iterations = self.stats.slot_iterations
 
@@ -126,14 +123,19 @@ class Engine:
         while self.pending:
             yield from self.step()
 
+    @property
+    def _later(self) -> bool:
+        """Whether a drafter that is not asked at present need not prefill new rows yet."""
+        return not self._asked and self.stats.iterations > 0
+
     @torch.inference_mode()
     def step(self) -> list[Result]:
         """One iteration for all live rows; returns the rows that it, or one before, has finished."""
         started = time.perf_counter()
-        self._admit()
-        if self._live == 0:
+        self._rows.admit(self._later)
+        if self._rows.live == 0:
             return []
-        most = self.policy.plan(self._live) if self.drafter is not None else 0
+        most = self.policy.plan(self._rows.live) if self.drafter is not None else 0
         extent = self._extent(most)
         results = self._run(most) if self._ahead is None or extent is None else self._run_ahead(self._ahead, extent)
         self.stats.busy_seconds += time.perf_counter() - started
@@ -141,12 +143,12 @@ class Engine:
 
     def _run(self, most: int) -> list[Result]:
         """An iteration in which the host looks at the device; all of its rows are open."""
-        landed = self._land(Snapshot(self.state, self._live), launched_since=0) if self._flight is not None else []
+        landed = self._land(Snapshot(self.state, self._rows.live), launched_since=0) if self._flight is not None else []
         self._flight = None
-        if self._live == 0:
+        if self._rows.live == 0:
             return landed
         started = time.perf_counter()
-        context = self.state.context(self._live)
+        context = self.state.context(self._rows.live)
         draft = self._draft(context, most)
         drafted = time.perf_counter()
         logits_BTV = self._verify(context, draft)
@@ -157,9 +159,9 @@ class Engine:
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
         self.policy.observe(Observation(draft, verdict, committed - started, is_typical))
         self.stats.draft_seconds += drafted - started
-        self._count(self._live)
+        self._count(self._rows.live)
         if self._ahead is not None:
-            self.state.reach[: self._live] += logits_BTV.shape[1]
+            self.state.reach[: self._rows.live] += logits_BTV.shape[1]
         return landed + self._collect(done)
 
     # ---------------------------------------------------------------- ahead of the host
@@ -168,14 +170,14 @@ class Engine:
         """The shape of an iteration that drafts `most` tokens and waits for nothing; None where that cannot be."""
         if self._ahead is None or not can_run_ahead(self.policy, self.drafter, self.verification):
             return None
-        longest = min(int(self.state.reach[: self._live].max()), self.shape.length - self.shape.window)
-        extent = self.verifier.extent(self._live, most + 1, longest - 1)
+        longest = min(int(self.state.reach[: self._rows.live].max()), self.shape.length - self.shape.window)
+        extent = self.verifier.extent(self._rows.live, most + 1, longest - 1)
         is_ready = self.drafter is None or self.drafter.reserve(extent)
         return extent if most == 0 or (self._asked and is_ready) else None
 
     def _run_ahead(self, ahead: Ahead, extent: Extent) -> list[Result]:
         """Launch an iteration, then collect the rows that those before have finished."""
-        rows, snapshot = self._live, Snapshot(self.state, self._live)
+        rows, snapshot = self._rows.live, Snapshot(self.state, self._rows.live)
         launched = ahead.launch(extent)
         results = self._land(snapshot, launched_since=extent.window)
         self._flight = launched
@@ -203,46 +205,6 @@ class Engine:
         self._commit(context, draft, verdict, logits_BTV, context.lengths_B < context.limits_B)
         return draft, verdict
 
-    # ---------------------------------------------------------------- admit
-
-    def _admit(self) -> None:
-        """Fill free slots from the staging area, staging a batch whenever it is empty."""
-        while self._live < self.shape.slots and self._stage():
-            count = min(self.shape.slots - self._live, len(self._staged))
-            sources = [self._staged.popleft() for _ in range(count)]
-            self._move(sources, list(range(self._live, self._live + count)))
-            self._live += count
-
-    def _stage(self) -> bool:
-        """Prefill a batch of queued rows if none is waiting; returns whether any is."""
-        if self._staged or not self._queue:
-            return bool(self._staged)
-        batch = [self._queue.popleft() for _ in range(min(self.shape.staging, len(self._queue)))]
-        slots = [self.shape.slots + i for i in range(len(batch))]
-        sources = [request.source for request in batch]
-        in_halves(self._prefill, slots, sources)
-        self.state.enter(self.shape.slots, [self._new(request) for request in batch])
-        self._staged.extend(slots)
-        return True
-
-    def _new(self, request: Request) -> NewRow:
-        encoder = self.pair.is_encoder_decoder
-        prompt = self.pair.decoder_start if encoder else request.source
-        limit = len(prompt) + min(request.max_new_tokens, self.shape.max_new_tokens)
-        return NewRow(request.key, prompt, request.source if encoder else [], limit)
-
-    def _prefill(self, slots: list[int], sources: list[list[int]]) -> None:
-        self.verifier.prefill(slots, sources)
-        if self.drafter is not None:
-            self.drafter.prefill(slots, sources, later=not self._asked and self.stats.iterations > 0)
-
-    def _move(self, sources: list[int], targets: list[int]) -> None:
-        for source, target in zip(sources, targets, strict=True):
-            self.verifier.move(source, target)
-            if self.drafter is not None:
-                self.drafter.move(source, target)
-        self.state.move(sources, targets)
-
     # ---------------------------------------------------------------- draft and verify
 
     def _draft(self, context: Context, most: int) -> Draft:
@@ -268,9 +230,9 @@ class Engine:
 
     def _no_draft(self, context: Context) -> Draft:
         """Nothing drafted for any row: K = 0. Made once per number of rows, for plain decoding's sake."""
-        if self._live not in self._empty:
-            self._empty = {self._live: empty_draft(context)}
-        return self._empty[self._live]
+        if self._rows.live not in self._empty:
+            self._empty = {self._rows.live: empty_draft(context)}
+        return self._empty[self._rows.live]
 
     def _verify(self, context: Context, draft: Draft, extent: Extent | None = None) -> Tensor:
         """(B, T, V) verifier logits after the last token and after each draft token."""
@@ -290,7 +252,7 @@ class Engine:
     ) -> None:
         """What the iteration leaves behind in rows that are open (B,): by default all."""
         outcome = self._keep(context, draft, verdict, open_B)
-        trace(self.state, context, outcome, logits_BTV, self.record_gaps)
+        trace(self.state, context, outcome, logits_BTV, self.record_gaps, native=open_B is None)
         if self.drafter is not None:
             self.drafter.commit(context, verdict.accepted_B)
         context.lengths_B.add_(outcome.count_B)
@@ -305,12 +267,12 @@ class Engine:
 
     def _done(self) -> list[int]:
         """Slots of the rows that are finished; the host waits here for the device."""
-        done_B = self.state.lengths[: self._live] >= self.state.limits[: self._live]
+        done_B = self.state.lengths[: self._rows.live] >= self.state.limits[: self._rows.live]
         done: list[int] = done_B.nonzero().squeeze(1).tolist()
         return done
 
     def _collect(self, done: list[int]) -> list[Result]:
-        """Read out finished rows, then close the holes: staged rows first, else the last live ones."""
+        """Read out finished rows, and let others take their slots."""
         if not done:
             return []
         state = self.state
@@ -322,24 +284,10 @@ class Engine:
         self.stats.accepted_tokens += totals[2]
         self.stats.drafting_row_iterations += totals[3]
         self.stats.rollbacks += totals[4]
-        self._fill(done)
-        return results
-
-    def _fill(self, holes: list[int]) -> None:
-        """Ascending `holes` among the live rows; what no waiting row fills is closed by live rows from the end."""
-        while holes and self._stage():
-            count = min(len(holes), len(self._staged))
-            self._move([self._staged.popleft() for _ in range(count)], holes[:count])
-            holes = holes[count:]
-        if not holes:
-            return
-        self._live -= len(holes)
-        inside = [hole for hole in holes if hole < self._live]
-        leaving = sorted(set(range(self._live, self._live + len(holes))) - set(holes))
-        if inside:
-            self._move(leaving, inside)
+        closed = self._rows.leave(done, self._later)
         if self._ahead is not None:
-            self.state.close(slice(self._live, self._live + len(holes)))
+            state.close(slice(closed.start, closed.stop))
+        return results
 
 
 def empty_draft(context: Context) -> Draft:

@@ -62,13 +62,18 @@ class Outcome:
         return torch.cat([self.draft.confidence_BK[..., None], self.draft.components_BK3], dim=-1)
 
 
-def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
-    """Record one iteration; called after it is counted, before the rows' lengths advance."""
+def trace(
+    state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool, native: bool = True
+) -> None:
+    """Record one iteration; called after it is counted, before the rows' lengths advance.
+
+    Not `native` where the device repeats it without the host: that knows tensor operations alone.
+    """
     if state.top is not None:
         _keep_top(*state.top, context, logits_BTV)
     if not record_gaps and state.token_trace is None and state.iteration_trace is None:
         return
-    kernels = kernels_for(logits_BTV)
+    kernels = kernels_for(logits_BTV) if native else None
     if kernels is not None:
         draft, verdict = outcome.draft, outcome.verdict
         kernels.trace(
@@ -77,11 +82,7 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tens
             *(state.numbers, state.plain_token),
             (state.token_trace, state.iteration_trace, state.gap_sum if record_gaps else None),
         )
-    else:
-        _trace(state, context, outcome, logits_BTV, record_gaps)
-
-
-def _trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
+        return
     if outcome.draft.tokens_BK.shape[1] == 0:
         _trace_plain(state, context, logits_BTV, outcome, record_gaps)
         return

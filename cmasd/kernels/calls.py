@@ -59,8 +59,8 @@ class Kernels:
             *(pointer, size, pointer, size, pointer, size, pointer, pointer, pointer),
         ]
         self._trace.argtypes = [
-            *(pointer, size, size, size, *[pointer] * 7, pointer, size),
-            *(pointer, pointer, size, pointer, size, pointer, size),
+            *(pointer, size, size, size, pointer, pointer, pointer, pointer, pointer, pointer, pointer),
+            *(pointer, size, pointer, pointer, size, pointer, size, pointer, size),
         ]
         self._lanes, self._panel = (size.in_dll(loaded, name).value for name in ("lanes", "panel"))
         reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}

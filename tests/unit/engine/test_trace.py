@@ -15,7 +15,7 @@ from cmasd.core import FROM_DRAFT, Draft, Request, Result, Verdict
 from cmasd.engine import Pair
 from cmasd.engine.commit import Committer
 from cmasd.engine.slots import NewRow, SlotShape, SlotState
-from cmasd.engine.trace import _trace, trace
+from cmasd.engine.trace import trace
 from cmasd.kernels import kernels
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
@@ -85,20 +85,19 @@ def test_in_c_as_in_tensor_operations(rows: int, drafted: int, seed: int, record
     logits_BTV = 5 * torch.randn(rows, drafted + 1, 9)
     logits_BTV[..., 0] = -torch.inf
     states = []
-    for way in (trace, _trace):
+    for native in (True, False):
         state = SlotState(SlotShape(rows, rows, 1, 20, 4, 5), level, torch.device("cpu"))
         state.enter(0, [NewRow(row, [2], [3, 4], 15) for row in range(rows)])
         state.lengths[:rows] += torch.arange(rows)
         state.counters[:rows, 0] += torch.arange(rows)
         context = state.context(rows)
         outcome = Committer(state, torch.tensor([1, 8]))(context, draft, verdict)
-        if way is trace or record_gaps or level != "none":
-            way(state, context, outcome, logits_BTV, record_gaps)
+        trace(state, context, outcome, logits_BTV, record_gaps, native)
         states.append(state)
-    native, tensors = states
-    torch.testing.assert_close(native.gap_sum, tensors.gap_sum)
+    in_c, tensors = states
+    torch.testing.assert_close(in_c.gap_sum, tensors.gap_sum)
     for name in ("token_trace", "iteration_trace"):
-        one, other = getattr(native, name), getattr(tensors, name)
+        one, other = getattr(in_c, name), getattr(tensors, name)
         assert (one is None) == (other is None)
         for row, count in enumerate(outcome.count_B.tolist() if one is not None else []):
             known = row + (count if name == "token_trace" else 1)

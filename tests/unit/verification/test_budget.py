@@ -193,7 +193,7 @@ def spend(engine: Engine, budget: float) -> dict[int, list[int]]:
             assert result.mean_gap_nats == pytest.approx(result.tokens.gap_nats.mean(), abs=1e-5)
             gap_of_finished += float(result.tokens.gap_nats.sum())
             tokens_of_finished += result.num_output_tokens
-        state, live = engine.state, engine._live
+        state, live = engine.state, engine._rows.live
         gap = gap_of_finished + float(state.gap_sum[:live].sum())
         tokens = tokens_of_finished + int((state.lengths - state.prompt_lengths)[:live].sum())
         assert gap <= budget * tokens + 1e-4
