@@ -19,8 +19,9 @@ from cmasd.confidence.scores import scores_of
 from cmasd.core import Draft
 from cmasd.drafters.base import Context, until_end
 from cmasd.drafters.choice import Choice
+from cmasd.kernels import kernels_for
 from cmasd.policies import Policy
-from cmasd.runner.base import Extent, Guess, Runner
+from cmasd.runner.base import Extent, Guesser, Runner
 from cmasd.runner.constraints import Constraints
 
 
@@ -117,7 +118,7 @@ class ModelDrafter:
                 self.runner.forward(tokens_B1, starts_B)[:, 0].argmax(-1).tolist()
             else:
                 self.runner.extent(len(starts_B), 1, int(starts_B.max()))
-                self._native(tokens_B1, starts_B, None, 1)
+                self._native(tokens_B1[:, 0], starts_B, 1)
 
         return forward
 
@@ -140,10 +141,12 @@ class ModelDrafter:
         late = [slot for slot in self._later if slot < len(room_B)] if extent is None else []
         if late:
             self.prefill(late, [self._later[slot] for slot in late])
-        most = min(self.policy.max_draft_tokens, int(room_B.max())) if extent is None else extent.window - 1
-        window = self._missing(context, extent)
+        most = min(self.policy.max_draft_tokens, max(room_B.tolist())) if extent is None else extent.window - 1
+        if self._native is not None and extent is None:
+            guesses = self._guess_natively(self._native, context, most)
+        else:
+            guesses = self._guess(context, self._missing(context, extent), most, extent)
         self.caught_up = self.caught_up and not late
-        guesses = self._guess(context, window, most, extent)
         self._fed = guesses.tokens_BK.shape[1] - 1
         drafted_B = until_end(guesses.tokens_BK, self.eos_ids, room_B)
         if guesses.asked_B is not None:
@@ -158,8 +161,6 @@ class ModelDrafter:
 
     def _guess(self, context: Context, window: Window, most: int, extent: Extent | None) -> Guesses:
         """Up to `most` tokens behind the window; fewer where the policy stops all rows."""
-        if self._native is not None and extent is None:
-            return self._guess_natively(self._native, window, most)
         tokens, confidences, scored, probs = [], [], [], []
         stop = Stop(self.policy)
         logits_BV = self._forward(*window, extent=extent)[:, 0]
@@ -185,27 +186,31 @@ class ModelDrafter:
             probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.choose.samples else None,
         )
 
-    def _guess_natively(self, guess: Guess, window: Window, most: int) -> Guesses:
+    def _guess_natively(self, guesser: Guesser, context: Context, most: int) -> Guesses:
         """All tokens in one call, or one by one where the policy looks at each."""
-        stop, tokens, numbers = Stop(self.policy), [], []
-        starts_B = window.starts_B + (1 if window.only_B is None else window.only_B + 1)
-        self.runner.extent(len(starts_B), most - 1, int(starts_B.max()))
-        step = 1 if stop.asks else most
+        stop, lengths_B = Stop(self.policy), context.lengths_B
+        cached_B = self._cached[: len(lengths_B)]
+        count = 1 if stop.asks else most
+        self.runner.extent(len(lengths_B), most - 1, max(lengths_B.tolist()))
+        tokens_BK, numbers_BK6, missing = guesser.catch_up(context.tokens_BL, lengths_B, cached_B, count)
+        self.caught_up = missing <= 2
         while True:
-            found_KB, numbers_KB6 = guess(*window, step)
-            tokens.append(found_KB)
-            numbers.append(numbers_KB6.float())
-            tokens_BK = (found_KB if len(tokens) == 1 else torch.cat(tokens)).t()
-            numbers_BK6 = (numbers[0] if len(tokens) == 1 else torch.cat(numbers)).transpose(0, 1)
-            scores = scores_of(Statistics(tokens_BK, numbers_BK6), self.confidence.margin_form)
+            scores = scores_of(Statistics(tokens_BK, numbers_BK6.float()), self.confidence.margin_form)
             confidence_BK = self.confidence.combine(scores)
-            if tokens_BK.shape[1] == most or stop(confidence_BK, waits=True):
+            drafted = tokens_BK.shape[1]
+            if drafted == most or stop(confidence_BK, waits=True):
                 return Guesses(tokens_BK, confidence_BK, scores.components, stop.asked_B)
-            window = Window(found_KB.t(), starts_B + (len(tokens) - 1), None)
+            found_B1, numbers_B16 = guesser(tokens_BK[:, -1], lengths_B + (drafted - 1), 1)
+            tokens_BK = torch.cat([tokens_BK, found_B1], dim=1)
+            numbers_BK6 = torch.cat([numbers_BK6, numbers_B16], dim=1)
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The last drafted token was never fed, so at most drafted - 1 of them are in the cache."""
-        self._cached[: len(accepted_B)] += accepted_B.clamp_max(self._fed)
+        kernels = kernels_for(accepted_B)
+        if kernels is not None:
+            kernels.keep(self._cached, accepted_B, self._fed)
+        else:
+            self._cached[: len(accepted_B)] += accepted_B.clamp_max(self._fed)
 
     def _missing(self, context: Context, extent: Extent | None) -> Window:
         """Every token that the cache lacks, to be fed for good.

@@ -24,7 +24,7 @@ class Committer:
         self._state = state
         self._eos_ids = eos_ids
         self._kernels = kernels_for(eos_ids)
-        self._steps = torch.arange(state.window, device=eos_ids.device)
+        self._steps = torch.arange(state.lengths_2K.shape[1], device=eos_ids.device)
         self._ones = torch.ones(len(state.keys), dtype=torch.int64, device=eos_ids.device)
 
     def __call__(self, context: Context, draft: Draft, verdict: Verdict, open_B: Tensor | None = None) -> Outcome:

@@ -33,7 +33,7 @@ from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
-from cmasd.engine.trace import trace
+from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import GoodputPolicy, Observation, build_policy
 from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.runner.base import Extent
@@ -153,8 +153,8 @@ class Engine:
         drafted = time.perf_counter()
         logits_BTV = self._verify(context, draft)
         verdict = self.verification.verify(draft, logits_BTV)
-        self._commit(context, draft, verdict, logits_BTV)
-        done = self._done()
+        outcome = self._commit(context, draft, verdict, logits_BTV)
+        done = self.state.advance(outcome.count_B, outcome.ended_B)
         committed = time.perf_counter()
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
         self.policy.observe(Observation(draft, verdict, committed - started, is_typical))
@@ -202,22 +202,23 @@ class Engine:
             draft = self.drafter.draft(context, room_B, extent)
         logits_BTV = self._verify(context, draft, extent)
         verdict = self.verification.verify(draft, logits_BTV)
-        self._commit(context, draft, verdict, logits_BTV, context.lengths_B < context.limits_B)
+        outcome = self._commit(context, draft, verdict, logits_BTV, context.lengths_B < context.limits_B)
+        self.state.grow(outcome.count_B, outcome.ended_B)
         return draft, verdict
 
     # ---------------------------------------------------------------- draft and verify
 
     def _draft(self, context: Context, most: int) -> Draft:
-        """The bonus token takes one place, so a row near its limit drafts less, or nothing."""
+        """Up to `most` tokens, as far as rows may grow."""
         self._asked = most > 0
         if self.drafter is None or not self._asked:
             return self._no_draft(context)
-        room_B = (context.limits_B - context.lengths_B - 1).clamp_max(most)
-        self._asked = bool((room_B > 0).any())
+        room_B, longest = self.state.room(self._rows.live, most)
+        self._asked = longest > 0
         if not self._asked:
             return self._no_draft(context)
         draft = self.drafter.draft(context, room_B)
-        longest = int(draft.lengths_B.max())
+        longest = max(draft.lengths_B.tolist())
         if longest == draft.tokens_BK.shape[1]:
             return draft
         return replace(
@@ -236,10 +237,7 @@ class Engine:
 
     def _verify(self, context: Context, draft: Draft, extent: Extent | None = None) -> Tensor:
         """(B, T, V) verifier logits after the last token and after each draft token."""
-        starts_B = context.lengths_B - 1
-        window_BT = context.tokens_BL.gather(1, starts_B[:, None])
-        if draft.tokens_BK.shape[1]:
-            window_BT = torch.cat([window_BT, draft.tokens_BK], dim=1)
+        window_BT, starts_B = self.state.window(draft.tokens_BK)
         logits_BTV = self.verifier.forward(window_BT, starts_B, extent=extent)
         return self.constraints.apply(
             logits_BTV, context.tokens_BL, starts_B, context.prompt_lengths_B, context.limits_B, window_BT
@@ -249,14 +247,13 @@ class Engine:
 
     def _commit(
         self, context: Context, draft: Draft, verdict: Verdict, logits_BTV: Tensor, open_B: Tensor | None = None
-    ) -> None:
-        """What the iteration leaves behind in rows that are open (B,): by default all."""
+    ) -> Outcome:
+        """What the iteration leaves behind in rows that are open (B,), by default all; their lengths are as before."""
         outcome = self._keep(context, draft, verdict, open_B)
-        trace(self.state, context, outcome, logits_BTV, self.record_gaps, native=open_B is None)
+        trace(self.state, context, outcome, logits_BTV, self.record_gaps)
         if self.drafter is not None:
             self.drafter.commit(context, verdict.accepted_B)
-        context.lengths_B.add_(outcome.count_B)
-        context.limits_B.masked_fill_(outcome.ended_B, 0)
+        return outcome
 
     def _count(self, rows: int) -> None:
         self.stats.iterations += 1
@@ -264,12 +261,6 @@ class Engine:
         self.stats.slot_iterations += self.shape.slots
 
     # ---------------------------------------------------------------- collect
-
-    def _done(self) -> list[int]:
-        """Slots of the rows that are finished; the host waits here for the device."""
-        done_B = self.state.lengths[: self._rows.live] >= self.state.limits[: self._rows.live]
-        done: list[int] = done_B.nonzero().squeeze(1).tolist()
-        return done
 
     def _collect(self, done: list[int]) -> list[Result]:
         """Read out finished rows, and let others take their slots."""

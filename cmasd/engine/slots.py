@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cmasd.core import FROM_VERIFIER
 from cmasd.drafters import Context
+from cmasd.kernels import kernels_for
 from cmasd.runner.runners import padded, uploaded
 
 TOKEN_CHANNELS = ("source", "confidence", "entropy", "margin", "softmax", "tau", "gap_nats", "verifier_logprob")
@@ -86,7 +87,8 @@ class SlotState:
         """What the host knows of lengths without waiting for the device: none is above this."""
         self.tokens = whole(shape.length)
         self.source = whole(shape.max_source) - 1
-        self.window = shape.window
+        self._kernels = kernels_for(self.tokens)
+        self._contexts: dict[int, Context] = {}
         self.numbers = whole(4 + len(COUNTERS))
         """(C, 9): length, limit, prompt length, source length, and COUNTERS."""
         self.lengths, self.limits, self.prompt_lengths, self.source_lengths = self.numbers[:, :4].unbind(1)
@@ -139,11 +141,44 @@ class SlotState:
         self.numbers[slots, :3] = self._vacant
 
     def context(self, live: int) -> Context:
-        """Views of the live rows."""
-        return Context(
-            tokens_BL=self.tokens[:live],
-            lengths_B=self.lengths[:live],
-            prompt_lengths_B=self.prompt_lengths[:live],
-            limits_B=self.limits[:live],
-            source_BS=self.source[:live],
-        )
+        """Views of the live rows, made once for each number of them."""
+        if live not in self._contexts:
+            self._contexts[live] = Context(
+                tokens_BL=self.tokens[:live],
+                lengths_B=self.lengths[:live],
+                prompt_lengths_B=self.prompt_lengths[:live],
+                limits_B=self.limits[:live],
+                source_BS=self.source[:live],
+            )
+        return self._contexts[live]
+
+    def room(self, live: int, most: int) -> tuple[Tensor, int]:
+        """How many tokens each live row may draft (B,), `most` at most; and the largest of these, or less than 1.
+
+        The verifier's own token takes one place, so a row near its limit drafts less, or nothing.
+        """
+        if self._kernels is not None:
+            return self._kernels.room(self.numbers, live, most)
+        room_B = (self.limits[:live] - self.lengths[:live] - 1).clamp_max(most)
+        return room_B, int(room_B.max())
+
+    def window(self, draft_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """What the verifier is fed (B, K + 1), each row's last token and its draft; and where that begins (B,)."""
+        if self._kernels is not None:
+            return self._kernels.show(self.numbers, self.tokens, draft_BK)
+        starts_B = self.lengths[: len(draft_BK)] - 1
+        return torch.cat([self.tokens[: len(starts_B)].gather(1, starts_B[:, None]), draft_BK], dim=1), starts_B
+
+    def grow(self, count_B: Tensor, ended_B: Tensor) -> None:
+        """Rows have gained so many tokens (B,), and some have ended (B,)."""
+        self.lengths[: len(count_B)].add_(count_B)
+        self.limits[: len(count_B)].masked_fill_(ended_B, 0)
+
+    def advance(self, count_B: Tensor, ended_B: Tensor) -> list[int]:
+        """As `grow`; gives the slots of rows that are finished. The host waits here for the device."""
+        if self._kernels is not None:
+            return self._kernels.advance(self.numbers, count_B, ended_B)
+        self.grow(count_B, ended_B)
+        done_B = self.lengths[: len(count_B)] >= self.limits[: len(count_B)]
+        done: list[int] = done_B.nonzero().squeeze(1).tolist()
+        return done

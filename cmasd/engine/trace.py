@@ -62,18 +62,13 @@ class Outcome:
         return torch.cat([self.draft.confidence_BK[..., None], self.draft.components_BK3], dim=-1)
 
 
-def trace(
-    state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool, native: bool = True
-) -> None:
-    """Record one iteration; called after it is counted, before the rows' lengths advance.
-
-    Not `native` where the device repeats it without the host: that knows tensor operations alone.
-    """
+def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
+    """Record one iteration; called after it is counted, before the rows' lengths advance."""
     if state.top is not None:
         _keep_top(*state.top, context, logits_BTV)
     if not record_gaps and state.token_trace is None and state.iteration_trace is None:
         return
-    kernels = kernels_for(logits_BTV) if native else None
+    kernels = kernels_for(logits_BTV)
     if kernels is not None:
         draft, verdict = outcome.draft, outcome.verdict
         kernels.trace(

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ REALS = {
 """The names that C knows a number format by."""
 LEAST_SCALE = 1e-30
 """Instead of zero, which nothing can be divided by."""
+NO_ROOM = "no memory for a draft"
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +47,21 @@ class Kernels:
         loaded = ctypes.CDLL(str(library))
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product, self._decode = loaded.product, loaded.decode
-        self._guess, self._until_end = loaded.guess, loaded.until_end
+        self._guess, self._catch_up, self._until_end = loaded.guess, loaded.catch_up, loaded.until_end
         self._accept, self._commit, self._trace = loaded.accept, loaded.commit, loaded.trace
+        self._room, self._show, self._advance, self._keep = loaded.room, loaded.show, loaded.advance, loaded.keep
         self._read.argtypes = [pointer, size, pointer, size, size, pointer, size, size, size, pointer]
         self._statistics.argtypes = [pointer, size, size, pointer, pointer]
         self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
         self._decode.argtypes = [pointer, pointer, size, size, *[pointer] * 4]
-        self._accept.argtypes = [pointer, pointer, pointer, size, size, pointer, pointer]
-        self._guess.argtypes = [*[pointer] * 4, size, size, pointer, size, *[pointer] * 5]
+        self._accept.argtypes = [pointer, pointer, pointer, size, size, size, pointer, pointer]
+        self._guess.argtypes = [*[pointer] * 5, size, size, *[pointer] * 4]
+        self._catch_up.argtypes = [*[pointer] * 4, size, pointer, size, pointer, size, size, *[pointer] * 4]
+        self._room.argtypes = [pointer, size, size, size, pointer]
+        self._show.argtypes = [pointer, size, pointer, size, pointer, size, size, pointer, pointer]
+        self._advance.argtypes = [pointer, size, size, pointer, pointer, pointer]
+        self._keep.argtypes = [pointer, size, pointer, size]
+        self._room.restype = self._advance.restype = self._catch_up.restype = self._guess.restype = size
         self._until_end.argtypes = [pointer, size, size, pointer, size, pointer, pointer]
         self._commit.argtypes = [
             *(pointer, pointer, pointer, size, size, pointer, pointer, pointer, size, pointer, size),
@@ -112,31 +121,63 @@ class Kernels:
 
     def guess(
         self,
-        decoder: PackedDecoder,
-        head: Packed,
-        ids_S: Tensor | None,
-        window: tuple[Tensor, Tensor, Tensor | None],
+        model: tuple[PackedDecoder, Packed, Tensor | None],
+        tokens_B: Tensor,
+        starts_B: Tensor,
         count: int,
         past_KSHLP: Tensor,
         source_KSHLP: Tensor,
         counts_B: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Greedy tokens behind a window (count, B), and the numbers (count, B, 6) of their logits, as `statistics`.
+        """Greedy tokens (B, count) behind one token for each row, and the numbers (B, count, 6) of their logits.
 
-        The window is tokens (B, T), starts (B,) and, where windows are padded, the place (B,) of each one's last token;
-        with `ids_S` these alone are the head's columns. Otherwise as `decode`.
+        A model is a decoder, its head, and the ids (S,) of the head's columns where these are not all. The numbers are
+        those of `statistics`; otherwise as `decode`.
         """
-        tokens_BT, starts_B, only_B = window[0].contiguous(), window[1].contiguous(), window[2]
-        (rows, width), pointer_of = tokens_BT.shape, Tensor.data_ptr
-        room = past_KSHLP.new_empty(rows * (width * (decoder.width + decoder.room) + head.outputs))
-        found, numbers = tokens_BT.new_empty(count, rows), past_KSHLP.new_empty(count, rows, 6)
-        past, source = lines(past_KSHLP, starts_B), lines(source_KSHLP, counts_B)
-        self._guess(
-            *(decoder.address, head.address, None if ids_S is None else ids_S.data_ptr(), pointer_of(tokens_BT)),
-            *(rows, width, None if only_B is None else only_B.data_ptr(), count),
-            *(ctypes.addressof(past), ctypes.addressof(source), *map(pointer_of, (room, found, numbers))),
-        )
+        tokens_B, starts_B = tokens_B.contiguous(), starts_B.contiguous()
+        found, numbers, behind = self._behind(model, len(starts_B), count, past_KSHLP, source_KSHLP, counts_B)
+        if not self._guess(*behind[:3], tokens_B.data_ptr(), starts_B.data_ptr(), len(starts_B), *behind[3:]):
+            raise MemoryError(NO_ROOM)
         return found, numbers
+
+    def catch_up(
+        self,
+        model: tuple[PackedDecoder, Packed, Tensor | None],
+        tokens_BL: Tensor,
+        lengths_B: Tensor,
+        cached_B: Tensor,
+        count: int,
+        past_KSHLP: Tensor,
+        source_KSHLP: Tensor,
+        counts_B: Tensor,
+    ) -> tuple[Tensor, Tensor, int]:
+        """As `guess`, behind all tokens that the cache lacks, which knows `cached_B` (B,); and how many at most.
+
+        The cache holds them all afterwards.
+        """
+        rows = len(lengths_B)
+        found, numbers, behind = self._behind(model, rows, count, past_KSHLP, source_KSHLP, counts_B)
+        tokens, lengths = (tokens_BL.data_ptr(), tokens_BL.stride(0)), (lengths_B.data_ptr(), lengths_B.stride(0))
+        missing: int = self._catch_up(*behind[:3], *tokens, *lengths, cached_B.data_ptr(), rows, *behind[3:])
+        if not missing:
+            raise MemoryError(NO_ROOM)
+        return found, numbers, missing
+
+    def _behind(
+        self,
+        model: tuple[PackedDecoder, Packed, Tensor | None],
+        rows: int,
+        count: int,
+        past_KSHLP: Tensor,
+        source_KSHLP: Tensor,
+        counts_B: Tensor,
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """What both fill, and what both are told."""
+        decoder, head, ids_S = model
+        found, numbers = counts_B.new_empty(rows, count), past_KSHLP.new_empty(rows, count, 6)
+        caches = ctypes.byref(lines(past_KSHLP, None)), ctypes.byref(lines(source_KSHLP, counts_B))
+        about = decoder.address, head.address, None if ids_S is None else ids_S.data_ptr()
+        return found, numbers, (*about, count, *caches, found.data_ptr(), numbers.data_ptr())
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Packed:
         """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output."""
@@ -167,15 +208,44 @@ class Kernels:
         self._product(packed.address, x_NI.data_ptr(), x_NI.stride(0), rows, residual, out_NO.data_ptr())
         return out_NO
 
-    def accept(self, draft_BK: Tensor, lengths_B: Tensor, best_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """How many leading draft tokens are the best ones (B,), within lengths; and the best one behind those (B,)."""
-        draft_BK, lengths_B = draft_BK.contiguous(), lengths_B.contiguous()
+    def accept(self, logits_BTV: Tensor, draft_BK: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """How many leading draft tokens are the argmax (B,), within lengths; and the argmax behind those (B,)."""
+        logits_BTV, draft_BK, lengths_B = (one.contiguous() for one in (logits_BTV, draft_BK, lengths_B))
         accepted_B, next_B = torch.empty_like(lengths_B), torch.empty_like(lengths_B)
         self._accept(
-            *(draft_BK.data_ptr(), lengths_B.data_ptr(), best_BT.data_ptr(), *best_BT.shape),
+            *(logits_BTV.data_ptr(), draft_BK.data_ptr(), lengths_B.data_ptr(), *logits_BTV.shape),
             *(accepted_B.data_ptr(), next_B.data_ptr()),
         )
         return accepted_B, next_B
+
+    def room(self, numbers_C9: Tensor, rows: int, most: int) -> tuple[Tensor, int]:
+        """How many tokens each row may draft (B,), `most` at most, by its limit; and the largest of these."""
+        room_B = numbers_C9.new_empty(rows)
+        longest: int = self._room(numbers_C9.data_ptr(), numbers_C9.stride(0), rows, most, room_B.data_ptr())
+        return room_B, longest
+
+    def show(self, numbers_C9: Tensor, tokens_BL: Tensor, draft_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """The verifier's windows (B, T), each row's last token and its draft, and where they begin (B,)."""
+        rows, drafted = draft_BK.shape
+        draft_BK = draft_BK.contiguous()
+        window_BT, starts_B = numbers_C9.new_empty(rows, drafted + 1), numbers_C9.new_empty(rows)
+        self._show(
+            *(numbers_C9.data_ptr(), numbers_C9.stride(0), tokens_BL.data_ptr(), tokens_BL.stride(0)),
+            *(draft_BK.data_ptr(), rows, drafted, window_BT.data_ptr(), starts_B.data_ptr()),
+        )
+        return window_BT, starts_B
+
+    def advance(self, numbers_C9: Tensor, count_B: Tensor, ended_B: Tensor) -> list[int]:
+        """Lengths grow by `count_B`, and rows that ended are closed; gives the slots of all that are done."""
+        rows = len(count_B)
+        done = (ctypes.c_int64 * rows)()
+        numbers = numbers_C9.data_ptr(), numbers_C9.stride(0)
+        return done[: self._advance(*numbers, rows, count_B.data_ptr(), ended_B.data_ptr(), done)]
+
+    def keep(self, cached_C: Tensor, accepted_B: Tensor, fed: int) -> None:
+        """Of `fed` draft tokens that a cache holds behind `cached_C`, those that were accepted stay."""
+        accepted_B = accepted_B.contiguous()
+        self._keep(cached_C.data_ptr(), len(accepted_B), accepted_B.data_ptr(), fed)
 
     def until_end(self, draft_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
         """(B,) <= room_B: how much of a draft counts; what lies behind an end of sequence does not."""

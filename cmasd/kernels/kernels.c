@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -86,15 +87,21 @@ static REAL most(const REAL *z, int64_t count, REAL least)
     return least;
 }
 
+static int64_t largest(const REAL *z, int64_t count)
+{
+    REAL top = most(z, count, z[0]);
+    int64_t at = 0;
+    while (z[at] < top) at++;
+    return at;
+}
+
 void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *tokens, REAL *numbers)
 {
     #pragma omp parallel for if (rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         const REAL *z = logits + row * columns;
-        REAL top = most(z, columns, z[0]), mass = 0, mean = 0;
-        int64_t at = 0;
-        while (z[at] < top) at++;
-        tokens[row] = at;
+        int64_t at = tokens[row] = largest(z, columns);
+        REAL top = z[at], mass = 0, mean = 0;
         if (!numbers) continue;
         REAL before = most(z, at, at ? z[0] : z[columns - 1]), second = most(z + at + 1, columns - at - 1, before);
         for (int64_t i = 0; i < columns; i++) {
@@ -115,18 +122,48 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
     }
 }
 
+/* Of each row, how many leading tokens of its draft have the largest logit, and the token that has it behind those. */
+void accept(const REAL *logits, const int64_t *draft, const int64_t *lengths, int64_t rows, int64_t window,
+            int64_t columns, int64_t *accepted, int64_t *next)
+{
+    #pragma omp parallel for if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t count = 0, best;
+        while (best = largest(logits + (row * window + count) * columns, columns),
+               count < lengths[row] && draft[row * (window - 1) + count] == best)
+            count++;
+        accepted[row] = count, next[row] = best;
+    }
+}
+
 /* ------------------------------------------------------------------ rows
 
-   Of each row, how many leading tokens of its draft are the best ones, and the best one behind those. */
+   Small work on whole numbers, one call each: in tensor operations it took longer than the model's forward. `numbers`
+   has a row for each slot, see below; the rows are those of the first slots. */
 
-void accept(const int64_t *draft, const int64_t *lengths, const int64_t *best, int64_t rows, int64_t window,
-            int64_t *accepted, int64_t *next)
+enum { LENGTH, LIMIT, PROMPT, ITERATIONS = 4, DRAFTED, ACCEPTED, DRAFTING, ROLLBACKS };
+
+/* How many tokens each row may draft, of at most `most`; returns the largest. */
+int64_t room(const int64_t *numbers, int64_t number_stride, int64_t rows, int64_t most, int64_t *rooms)
+{
+    int64_t largest_room = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t left = numbers[row * number_stride + LIMIT] - numbers[row * number_stride + LENGTH] - 1;
+        rooms[row] = left < 0 ? 0 : left < most ? left : most;
+        largest_room = rooms[row] > largest_room ? rooms[row] : largest_room;
+    }
+    return largest_room;
+}
+
+/* What the verifier is shown, and where that begins: each row's last token, then its draft. */
+void show(const int64_t *numbers, int64_t number_stride, const int64_t *tokens, int64_t token_stride,
+          const int64_t *draft, int64_t rows, int64_t drafted, int64_t *windows, int64_t *starts)
 {
     for (int64_t row = 0; row < rows; row++) {
-        const int64_t *mine = draft + row * (window - 1), *theirs = best + row * window;
-        int64_t count = 0;
-        while (count < lengths[row] && mine[count] == theirs[count]) count++;
-        accepted[row] = count, next[row] = theirs[count];
+        int64_t *out = windows + row * (drafted + 1);
+        starts[row] = numbers[row * number_stride + LENGTH] - 1;
+        out[0] = tokens[row * token_stride + starts[row]];
+        memcpy(out + 1, draft + row * drafted, drafted * sizeof(int64_t));
     }
 }
 
@@ -143,8 +180,6 @@ void until_end(const int64_t *draft, int64_t rows, int64_t drafted, const int64_
 }
 
 /* As `_drafted` and `_tally` of cmasd/engine/commit.py. */
-
-enum { LENGTH, ITERATIONS = 4, DRAFTED, ACCEPTED, DRAFTING, ROLLBACKS }; /* columns of `numbers` */
 
 void commit(const int64_t *draft, const int64_t *lengths, const float *confidence, int64_t rows, int64_t drafted,
             const int64_t *accepted, const int64_t *next, const int64_t *eos, int64_t eos_count, int64_t *numbers,
@@ -174,10 +209,29 @@ void commit(const int64_t *draft, const int64_t *lengths, const float *confidenc
     }
 }
 
+/* The end of an iteration: rows advance, and those that ended are closed. Returns how many are done, and which. */
+int64_t advance(int64_t *numbers, int64_t number_stride, int64_t rows, const int64_t *counts, const uint8_t *ended,
+                int64_t *done)
+{
+    int64_t count = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t *number = numbers + row * number_stride;
+        number[LENGTH] += counts[row];
+        if (ended[row]) number[LIMIT] = 0;
+        if (number[LENGTH] >= number[LIMIT]) done[count++] = row;
+    }
+    return count;
+}
+
+/* Of the `fed` draft tokens that a drafter's cache holds, those that were accepted stay. */
+void keep(int64_t *cached, int64_t rows, const int64_t *accepted, int64_t fed)
+{
+    for (int64_t row = 0; row < rows; row++) cached[row] += accepted[row] < fed ? accepted[row] : fed;
+}
+
 /* As `trace` of cmasd/engine/trace.py, after `commit`, for what is kept: what is not is null. The first row of each trace
    is given, with what an iteration or a token holds that nobody drafted. */
 
-enum { PROMPT = 2 }; /* another column of `numbers` */
 #define TOKEN 8
 #define ITERATION 6
 #define SCORES 4
@@ -406,6 +460,7 @@ struct decoder {
     int64_t vocabulary, places; /* rows of these; what lies behind them is read as their last */
     int64_t padding;            /* the id that has place 0 and moves the others up, or -1 */
     int64_t width, heads, count;
+    int64_t room; /* numbers of scratch for each token */
 };
 
 struct lines { /* of a cache: [block][slot][head][position] */
@@ -469,29 +524,72 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
     }
 }
 
-/* Greedy decoding: `count` tokens for each row behind its window, [token][row], with their NUMBERS. `only` says which of
-   a row's window is its last token; without it that is the window's. With `ids` the head has only these columns. `room`
-   holds width numbers for each token of the window, the head's outputs for each row, and what `decode` needs. */
-void guess(const struct decoder *decoder, const struct layer *head, const int64_t *ids, const int64_t *tokens,
-           int64_t rows, int64_t window, const int64_t *only, int64_t count, const struct lines *past,
-           const struct lines *source, REAL *room, int64_t *found, REAL *numbers)
+/* Greedy decoding: `count` tokens for each row behind its window of tokens, [row][token], and their NUMBERS. `only` says
+   which of a row's window is its last token; without it that is the window's. With `ids` the head has only these columns.
+   Returns 0 where there is no memory. */
+static int64_t continue_windows(const struct decoder *decoder, const struct layer *head, const int64_t *ids,
+                                const int64_t *tokens, const int64_t *starts, int64_t rows, int64_t window,
+                                const int64_t *only, int64_t count, const struct lines *past,
+                                const struct lines *source, int64_t *found, REAL *numbers)
 {
     const int64_t width = decoder->width;
-    int64_t places[rows];
-    struct lines here = *past;
-    REAL *hidden = room, *logits = hidden + rows * window * width, *rest = logits + rows * head->out;
-    memcpy(places, past->counts, sizeof places);
-    here.counts = places;
-    for (int64_t j = 0; j < count; j++, tokens = found, found += rows, numbers += rows * NUMBERS, window = 1, only = 0) {
-        decode(decoder, tokens, rows, window, &here, source, rest, hidden);
-        for (int64_t row = 0; row < rows; row++) {
-            int64_t last = only ? only[row] : window - 1;
-            memmove(hidden + row * width, hidden + (row * window + last) * width, width * sizeof(REAL));
-            places[row] += last + 1;
+    int64_t *places = malloc(2 * rows * sizeof(int64_t)), *best = places + rows;
+    int64_t needed = rows * (window * (width + decoder->room) + head->out + NUMBERS) * sizeof(REAL);
+    REAL *hidden = aligned_alloc(VECTOR, (needed + VECTOR - 1) / VECTOR * VECTOR);
+    if (places && hidden) {
+        REAL *logits = hidden + rows * window * width, *judged = logits + rows * head->out, *rest = judged + rows * NUMBERS;
+        struct lines here = *past;
+        here.counts = memcpy(places, starts, rows * sizeof(int64_t));
+        for (int64_t j = 0; j < count; j++, tokens = best, window = 1, only = 0) {
+            decode(decoder, tokens, rows, window, &here, source, rest, hidden);
+            for (int64_t row = 0; row < rows; row++) {
+                int64_t last = only ? only[row] : window - 1;
+                memmove(hidden + row * width, hidden + (row * window + last) * width, width * sizeof(REAL));
+                places[row] += last + 1;
+            }
+            product(head, hidden, width, rows, 0, logits);
+            statistics(logits, rows, head->out, best, judged);
+            for (int64_t row = 0; row < rows; row++) {
+                if (ids) best[row] = ids[best[row]];
+                found[row * count + j] = best[row];
+                memcpy(numbers + (row * count + j) * NUMBERS, judged + row * NUMBERS, NUMBERS * sizeof(REAL));
+            }
         }
-        product(head, hidden, width, rows, 0, logits);
-        statistics(logits, rows, head->out, found, numbers);
-        if (!ids) continue;
-        for (int64_t row = 0; row < rows; row++) found[row] = ids[found[row]];
     }
+    int64_t is_done = places && hidden;
+    free(places), free(hidden);
+    return is_done;
+}
+
+/* For rows that end with one token each that the cache lacks, at `starts`. */
+int64_t guess(const struct decoder *decoder, const struct layer *head, const int64_t *ids, const int64_t *tokens,
+              const int64_t *starts, int64_t rows, int64_t count, const struct lines *past, const struct lines *source,
+              int64_t *found, REAL *numbers)
+{
+    return continue_windows(decoder, head, ids, tokens, starts, rows, 1, 0, count, past, source, found, numbers);
+}
+
+/* For rows of which the cache lacks all tokens from `cached` on: it holds them afterwards. Returns how many at most. */
+int64_t catch_up(const struct decoder *decoder, const struct layer *head, const int64_t *ids, const int64_t *row_tokens,
+                 int64_t token_stride, const int64_t *row_numbers, int64_t number_stride, int64_t *cached, int64_t rows,
+                 int64_t count, const struct lines *past, const struct lines *source, int64_t *found, REAL *numbers)
+{
+    int64_t window = 1;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t missing = row_numbers[row * number_stride + LENGTH] - cached[row];
+        window = missing > window ? missing : window;
+    }
+    int64_t *tokens = malloc(rows * (window + 2) * sizeof(int64_t)), *last = tokens + rows * window, *starts = last + rows;
+    if (!tokens) return 0;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t length = row_numbers[row * number_stride + LENGTH], start = starts[row] = cached[row];
+        last[row] = length - 1 - start;
+        for (int64_t t = 0; t < window; t++)
+            tokens[row * window + t] = row_tokens[row * token_stride + (start + t < length ? start + t : length - 1)];
+        cached[row] = length;
+    }
+    int64_t is_done = continue_windows(decoder, head, ids, tokens, starts, rows, window, last, count, past, source,
+                                       found, numbers);
+    free(tokens);
+    return is_done ? window : 0;
 }

@@ -44,7 +44,7 @@ class _Block(ctypes.Structure):
 class _Decoder(ctypes.Structure):
     """`struct decoder`."""
 
-    _fields_ = (*_fields("tokens positions embedded last blocks", "vocabulary places padding width heads count"),)
+    _fields_ = (*_fields("tokens positions embedded last blocks", "vocabulary places padding width heads count room"),)
 
 
 class _Lines(ctypes.Structure):
@@ -138,15 +138,17 @@ class PackedDecoder:
         )
         tables = (table.data_ptr() for table in self._tables)
         norms = _address(embedded), _address(last)
-        sizes = len(tokens_Vd), len(positions_Ld), -1 if padding is None else padding, self.width, heads, len(blocks)
-        self._struct = _Decoder(*tables, *norms, ctypes.addressof(self._blocks), *sizes)
+        sizes = len(tokens_Vd), len(positions_Ld), -1 if padding is None else padding
+        self._struct = _Decoder(
+            *(*tables, *norms, ctypes.addressof(self._blocks), *sizes, self.width, heads, len(blocks), self.room)
+        )
         self.address = ctypes.addressof(self._struct)
 
 
-def lines(cache_KSHLP: Tensor, counts_B: Tensor) -> ctypes.Structure:
+def lines(cache_KSHLP: Tensor, counts_B: Tensor | None) -> ctypes.Structure:
     """Keys and values of K layers in slots, of which `counts_B` (B,) int64 places count."""
     block, slot, head = cache_KSHLP.stride()[:3]
-    return _Lines(cache_KSHLP.data_ptr(), counts_B.data_ptr(), block, slot, head)
+    return _Lines(cache_KSHLP.data_ptr(), None if counts_B is None else counts_B.data_ptr(), block, slot, head)
 
 
 def _address(norm: Norm | None) -> int | None:

@@ -7,7 +7,6 @@ with every call how many tokens of each row count. Rolling back is saying a smal
 Shapes: B rows, T window, V vocabulary.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,11 +28,20 @@ class Extent(NamedTuple):
     """Source positions that cross-attention reads; 0 without an encoder."""
 
 
-Guess = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
-"""Tokens (B, T), starts (B,), the place (B,) of each window's last token if not T - 1, and how many tokens to decode
-behind it; gives those (count, B), and what `cmasd.confidence.largest.Statistics` has of their logits, (count, B, 6).
-Slots 0..B-1 are written; the caller has asked `Runner.extent` for the window and the tokens behind it.
-"""
+class Guesser(Protocol):
+    """Greedy decoding of several tokens in one call.
+
+    Gives these (B, count), and what `cmasd.confidence.largest.Statistics` has of their logits, (B, count, 6). Slots
+    0..B-1 are written; the caller has asked `Runner.extent` for all that is fed.
+    """
+
+    def catch_up(
+        self, tokens_BL: Tensor, lengths_B: Tensor, cached_B: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """Behind rows of which the cache knows `cached_B` (B,) tokens, and all afterwards; and how many it lacked."""
+
+    def __call__(self, tokens_B: Tensor, starts_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Behind one token for each row (B,), at `starts_B` (B,)."""
 
 
 class Runner(Protocol):
@@ -92,7 +100,7 @@ class Runner(Protocol):
     def extent(self, rows: int, window: int, longest: int) -> Extent:
         """The host's part of a forward: slots 0..rows-1, none of which starts behind `longest`, will be written."""
 
-    def guesser(self) -> Guess | None:
+    def guesser(self) -> Guesser | None:
         """Greedy decoding of several tokens in one call, where there is a kernel for all of it."""
 
     def move(self, source: int, target: int) -> None:

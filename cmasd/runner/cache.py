@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -167,7 +168,8 @@ class SourceCache:
         self.buffer_KSHLP = geometry.allocate(slots, max_source_length)
         self.layers_SHLP = self.buffer_KSHLP.unbind(0)
         self._width = geometry.width
-        self._lengths = [0] * slots
+        self._lengths = np.zeros(slots, dtype=np.int64)
+        self._counts = torch.from_numpy(self._lengths)
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
         self._view = View(self.buffer_KSHLP, 0, 0)
 
@@ -177,16 +179,15 @@ class SourceCache:
             buffer[slots_B, :, : keys.shape[2], : self._width] = keys
             buffer[slots_B, :, : keys.shape[2], self._width :] = values
         self._mask_BS[slots_B] = source_mask(lengths_B, self._mask_BS.shape[-1], self._mask_BS.dtype)
-        for slot, length in zip(slots_B.tolist(), lengths_B.tolist(), strict=True):
-            self._lengths[slot] = length
+        self._lengths[slots_B.tolist()] = lengths_B.tolist()
 
     def longest(self, rows: int) -> int:
         """Tokens of the longest source in slots 0..rows-1."""
-        return max(self._lengths[:rows])
+        return int(self._lengths[:rows].max())
 
     def lengths(self, rows: int) -> Tensor:
-        """(B,) int64 on the host: source tokens in slots 0..rows-1."""
-        return torch.tensor(self._lengths[:rows])
+        """(B,) int64 on the host: source tokens in slots 0..rows-1; a view."""
+        return self._counts[:rows]
 
     def open(self, rows: int, read_length: int) -> tuple[View, Tensor]:
         """Slots 0..rows-1 up to `read_length`: keys and values, and the mask (B, 1, 1, S)."""
@@ -195,6 +196,7 @@ class SourceCache:
 
     def move(self, source: int, target: int) -> None:
         """Copy the source of slot `source` onto slot `target`."""
-        length = self._lengths[target] = self._lengths[source]
+        length = int(self._lengths[source])
+        self._lengths[target] = length
         self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
         self._mask_BS[target] = self._mask_BS[source]

@@ -16,7 +16,8 @@ from cmasd.runner.cache import Geometry
 from cmasd.runner.families import ANY_WORD, Family, Words, family_of
 from cmasd.runner.graphs import GraphsMode
 from cmasd.runner.parallel import ParallelShape
-from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, _SlotRunner, encode, first_caches
+from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, _SlotRunner
+from cmasd.runner.stacks import encode, first_caches
 
 
 def load_runner(

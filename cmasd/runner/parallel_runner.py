@@ -22,7 +22,8 @@ from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.graphs import GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask
 from cmasd.runner.parallel import ParallelModel, States
-from cmasd.runner.runners import encode, padded
+from cmasd.runner.runners import padded
+from cmasd.runner.stacks import encode
 
 
 class ParallelRunner:

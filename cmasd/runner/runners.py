@@ -6,23 +6,20 @@ reads one number, the longest start, unless the caller gives the extent; `_hidde
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from cmasd.kernels import kernels_for
-from cmasd.runner.attention import Attend, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import Extent, Guess, LayerPairs
+from cmasd.runner.base import Extent, Guesser
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
-from cmasd.runner.families import Family, Head, Words, output_head
+from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
-from cmasd.runner.masks import CausalMask, source_mask
+from cmasd.runner.masks import CausalMask
+from cmasd.runner.stacks import BartStack, Stack, StockStack
 
 
 def padded(rows: list[list[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -93,7 +90,7 @@ class _SlotRunner:
         rows, window = tokens_BT.shape
         if extent is None:
             run = self.graphs or self._hidden
-            extent = self.extent(rows, window, int(starts_B.max()))
+            extent = self.extent(rows, window, max(starts_B.tolist()))
             hidden_BTd = run(tokens_BT, starts_B.to(self.device), extent)
         else:
             hidden_BTd = self._hidden(tokens_BT, starts_B, extent._replace(window=window))
@@ -109,7 +106,7 @@ class _SlotRunner:
         assert length <= self.max_length, f"a window ends at {length} of {self.max_length} positions"
         return Extent(rows, window, self._cache.extend(rows, length), self._longest_source(rows))
 
-    def guesser(self) -> Guess | None:
+    def guesser(self) -> Guesser | None:
         """See `Runner.guesser`."""
         return None
 
@@ -127,122 +124,6 @@ class _SlotRunner:
         positions_BT = starts_B1 + self._steps_L[: extent.window]
         self._cache.open_window(positions_BT, starts_B1, extent.length, live)
         return positions_BT
-
-
-class Stack(Protocol):
-    """The encoder and the decoder of a model, as a runner drives them."""
-
-    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encoder states (B, S, d) of sources, padded to `ids_BS`."""
-
-    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
-        """Every layer's cross-attention keys and values (B, H, S, D)."""
-
-    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
-        """Last hidden states (B, T, d) of a window; `opened` opens it in the cache and gives its positions (B, T)."""
-
-
-class BartStack:
-    """BART and its kin, in their own few operations."""
-
-    def __init__(
-        self, encoder: Encoder, decoder: Decoder, cache: SlotCache, sources: SourceCache, causal: CausalMask
-    ) -> None:
-        self.encoder = encoder
-        self._decoder = decoder
-        self._cache = cache
-        self._sources = sources
-        self._causal = causal
-        self._kernels = None if cache.is_bucketed else kernels_for(causal.visible)
-        self._packed = decoder.packed()
-
-    def share_weights(self, other: "BartStack") -> None:
-        """See `_SlotRunner.share_weights`."""
-        self._decoder.share_weights(other._decoder)
-        self._packed = self._decoder.packed()
-
-    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """See `Stack.encode`."""
-        return self.encoder(sources, ids_BS, lengths_B)
-
-    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
-        """See `Stack.pairs`."""
-        return self._decoder.pairs(encoded_BSd)
-
-    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
-        """See `Stack.hidden`. The kernel finds the window's places by itself."""
-        cache, sources = self._cache, self._sources
-        if self._kernels is not None and self._packed is not None:
-            counts_B = sources.lengths(extent.rows)
-            return self._kernels.decode(
-                self._packed, tokens_BT, cache.buffer_KSHLP, starts_B, sources.buffer_KSHLP, counts_B
-            )
-        positions_BT = opened()
-        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, extent))
-
-    def guesser(self, head: Head, ids_S: Tensor | None) -> Guess | None:
-        """See `Runner.guesser`."""
-        kernels, decoder, last = self._kernels, self._packed, head.packed
-        if kernels is None or decoder is None or last is None:
-            return None
-
-        def guess(tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-            window, counts_B = (tokens_BT, starts_B, only_B), self._sources.lengths(len(starts_B))
-            caches = self._cache.buffer_KSHLP, self._sources.buffer_KSHLP
-            return kernels.guess(decoder, last, ids_S, window, count, *caches, counts_B)
-
-        return guess
-
-    def _attention(self, positions_BT: Tensor, extent: Extent) -> tuple[Attend, Attend]:
-        cache, sources = self._cache, self._sources
-        assert cache.view is not None, "a window is open"
-        heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, span=None)
-        view, source_mask = sources.open(extent.rows, extent.sources)
-        return (
-            TensorWriting(cache, TensorReading.of(cache.view.products, mask, heads)),
-            TensorReading.of(view.products, source_mask, heads),
-        )
-
-
-class StockStack:
-    """The modules of transformers as they are."""
-
-    def __init__(self, model: PreTrainedModel, cache: SlotCache, sources: SourceCache, causal: CausalMask) -> None:
-        self._encoder: Any = model.get_encoder()
-        self._decoder: Any = model.get_decoder()
-        self._dtype = model.dtype
-        # Cross-attention reads the stored keys; the decoder only asks whether there are encoder states at all.
-        self._encoded = torch.zeros((1, 1, 1), dtype=model.dtype, device=model.device)
-        self._sources = sources
-        self._causal = causal
-        self._layers = [DynamicLayer() for _ in range(cache.layer_count)]
-        self._both = EncoderDecoderCache(cache, Cache(layers=list(self._layers)))
-        self._both.is_updated = dict.fromkeys(range(cache.layer_count), True)
-
-    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """See `Stack.encode`."""
-        return encode(self._encoder, ids_BS, lengths_B, self._dtype)
-
-    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
-        """See `Stack.pairs`."""
-        computed: Any = first_caches(self._decoder, encoded_BSd, lengths_B).cross_attention_cache
-        return [(layer.keys, layer.values) for layer in computed.layers]
-
-    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
-        """See `Stack.hidden`."""
-        positions_BT = opened()
-        sources, source_mask = self._sources.open(extent.rows, extent.sources)
-        for layer, (keys, values) in zip(self._layers, sources.pairs, strict=True):
-            layer.keys, layer.values = keys, values
-        output = self._decoder(
-            input_ids=tokens_BT,
-            attention_mask=self._causal.window(positions_BT, extent.length, span=None),
-            encoder_hidden_states=self._encoded,
-            encoder_attention_mask=source_mask,
-            past_key_values=self._both,
-            use_cache=True,
-        )
-        return cast(Tensor, output.last_hidden_state)
 
 
 class EncoderDecoderRunner(_SlotRunner):
@@ -282,7 +163,7 @@ class EncoderDecoderRunner(_SlotRunner):
         self._cache.move(source, target)
         self._sources.move(source, target)
 
-    def guesser(self) -> Guess | None:
+    def guesser(self) -> Guesser | None:
         """See `Runner.guesser`."""
         return self._stack.guesser(self._head, self.shortlist) if isinstance(self._stack, BartStack) else None
 
@@ -300,30 +181,6 @@ class EncoderDecoderRunner(_SlotRunner):
             return False
         mine.encoder = theirs.encoder
         return True
-
-
-def encode(encoder: Any, ids_BS: Tensor, lengths_B: Tensor, dtype: torch.dtype) -> Tensor:
-    """Encoder states (B, S, d) of sources padded to `ids_BS`, by a module of transformers."""
-    mask = source_mask(lengths_B, ids_BS.shape[1], dtype)
-    return cast(Tensor, encoder(input_ids=ids_BS, attention_mask=mask).last_hidden_state)
-
-
-def first_caches(decoder: Any, encoded_BSd: Tensor, lengths_B: Tensor) -> EncoderDecoderCache:
-    """Run a decoder of transformers over one position, which computes every layer's cross-attention cache.
-
-    That token's id does not matter: cross-attention keys depend on the source alone.
-    """
-    rows, length, _ = encoded_BSd.shape
-    both = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    decoder(
-        input_ids=lengths_B.new_zeros(rows, 1),
-        attention_mask=encoded_BSd.new_zeros(rows, 1, 1, 1),
-        encoder_hidden_states=encoded_BSd,
-        encoder_attention_mask=source_mask(lengths_B, length, encoded_BSd.dtype),
-        past_key_values=both,
-        use_cache=True,
-    )
-    return both
 
 
 class DecoderOnlyRunner(_SlotRunner):

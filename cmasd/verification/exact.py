@@ -8,18 +8,21 @@ from cmasd.core import Draft, Verdict
 from cmasd.kernels import kernels_for
 from cmasd.verification.base import pick, prefix_length
 
+NO_TOLERANCE = torch.zeros(())
+
 
 class ExactVerification:
     """Lossless, token for token."""
 
     def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """One argmax per position; no tolerance."""
-        best_BT = argmax(logits_BTV)
-        if draft.tokens_BK.shape[1] == 0:
-            return Verdict(draft.lengths_B, best_BT[:, 0], draft.confidence_BK)
-        tau_BK = torch.zeros((), device=best_BT.device).expand(draft.tokens_BK.shape)
-        kernels = kernels_for(logits_BTV)
+        """The argmax of each position, as far as the draft agrees; no tolerance."""
+        kernels, is_plain = kernels_for(logits_BTV), draft.tokens_BK.shape[1] == 0
         if kernels is not None:
-            return Verdict(*kernels.accept(draft.tokens_BK, draft.lengths_B, best_BT), tau_BK)
+            judged = kernels.accept(logits_BTV, draft.tokens_BK, draft.lengths_B)
+            return Verdict(*judged, draft.confidence_BK if is_plain else NO_TOLERANCE.expand(draft.tokens_BK.shape))
+        best_BT = argmax(logits_BTV)
+        if is_plain:
+            return Verdict(draft.lengths_B, best_BT[:, 0], draft.confidence_BK)
         accepted_B = prefix_length(draft.tokens_BK == best_BT[:, :-1], draft.lengths_B)
+        tau_BK = torch.zeros((), device=best_BT.device).expand(draft.tokens_BK.shape)
         return Verdict(accepted_B, pick(best_BT, accepted_B), tau_BK)

@@ -17,7 +17,7 @@ from cmasd.policies import FixedPolicy, Policy, SurvivalPolicy
 from cmasd.runner import load_runner
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.families import Words
-from tests.unit.engine.pairs import shared_model
+from tests.unit.engine.pairs import Counting, shared_model
 
 LENGTH = 24
 SOURCES = [[5, 6, 7, 8], [9, 10], [11]]
@@ -206,18 +206,14 @@ def test_drafting_ends_at_an_end_of_sequence() -> None:
 def test_no_forward_runs_for_tokens_that_no_row_wants(native: bool) -> None:
     if native and kernels(torch.float64) is None:
         pytest.skip("no C compiler here")
-    drafter, windows = drafter_of(SurvivalPolicy(1.0, 5)), []
-    forward: Any = drafter._native if native else drafter.runner.forward
-
-    def counted(tokens_BT: Tensor, *rest: Any, **options: Any) -> Any:
-        windows.append(tokens_BT.shape[1])
-        assert not native or rest[-1] == 1
-        return forward(tokens_BT, *rest, **options)
-
-    drafter._native = counted if native else None
-    drafter.runner.forward = counted  # type: ignore[method-assign]
+    fed: list[int] = []
+    drafter = drafter_of(SurvivalPolicy(1.0, 5))
+    counting: Any = Counting(drafter._native, fed) if native else None
+    drafter._native = counting
+    forward: Any = Counting(drafter.runner.forward, fed)
+    drafter.runner.forward = forward  # type: ignore[method-assign]
     draft = drafter.draft(context([[0], [0, 20, 21]]), torch.tensor([5, 5]))
-    assert windows == [3], "one forward to catch up, none after the first token"
+    assert fed == [3], "one forward to catch up, none after the first token"
     assert draft.lengths_B.tolist() == [0, 0]
 
 

@@ -90,7 +90,8 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(graphs, "can_capture", lambda device: True)
     monkeypatch.setattr(graphs, "Recorder", TapeRecorder)
     monkeypatch.setattr(graphs, "USES_BEFORE_CAPTURE", 2)
-    for room in ("confidence.largest", "runner.dense", "verification.exact", "drafters.base"):
+    rooms = "confidence.largest runner.dense verification.exact drafters.base drafters.model engine.slots engine.trace"
+    for room in rooms.split():
         monkeypatch.setattr(f"cmasd.{room}.kernels_for", lambda tensor: None, raising=False)
     extents: list[Any] = []
     launch = ahead.Ahead.launch
@@ -193,9 +194,9 @@ def test_what_waits_is_found(tapes: list[Any], monkeypatch: pytest.MonkeyPatch) 
     """Or the two tests above would prove nothing."""
     commit = Engine._commit
 
-    def looks(self: Engine, context: Any, *others: Any) -> None:
+    def looks(self: Engine, context: Any, *others: Any) -> Any:
         int(context.lengths_B.max())
-        commit(self, context, *others)
+        return commit(self, context, *others)
 
     monkeypatch.setattr(Engine, "_commit", looks)
     with pytest.raises(RuntimeError, match="_local_scalar_dense cannot be captured"):

@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cmasd.core import Request, Result
 from cmasd.engine import Engine
+from cmasd.kernels import kernels
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import (
     MAX_NEW_TOKENS,
     MAX_SOURCE_TOKENS,
+    Counting,
     decode,
     decode_plain,
     ragged_requests,
@@ -165,19 +168,16 @@ def test_the_drafter_is_skipped_when_no_row_has_room() -> None:
     assert all(np.isnan(result.mean_confidence) for result in results.values())
 
 
-def test_drafts_that_are_not_sent_are_fed_only_once() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_drafts_that_are_not_sent_are_fed_only_once(native: bool) -> None:
     """With a threshold of 1 every draft is withheld; the drafter's window must not grow with the row."""
+    if native and kernels(torch.float64) is None:
+        pytest.skip("no C compiler here")
     engine = Engine(shared_pair("marian"), tiny_config(policy={"kind": "survival", "threshold": 1.0}))
     drafter: Any = engine.drafter
     windows: list[int] = []
-    missing = drafter._missing
-
-    def counted(*context: Any) -> Any:
-        window = missing(*context)
-        windows.append(window.tokens_BT.shape[1])
-        return window
-
-    drafter._missing = counted
+    drafter._native = Counting(drafter._native, windows) if native else None
+    drafter.runner.forward = Counting(drafter.runner.forward, windows)
     engine.submit([Request(0, [5, 6], 12), Request(1, [7], 9)])
     results = run_to_end(engine)
     assert [result.num_drafted_tokens for result in results.values()] == [0, 0]

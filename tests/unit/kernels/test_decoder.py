@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from cmasd.runner.load import load_runner
-from cmasd.runner.runners import BartStack, EncoderDecoderRunner
+from cmasd.runner.runners import EncoderDecoderRunner
+from cmasd.runner.stacks import BartStack
 from tests.unit.runner.tiny import tiny_model
 
 SOURCES = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18]]

@@ -1,0 +1,182 @@
+"""The encoder and the decoder of a model, as a runner drives them.
+
+BART's kin in few operations of their own, or in one call of C; others as transformers has them.
+
+Shapes: B rows, T window, S source length, L cache length, d model width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+
+from cmasd.kernels import Kernels, Packed, PackedDecoder, kernels_for
+from cmasd.runner.attention import Attend, TensorReading, TensorWriting
+from cmasd.runner.bart import Decoder, Encoder
+from cmasd.runner.base import Extent, Guesser, LayerPairs
+from cmasd.runner.cache import SlotCache, SourceCache
+from cmasd.runner.families import Head
+from cmasd.runner.masks import CausalMask, source_mask
+
+
+class Stack(Protocol):
+    """The encoder and the decoder of a model, as a runner drives them."""
+
+    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encoder states (B, S, d) of sources, padded to `ids_BS`."""
+
+    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
+        """Every layer's cross-attention keys and values (B, H, S, D)."""
+
+    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
+        """Last hidden states (B, T, d) of a window; `opened` opens it in the cache and gives its positions (B, T)."""
+
+
+@dataclass(frozen=True)
+class NativeGuesser:
+    """See `Guesser`."""
+
+    kernels: Kernels
+    model: tuple[PackedDecoder, Packed, Tensor | None]
+    cache: SlotCache
+    sources: SourceCache
+
+    def catch_up(
+        self, tokens_BL: Tensor, lengths_B: Tensor, cached_B: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """See `Guesser.catch_up`."""
+        rows = tokens_BL, lengths_B, cached_B, count
+        return self.kernels.catch_up(self.model, *rows, *self._caches(len(lengths_B)))
+
+    def __call__(self, tokens_B: Tensor, starts_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `Guesser`."""
+        return self.kernels.guess(self.model, tokens_B, starts_B, count, *self._caches(len(starts_B)))
+
+    def _caches(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.cache.buffer_KSHLP, self.sources.buffer_KSHLP, self.sources.lengths(rows)
+
+
+class BartStack:
+    """BART and its kin, in their own few operations."""
+
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder, cache: SlotCache, sources: SourceCache, causal: CausalMask
+    ) -> None:
+        self.encoder = encoder
+        self._decoder = decoder
+        self._cache = cache
+        self._sources = sources
+        self._causal = causal
+        self._kernels = None if cache.is_bucketed else kernels_for(causal.visible)
+        self._packed = decoder.packed()
+
+    def share_weights(self, other: "BartStack") -> None:
+        """See `_SlotRunner.share_weights`."""
+        self._decoder.share_weights(other._decoder)
+        self._packed = self._decoder.packed()
+
+    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """See `Stack.encode`."""
+        return self.encoder(sources, ids_BS, lengths_B)
+
+    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
+        """See `Stack.pairs`."""
+        return self._decoder.pairs(encoded_BSd)
+
+    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
+        """See `Stack.hidden`. The kernel finds the window's places by itself."""
+        cache, sources = self._cache, self._sources
+        if self._kernels is not None and self._packed is not None:
+            counts_B = sources.lengths(extent.rows)
+            return self._kernels.decode(
+                self._packed, tokens_BT, cache.buffer_KSHLP, starts_B, sources.buffer_KSHLP, counts_B
+            )
+        positions_BT = opened()
+        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, extent))
+
+    def guesser(self, head: Head, ids_S: Tensor | None) -> Guesser | None:
+        """See `Runner.guesser`."""
+        kernels, decoder, last = self._kernels, self._packed, head.packed
+        if kernels is None or decoder is None or last is None:
+            return None
+
+        return NativeGuesser(kernels, (decoder, last, ids_S), self._cache, self._sources)
+
+    def _attention(self, positions_BT: Tensor, extent: Extent) -> tuple[Attend, Attend]:
+        cache, sources = self._cache, self._sources
+        assert cache.view is not None, "a window is open"
+        heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, span=None)
+        view, source_mask = sources.open(extent.rows, extent.sources)
+        return (
+            TensorWriting(cache, TensorReading.of(cache.view.products, mask, heads)),
+            TensorReading.of(view.products, source_mask, heads),
+        )
+
+
+class StockStack:
+    """The modules of transformers as they are."""
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache, sources: SourceCache, causal: CausalMask) -> None:
+        self._encoder: Any = model.get_encoder()
+        self._decoder: Any = model.get_decoder()
+        self._dtype = model.dtype
+        # Cross-attention reads the stored keys; the decoder only asks whether there are encoder states at all.
+        self._encoded = torch.zeros((1, 1, 1), dtype=model.dtype, device=model.device)
+        self._sources = sources
+        self._causal = causal
+        self._layers = [DynamicLayer() for _ in range(cache.layer_count)]
+        self._both = EncoderDecoderCache(cache, Cache(layers=list(self._layers)))
+        self._both.is_updated = dict.fromkeys(range(cache.layer_count), True)
+
+    def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """See `Stack.encode`."""
+        return encode(self._encoder, ids_BS, lengths_B, self._dtype)
+
+    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
+        """See `Stack.pairs`."""
+        computed: Any = first_caches(self._decoder, encoded_BSd, lengths_B).cross_attention_cache
+        return [(layer.keys, layer.values) for layer in computed.layers]
+
+    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
+        """See `Stack.hidden`."""
+        positions_BT = opened()
+        sources, source_mask = self._sources.open(extent.rows, extent.sources)
+        for layer, (keys, values) in zip(self._layers, sources.pairs, strict=True):
+            layer.keys, layer.values = keys, values
+        output = self._decoder(
+            input_ids=tokens_BT,
+            attention_mask=self._causal.window(positions_BT, extent.length, span=None),
+            encoder_hidden_states=self._encoded,
+            encoder_attention_mask=source_mask,
+            past_key_values=self._both,
+            use_cache=True,
+        )
+        return cast(Tensor, output.last_hidden_state)
+
+
+def encode(encoder: Any, ids_BS: Tensor, lengths_B: Tensor, dtype: torch.dtype) -> Tensor:
+    """Encoder states (B, S, d) of sources padded to `ids_BS`, by a module of transformers."""
+    mask = source_mask(lengths_B, ids_BS.shape[1], dtype)
+    return cast(Tensor, encoder(input_ids=ids_BS, attention_mask=mask).last_hidden_state)
+
+
+def first_caches(decoder: Any, encoded_BSd: Tensor, lengths_B: Tensor) -> EncoderDecoderCache:
+    """Run a decoder of transformers over one position, which computes every layer's cross-attention cache.
+
+    That token's id does not matter: cross-attention keys depend on the source alone.
+    """
+    rows, length, _ = encoded_BSd.shape
+    both = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    decoder(
+        input_ids=lengths_B.new_zeros(rows, 1),
+        attention_mask=encoded_BSd.new_zeros(rows, 1, 1, 1),
+        encoder_hidden_states=encoded_BSd,
+        encoder_attention_mask=source_mask(lengths_B, length, encoded_BSd.dtype),
+        past_key_values=both,
+        use_cache=True,
+    )
+    return both
