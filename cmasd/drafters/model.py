@@ -77,11 +77,8 @@ class ModelDrafter:
         constraints: Constraints,
         choose: Choice,
         eos_ids: Tensor,
-        shares_encoder: bool = False,
     ) -> None:
-        """`shares_encoder`: rows are prefilled at once, since their sources have just been encoded for the verifier."""
         self.runner = runner
-        self.shares_encoder = shares_encoder
         self.policy = policy
         self.confidence = confidence
         self.constraints = constraints
@@ -99,7 +96,7 @@ class ModelDrafter:
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Encode sources, or run prompts up to their last token."""
-        if later and not self.shares_encoder:
+        if later:
             self._later.update(zip(slots, sources, strict=True))
             return
         for slot in slots:
@@ -206,11 +203,14 @@ class ModelDrafter:
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The last drafted token was never fed, so at most drafted - 1 of them are in the cache."""
+        if self._fed == 0:
+            return
         kernels = kernels_for(accepted_B)
         if kernels is not None:
             kernels.keep(self._cached, accepted_B, self._fed)
         else:
             self._cached[: len(accepted_B)] += accepted_B.clamp_max(self._fed)
+        self._fed = 0
 
     def _missing(self, context: Context, extent: Extent | None) -> Window:
         """Every token that the cache lacks, to be fed for good.

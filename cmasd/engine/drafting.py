@@ -41,7 +41,7 @@ def build_drafter(
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
     runner = load_runner(pair.drafter, *shape, words, pair.int8, config.engine.graphs)
-    shared = share_encoder(runner, verifier)
+    share_encoder(runner, verifier)
     if config.drafter.kind == "self":
         share_weights(runner, verifier)
-    return ModelDrafter(runner, policy, confidence, constraints, choose, eos_ids, shared)
+    return ModelDrafter(runner, policy, confidence, constraints, choose, eos_ids)

@@ -46,7 +46,7 @@ class Kernels:
         """Of this source, compiler and processor."""
         loaded = ctypes.CDLL(str(library))
         self._read, self._statistics = loaded.attend, loaded.statistics
-        self._product, self._decode = loaded.product, loaded.decode
+        self._product, self._decode, self._encode = loaded.product, loaded.decode, loaded.encode
         self._guess, self._catch_up, self._until_end = loaded.guess, loaded.catch_up, loaded.until_end
         self._accept, self._commit, self._trace = loaded.accept, loaded.commit, loaded.trace
         self._room, self._show, self._advance, self._keep = loaded.room, loaded.show, loaded.advance, loaded.keep
@@ -54,6 +54,7 @@ class Kernels:
         self._statistics.argtypes = [pointer, size, size, pointer, pointer]
         self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
         self._decode.argtypes = [pointer, pointer, size, size, *[pointer] * 4]
+        self._encode.argtypes = [pointer, pointer, pointer, size, size, pointer, pointer]
         self._accept.argtypes = [pointer, pointer, pointer, size, size, size, pointer, pointer]
         self._guess.argtypes = [*[pointer] * 5, size, size, *[pointer] * 4]
         self._catch_up.argtypes = [*[pointer] * 4, size, pointer, size, pointer, size, size, *[pointer] * 4]
@@ -109,6 +110,17 @@ class Kernels:
             *(room.data_ptr(), out_BTd.data_ptr()),
         )
         return out_BTd
+
+    def encode(self, encoder: PackedDecoder, tokens_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """(B, S, d) hidden states of sources that see the first `lengths_B` tokens of themselves, at least one."""
+        rows, window = tokens_BS.shape
+        tokens_BS, lengths_B = tokens_BS.contiguous(), lengths_B.contiguous()
+        kind = encoder.tables[0]
+        room = kind.new_empty(rows * window * (encoder.room + 2 * encoder.width))
+        out_BSd = kind.new_empty(rows, window, encoder.width)
+        whole = tokens_BS.data_ptr(), lengths_B.data_ptr(), rows, window
+        self._encode(encoder.address, *whole, room.data_ptr(), out_BSd.data_ptr())
+        return out_BSd
 
     def argmax(self, logits: Tensor) -> Tensor:
         """(...) int64 of (..., V): the first of equals."""

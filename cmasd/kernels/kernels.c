@@ -443,13 +443,13 @@ void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t r
 /* ------------------------------------------------------------------ decoder
 
    Windows of tokens to hidden states, layer by layer, over stored keys and values of the output so far and of the
-   source; threads are called together once for all of it. Norms lie before each part of a layer, or in its last
+   source, or over each other; threads are called together once for all of it. Norms lie before each part of a layer, or in its last
    product. */
 
 struct block {
     const struct norm *first[3]; /* before each part, or null */
     const struct layer *project, *keep; /* attention to the output so far */
-    const struct layer *query, *add;    /* to the source */
+    const struct layer *query, *add;    /* to the source; null in an encoder */
     const struct layer *inner, *end;    /* feed-forward */
 };
 
@@ -486,7 +486,31 @@ static const REAL *share_norm(const struct norm *norm, const REAL *x, int64_t co
     return room;
 }
 
-/* `room` holds for each token 4 * width, and 3 * width or the outputs of the widest inner product. */
+static void share_embedding(const struct decoder *decoder, const int64_t *tokens, const int64_t *starts, int64_t count,
+                            int64_t window, REAL *x)
+{
+    const int64_t width = decoder->width;
+    #pragma omp for schedule(static)
+    for (int64_t n = 0; n < count; n++) {
+        int64_t place = (starts ? starts[n / window] : 0) + n % window, id = tokens[n];
+        if (decoder->padding >= 0) place = id == decoder->padding ? 0 : place + 1;
+        place = place < decoder->places ? place : decoder->places - 1;
+        id = id < decoder->vocabulary ? id : decoder->vocabulary - 1;
+        const REAL *token = decoder->tokens + id * width, *position = decoder->positions + place * width;
+        for (int64_t i = 0; i < width; i++) x[n * width + i] = token[i] + position[i];
+        normalised(decoder->embedded, x + n * width, width, x + n * width);
+    }
+}
+
+static void share_last_norm(const struct norm *norm, const REAL *x, int64_t count, int64_t width, REAL *out)
+{
+    #pragma omp for schedule(static)
+    for (int64_t n = 0; n < count; n++)
+        if (normalised(norm, x + n * width, width, out + n * width) != out + n * width)
+            memcpy(out + n * width, x + n * width, width * sizeof(REAL));
+}
+
+/* `room` holds `decoder->room` numbers for each token: 4 * width, and 3 * width or the widest inner product's outputs. */
 void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, int64_t window,
             const struct lines *past, const struct lines *source, REAL *room, REAL *out)
 {
@@ -494,16 +518,7 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
     #pragma omp parallel
     {
         REAL *x = room, *other = x + size, *normed = other + size, *sums = normed + size, *wide = sums + size;
-        #pragma omp for schedule(static)
-        for (int64_t n = 0; n < count; n++) {
-            int64_t place = past->counts[n / window] + n % window, id = tokens[n];
-            if (decoder->padding >= 0) place = id == decoder->padding ? 0 : place + 1;
-            place = place < decoder->places ? place : decoder->places - 1;
-            id = id < decoder->vocabulary ? id : decoder->vocabulary - 1;
-            const REAL *token = decoder->tokens + id * width, *position = decoder->positions + place * width;
-            for (int64_t i = 0; i < width; i++) x[n * width + i] = token[i] + position[i];
-            normalised(decoder->embedded, x + n * width, width, x + n * width);
-        }
+        share_embedding(decoder, tokens, past->counts, count, window, x);
         for (int64_t b = 0; b < decoder->count; b++) {
             const struct block *block = decoder->blocks + b;
             share_product(block->project, share_norm(block->first[0], x, count, width, normed), width, count, 0, wide);
@@ -517,10 +532,36 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
             REAL *swapped = x;
             x = other, other = swapped;
         }
-        #pragma omp for schedule(static)
-        for (int64_t n = 0; n < count; n++)
-            if (normalised(decoder->last, x + n * width, width, out + n * width) != out + n * width)
-                memcpy(out + n * width, x + n * width, width * sizeof(REAL));
+        share_last_norm(decoder->last, x, count, width, out);
+    }
+}
+
+/* An encoder is a decoder without a source, whose tokens see all of their row's first `lengths` ones. `room` holds two
+   widths more for each token, for their keys and values, [row][head][place]. */
+void encode(const struct decoder *encoder, const int64_t *tokens, const int64_t *lengths, int64_t rows, int64_t window,
+            REAL *room, REAL *out)
+{
+    const int64_t width = encoder->width, count = rows * window, size = count * width, pair = 2 * width / encoder->heads;
+    #pragma omp parallel
+    {
+        REAL *x = room, *other = x + size, *normed = other + size, *sums = normed + size, *pairs = sums + size;
+        REAL *wide = pairs + 2 * size;
+        share_embedding(encoder, tokens, 0, count, window, x);
+        for (int64_t b = 0; b < encoder->count; b++) {
+            const struct block *block = encoder->blocks + b;
+            share_product(block->project, share_norm(block->first[0], x, count, width, normed), width, count, 0, wide);
+            #pragma omp for schedule(static)
+            for (int64_t n = 0; n < count; n++)
+                for (int64_t head = 0; head < encoder->heads; head++)
+                    memcpy(pairs + ((n / window * encoder->heads + head) * window + n % window) * pair,
+                           wide + n * 3 * width + width + head * pair, pair * sizeof(REAL));
+            share_attention(wide, 3 * width, 0, pairs, 2 * window * width, window * pair, lengths, rows, window,
+                            encoder->heads, width / encoder->heads, sums);
+            share_product(block->keep, sums, width, count, x, other);
+            share_product(block->inner, share_norm(block->first[2], other, count, width, normed), width, count, 0, wide);
+            share_product(block->end, wide, block->inner->out, count, other, x);
+        }
+        share_last_norm(encoder->last, x, count, width, out);
     }
 }
 

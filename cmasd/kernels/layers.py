@@ -101,21 +101,24 @@ class Packed:
 
 
 class Block(NamedTuple):
-    """A layer of a decoder. Each part has a norm before it, or in its last product."""
+    """A layer of a decoder, or without `query` and `add` of an encoder.
+
+    Each part has a norm before it, or in its last product.
+    """
 
     first: tuple[Norm | None, Norm | None, Norm | None]
     """Before attention to the output so far, to the source, and before the feed-forward."""
     project: Packed
     """Queries, then (key, value) head by head."""
     keep: Packed
-    query: Packed
-    add: Packed
+    query: Packed | None
+    add: Packed | None
     inner: Packed
     end: Packed
 
 
 class PackedDecoder:
-    """Embeddings and blocks, for `Kernels.decode`."""
+    """Embeddings and blocks, for `Kernels.decode` and `Kernels.encode`."""
 
     def __init__(
         self,
@@ -128,15 +131,18 @@ class PackedDecoder:
         last: Norm | None,
     ) -> None:
         """`padding` is the id that has place 0 and moves the others up by one; norms follow embeddings and blocks."""
-        self._tables = tokens_Vd.contiguous(), positions_Ld.contiguous()
+        self.tables = tokens_Vd.contiguous(), positions_Ld.contiguous()
         self._parts = blocks, embedded, last  # kept alive
         self.width = tokens_Vd.shape[1]
         self.room = 4 * self.width + max(3 * self.width, *(block.inner.outputs for block in blocks))
         """Numbers of scratch for each token."""
         self._blocks = (_Block * len(blocks))(
-            *(_Block(*map(_address, block.first), *(layer.address for layer in block[1:])) for block in blocks)
+            *(
+                _Block(*map(_address, block.first), *(layer and layer.address for layer in block[1:]))
+                for block in blocks
+            )
         )
-        tables = (table.data_ptr() for table in self._tables)
+        tables = (table.data_ptr() for table in self.tables)
         norms = _address(embedded), _address(last)
         sizes = len(tokens_Vd), len(positions_Ld), -1 if padding is None else padding
         self._struct = _Decoder(

@@ -44,21 +44,26 @@ class IterationCosts:
 
     table: StepTable
     _seen: dict[tuple[int, int], deque[float]] = field(default_factory=dict)
+    _medians: dict[tuple[int, int], float] = field(default_factory=dict)
     _from_table: dict[tuple[int, int], float] = field(default_factory=dict)
     _levels: dict[bool, float] = field(default_factory=dict)
     """Measured over table, for plain and for drafting iterations."""
 
     def seconds(self, rows: int, drafted: int) -> float:
         """Expected seconds of an iteration."""
-        seen = self._seen.get((_bucket(rows), drafted))
-        if seen is not None and len(seen) >= ENOUGH:
-            return median(seen)
+        known = self._medians.get((_bucket(rows), drafted))
+        if known is not None:
+            return known
         level = self._levels.get(drafted > 0) or max(self._levels.values(), default=1.0)
         return level * self._expected(rows, drafted)
 
     def observe(self, rows: int, drafted: int, seconds: float) -> None:
         """An iteration took this long."""
-        self._seen.setdefault((_bucket(rows), drafted), deque(maxlen=KEPT)).append(seconds)
+        kind = _bucket(rows), drafted
+        seen = self._seen.setdefault(kind, deque(maxlen=KEPT))
+        seen.append(seconds)
+        if len(seen) >= ENOUGH:
+            self._medians[kind] = median(seen)
         level = seconds / self._expected(rows, drafted)
         old = self._levels.get(drafted > 0, level)
         self._levels[drafted > 0] = old + FORGET * (level - old)

@@ -27,6 +27,8 @@ SHORTEST_REST, LONGEST_REST = 128, 4096
 """Plain iterations between trials: twice as many after each that fails, because catching up is not free."""
 LEAST_GAIN = 1.05
 """Theta of drafting over that of plain decoding, to be worth a change: catching up is not in it, and both are noisy."""
+TIMED_EVERY = 8
+"""Of so many iterations of a rest one is timed: where a model is small, all of them would cost it a percent."""
 PLAIN_EVERY, PLAIN = 128, 3
 """Drafting iterations between plain ones that keep the comparison honest, and how many of those."""
 
@@ -124,7 +126,8 @@ class GoodputPolicy(Policy):
         assert self.costs is not None, "the engine sets the costs"
         rows, drafted = observation.draft.tokens_BK.shape
         self._looked_for = 0
-        if observation.is_typical:
+        is_rest = self._plain_left > PLAIN
+        if observation.is_typical and not (is_rest and self._plain_left % TIMED_EVERY):
             self.costs.observe(rows, drafted, observation.seconds)
         if drafted:
             self.acceptance.observe(observation.draft, observation.verdict)

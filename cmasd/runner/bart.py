@@ -8,7 +8,7 @@ layers are known to the kernels. The weights come from the loaded model; parity 
 Shapes: B rows, T window, S source length, N = B*T, d model width, H heads, D head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmasd.kernels import Block, Norm, PackedDecoder
+from cmasd.kernels import Block, Norm, PackedDecoder, kernels_for
 from cmasd.runner.attention import Attend
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.dense import Dense, NativeDense, activated, added, dense, linear_of
@@ -180,6 +180,26 @@ class CrossAttention:
         return keys_BHSD, values_BHSD
 
 
+def _packed(
+    embed: Embedding, layers: Sequence[tuple[SelfAttention, CrossAttention | None, FeedForward]], norm: Norm | None
+) -> PackedDecoder | None:
+    """An encoder's layers have no attention to a source."""
+    blocks = []
+    for attention, cross, feed_forward in layers:
+        products: list[object] = [attention.project, attention.sublayer.end]
+        products += [] if cross is None else [cross.query, cross.sublayer.end]
+        products += [feed_forward.inner, feed_forward.sublayer.end]
+        parts = [product.packed for product in products if isinstance(product, NativeDense)]
+        if len(parts) < len(products):
+            return None
+        first = attention.sublayer.first, None if cross is None else cross.sublayer.first, feed_forward.sublayer.first
+        project, keep, *source, inner, end = parts
+        query, add = source or (None, None)
+        blocks.append(Block(first, project, keep, query, add, inner, end))
+    tables = embed.tokens_Vd, embed.positions_Pd, embed.padding, embed.norm
+    return PackedDecoder(*tables, blocks, layers[0][0].heads, norm)
+
+
 class Encoder:
     """Sources to hidden states. It remembers its latest batch, for a drafter that shares the verifier's encoder."""
 
@@ -189,10 +209,12 @@ class Encoder:
         make = partial(dense, int8=int8)
         self._embed = Embedding.of(encoder, max_source_length)
         self._layers = [
-            (SelfAttention.of(layer, norm_first, make), FeedForward.of(layer, norm_first, make))
+            (SelfAttention.of(layer, norm_first, make), None, FeedForward.of(layer, norm_first, make))
             for layer in encoder.layers
         ]
         self._norm = norm_of(encoder.layer_norm) if norm_first else None
+        self._kernels = kernels_for(self._embed.tokens_Vd)
+        self._packed = _packed(self._embed, self._layers, self._norm)
         self._latest: tuple[list[list[int]], Tensor] | None = None
 
     def equals(self, other: "Encoder") -> bool:
@@ -209,12 +231,14 @@ class Encoder:
         return self._latest[1]
 
     def _encode(self, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        if self._kernels is not None and self._packed is not None:
+            return self._kernels.encode(self._packed, ids_BS, lengths_B)
         rows, length = ids_BS.shape
         positions_BS = torch.arange(length, device=ids_BS.device).expand(rows, -1)
         x_BSd = self._embed(ids_BS, positions_BS)
         mask = source_mask(lengths_B, length, x_BSd.dtype)
         x_Nd = x_BSd.view(rows * length, -1)
-        for attention, feed_forward in self._layers:
+        for attention, _, feed_forward in self._layers:
             x_Nd = feed_forward(attention.over_source(x_Nd, rows, mask))
         if self._norm is not None:
             x_Nd = self._norm(x_Nd)
@@ -246,18 +270,7 @@ class Decoder:
 
     def packed(self) -> PackedDecoder | None:
         """All of it, for one call of a kernel; None where a part is not packed."""
-        blocks = []
-        for attention, cross, feed_forward in self._layers:
-            products: list[object] = [attention.project, attention.sublayer.end, cross.query, cross.sublayer.end]
-            products += [feed_forward.inner, feed_forward.sublayer.end]
-            parts = [product.packed for product in products if isinstance(product, NativeDense)]
-            if len(parts) < len(products):
-                return None
-            first = attention.sublayer.first, cross.sublayer.first, feed_forward.sublayer.first
-            blocks.append(Block(first, *parts))
-        embed = self._embed
-        tables = embed.tokens_Vd, embed.positions_Pd, embed.padding, embed.norm
-        return PackedDecoder(*tables, blocks, self.heads, self._norm)
+        return _packed(self._embed, self._layers, self._norm)
 
     def pairs(self, encoded_BSd: Tensor) -> LayerPairs:
         """Every layer's cross-attention keys and values (B, H, S, D)."""

@@ -1,4 +1,4 @@
-"""A decoder in one call computes what tensor operations do, row by row, whatever stands beside a row."""
+"""A decoder, or an encoder, in one call computes what tensor operations do, row by row, whatever is beside a row."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from cmasd.runner.load import load_runner
-from cmasd.runner.runners import EncoderDecoderRunner
+from cmasd.runner.runners import EncoderDecoderRunner, padded
 from cmasd.runner.stacks import BartStack
 from tests.unit.runner.tiny import tiny_model
 
@@ -61,6 +61,21 @@ def test_a_row_gets_the_same_bits_alone_and_token_by_token(family: str) -> None:
     for t in range(3):
         one_V = alone.forward(WINDOW[:1, t : t + 1], STARTS[:1] + t)[0, 0]
         assert torch.equal(one_V, logits_BTV[0, t])
+
+
+@pytest.mark.parametrize("family", ["marian", "bart", "mbart", "pegasus", "m2m100"])
+def test_an_encoder_too_and_every_source_gets_the_same_bits_alone(family: str) -> None:
+    encoder = stack(runner(family)).encoder
+    assert encoder._packed is not None
+    ids_BS, lengths_B = padded(SOURCES, 1, torch.device("cpu"))
+    native = encoder._encode(ids_BS, lengths_B)
+    packed, encoder._packed = encoder._packed, None
+    tensors = encoder._encode(ids_BS, lengths_B)
+    encoder._packed = packed
+    for row, source in enumerate(SOURCES):
+        close(native[row, : len(source)], tensors[row, : len(source)])
+        alone = encoder._encode(ids_BS[row : row + 1, : len(source)], lengths_B[row : row + 1])
+        assert torch.equal(alone[0], native[row, : len(source)])
 
 
 def test_an_activation_that_c_does_not_know_goes_by_tensor_operations() -> None:
