@@ -47,6 +47,7 @@ class Kernels:
         loaded = ctypes.CDLL(str(library))
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product, self._decode, self._encode = loaded.product, loaded.decode, loaded.encode
+        self._fill = loaded.fill
         self._guess, self._catch_up, self._until_end = loaded.guess, loaded.catch_up, loaded.until_end
         self._accept, self._commit, self._trace = loaded.accept, loaded.commit, loaded.trace
         self._room, self._show, self._advance, self._keep = loaded.room, loaded.show, loaded.advance, loaded.keep
@@ -55,6 +56,7 @@ class Kernels:
         self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
         self._decode.argtypes = [pointer, pointer, size, size, *[pointer] * 4]
         self._encode.argtypes = [pointer, pointer, pointer, size, size, pointer, pointer]
+        self._fill.argtypes = [pointer, pointer, size, size, pointer, pointer, pointer]
         self._accept.argtypes = [pointer, pointer, pointer, size, size, size, pointer, pointer]
         self._guess.argtypes = [*[pointer] * 5, size, size, *[pointer] * 4]
         self._catch_up.argtypes = [*[pointer] * 4, size, pointer, size, pointer, size, size, *[pointer] * 4]
@@ -121,6 +123,15 @@ class Kernels:
         whole = tokens_BS.data_ptr(), lengths_B.data_ptr(), rows, window
         self._encode(encoder.address, *whole, room.data_ptr(), out_BSd.data_ptr())
         return out_BSd
+
+    def fill(self, decoder: PackedDecoder, encoded_BSd: Tensor, slots_B: Tensor, source_KSHLP: Tensor) -> None:
+        """Keep the keys and values of sources (B, S, d) in these slots."""
+        encoded_BSd, (rows, window, width) = encoded_BSd.contiguous(), encoded_BSd.shape
+        room, source = encoded_BSd.new_empty(rows * window * 2 * width), lines(source_KSHLP, None)
+        self._fill(
+            *(decoder.address, encoded_BSd.data_ptr(), rows, window, slots_B.data_ptr()),
+            *(ctypes.addressof(source), room.data_ptr()),
+        )
 
     def argmax(self, logits: Tensor) -> Tensor:
         """(...) int64 of (..., V): the first of equals."""

@@ -449,7 +449,8 @@ void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t r
 struct block {
     const struct norm *first[3]; /* before each part, or null */
     const struct layer *project, *keep; /* attention to the output so far */
-    const struct layer *query, *add;    /* to the source; null in an encoder */
+    const struct layer *query, *add;    /* to the source; null in an encoder, */
+    const struct layer *store;          /* and what makes its keys and values */
     const struct layer *inner, *end;    /* feed-forward */
 };
 
@@ -533,6 +534,24 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
             x = other, other = swapped;
         }
         share_last_norm(decoder->last, x, count, width, out);
+    }
+}
+
+/* The source's keys and values, in every block; rows go to their slots. `room` holds two widths for each token. */
+void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window, const int64_t *slots,
+          const struct lines *source, REAL *room)
+{
+    const int64_t width = decoder->width, count = rows * window, heads = decoder->heads, pair = 2 * width / heads;
+    #pragma omp parallel
+    for (int64_t b = 0; b < decoder->count; b++) {
+        share_product(decoder->blocks[b].store, encoded, width, count, 0, room);
+        #pragma omp for schedule(static)
+        for (int64_t n = 0; n < count; n++) {
+            REAL *slot = source->first + b * source->block + slots[n / window] * source->slot;
+            for (int64_t head = 0; head < heads; head++)
+                memcpy(slot + head * source->head + n % window * pair, room + (n * heads + head) * pair,
+                       pair * sizeof(REAL));
+        }
     }
 }
 

@@ -38,7 +38,7 @@ class _Layer(ctypes.Structure):
 class _Block(ctypes.Structure):
     """`struct block`."""
 
-    _fields_ = (*_fields("first0 first1 first2 project keep query add inner end"),)
+    _fields_ = (*_fields("first0 first1 first2 project keep query add store inner end"),)
 
 
 class _Decoder(ctypes.Structure):
@@ -101,7 +101,7 @@ class Packed:
 
 
 class Block(NamedTuple):
-    """A layer of a decoder, or without `query` and `add` of an encoder.
+    """A layer of a decoder, or without `query`, `add` and `store` of an encoder.
 
     Each part has a norm before it, or in its last product.
     """
@@ -113,6 +113,8 @@ class Block(NamedTuple):
     keep: Packed
     query: Packed | None
     add: Packed | None
+    store: Packed | None
+    """The source's states to (key, value) head by head."""
     inner: Packed
     end: Packed
 

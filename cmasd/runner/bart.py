@@ -187,15 +187,15 @@ def _packed(
     blocks = []
     for attention, cross, feed_forward in layers:
         products: list[object] = [attention.project, attention.sublayer.end]
-        products += [] if cross is None else [cross.query, cross.sublayer.end]
+        products += [] if cross is None else [cross.query, cross.sublayer.end, cross.store]
         products += [feed_forward.inner, feed_forward.sublayer.end]
         parts = [product.packed for product in products if isinstance(product, NativeDense)]
         if len(parts) < len(products):
             return None
         first = attention.sublayer.first, None if cross is None else cross.sublayer.first, feed_forward.sublayer.first
         project, keep, *source, inner, end = parts
-        query, add = source or (None, None)
-        blocks.append(Block(first, project, keep, query, add, inner, end))
+        query, add, store = source or (None, None, None)
+        blocks.append(Block(first, project, keep, query, add, store, inner, end))
     tables = embed.tokens_Vd, embed.positions_Pd, embed.padding, embed.norm
     return PackedDecoder(*tables, blocks, layers[0][0].heads, norm)
 

@@ -178,6 +178,10 @@ class SourceCache:
         for (keys, values), buffer in zip(computed, self.buffer_KSHLP, strict=True):
             buffer[slots_B, :, : keys.shape[2], : self._width] = keys
             buffer[slots_B, :, : keys.shape[2], self._width :] = values
+        self.note(slots_B, lengths_B)
+
+    def note(self, slots_B: Tensor, lengths_B: Tensor) -> None:
+        """New rows are in these slots, with sources of these lengths."""
         self._mask_BS[slots_B] = source_mask(lengths_B, self._mask_BS.shape[-1], self._mask_BS.dtype)
         self._lengths[slots_B.tolist()] = lengths_B.tolist()
 

@@ -148,8 +148,7 @@ class EncoderDecoderRunner(_SlotRunner):
         ids_BS, lengths_B = padded(sources, self._filler, self.device)
         self.hidden_BTd = None
         self.encoded_BSd = self._stack.encode(sources, ids_BS, lengths_B)
-        pairs = self._stack.pairs(self.encoded_BSd, lengths_B)
-        self._sources.store(torch.tensor(slots, device=self.device), lengths_B, pairs)
+        self._stack.store(torch.tensor(slots, device=self.device), self.encoded_BSd, lengths_B)
 
     def _longest_source(self, rows: int) -> int:
         return self._sources.longest(rows)

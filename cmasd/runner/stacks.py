@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from cmasd.kernels import Kernels, Packed, PackedDecoder, kernels_for
 from cmasd.runner.attention import Attend, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import Extent, Guesser, LayerPairs
+from cmasd.runner.base import Extent, Guesser
 from cmasd.runner.cache import SlotCache, SourceCache
 from cmasd.runner.families import Head
 from cmasd.runner.masks import CausalMask, source_mask
@@ -29,8 +29,8 @@ class Stack(Protocol):
     def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """Encoder states (B, S, d) of sources, padded to `ids_BS`."""
 
-    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
-        """Every layer's cross-attention keys and values (B, H, S, D)."""
+    def store(self, slots_B: Tensor, encoded_BSd: Tensor, lengths_B: Tensor) -> None:
+        """Keep every layer's cross-attention keys and values of new rows in these slots."""
 
     def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
         """Last hidden states (B, T, d) of a window; `opened` opens it in the cache and gives its positions (B, T)."""
@@ -83,9 +83,13 @@ class BartStack:
         """See `Stack.encode`."""
         return self.encoder(sources, ids_BS, lengths_B)
 
-    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
-        """See `Stack.pairs`."""
-        return self._decoder.pairs(encoded_BSd)
+    def store(self, slots_B: Tensor, encoded_BSd: Tensor, lengths_B: Tensor) -> None:
+        """See `Stack.store`."""
+        if self._kernels is not None and self._packed is not None:
+            self._kernels.fill(self._packed, encoded_BSd, slots_B, self._sources.buffer_KSHLP)
+            self._sources.note(slots_B, lengths_B)
+        else:
+            self._sources.store(slots_B, lengths_B, self._decoder.pairs(encoded_BSd))
 
     def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
         """See `Stack.hidden`. The kernel finds the window's places by itself."""
@@ -136,10 +140,10 @@ class StockStack:
         """See `Stack.encode`."""
         return encode(self._encoder, ids_BS, lengths_B, self._dtype)
 
-    def pairs(self, encoded_BSd: Tensor, lengths_B: Tensor) -> LayerPairs:
-        """See `Stack.pairs`."""
+    def store(self, slots_B: Tensor, encoded_BSd: Tensor, lengths_B: Tensor) -> None:
+        """See `Stack.store`."""
         computed: Any = first_caches(self._decoder, encoded_BSd, lengths_B).cross_attention_cache
-        return [(layer.keys, layer.values) for layer in computed.layers]
+        self._sources.store(slots_B, lengths_B, [(layer.keys, layer.values) for layer in computed.layers])
 
     def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
         """See `Stack.hidden`."""
