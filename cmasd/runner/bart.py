@@ -2,8 +2,8 @@
 
 Small models are bound by the overhead of each operation, not by arithmetic: the stock modules of transformers take
 9 ms for a step of a 6-layer decoder whose products take one. Here a layer is three products less (queries, keys and
-values are one), no module calls, weights stored for the machine (`dense.py`), and an encoder or a decoder is one call where
-all its layers are known to the kernels. The weights come from the loaded model; parity is tested family by family.
+values are one), no module calls, weights stored for the machine (`dense.py`), and an encoder or a decoder is one call
+where all its layers are known to the kernels. The weights are those of the loaded model; tested family by family.
 
 Shapes: B rows, T window, S source length, N = B*T, d model width, H heads, D head width.
 """
