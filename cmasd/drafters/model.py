@@ -58,6 +58,9 @@ class Stop:
 
     def __call__(self, confidence_BJ: Tensor, waits: bool) -> bool:
         """Whether no row goes on; where nobody may wait for the device, no."""
+        goes_on = self._policy.goes_on(confidence_BJ)
+        if goes_on is not None:
+            return waits and not goes_on
         answer_B = self._policy.go_on(confidence_BJ)
         self._going_B = answer_B if self._going_B is None else self._going_B & answer_B
         self.asked_B = self._going_B + (1 if self.asked_B is None else self.asked_B)

@@ -9,7 +9,10 @@ In numpy: the numbers are few, and the host decides by them.
 Shapes: B rows, K draft, J tokens drafted so far, N samples.
 """
 
+from itertools import groupby
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +22,8 @@ SAMPLES = 4096
 """Latest judged tokens that count."""
 REFIT_EVERY = 32
 """Iterations."""
+AT_ONCE = 8
+"""Iterations that are learned from together, unless the rates are asked for before."""
 PRIOR_ACCEPTED, PRIOR_JUDGED = 3.0, 4.0
 """Assumed of each position beforehand; hopeful, because a policy that never drafts never learns."""
 RIDGE = 4.0
@@ -42,7 +47,9 @@ class Acceptance:
         """Samples so far; the ring holds the latest."""
         self._counts = np.zeros((2, max_draft_tokens))
         """Judged and accepted samples in the ring, by position."""
-        self._iterations = 0
+        self._since_fit = 0
+        """Iterations."""
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def survival(self, confidence_BJ: Tensor) -> Array:
         """(B, J): probability that the first j tokens of a row are all accepted. NaN confidence counts as 1/2."""
@@ -53,19 +60,28 @@ class Acceptance:
 
     def rates(self) -> Array:
         """(K,): share accepted of the tokens judged at each position."""
+        if self._pending:
+            self._settle()
         judged_K, accepted_K = self._counts
         return (accepted_K + PRIOR_ACCEPTED) / (judged_K + PRIOR_JUDGED)
 
     def observe(self, draft: Draft, verdict: Verdict) -> None:
-        """Learn from one iteration."""
-        fresh_N3 = _judged(draft, verdict)[-SAMPLES:]
+        """Learn from one iteration, or remember it to learn from several at once."""
+        self._pending.append((draft.confidence_BK, draft.lengths_B, verdict.accepted_B))
+        if len(self._pending) >= AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        fresh_N3 = np.concatenate([_judged(*one) for one in _joined(self._pending)])[-SAMPLES:]
         places = np.arange(self._seen, self._seen + len(fresh_N3)) % SAMPLES
         self._counts += _by_position(fresh_N3, self.positions)
         self._counts -= _by_position(self._samples[places[max(0, SAMPLES - self._seen) :]], self.positions)
         self._samples[places] = fresh_N3
         self._seen += len(fresh_N3)
-        self._iterations += 1
-        if self._iterations % REFIT_EVERY == 0 and self._seen:
+        self._since_fit += len(self._pending)
+        self._pending = []
+        if self._since_fit >= REFIT_EVERY and self._seen:
+            self._since_fit = 0
             self._weights = _fit(self._samples[: self._seen], self._weights)
 
 
@@ -75,10 +91,17 @@ def _log_odds(confidence: Tensor) -> Array:
     return odds
 
 
-def _judged(draft: Draft, verdict: Verdict) -> Array:
+def _joined(iterations: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, ...]]:
+    """Those in which equally many tokens were drafted, as one."""
+    by_length = sorted(iterations, key=lambda one: one[0].shape[1])
+    groups = groupby(by_length, key=lambda one: one[0].shape[1])
+    return [tuple(torch.cat(parts) for parts in zip(*group, strict=True)) for _, group in groups]
+
+
+def _judged(confidence_BK: Tensor, lengths: Tensor, accepted: Tensor) -> Array:
     """(N, 3): log-odds of the confidence, position, accepted; of the tokens up to the first rejection."""
-    odds_BK = _log_odds(draft.confidence_BK)
-    lengths_B, accepted_B = draft.lengths_B.cpu().numpy(), verdict.accepted_B.cpu().numpy()
+    odds_BK = _log_odds(confidence_BK)
+    lengths_B, accepted_B = lengths.cpu().numpy(), accepted.cpu().numpy()
     position_K = np.arange(odds_BK.shape[1])
     rows, positions = np.nonzero(position_K < np.minimum(accepted_B + 1, lengths_B)[:, None])
     return np.stack([odds_BK[rows, positions], positions, positions < accepted_B[rows]], axis=1)

@@ -44,6 +44,10 @@ class Policy(ABC):
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """(B,) bool: should the row draft token J + 1, given its J confidences?"""
 
+    def goes_on(self, confidence_BJ: Tensor) -> bool | None:
+        """`go_on`, where it is the same for all rows whatever they hold; None where it is not."""
+        return None
+
     def cut(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
         """(B,) int64 <= drafted_B: what goes to the verifier of a draft that was made in one pass.
 

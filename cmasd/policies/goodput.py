@@ -29,6 +29,8 @@ LEAST_GAIN = 1.05
 """Theta of drafting over that of plain decoding, to be worth a change: catching up is not in it, and both are noisy."""
 TIMED_EVERY = 8
 """Of so many iterations of a rest one is timed: where a model is small, all of them would cost it a percent."""
+RATES_EVERY = 8
+"""Drafting iterations between looks at the acceptance rates, which change slowly."""
 PLAIN_EVERY, PLAIN = 128, 3
 """Drafting iterations between plain ones that keep the comparison honest, and how many of those."""
 
@@ -53,6 +55,7 @@ class GoodputPolicy(Policy):
         self._rest = SHORTEST_REST
         self._since_plain = PLAIN_EVERY
         self._looked_for = 0
+        self._since_rates = 0
         self._rates: list[float] = []
         self._seconds: list[float] = []
 
@@ -68,7 +71,8 @@ class GoodputPolicy(Policy):
             return
         assert self.costs is not None, "the engine sets the costs"
         self._looked_for = rows
-        self._rates = self.acceptance.rates().tolist()
+        if self._since_rates >= RATES_EVERY or not self._rates:
+            self._since_rates, self._rates = 0, self.acceptance.rates().tolist()
         self._seconds = [self.costs.seconds(rows, k) for k in range(self.max_draft_tokens + 1)]
 
     def plan(self, rows: int) -> int:
@@ -88,13 +92,15 @@ class GoodputPolicy(Policy):
         return self.max_draft_tokens if self.looks else int(np.argmax(theta))
 
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
-        """(B,), the same for all rows: does a longer draft have a higher Theta?"""
-        rows = len(confidence_BJ)
+        """(B,), the same for all rows."""
+        return torch.full((len(confidence_BJ),), self.goes_on(confidence_BJ), device=confidence_BJ.device)
+
+    def goes_on(self, confidence_BJ: Tensor) -> bool:
+        """Does a longer draft have a higher Theta?"""
         if not self.looks:
-            return torch.ones(rows, dtype=torch.bool, device=confidence_BJ.device)
-        self._look(rows)
-        survival_J = self.acceptance.survival(confidence_BJ).sum(0).tolist()
-        return torch.full((rows,), self._pays(rows, survival_J), device=confidence_BJ.device)
+            return True
+        self._look(len(confidence_BJ))
+        return self._pays(len(confidence_BJ), self.acceptance.survival(confidence_BJ).sum(0).tolist())
 
     def cut(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
         """See `Policy.cut`; all rows are cut to one length."""
@@ -134,6 +140,8 @@ class GoodputPolicy(Policy):
             self._since_plain += 1
             self._first_rows_left -= rows
             self._trial_left = max(0, self._trial_left - 1)
+            is_trial = self._trial_left > 0 or self._first_rows_left > 0
+            self._since_rates = self._since_rates + 1 if self._rates and not is_trial else RATES_EVERY
             return
         self._since_plain = 0
         if self._plain_left:
