@@ -51,22 +51,29 @@ class IterationCosts:
 
     def seconds(self, rows: int, drafted: int) -> float:
         """Expected seconds of an iteration."""
-        known = self._medians.get((_bucket(rows), drafted))
-        if known is not None:
-            return known
+        kind = _bucket(rows), drafted
+        if kind not in self._medians and len(self._seen.get(kind, ())) >= ENOUGH:
+            self._medians[kind] = median(self._seen[kind])
+        if kind in self._medians:
+            return self._medians[kind]
         level = self._levels.get(drafted > 0) or max(self._levels.values(), default=1.0)
         return level * self._expected(rows, drafted)
 
     def observe(self, rows: int, drafted: int, seconds: float) -> None:
         """An iteration took this long."""
         kind = _bucket(rows), drafted
-        seen = self._seen.setdefault(kind, deque(maxlen=KEPT))
-        seen.append(seconds)
-        if len(seen) >= ENOUGH:
-            self._medians[kind] = median(seen)
+        self._seen.setdefault(kind, deque(maxlen=KEPT)).append(seconds)
+        self._medians.pop(kind, None)
         level = seconds / self._expected(rows, drafted)
         old = self._levels.get(drafted > 0, level)
         self._levels[drafted > 0] = old + FORGET * (level - old)
+
+    def forget(self, drafting: bool) -> None:
+        """What was seen of drafting, or of plain, iterations was long ago: only those to come count."""
+        for kind in [kind for kind in self._seen if (kind[1] > 0) == drafting]:
+            del self._seen[kind]
+            self._medians.pop(kind, None)
+        self._levels.pop(drafting, None)
 
     def _expected(self, rows: int, drafted: int) -> float:
         """By the table, interpolated once."""

@@ -11,7 +11,6 @@ length). The stop depends on confidences already seen, never on later ones, so s
 Shapes: B rows, J tokens drafted so far, K draft.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from cmasd.policies.costs import IterationCosts
 
 FIRST_TRIAL_ROWS = 64
 """The first trial drafts for so many rows added up over iterations, so that a small batch is judged fairly too."""
-TRIAL = 4
+TRIAL = 6
 """Drafting iterations of a later trial; the first has to catch up and is not timed."""
 SHORTEST_REST, LONGEST_REST = 128, 4096
 """Plain iterations between trials: twice as many after each that fails, because catching up is not free."""
@@ -47,7 +46,8 @@ class GoodputPolicy(Policy):
         """Set by the engine, which can measure."""
         self.looks = True
         """Whether to look at the confidence of a draft while it is made; else `plan` takes the length that is best by
-        the acceptance rates. Set by the engine: iterations of a shape decided beforehand gain nothing by stopping.
+        the acceptance rates. Set by the engine: iterations of a shape decided beforehand, and drafts that are one call
+        of a kernel, gain nothing by stopping.
         """
         self._first_rows_left = FIRST_TRIAL_ROWS
         self._trial_left = 0
@@ -56,14 +56,20 @@ class GoodputPolicy(Policy):
         self._since_plain = PLAIN_EVERY
         self._looked_for = 0
         self._since_rates = 0
+        self._best = 0, 0
+        """For so many rows, the length that was planned last."""
         self._rates: list[float] = []
         self._seconds: list[float] = []
 
     def goodput(self, rows: int) -> list[float]:
         """Theta(K) in tokens per second for K = 0, 1, ... max_draft_tokens, before anything is drafted."""
         self._look(rows)
-        tokens_K = rows * np.cumsum(np.concatenate([[1.0], np.cumprod(self._rates)]))
-        return [float(tokens) / seconds for tokens, seconds in zip(tokens_K, self._seconds, strict=True)]
+        theta, tokens, last = [rows / self._seconds[0]], float(rows), float(rows)
+        for rate, seconds in zip(self._rates, self._seconds[1:], strict=True):
+            last *= rate
+            tokens += last
+            theta.append(tokens / seconds)
+        return theta
 
     def _look(self, rows: int) -> None:
         """What is known at the beginning of an iteration, looked up once in it."""
@@ -81,15 +87,20 @@ class GoodputPolicy(Policy):
             return self.max_draft_tokens
         if self._plain_left:
             return 0
+        if self._best[0] == rows and 0 < self._since_rates < RATES_EVERY and self._since_plain < PLAIN_EVERY:
+            return self._best[1]
+        assert self.costs is not None, "the engine sets the costs"
         theta = self.goodput(rows)
         if max(theta[1:]) <= LEAST_GAIN * theta[0]:
             self._plain_left, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
             return 0
         self._rest = SHORTEST_REST
         if self._since_plain >= PLAIN_EVERY:
-            self._plain_left = PLAIN
+            self._plain_left, self._best = PLAIN, (0, 0)
+            self.costs.forget(drafting=False)
             return 0
-        return self.max_draft_tokens if self.looks else int(np.argmax(theta))
+        self._best = rows, self.max_draft_tokens if self.looks else theta.index(max(theta[1:]))
+        return self._best[1]
 
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """(B,), the same for all rows."""
@@ -148,3 +159,5 @@ class GoodputPolicy(Policy):
             self._plain_left -= 1
             # Back from a rest, not from a look at plain decoding: one trial before Theta is asked again.
             self._trial_left = TRIAL if self._plain_left == 0 and self._rest > SHORTEST_REST else 0
+            if self._trial_left:
+                self.costs.forget(drafting=True)

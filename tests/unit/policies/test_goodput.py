@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from cmasd.policies import GoodputPolicy, Observation
 from cmasd.policies.acceptance import REFIT_EVERY
 from cmasd.policies.costs import IterationCosts, StepTable
-from cmasd.policies.goodput import FIRST_TRIAL_ROWS, LONGEST_REST, PLAIN, PLAIN_EVERY, SHORTEST_REST, TRIAL
+from cmasd.policies.goodput import (
+    FIRST_TRIAL_ROWS,
+    LONGEST_REST,
+    PLAIN,
+    PLAIN_EVERY,
+    RATES_EVERY,
+    SHORTEST_REST,
+    TRIAL,
+)
 from tests.unit.policies.iterations import iteration
 
 ROWS = 4
@@ -174,7 +182,10 @@ def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
     dear, policy.costs = policy.costs, policy_of([1.0, 1.2, 1.5]).costs
     assert runs(live(policy, 3 * TRIAL, accepted=2)) == [(True, 3 * TRIAL)]
     policy.costs = dear
-    assert runs(live(policy, SHORTEST_REST + 1, accepted=2)) == [(False, SHORTEST_REST), (True, 1)]
+    (drafts_on, until), *others = runs(live(policy, RATES_EVERY + SHORTEST_REST, accepted=2))
+    assert drafts_on
+    assert until < RATES_EVERY, "it looks at its rates and costs again"
+    assert others == [(False, SHORTEST_REST), (True, RATES_EVERY - until)]
 
 
 def test_measured_seconds_overrule_the_table() -> None:
