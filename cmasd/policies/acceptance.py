@@ -59,7 +59,7 @@ class Acceptance:
         )
 
     def rates(self) -> Array:
-        """(K,): share accepted of the tokens judged at each position."""
+        """(K,): share accepted of the tokens judged at each position; a row that ends there counts as a rejection."""
         if self._pending:
             self._settle()
         judged_K, accepted_K = self._counts
@@ -82,7 +82,8 @@ class Acceptance:
         self._pending = []
         if self._since_fit >= REFIT_EVERY and self._seen:
             self._since_fit = 0
-            self._weights = _fit(self._samples[: self._seen], self._weights)
+            known_N3 = self._samples[: self._seen]
+            self._weights = _fit(known_N3[~np.isnan(known_N3[:, 0])], self._weights)
 
 
 def _log_odds(confidence: Tensor) -> Array:
@@ -99,12 +100,20 @@ def _joined(iterations: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tenso
 
 
 def _judged(confidence_BK: Tensor, lengths: Tensor, accepted: Tensor) -> Array:
-    """(N, 3): log-odds of the confidence, position, accepted; of the tokens up to the first rejection."""
+    """(N, 3): log-odds of the confidence, position, accepted; of the tokens up to the first rejection.
+
+    A draft that is shorter than others and all accepted has reached the end of its row: as many tokens as if its last
+    one had been rejected, which has log-odds NaN here.
+    """
     odds_BK = _log_odds(confidence_BK)
     lengths_B, accepted_B = lengths.cpu().numpy(), accepted.cpu().numpy()
     position_K = np.arange(odds_BK.shape[1])
-    rows, positions = np.nonzero(position_K < np.minimum(accepted_B + 1, lengths_B)[:, None])
-    return np.stack([odds_BK[rows, positions], positions, positions < accepted_B[rows]], axis=1)
+    ends_B = (accepted_B == lengths_B) & (lengths_B < odds_BK.shape[1])
+    judged_B = np.where(ends_B, lengths_B - 1, np.minimum(accepted_B + 1, lengths_B))
+    rows, positions = np.nonzero(position_K < judged_B[:, None])
+    judged_N3 = np.stack([odds_BK[rows, positions], positions, positions < accepted_B[rows]], axis=1)
+    last_E = np.maximum(lengths_B[ends_B] - 1, 0)
+    return np.concatenate([judged_N3, np.stack([np.full(len(last_E), np.nan), last_E, np.zeros(len(last_E))], axis=1)])
 
 
 def _by_position(samples_N3: Array, positions: int) -> Array:

@@ -22,10 +22,17 @@ def rate(accepted: int, judged: int) -> float:
 
 
 def test_rates_count_up_to_the_first_rejection() -> None:
-    """Rows: all three accepted; rejected at the second; one drafted and rejected; nothing drafted."""
+    """Rows: all three accepted; rejected at the second; one drafted and rejected; nothing drafted, for want of room."""
     acceptance = Acceptance(3)
     acceptance.observe(*iteration(torch.full((4, 3), 0.5), lengths=[3, 3, 1, 0], accepted=[3, 1, 0, 0]))
-    assert acceptance.rates().tolist() == pytest.approx([rate(2, 3), rate(1, 2), rate(1, 1)])
+    assert acceptance.rates().tolist() == pytest.approx([rate(2, 4), rate(1, 2), rate(1, 1)])
+
+
+def test_a_draft_that_ends_its_row_gives_one_token_less() -> None:
+    """Both tokens of two rows are accepted, three are asked for: one row goes on, the other's second token ends it."""
+    acceptance = Acceptance(3)
+    acceptance.observe(*iteration(torch.full((2, 3), 0.5), lengths=[3, 2], accepted=[2, 2]))
+    assert acceptance.rates().tolist() == pytest.approx([rate(2, 2), rate(1, 2), rate(0, 1)])
 
 
 def test_before_anything_is_judged_the_rates_are_hopeful() -> None:
