@@ -87,10 +87,19 @@ def test_what_is_measured(family: str, slots: int, counts: tuple[int, ...], monk
     assert all(seconds > 0 for row in (*table.verify, table.draft) for seconds in row)
 
 
-def test_the_median_of_the_repeats_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 9.0, 10.0, 11.0, 20.0, 22.0] * 99)
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    assert measure(runner("copy"), None, 1, 1) == StepTable((1,), ((2.0,),), (0.0,))
+@pytest.mark.parametrize(("unit", "repeats"), [(1.0, 5), (1e-6, 25)])
+def test_the_lower_quartile_of_the_repeats_counts(monkeypatch: pytest.MonkeyPatch, unit: float, repeats: int) -> None:
+    """Steps of 9, 2, 1, 3, 4 units in turn: few repeats where they are long, more where they are short."""
+    asked: list[float] = []
+
+    def clock() -> float:
+        asked.append(0.0)
+        step, ends = divmod(len(asked) - 1, 2)
+        return [9.0, 2.0, 1.0, 3.0, 4.0][step % 5] * unit if ends else 0.0
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    assert measure(runner("copy"), None, 1, 1) == StepTable((1,), ((2.0 * unit,),), (0.0,))
+    assert len(asked) == 2 * repeats
 
 
 @pytest.mark.parametrize("family", ["marian", "llama"])
