@@ -20,10 +20,12 @@ from cmasd.policies.costs import IterationCosts
 
 FIRST_TRIAL_ROWS = 64
 """The first trial drafts for so many rows added up over iterations, so that a small batch is judged fairly too."""
-TRIAL = 6
+TRIAL = 5
 """Drafting iterations of a later trial; the first has to catch up and is not timed."""
 SHORTEST_REST, LONGEST_REST = 128, 4096
 """Plain iterations between trials: twice as many after each that fails, because catching up is not free."""
+FAR, FAR_REST = 0.9, 4
+"""Where drafting comes to less than this, rests are so many times longer: with many rows a trial is dear."""
 LEAST_GAIN = 1.1
 """Theta of drafting over that of plain decoding, to be worth a change: catching up, new rows of the drafter and what is
 learned are not in it (where it came to 1.05, drafting was measured at 0.93 to 1.0 times plain), and both are noisy."""
@@ -92,8 +94,10 @@ class GoodputPolicy(Policy):
             return self._best[1]
         assert self.costs is not None, "the engine sets the costs"
         theta = self.goodput(rows)
-        if max(theta[1:]) <= LEAST_GAIN * theta[0]:
-            self._plain_left, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
+        gain = max(theta[1:]) / theta[0]
+        if gain <= LEAST_GAIN:
+            self._plain_left = min(self._rest * (FAR_REST if gain < FAR else 1), LONGEST_REST)
+            self._rest = min(2 * self._plain_left, LONGEST_REST)
             return 0
         self._rest = SHORTEST_REST
         if self._since_plain >= PLAIN_EVERY:

@@ -11,6 +11,7 @@ from cmasd.policies import GoodputPolicy, Observation
 from cmasd.policies.acceptance import REFIT_EVERY
 from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.policies.goodput import (
+    FAR_REST,
     FIRST_TRIAL_ROWS,
     LONGEST_REST,
     PLAIN,
@@ -143,8 +144,10 @@ def test_a_policy_that_does_not_look_plans_the_best_length() -> None:
 )
 def test_where_plain_wins_the_drafter_rests_longer_each_time(verify: list[float], accepted: int) -> None:
     lengths = live(policy_of(verify), 4 * LONGEST_REST, accepted=accepted)
-    rests = [SHORTEST_REST * 2**i for i in range(20) if SHORTEST_REST * 2**i <= LONGEST_REST]
-    assert rests[-1] == LONGEST_REST
+    factor = 1 if accepted else FAR_REST
+    rests = [factor * SHORTEST_REST]
+    while rests[-1] < LONGEST_REST:
+        rests.append(min(2 * factor * rests[-1], LONGEST_REST))
     expected = [run for rest in [*rests, LONGEST_REST] for run in ((True, TRIAL), (False, rest))]
     expected[0] = (True, FIRST_TRIAL)
     assert runs(lengths)[: len(expected)] == expected
@@ -172,7 +175,7 @@ def test_the_first_trial_is_as_long_as_it_takes_to_see_enough_rows(rows: int) ->
 
 def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
     """The same acceptance, but drafting gets cheap for a while."""
-    policy = policy_of([1.0, 1.2, 1.5], draft=5.0)
+    policy = policy_of([1.0, 1.2, 1.5], draft=0.75)
     assert runs(live(policy, FIRST_TRIAL + TRIAL + 3 * SHORTEST_REST, accepted=2)) == [
         (True, FIRST_TRIAL),
         (False, SHORTEST_REST),
