@@ -199,8 +199,7 @@ class Engine:
         if self.drafter is None or extent.window == 1:
             draft = empty_draft(context)
         else:
-            room_B = (context.limits_B - context.lengths_B - 1).clamp(0, extent.window - 1)
-            draft = self.drafter.draft(context, room_B, extent)
+            draft = self.drafter.draft(context, self.state.room(extent.rows, extent.window - 1), extent)
         logits_BTV = self._verify(context, draft, extent)
         verdict = self.verification.verify(draft, logits_BTV)
         outcome = self._commit(context, draft, verdict, logits_BTV, context.lengths_B < context.limits_B)
@@ -214,8 +213,8 @@ class Engine:
         self._asked = most > 0
         if self.drafter is None or not self._asked:
             return self._no_draft(context)
-        room_B, longest = self.state.room(self._rows.live, most)
-        self._asked = longest > 0
+        room_B = self.state.room(self._rows.live, most)
+        self._asked = max(room_B.tolist()) > 0
         if not self._asked:
             return self._no_draft(context)
         draft = self.drafter.draft(context, room_B)

@@ -152,15 +152,14 @@ class SlotState:
             )
         return self._contexts[live]
 
-    def room(self, live: int, most: int) -> tuple[Tensor, int]:
-        """How many tokens each live row may draft (B,), `most` at most; and the largest of these, or less than 1.
+    def room(self, live: int, most: int) -> Tensor:
+        """How many tokens each live row may draft (B,), `most` at most.
 
         The verifier's own token takes one place, so a row near its limit drafts less, or nothing.
         """
         if self._kernels is not None:
             return self._kernels.room(self.numbers, live, most)
-        room_B = (self.limits[:live] - self.lengths[:live] - 1).clamp_max(most)
-        return room_B, int(room_B.max())
+        return (self.limits[:live] - self.lengths[:live] - 1).clamp(0, most)
 
     def window(self, draft_BK: Tensor) -> tuple[Tensor, Tensor]:
         """What the verifier is fed (B, K + 1), each row's last token and its draft; and where that begins (B,)."""

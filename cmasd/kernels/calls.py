@@ -64,7 +64,7 @@ class Kernels:
         self._show.argtypes = [pointer, size, pointer, size, pointer, size, size, pointer, pointer]
         self._advance.argtypes = [pointer, size, size, pointer, pointer, pointer]
         self._keep.argtypes = [pointer, size, pointer, size]
-        self._room.restype = self._advance.restype = self._catch_up.restype = self._guess.restype = size
+        self._advance.restype = self._catch_up.restype = self._guess.restype = size
         self._until_end.argtypes = [pointer, size, size, pointer, size, pointer, pointer]
         self._commit.argtypes = [
             *(pointer, pointer, pointer, size, size, pointer, pointer, pointer, size, pointer, size),
@@ -148,17 +148,15 @@ class Kernels:
         tokens_B: Tensor,
         starts_B: Tensor,
         count: int,
-        past_KSHLP: Tensor,
-        source_KSHLP: Tensor,
-        counts_B: Tensor,
+        caches: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Greedy tokens (B, count) behind one token for each row, and the numbers (B, count, 6) of their logits.
 
-        A model is a decoder, its head, and the ids (S,) of the head's columns where these are not all. The numbers are
-        those of `statistics`; otherwise as `decode`.
+        A model is a decoder, its head, and the ids (S,) of the head's columns where these are not all. Caches are those
+        of the output and of the source, and the source's lengths (B,). The numbers are those of `statistics`.
         """
         tokens_B, starts_B = tokens_B.contiguous(), starts_B.contiguous()
-        found, numbers, behind = self._behind(model, len(starts_B), count, past_KSHLP, source_KSHLP, counts_B)
+        found, numbers, behind = self._behind(model, len(starts_B), count, caches)
         if not self._guess(*behind[:3], tokens_B.data_ptr(), starts_B.data_ptr(), len(starts_B), *behind[3:]):
             raise MemoryError(NO_ROOM)
         return found, numbers
@@ -170,16 +168,14 @@ class Kernels:
         lengths_B: Tensor,
         cached_B: Tensor,
         count: int,
-        past_KSHLP: Tensor,
-        source_KSHLP: Tensor,
-        counts_B: Tensor,
+        caches: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, int]:
         """As `guess`, behind all tokens that the cache lacks, which knows `cached_B` (B,); and how many at most.
 
         The cache holds them all afterwards.
         """
         rows = len(lengths_B)
-        found, numbers, behind = self._behind(model, rows, count, past_KSHLP, source_KSHLP, counts_B)
+        found, numbers, behind = self._behind(model, rows, count, caches)
         tokens, lengths = (tokens_BL.data_ptr(), tokens_BL.stride(0)), (lengths_B.data_ptr(), lengths_B.stride(0))
         missing: int = self._catch_up(*behind[:3], *tokens, *lengths, cached_B.data_ptr(), rows, *behind[3:])
         if not missing:
@@ -191,16 +187,14 @@ class Kernels:
         model: tuple[PackedDecoder, Packed, Tensor | None],
         rows: int,
         count: int,
-        past_KSHLP: Tensor,
-        source_KSHLP: Tensor,
-        counts_B: Tensor,
+        caches: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """What both fill, and what both are told."""
-        decoder, head, ids_S = model
+        (decoder, head, ids_S), (past_KSHLP, source_KSHLP, counts_B) = model, caches
         found, numbers = counts_B.new_empty(rows, count), past_KSHLP.new_empty(rows, count, 6)
-        caches = ctypes.byref(lines(past_KSHLP, None)), ctypes.byref(lines(source_KSHLP, counts_B))
+        stored = ctypes.byref(lines(past_KSHLP, None)), ctypes.byref(lines(source_KSHLP, counts_B))
         about = decoder.address, head.address, None if ids_S is None else ids_S.data_ptr()
-        return found, numbers, (*about, count, *caches, found.data_ptr(), numbers.data_ptr())
+        return found, numbers, (*about, count, *stored, found.data_ptr(), numbers.data_ptr())
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Packed:
         """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output."""
@@ -241,11 +235,11 @@ class Kernels:
         )
         return accepted_B, next_B
 
-    def room(self, numbers_C9: Tensor, rows: int, most: int) -> tuple[Tensor, int]:
-        """How many tokens each row may draft (B,), `most` at most, by its limit; and the largest of these."""
+    def room(self, numbers_C9: Tensor, rows: int, most: int) -> Tensor:
+        """How many tokens each row may draft (B,), `most` at most, by its limit."""
         room_B = numbers_C9.new_empty(rows)
-        longest: int = self._room(numbers_C9.data_ptr(), numbers_C9.stride(0), rows, most, room_B.data_ptr())
-        return room_B, longest
+        self._room(numbers_C9.data_ptr(), numbers_C9.stride(0), rows, most, room_B.data_ptr())
+        return room_B
 
     def show(self, numbers_C9: Tensor, tokens_BL: Tensor, draft_BK: Tensor) -> tuple[Tensor, Tensor]:
         """The verifier's windows (B, T), each row's last token and its draft, and where they begin (B,)."""

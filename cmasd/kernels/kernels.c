@@ -143,16 +143,13 @@ void accept(const REAL *logits, const int64_t *draft, const int64_t *lengths, in
 
 enum { LENGTH, LIMIT, PROMPT, ITERATIONS = 4, DRAFTED, ACCEPTED, DRAFTING, ROLLBACKS };
 
-/* How many tokens each row may draft, of at most `most`; returns the largest. */
-int64_t room(const int64_t *numbers, int64_t number_stride, int64_t rows, int64_t most, int64_t *rooms)
+/* How many tokens each row may draft, of at most `most`. */
+void room(const int64_t *numbers, int64_t number_stride, int64_t rows, int64_t most, int64_t *rooms)
 {
-    int64_t largest_room = 0;
     for (int64_t row = 0; row < rows; row++) {
         int64_t left = numbers[row * number_stride + LIMIT] - numbers[row * number_stride + LENGTH] - 1;
         rooms[row] = left < 0 ? 0 : left < most ? left : most;
-        largest_room = rooms[row] > largest_room ? rooms[row] : largest_room;
     }
-    return largest_room;
 }
 
 /* What the verifier is shown, and where that begins: each row's last token, then its draft. */
@@ -443,8 +440,8 @@ void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t r
 /* ------------------------------------------------------------------ decoder
 
    Windows of tokens to hidden states, layer by layer, over stored keys and values of the output so far and of the
-   source, or over each other; threads are called together once for all of it. Norms lie before each part of a layer, or in its last
-   product. */
+   source, or over each other; threads are called together once for all of it. Norms lie before each part of a layer, or
+   in its last product. */
 
 struct block {
     const struct norm *first[3]; /* before each part, or null */
@@ -537,6 +534,19 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
     }
 }
 
+/* Every token's (key, value) head by head, at `fresh`, to its row's slot; rows without `slots` have those of their own. */
+static void share_storing(const REAL *fresh, int64_t stride, int64_t count, int64_t window, int64_t heads, int64_t pair,
+                          const int64_t *slots, REAL *lines, int64_t slot_stride, int64_t head_stride)
+{
+    #pragma omp for schedule(static)
+    for (int64_t n = 0; n < count; n++) {
+        int64_t row = n / window;
+        REAL *slot = lines + (slots ? slots[row] : row) * slot_stride + n % window * pair;
+        for (int64_t head = 0; head < heads; head++)
+            memcpy(slot + head * head_stride, fresh + n * stride + head * pair, pair * sizeof(REAL));
+    }
+}
+
 /* The source's keys and values, in every block; rows go to their slots. `room` holds two widths for each token. */
 void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window, const int64_t *slots,
           const struct lines *source, REAL *room)
@@ -545,13 +555,8 @@ void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int6
     #pragma omp parallel
     for (int64_t b = 0; b < decoder->count; b++) {
         share_product(decoder->blocks[b].store, encoded, width, count, 0, room);
-        #pragma omp for schedule(static)
-        for (int64_t n = 0; n < count; n++) {
-            REAL *slot = source->first + b * source->block + slots[n / window] * source->slot;
-            for (int64_t head = 0; head < heads; head++)
-                memcpy(slot + head * source->head + n % window * pair, room + (n * heads + head) * pair,
-                       pair * sizeof(REAL));
-        }
+        share_storing(room, 2 * width, count, window, heads, pair, slots, source->first + b * source->block,
+                      source->slot, source->head);
     }
 }
 
@@ -560,7 +565,8 @@ void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int6
 void encode(const struct decoder *encoder, const int64_t *tokens, const int64_t *lengths, int64_t rows, int64_t window,
             REAL *room, REAL *out)
 {
-    const int64_t width = encoder->width, count = rows * window, size = count * width, pair = 2 * width / encoder->heads;
+    const int64_t width = encoder->width, count = rows * window, size = count * width;
+    const int64_t heads = encoder->heads, pair = 2 * width / heads;
     #pragma omp parallel
     {
         REAL *x = room, *other = x + size, *normed = other + size, *sums = normed + size, *pairs = sums + size;
@@ -569,13 +575,9 @@ void encode(const struct decoder *encoder, const int64_t *tokens, const int64_t 
         for (int64_t b = 0; b < encoder->count; b++) {
             const struct block *block = encoder->blocks + b;
             share_product(block->project, share_norm(block->first[0], x, count, width, normed), width, count, 0, wide);
-            #pragma omp for schedule(static)
-            for (int64_t n = 0; n < count; n++)
-                for (int64_t head = 0; head < encoder->heads; head++)
-                    memcpy(pairs + ((n / window * encoder->heads + head) * window + n % window) * pair,
-                           wide + n * 3 * width + width + head * pair, pair * sizeof(REAL));
-            share_attention(wide, 3 * width, 0, pairs, 2 * window * width, window * pair, lengths, rows, window,
-                            encoder->heads, width / encoder->heads, sums);
+            share_storing(wide + width, 3 * width, count, window, heads, pair, 0, pairs, 2 * window * width, window * pair);
+            share_attention(wide, 3 * width, 0, pairs, 2 * window * width, window * pair, lengths, rows, window, heads,
+                            width / heads, sums);
             share_product(block->keep, sums, width, count, x, other);
             share_product(block->inner, share_norm(block->first[2], other, count, width, normed), width, count, 0, wide);
             share_product(block->end, wide, block->inner->out, count, other, x);

@@ -49,12 +49,12 @@ class NativeGuesser:
         self, tokens_BL: Tensor, lengths_B: Tensor, cached_B: Tensor, count: int
     ) -> tuple[Tensor, Tensor, int]:
         """See `Guesser.catch_up`."""
-        rows = tokens_BL, lengths_B, cached_B, count
-        return self.kernels.catch_up(self.model, *rows, *self._caches(len(lengths_B)))
+        caches = self._caches(len(lengths_B))
+        return self.kernels.catch_up(self.model, tokens_BL, lengths_B, cached_B, count, caches)
 
     def __call__(self, tokens_B: Tensor, starts_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """See `Guesser`."""
-        return self.kernels.guess(self.model, tokens_B, starts_B, count, *self._caches(len(starts_B)))
+        return self.kernels.guess(self.model, tokens_B, starts_B, count, self._caches(len(starts_B)))
 
     def _caches(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.cache.buffer_KSHLP, self.sources.buffer_KSHLP, self.sources.lengths(rows)
@@ -107,7 +107,6 @@ class BartStack:
         kernels, decoder, last = self._kernels, self._packed, head.packed
         if kernels is None or decoder is None or last is None:
             return None
-
         return NativeGuesser(kernels, (decoder, last, ids_S), self._cache, self._sources)
 
     def _attention(self, positions_BT: Tensor, extent: Extent) -> tuple[Attend, Attend]:

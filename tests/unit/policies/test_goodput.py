@@ -148,6 +148,7 @@ def test_where_plain_wins_the_drafter_rests_longer_each_time(verify: list[float]
     rests = [factor * SHORTEST_REST]
     while rests[-1] < LONGEST_REST:
         rests.append(min(2 * factor * rests[-1], LONGEST_REST))
+    assert rests[-1] == LONGEST_REST
     expected = [run for rest in [*rests, LONGEST_REST] for run in ((True, TRIAL), (False, rest))]
     expected[0] = (True, FIRST_TRIAL)
     assert runs(lengths)[: len(expected)] == expected
