@@ -36,7 +36,7 @@ class TestSets:
     set_column: str | None = "set"
     """None: all rows are one set, `test`."""
     rows: int | None = None
-    """The first so many of each set; None: all."""
+    """So many of each set, spread evenly over it, since sets are often sorted; None: all."""
 
 
 def read_sets(sets: TestSets) -> dict[str, list[tuple[str, str]]]:
@@ -49,7 +49,14 @@ def read_sets(sets: TestSets) -> dict[str, list[tuple[str, str]]]:
     for name, source, target in zip(names, *(table[column] for column in sides), strict=True):
         if source and target:
             found.setdefault(str(name), []).append((source, target))
-    return {name: found[name][: sets.rows] for name in sorted(found)}
+    return {name: spread(found[name], sets.rows) for name in sorted(found)}
+
+
+def spread(rows: list[tuple[str, str]], count: int | None) -> list[tuple[str, str]]:
+    """`count` of the rows, evenly over all of them; all, if there are no more."""
+    if count is None or count >= len(rows):
+        return rows
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def score(name: str, outputs: list[str], references: list[str]) -> Quality:

@@ -54,7 +54,7 @@ class ParallelTask:
         """See `Task.loss`."""
         recipe, generator = self._recipe, torch.Generator().manual_seed(seed)
         steps = choose_steps(recipe.positions, self.model.shape.queries, recipe.decay, generator)
-        return loss_of(self.model, batch, self._words, steps, recipe)
+        return loss_of(self.model, batch, self._words, steps, recipe, generator)
 
     def gauge(self, batch: Lesson) -> tuple[str, float]:
         """Tokens per iteration on this batch, with the longest drafts."""

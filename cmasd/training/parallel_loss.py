@@ -2,7 +2,8 @@
 
 Keys and values of all places are made at once, as drafting makes them one by one; a mask hides what lies behind a
 cut. The earlier tokens of a draft are given to the Markov head as they really are, since a later guess counts only
-where the earlier ones were right.
+where the earlier ones were right; with `glance` below 1, only that share of the drafter's wrong guesses is put right
+(SpecDec's glancing, arXiv 2203.16487, at the one place where our queries read earlier tokens of the draft).
 
 Loss of a token: ce * cross entropy + tv * total variation to the verifier's distribution + confidence * binary cross
 entropy of the predicted acceptance (DSpark, arXiv 2607.05147). A step looks at every place of a row, at the first
@@ -96,18 +97,33 @@ def choose_steps(count: int, queries: int, decay: float, generator: torch.Genera
 
 
 def loss_of(
-    network: ParallelNetwork, lesson: Lesson, words: Words, steps: list[int], weights: ParallelRecipe
+    network: ParallelNetwork,
+    lesson: Lesson,
+    words: Words,
+    steps: list[int],
+    weights: ParallelRecipe,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Mean over the tokens at positions `steps` of the drafts behind every place of every row, in nats."""
+    """Mean over the tokens at positions `steps` of the drafts behind every place of every row, in nats.
+
+    `generator` decides which wrong guesses are put right, where `weights.glance` is below 1.
+    """
     rows, length = lesson.hidden_BTd.shape[:2]
     cuts_BT = torch.arange(length, device=lesson.ends_B.device).expand(rows, -1)
     z_NKd = states(network, lesson, words, cuts_BT, network.queries[None, None, steps])
+    glances = weights.glance < 1 and network.shape.rank > 0
+    drafts = drafted(network, lesson, words, cuts_BT, max(steps)) if glances else []
     losses = []
     for query, step in enumerate(steps):
         place_BT = cuts_BT + step
         inside_N = ((cuts_BT >= lesson.first_B[:, None]) & (place_BT < lesson.ends_B[:, None])).view(-1)
+        place_BT = place_BT.clamp_max(length - 1)
+        before_N = lesson.tokens_BU.gather(1, place_BT).view(-1)
+        if glances and step:
+            kept_N = torch.rand(len(before_N), generator=generator) >= weights.glance
+            before_N = torch.where(kept_N.to(before_N.device), drafts[step - 1][0], before_N)
         losses.append(
-            _losses(network, lesson, words, z_NKd[:, query], place_BT.clamp_max(length - 1), inside_N, weights)
+            _losses(network, lesson, words, z_NKd[:, query][inside_N], place_BT, before_N[inside_N], inside_N, weights)
         )
     return torch.cat(losses).mean()
 
@@ -118,13 +134,13 @@ def _losses(
     words: Words,
     z_Nd: Tensor,
     place_BT: Tensor,
+    before_N: Tensor,
     inside_N: Tensor,
     weights: ParallelRecipe,
 ) -> Tensor:
-    """Of the tokens behind `place_BT`, where they lie inside their rows."""
+    """Of the tokens behind `place_BT` that lie inside their rows; `z_Nd` and `before_N`, what is read, are of those."""
     label_N = words.column_V[lesson.tokens_BU.gather(1, place_BT + 1)].view(-1)[inside_N]
-    before_N = lesson.tokens_BU.gather(1, place_BT).view(-1)[inside_N]
-    said_Nd, features_Nf = speak(network, words, z_Nd[inside_N], before_N)
+    said_Nd, features_Nf = speak(network, words, z_Nd, before_N)
     logits_NS: Tensor = words.said.linear(said_Nd)
     log_NS = logits_NS.float().log_softmax(-1)
     # What is not in the shortlist cannot be drafted, so there is no token to learn.
@@ -150,6 +166,20 @@ def speak(network: ParallelNetwork, words: Words, z_Nd: Tensor, before_N: Tensor
 
 
 @torch.no_grad()
+def drafted(
+    network: ParallelNetwork, lesson: Lesson, words: Words, cuts_BC: Tensor, count: int
+) -> list[tuple[Tensor, Tensor]]:
+    """The first `count` tokens (N,) drafted behind each cut, and what the confidence head is given for them (N, f)."""
+    z_NKd = states(network, lesson, words, cuts_BC, network.queries[None, None, :count])
+    before_N, drafts = lesson.tokens_BU.gather(1, cuts_BC).view(-1), []
+    for j in range(count):
+        said_Nd, features_Nf = speak(network, words, z_NKd[:, j], before_N)
+        before_N = words.ids_S[words.said.linear(said_Nd).argmax(-1)]
+        drafts.append((before_N, features_Nf))
+    return drafts
+
+
+@torch.no_grad()
 def accepted(network: ParallelNetwork, lesson: Lesson, words: Words) -> tuple[Tensor, Tensor]:
     """(B, T) how many tokens greedy verification accepts behind each place, and (B, T, K) the predicted acceptance.
 
@@ -157,15 +187,12 @@ def accepted(network: ParallelNetwork, lesson: Lesson, words: Words) -> tuple[Te
     """
     rows, length = lesson.hidden_BTd.shape[:2]
     cuts_BC = torch.arange(length, device=lesson.ends_B.device).expand(rows, -1)
-    z_NKd = states(network, lesson, words, cuts_BC, network.queries[None, None])
-    before_N = lesson.tokens_BU[:, :-1].reshape(-1)
     right, judged = [], []
-    for j in range(network.shape.queries):
-        said_Nd, features_Nf = speak(network, words, z_NKd[:, j], before_N)
-        before_N = words.ids_S[words.said.linear(said_Nd).argmax(-1)]
+    drafts = drafted(network, lesson, words, cuts_BC, network.shape.queries)
+    for j, (token_N, features_Nf) in enumerate(drafts):
         place_BC = cuts_BC + 1 + j
         label_BC = lesson.tokens_BU.gather(1, place_BC.clamp_max(length))
-        right.append((before_N.view(rows, -1) == label_BC) & (place_BC <= lesson.ends_B[:, None]))
+        right.append((token_N.view(rows, -1) == label_BC) & (place_BC <= lesson.ends_B[:, None]))
         if network.shape.has_confidence:
             judged.append(network.judge(features_Nf).squeeze(1).sigmoid().view(rows, -1))
     chain_BCK = torch.stack(right, -1).long().cumprod(-1)

@@ -94,6 +94,8 @@ class ParallelRecipe:
     """Weight of the total variation to the verifier's distribution."""
     confidence: float = 1.0
     """Weight of the binary cross entropy of the predicted acceptance."""
+    glance: float = 1.0
+    """Share of its wrong guesses that are put right before the Markov head reads them (glancing, SpecDec)."""
     decay: float = 4.0
     """Draft positions over which a token is looked at less often by a factor of e."""
 
@@ -128,7 +130,7 @@ class TestRecipe:
     set_column: str | None = "set"
     """Column that names the set of a row; null when there is one set."""
     rows: int | None = None
-    """The first so many of each set; null: all."""
+    """So many of each set, spread evenly over it; null: all."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from cmasd.config import Config, from_dict
 from cmasd.engine import Pair, load_pair
 from cmasd.evaluation import quality
 from cmasd.evaluation.baseline import EngineDecoder
-from cmasd.evaluation.quality import Quality, evaluate, score, translate
+from cmasd.evaluation.quality import Quality, evaluate, score, spread, translate
 from tests.unit.training.small import save_small_model, sentences, write_rows
 
 
@@ -73,3 +73,9 @@ def test_sets_of_a_file(pair: Pair, config: Config, tmp_path: Path) -> None:
     assert qualities[1].chrf == pytest.approx(100)
     assert qualities[0].chrf < 50
     assert told == qualities
+
+
+def test_rows_are_spread_over_a_set() -> None:
+    rows = [(str(i), "") for i in range(10)]
+    assert [source for source, _ in spread(rows, 4)] == ["0", "2", "5", "7"]
+    assert spread(rows, 10) == spread(rows, 99) == spread(rows, None) == rows
