@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 QUICK, FULL = [1, 8, 32], [1, 2, 4, 8, 16, 32, 64, 128]
 QUICK_SECONDS, STEP_SECONDS = 205.0, 15.0
 """Of --quick, loading and --steps included; and of --steps."""
-OPTIONS = ("quick", "steps", "pareto", "batch-sizes", "engines", "fixed", "threads", "references", "plot", "record")
+OPTIONS = (
+    "quick",
+    "steps",
+    "pareto",
+    "batch-sizes",
+    "chunks",
+    "engines",
+    "fixed",
+    "threads",
+    "references",
+    "plot",
+    "record",
+)
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +45,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     names = ",".join(ENGINES)
     parser.add_argument("--quick", action="store_true", help=f"batch sizes {quick}, fewer rows: under four minutes")
     parser.add_argument("--batch-sizes", type=_numbers, metavar="N,..", help=f"default {full}")
+    parser.add_argument("--chunks", type=_number, default=0, metavar="N", help="of rows, each timed; default 5")
     parser.add_argument(
         "--engines", type=_engines, default=ENGINES, metavar="NAME,..", help=f"default {names}; also {OPTIONAL}"
     )
@@ -52,6 +65,13 @@ def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise argparse.ArgumentTypeError(f"must be whole numbers of at least 1, with commas between, got {text}")
     return list(dict.fromkeys(map(int, parts)))
+
+
+def _number(text: str) -> int:
+    [number, *others] = _numbers(text)
+    if others:
+        raise argparse.ArgumentTypeError(f"must be one number, got {text}")
+    return number
 
 
 def _engines(text: str) -> tuple[str, ...]:
@@ -86,15 +106,18 @@ def main(args: argparse.Namespace) -> int:
 def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
     """Every engine at every batch size."""
     from cmasd.evaluation.bench import bench
+    from cmasd.evaluation.speed import CHUNKS
     from cmasd.evaluation.step_cost import step_costs
 
     sizes = args.batch_sizes or (QUICK if args.quick else FULL)
-    sources = [source for source, _ in encoded(config, pair, max(sizes))]
+    sources = [source for source, _ in encoded(config, pair, max(sizes), chunks=args.chunks)]
     about = introduce(args, pair, len(sources))
     seconds = _seconds_left(args, started)
     watcher = watch()
     lineup = Lineup(tuple(args.engines), tuple(args.fixed))
-    results = [row.to_dict() for row in bench(pair, config, sources, sizes, lineup, seconds, watcher)]
+    results = [
+        row.to_dict() for row in bench(pair, config, sources, sizes, lineup, seconds, watcher, args.chunks or CHUNKS)
+    ]
     watcher.close()
     print(result_table(results), flush=True)
     costs = step_costs(pair, config, sources, sizes, STEP_SECONDS) if args.steps else []
@@ -144,11 +167,18 @@ def check_options(args: argparse.Namespace) -> None:
 
     if args.references and not args.pareto:
         raise ConfigError("--references: is an option of --pareto. Add --pareto, or leave it out.")
+    if args.chunks and args.quick:
+        raise ConfigError("--chunks: does not go together with --quick, which takes what fits. Leave one of them out.")
     if not args.pareto:
         return
     if len(args.batch_sizes or [1]) > 1:
         raise ConfigError(f"--batch-sizes: --pareto takes one, got {len(args.batch_sizes)}. Run it once for each.")
-    asked = {"--engines": tuple(args.engines) != ENGINES, "--fixed": bool(args.fixed), "--steps": args.steps}
+    asked = {
+        "--engines": tuple(args.engines) != ENGINES,
+        "--fixed": bool(args.fixed),
+        "--steps": args.steps,
+        "--chunks": bool(args.chunks),
+    }
     if others := [name for name, is_asked in asked.items() if is_asked]:
         raise ConfigError(f"{others[0]}: does not go together with --pareto, which has its own settings. Leave it out.")
 
@@ -162,7 +192,7 @@ def draw(args: argparse.Namespace, report: dict[str, Any]) -> None:
 
 
 def encoded(
-    config: "Config", pair: "Pair", largest_batch: int, column: str | None = None
+    config: "Config", pair: "Pair", largest_batch: int, column: str | None = None, chunks: int = 0
 ) -> list[tuple[list[int], str]]:
     """Token ids of as many texts as the largest batch size can use, each with its reference (empty without a column).
 
@@ -175,7 +205,7 @@ def encoded(
     from cmasd.io.plan import make_plan
     from cmasd.io.samples import first_texts
 
-    count = MOST_CHUNKS * full_rounds(largest_batch).rows
+    count = max(chunks, MOST_CHUNKS) * full_rounds(largest_batch).rows
     if column is None:
         rows = [(text, "") for text in first_texts(config, make_plan(config), count)]
     else:

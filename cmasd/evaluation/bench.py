@@ -20,6 +20,7 @@ from cmasd.evaluation.baseline import Lengths, since
 from cmasd.evaluation.engines import Lineup
 from cmasd.evaluation.lineup import Contender, Contenders
 from cmasd.evaluation.speed import (
+    CHUNKS,
     Measured,
     Ratio,
     Rounds,
@@ -95,11 +96,12 @@ def bench(
     lineup: Lineup | None = None,
     seconds: float | None = None,
     watcher: Watcher | None = None,
+    chunks: int = CHUNKS,
 ) -> Iterator[BenchRow]:
     """Measure every engine at every batch size; rows come out as a batch size is done.
 
     Needs at least one source; they start again from the first where a batch size needs more. `seconds` limits the
-    whole, as far as `rounds_within` can; None: the full number of rows. Caches are sized for the longest source, since
+    whole, as far as `rounds_within` can; None: `chunks` full ones. Caches are sized for the longest source, since
     those of all engines are in memory at once.
     """
     pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sources))))
@@ -117,7 +119,9 @@ def bench(
             watcher.progress(size, name, before + part * done)
 
         # Not kept in a variable: caches of one batch size are freed before those of the next are made.
-        yield from _rows(take_turns(pair, sources, contenders.of(batch_size), batch_size, until, on_turn), batch_size)
+        yield from _rows(
+            take_turns(pair, sources, contenders.of(batch_size), batch_size, until, on_turn, chunks), batch_size
+        )
 
 
 def _split(deadline: float, sizes_left: int) -> float:
@@ -153,9 +157,10 @@ def take_turns(
     batch_size: int,
     until: float | None,
     on_turn: Callable[[str, float], None],
+    chunks: int = CHUNKS,
 ) -> list[Timed]:
     """Everyone decodes the same chunks in turns, once warm; `on_turn` is told the name and the share that is done."""
-    rounds = _warm_up(pair, sources, contenders, batch_size, until)
+    rounds = _warm_up(pair, sources, contenders, batch_size, until) or full_rounds(batch_size, chunks)
     turns = rounds.chunks * len(contenders)
     done = 0
 
@@ -191,13 +196,13 @@ def _timed(
 
 def _warm_up(
     pair: Pair, sources: list[list[int]], contenders: list[Contender], batch_size: int, until: float | None
-) -> Rounds:
-    """Decode one batch with everyone, and once more against the clock where time is limited."""
+) -> Rounds | None:
+    """Decode one batch with everyone, and once more against the clock where time is limited: then what fits."""
     [batch] = Rounds(1, batch_size).cut(sources, pair.max_new_tokens)
     decoders = [one.decoder for one in contenders]
     seconds_of(decoders, batch)
     if until is None:
-        return full_rounds(batch_size)
+        return None
     seconds_per_row = seconds_of(decoders, batch) / len(batch)
     return rounds_within(until - time.perf_counter(), seconds_per_row, batch_size)
 

@@ -73,9 +73,9 @@ class Rounds:
         return [requests[i :: self.chunks] for i in range(self.chunks)]
 
 
-def full_rounds(batch_size: int) -> Rounds:
+def full_rounds(batch_size: int, chunks: int = CHUNKS) -> Rounds:
     """Every chunk fills the batch three times, or holds eight rows where that is more."""
-    return Rounds(CHUNKS, max(8, 3 * batch_size))
+    return Rounds(chunks, max(8, 3 * batch_size))
 
 
 def rounds_within(seconds: float, seconds_per_row: float, batch_size: int) -> Rounds:

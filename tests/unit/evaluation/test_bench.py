@@ -144,6 +144,8 @@ def test_a_limit_of_time_changes_the_number_of_rows() -> None:
     pair, lineup = shared_pair("marian", max_new_tokens=2), Lineup(("plain", "hf_generate"))
     short = list(bench(pair, tiny_config(), SOURCES, [1, 2], lineup, seconds=0.0))
     assert {(row.chunks, row.rows) for row in short} == {(FEWEST_CHUNKS, FEWEST_CHUNKS * 4)}
+    asked = list(bench(pair, tiny_config(), SOURCES, [1, 2], lineup, chunks=2))
+    assert {(row.chunks, row.rows) for row in asked} == {(2, 2 * 8)}
     long = list(bench(pair, tiny_config(), SOURCES, [1, 2], lineup, seconds=60.0))
     assert {(row.chunks, row.rows) for row in long} == {(MOST_CHUNKS, MOST_CHUNKS * 8)}
 

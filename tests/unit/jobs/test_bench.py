@@ -112,6 +112,8 @@ def test_the_front_is_named_by_measure() -> None:
         ("--pareto --batch-sizes 1,2", "--batch-sizes: --pareto takes one, got 2"),
         ("--pareto --engines plain", "--engines: does not go together with --pareto"),
         ("--pareto --fixed 2", "--fixed: does not go together with --pareto"),
+        ("--quick --chunks 9", "--chunks: does not go together with --quick"),
+        ("--pareto --chunks 9", "--chunks: does not go together with --pareto"),
         ("--pareto --steps", "--steps: does not go together with --pareto"),
         ("--pareto models.drafter=null policy.kind=plain", "models.drafter: must be set for --pareto"),
         ("--pareto --references french", "no column 'french'"),
@@ -166,6 +168,7 @@ def test_the_default_engines_are_those_of_the_comparison() -> None:
         "run.yaml",
         "run.yaml --quick --steps --batch-sizes 1,2 engine.slots=3",
         "run.yaml --pareto --references de --batch-sizes 8",
+        "run.yaml --chunks 30 --batch-sizes 1,128",
         "run.yaml --engines plain,goodput --fixed 1,5 --threads 2 --plot a.png --record b.json",
     ],
 )
