@@ -1,7 +1,7 @@
 """Speed of every way of decoding, batch size by batch size, against plain AR in the same engine.
 
 All engines decode the same rows, chunk by chunk in turn. Rates are medians over chunks with quartiles; ratios are
-between medians, with 95 % intervals. Each engine is warm before it is timed: it has packed its weights and measured
+taken within chunks, with 95 % intervals. Each engine is warm before it is timed: it has packed its weights and measured
 what it measures on a first batch. With a limit of time, rows and chunks follow from what a first batch took.
 Measures decoding alone: no reading, no tokenizing, no writing.
 """
@@ -27,7 +27,7 @@ from cmasd.evaluation.speed import (
     exact_match,
     full_rounds,
     interleave,
-    median_ratio,
+    paired_ratio,
     rounds_within,
     seconds_of,
 )
@@ -217,7 +217,7 @@ def _rows(timed: list[Timed], batch_size: int) -> list[BenchRow]:
 def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> BenchRow:
     one, measured, stats = timed.contender, timed.measured, timed.stats
     low, middle, high = np.quantile(measured.rates, [0.25, 0.5, 0.75]).tolist()
-    plain = median_ratio(measured, by_engine["plain"])
+    plain = paired_ratio(measured, by_engine["plain"])
     best = best_fixed(by_engine) if one.engine == "goodput" else None
     return BenchRow(
         engine=one.engine,
@@ -243,7 +243,7 @@ def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> Bench
 
 
 def _ratio_fields(name: str, measured: Measured, other: Measured | None) -> dict[str, Any]:
-    found: Ratio | None = None if other is None else median_ratio(measured, other)
+    found: Ratio | None = None if other is None else paired_ratio(measured, other)
     values = (None, None, None) if found is None else (found.value, found.low, found.high)
     return dict(zip((f"ratio_to_{name}", f"ratio_to_{name}_low", f"ratio_to_{name}_high"), values, strict=True))
 

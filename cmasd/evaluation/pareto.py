@@ -20,7 +20,7 @@ from cmasd.evaluation.baseline import plain_config
 from cmasd.evaluation.bench import Timed, take_turns
 from cmasd.evaluation.lineup import can_draft, our_contender
 from cmasd.evaluation.quality import Quality, score
-from cmasd.evaluation.speed import exact_match, median_ratio
+from cmasd.evaluation.speed import exact_match, paired_ratio
 
 BUDGETS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Nats per output token; 0 is lossless."""
@@ -179,7 +179,7 @@ def _point(
     one, measured, stats = timed.contender, timed.measured, timed.stats
     assert stats is not None, "every setting is an engine of ours"
     assert one.stats is not None, "every setting is an engine of ours"
-    speed, life = median_ratio(measured, plain.measured), one.gap_nats / one.stats.output_tokens
+    speed, life = paired_ratio(measured, plain.measured), one.gap_nats / one.stats.output_tokens
     outputs, expected = ({key: two.measured.outputs[key] for key in keys} for two in (timed, plain))
     has_budget = setting.kind == BUDGETED and setting.nats is not None
     return ParetoPoint(

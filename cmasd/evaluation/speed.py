@@ -139,11 +139,20 @@ def ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
     return _ratio(fast.tokens_per_second / slow.tokens_per_second, rates(fast) / rates(slow))
 
 
-def median_ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
-    """The same between the median chunks, which a pause of the machine during one chunk does not move."""
-    draws = _draws(len(slow.seconds), seed)
-    medians = [np.median(np.array(one.rates)[draws], axis=1) for one in (fast, slow)]
-    return _ratio(float(np.median(fast.rates) / np.median(slow.rates)), medians[0] / medians[1])
+def paired_ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
+    """The same within each chunk, then the mean of the middle half: neither a pause of the machine during a chunk moves
+    it, nor a machine that is now faster and now slower, nor chunks that are longer than others.
+    """
+    ratios = np.array(fast.rates) / np.array(slow.rates)
+    return _ratio(float(_midmean(ratios)), _midmean(ratios[_draws(len(ratios), seed)]))
+
+
+def _midmean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis, without the quarter at either end; the median of three."""
+    count = values.shape[-1]
+    left_out = max(count // 4, 1) if count > 2 else 0
+    mean: NDArray[np.float64] = np.sort(values, axis=-1)[..., left_out : count - left_out].mean(-1)
+    return mean
 
 
 def _draws(chunks: int, seed: int) -> NDArray[np.int64]:

@@ -204,7 +204,8 @@ class Head:
         if self._scale is not None:
             hidden_BTd = hidden_BTd * self._scale
         flat_Nd = hidden_BTd.reshape(-1, hidden_BTd.shape[-1])
-        logits_BTV = self._product(flat_Nd).view(*hidden_BTd.shape[:2], -1)
+        logits_NV = self._product(flat_Nd)
+        logits_BTV = logits_NV.view(*hidden_BTd.shape[:2], logits_NV.shape[-1])
         if self._cap is not None:
             logits_BTV = torch.tanh(logits_BTV / self._cap) * self._cap
             logits_BTV[..., self._banned] = float("-inf")

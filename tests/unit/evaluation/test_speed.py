@@ -15,7 +15,7 @@ from cmasd.evaluation.speed import (
     exact_match,
     full_rounds,
     interleave,
-    median_ratio,
+    paired_ratio,
     ratio,
     rounds_within,
 )
@@ -103,12 +103,17 @@ def test_a_warm_decoder_is_not_warmed_again() -> None:
     assert calls == [("a", chunk) for chunk in range(4)]
 
 
-def test_median_ratio_of_known_numbers() -> None:
-    """One chunk during which the machine paused moves the totals, not the medians."""
+def test_paired_ratio_of_known_numbers() -> None:
+    """One chunk during which the machine paused moves the totals, not the middle half."""
     fast, slow = Measured([1.0, 1.0, 50.0], [40, 40, 40]), Measured([2.0, 2.0, 2.0], [40, 40, 40])
-    assert median_ratio(fast, slow).value == 2.0
+    assert paired_ratio(fast, slow).value == 2.0
     assert ratio(fast, slow).value < 0.2
-    assert median_ratio(slow, slow) == Ratio(1.0, 1.0, 1.0)
+    assert paired_ratio(slow, slow) == Ratio(1.0, 1.0, 1.0)
+    slowing = Measured([1.0, 2.0, 4.0, 8.0], [40, 40, 40, 40])
+    half = Measured([one * 2 for one in slowing.seconds], slowing.tokens)
+    assert paired_ratio(slowing, half) == Ratio(2.0, 2.0, 2.0), "a machine that becomes slower, for both"
+    four = Measured([1.0] * 4, [10, 20, 40, 1])
+    assert paired_ratio(four, Measured([1.0] * 4, [10] * 4)).value == pytest.approx(1.5), "of 0.1, 1, 2 and 4"
 
 
 def test_chunks_of_rounds_hold_all_sources_in_turn() -> None:

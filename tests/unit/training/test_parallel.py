@@ -92,6 +92,13 @@ def test_glancing_puts_a_share_of_the_wrong_guesses_right() -> None:
     assert tokens / iterations > 1.3
 
 
+def test_rows_shorter_than_the_position_that_is_looked_at() -> None:
+    network, _, words = learned("marian", 0)
+    short = listen(shared_model("marian"), [[3, 4], [5]], [[6], [7, 8]])
+    loss = float(loss_of(network, short, words, [0, 3], ParallelRecipe(tv=0.5)))
+    assert loss == float(loss_of(network, short, words, [0], ParallelRecipe(tv=0.5)))
+
+
 def test_confidence_is_learned() -> None:
     """Every other row says something new each time, which nobody can guess: the drafter learns to know these rows."""
     verifier, (sources, targets) = shared_model("marian"), outputs("marian")
