@@ -3,10 +3,11 @@
     Theta(K) = expected tokens of all rows with K drafted tokens each / seconds of that iteration
 
 Before an iteration, Theta is compared over K with the acceptance rates of the latest iterations: where K = 0 wins the
-drafter is skipped, and tried again now and then. While drafting, the next token is drafted as long as some longer
-draft has a higher Theta, with each row's own calibrated survival (DSpark, arXiv 2607.05147, whose budget is a number
-of query tokens; here an iteration pays for its longest row, as a batch of equal windows does, so all rows draft to one
-length). The stop depends on confidences already seen, never on later ones, so speculative sampling stays lossless.
+drafter is skipped, and tried again now and then; where it would win even if every token were accepted, not even tried.
+While drafting, the next token is drafted as long as some longer draft has a higher Theta, with each row's own
+calibrated survival (DSpark, arXiv 2607.05147, whose budget is a number of query tokens; here an iteration pays for its
+longest row, as a batch of equal windows does, so all rows draft to one length). The stop depends on confidences already
+seen, never on later ones, so speculative sampling stays lossless.
 
 Shapes: B rows, J tokens drafted so far, K draft.
 """
@@ -54,6 +55,8 @@ class GoodputPolicy(Policy):
         """
         self._first_rows_left = FIRST_TRIAL_ROWS
         self._trial_left = 0
+        self._is_trying = False
+        """Whether a trial has begun, which then ends whatever it costs."""
         self._plain_left = 0
         self._rest = SHORTEST_REST
         self._since_plain = PLAIN_EVERY
@@ -84,11 +87,20 @@ class GoodputPolicy(Policy):
             self._since_rates, self._rates = 0, self.acceptance.rates().tolist()
         self._seconds = [self.costs.seconds(rows, k) for k in range(self.max_draft_tokens + 1)]
 
+    def most_gain(self, rows: int) -> float:
+        """Theta of drafting over that of plain decoding if every token were accepted."""
+        self._look(rows)
+        return max((1 + k) * self._seconds[0] / self._seconds[k] for k in range(1, self.max_draft_tokens + 1))
+
     def plan(self, rows: int) -> int:
         """The longest draft, or 0 where plain decoding wins and no trial is due."""
-        if self._trial_left or self._first_rows_left > 0:
-            return self.max_draft_tokens
         if self._plain_left:
+            return 0
+        if self._trial_left or self._first_rows_left > 0:
+            if self._is_trying or self.most_gain(rows) > LEAST_GAIN:
+                self._is_trying = True
+                return self.max_draft_tokens
+            self._plain_left = SHORTEST_REST
             return 0
         if self._best[0] == rows and 0 < self._since_rates < RATES_EVERY and self._since_plain < PLAIN_EVERY:
             return self._best[1]
@@ -156,7 +168,7 @@ class GoodputPolicy(Policy):
             self._since_plain += 1
             self._first_rows_left -= rows
             self._trial_left = max(0, self._trial_left - 1)
-            is_trial = self._trial_left > 0 or self._first_rows_left > 0
+            is_trial = self._is_trying = self._trial_left > 0 or self._first_rows_left > 0
             self._since_rates = self._since_rates + 1 if self._rates and not is_trial else RATES_EVERY
             return
         self._since_plain = 0

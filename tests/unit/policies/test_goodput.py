@@ -139,7 +139,7 @@ def test_a_policy_that_does_not_look_plans_the_best_length() -> None:
 
 @pytest.mark.parametrize(
     ("verify", "accepted"),
-    [([1.0, 1.2, 1.5], 0), ([1.0, 1.85, 9.0], 1)],
+    [([1.0, 1.2, 1.5], 0), ([1.0, 1.85, 2.3], 1)],
     ids=["nothing is accepted", "one token is accepted for the price of 0.95"],
 )
 def test_where_plain_wins_the_drafter_rests_longer_each_time(verify: list[float], accepted: int) -> None:
@@ -166,7 +166,7 @@ def test_where_drafting_pays_plain_is_measured_now_and_then() -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, FIRST_TRIAL_ROWS, 1000])
 def test_the_first_trial_is_as_long_as_it_takes_to_see_enough_rows(rows: int) -> None:
-    policy, iterations = policy_of([1.0, 9.0]), 0
+    policy, iterations = policy_of([1.0, 1.5]), 0
     while policy.plan(rows):
         draft, verdict = iteration(torch.full((rows, 1), 0.5), [1] * rows, [0] * rows)
         policy.observe(Observation(draft, verdict, 9.0, is_typical=True))
@@ -176,20 +176,29 @@ def test_the_first_trial_is_as_long_as_it_takes_to_see_enough_rows(rows: int) ->
 
 def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
     """The same acceptance, but drafting gets cheap for a while."""
-    policy = policy_of([1.0, 1.2, 1.5], draft=0.75)
-    assert runs(live(policy, FIRST_TRIAL + TRIAL + 3 * SHORTEST_REST, accepted=2)) == [
+    policy = policy_of([1.0, 1.2, 1.3], draft=0.68)
+    assert runs(live(policy, FIRST_TRIAL + TRIAL + 3 * SHORTEST_REST, accepted=1)) == [
         (True, FIRST_TRIAL),
         (False, SHORTEST_REST),
         (True, TRIAL),
         (False, 2 * SHORTEST_REST),
     ]
-    dear, policy.costs = policy.costs, policy_of([1.0, 1.2, 1.5]).costs
-    assert runs(live(policy, 3 * TRIAL, accepted=2)) == [(True, 3 * TRIAL)]
+    dear, policy.costs = policy.costs, policy_of([1.0, 1.2, 1.3]).costs
+    assert runs(live(policy, 3 * TRIAL, accepted=1)) == [(True, 3 * TRIAL)]
     policy.costs = dear
-    (drafts_on, until), *others = runs(live(policy, RATES_EVERY + SHORTEST_REST, accepted=2))
+    (drafts_on, until), *others = runs(live(policy, RATES_EVERY + SHORTEST_REST, accepted=1))
     assert drafts_on
     assert until < RATES_EVERY, "it looks at its rates and costs again"
     assert others == [(False, SHORTEST_REST), (True, RATES_EVERY - until)]
+
+
+def test_where_even_perfect_drafts_would_not_pay_none_is_tried() -> None:
+    """It asks again after a rest, and tries once costs allow."""
+    policy = policy_of([1.0, 1.2, 1.3], draft=0.75)
+    assert policy.most_gain(ROWS) == pytest.approx(3 / 2.8)
+    assert runs(live(policy, 3 * LONGEST_REST, accepted=2)) == [(False, 3 * LONGEST_REST)]
+    policy.costs = policy_of([1.0, 1.2, 1.3], draft=0.6).costs
+    assert runs(live(policy, 2 * SHORTEST_REST, accepted=2))[-1][0]
 
 
 def test_measured_seconds_overrule_the_table() -> None:
