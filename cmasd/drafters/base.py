@@ -39,6 +39,8 @@ class Drafter(Protocol):
 
     one_pass: bool
     """Whether all tokens of a draft come of one forward, or each of its own."""
+    drafts_at_once: bool
+    """Whether all tokens cost one call, and looking at each costs more than it saves."""
     caught_up: bool
     """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
 

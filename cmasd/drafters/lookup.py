@@ -36,6 +36,7 @@ class LookupDrafter:
 
     caught_up = True
     one_pass = True
+    drafts_at_once = False
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Nothing to do: everything is read from the context."""

@@ -93,7 +93,6 @@ class ModelDrafter:
         is_simple = not (self._follows_rules or choose.samples) and runner.vocabulary_size == choose.vocabulary_size
         self._native = runner.guesser() if is_simple else None
         self.drafts_at_once = self._native is not None
-        """Whether all tokens cost one call, and looking at each costs more than it saves."""
         self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._fed = 0
         self._later: dict[int, list[int]] = {}

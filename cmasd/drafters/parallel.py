@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence import Confidence
-from cmasd.confidence.scores import Scores, score
+from cmasd.confidence.largest import Statistics
+from cmasd.confidence.scores import Scores, score, scores_of
 from cmasd.core import Draft
 from cmasd.drafters.base import Context, until_end
 from cmasd.drafters.choice import Choice
@@ -41,6 +42,7 @@ class ParallelDrafter:
         self.confidence = confidence
         self.choose = choose
         self.eos_ids = eos_ids
+        self.drafts_at_once = runner.is_one_call and not choose.samples
         self.caught_up = True
 
     one_pass = True
@@ -74,7 +76,7 @@ class ParallelDrafter:
     def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
         """One pass, then the Markov head from token to token."""
         if extent is None:
-            most = min(self.policy.max_draft_tokens, int(room_B.max()))
+            most = min(self.policy.max_draft_tokens, max(room_B.tolist()))
         else:
             most, extent = extent.window - 1, extent._replace(window=self.policy.max_draft_tokens + 1)
         proposal = self._propose(context.tokens_BL, context.lengths_B, most, extent)
@@ -83,6 +85,8 @@ class ParallelDrafter:
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
         """`most` tokens for every row."""
+        if extent is None and self.drafts_at_once:
+            return self._proposed(*self.runner.propose(tokens_BL, lengths_B, most))
         latest_B = tokens_BL.gather(1, lengths_B[:, None] - 1).squeeze(1)
         states, new_places = self.runner.forward(tokens_BL, lengths_B, most, extent)
         self.caught_up = new_places <= self.policy.max_draft_tokens + 1
@@ -100,6 +104,17 @@ class ParallelDrafter:
             confidence_BK=self.confidence.combine(scores, states.judged()),
             components_BK3=scores.components,
             probs_BKV=torch.stack([prob for prob in probs if prob is not None], 1) if self.choose.samples else None,
+        )
+
+    def _proposed(self, tokens_BK: Tensor, numbers_BK6: Tensor, judged_BK: Tensor | None, new_places: int) -> Draft:
+        """A pass that was one call."""
+        self.caught_up = new_places <= self.policy.max_draft_tokens + 1
+        scores = scores_of(Statistics(tokens_BK, numbers_BK6.float()), self.confidence.margin_form)
+        return Draft(
+            tokens_BK=tokens_BK,
+            lengths_B=tokens_BK.new_full((len(tokens_BK),), tokens_BK.shape[1]),
+            confidence_BK=self.confidence.combine(scores, judged_BK),
+            components_BK3=scores.components,
         )
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:

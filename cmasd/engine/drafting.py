@@ -36,7 +36,7 @@ def build_drafter(
     if config.drafter.kind == "parallel":
         assert pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
         model = ParallelModel(pair.parallel, pair.verifier, words, pair.int8)
-        drafting = ParallelRunner(model, verifier, config.engine.graphs)
+        drafting = ParallelRunner(model, verifier, config.engine.graphs, words.tensor(pair.device))
         return ParallelDrafter(drafting, policy, confidence, choose, eos_ids)
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)

@@ -75,7 +75,7 @@ class Engine:
         self.drafter = build_drafter(config, pair, self.policy, self.verifier, self.constraints, self.eos_ids)
         if isinstance(self.policy, GoodputPolicy):
             self.policy.costs = IterationCosts(self._step_table(graphs))
-            self.policy.looks = not (isinstance(self.drafter, ModelDrafter) and self.drafter.drafts_at_once)
+            self.policy.looks = self.drafter is None or not self.drafter.drafts_at_once
         self.stats = EngineStats()
         self._asked = False
         self._ahead = self._build_ahead(config) if uses_graphs(config.engine.graphs, pair.device) else None

@@ -2,7 +2,7 @@
 
 from cmasd.kernels.build import cache_folder
 from cmasd.kernels.calls import Kernels, kernels, kernels_for
-from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder
+from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder, PackedDrafter
 
 __all__ = [
     "Block",
@@ -10,6 +10,7 @@ __all__ = [
     "Norm",
     "Packed",
     "PackedDecoder",
+    "PackedDrafter",
     "cache_folder",
     "kernels",
     "kernels_for",

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmasd.kernels.build import built
-from cmasd.kernels.layers import Packed, PackedDecoder, lines
+from cmasd.kernels.layers import Packed, PackedDecoder, PackedDrafter, lines, places
+from cmasd.kernels.rows import RowKernels
 
 REALS = {
     torch.float32: ("-DREAL=float", "-DEXP=expf", "-DERF=erff", "-DLOG=logf", "-DSQRT=sqrtf", "-DNARROW"),
@@ -37,7 +38,7 @@ NO_ROOM = "no memory for a draft"
 log = logging.getLogger(__name__)
 
 
-class Kernels:
+class Kernels(RowKernels):
     """`kernels.c` for one number format."""
 
     def __init__(self, library: Path) -> None:
@@ -45,35 +46,23 @@ class Kernels:
         self.name = library.stem
         """Of this source, compiler and processor."""
         loaded = ctypes.CDLL(str(library))
+        super().__init__(loaded)
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product, self._decode, self._encode = loaded.product, loaded.decode, loaded.encode
         self._fill = loaded.fill
-        self._guess, self._catch_up, self._until_end = loaded.guess, loaded.catch_up, loaded.until_end
-        self._accept, self._commit, self._trace = loaded.accept, loaded.commit, loaded.trace
-        self._room, self._show, self._advance, self._keep = loaded.room, loaded.show, loaded.advance, loaded.keep
+        self._guess, self._catch_up = loaded.guess, loaded.catch_up
+        self._propose, self._remember = loaded.propose, loaded.remember
         self._read.argtypes = [pointer, size, pointer, size, size, pointer, size, size, size, pointer]
         self._statistics.argtypes = [pointer, size, size, pointer, pointer]
         self._product.argtypes = [pointer, pointer, size, size, pointer, pointer]
         self._decode.argtypes = [pointer, pointer, size, size, *[pointer] * 4]
         self._encode.argtypes = [pointer, pointer, pointer, size, size, pointer, pointer]
         self._fill.argtypes = [pointer, pointer, size, size, pointer, pointer, pointer]
-        self._accept.argtypes = [pointer, pointer, pointer, size, size, size, pointer, pointer]
         self._guess.argtypes = [*[pointer] * 5, size, size, *[pointer] * 4]
         self._catch_up.argtypes = [*[pointer] * 4, size, pointer, size, pointer, size, size, *[pointer] * 4]
-        self._room.argtypes = [pointer, size, size, size, pointer]
-        self._show.argtypes = [pointer, size, pointer, size, pointer, size, size, pointer, pointer]
-        self._advance.argtypes = [pointer, size, size, pointer, pointer, pointer]
-        self._keep.argtypes = [pointer, size, pointer, size]
-        self._advance.restype = self._catch_up.restype = self._guess.restype = size
-        self._until_end.argtypes = [pointer, size, size, pointer, size, pointer, pointer]
-        self._commit.argtypes = [
-            *(pointer, pointer, pointer, size, size, pointer, pointer, pointer, size, pointer, size),
-            *(pointer, size, pointer, size, pointer, size, pointer, pointer, pointer),
-        ]
-        self._trace.argtypes = [
-            *(pointer, size, size, size, pointer, pointer, pointer, pointer, pointer, pointer, pointer),
-            *(pointer, size, pointer, pointer, size, pointer, size, pointer, size),
-        ]
+        self._propose.argtypes = [pointer, pointer, size, pointer, size, pointer, size, size, *[pointer] * 6]
+        self._remember.argtypes = [pointer, size, size, size, pointer, size, pointer]
+        self._catch_up.restype = self._guess.restype = self._propose.restype = size
         self._lanes, self._panel = (size.in_dll(loaded, name).value for name in ("lanes", "panel"))
         reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
         self.halves = [dtype for dtype, name in reads.items() if size.in_dll(loaded, name).value]
@@ -196,8 +185,46 @@ class Kernels:
         about = decoder.address, head.address, None if ids_S is None else ids_S.data_ptr()
         return found, numbers, (*about, count, *stored, found.data_ptr(), numbers.data_ptr())
 
-    def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Packed:
-        """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output."""
+    def propose(
+        self,
+        drafter: PackedDrafter,
+        tokens_BL: Tensor,
+        lengths_B: Tensor,
+        stored_B: Tensor,
+        count: int,
+        seen_SLd: Tensor,
+        caches: tuple[Tensor, Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """Greedy tokens (B, count) of one pass, their numbers (B, count, 6), and the predicted acceptance (B, count)
+        where there is a head for it; and how many places the cache lacked at most, from `stored_B` (B,) on.
+
+        Caches are as for `guess`, without a source where there is none.
+        """
+        past_KSHLP, source_KSHLP, counts_B = caches
+        rows = len(lengths_B)
+        found, numbers = stored_B.new_empty(rows, count), past_KSHLP.new_empty(rows, count, 6)
+        predicted = past_KSHLP.new_empty(rows, count) if drafter.has_judge else None
+        stored = ctypes.byref(places(seen_SLd)), ctypes.byref(lines(past_KSHLP, None))
+        source = None if source_KSHLP is None else ctypes.byref(lines(source_KSHLP, counts_B))
+        missing: int = self._propose(
+            *(drafter.address, tokens_BL.data_ptr(), tokens_BL.stride(0), lengths_B.data_ptr(), lengths_B.stride(0)),
+            *(stored_B.data_ptr(), rows, count, *stored, source, found.data_ptr(), numbers.data_ptr()),
+            None if predicted is None else predicted.data_ptr(),
+        )
+        if not missing:
+            raise MemoryError(NO_ROOM)
+        return found, numbers, predicted, missing
+
+    def remember(self, hidden_BTd: Tensor, lengths_B: Tensor, seen_SLd: Tensor) -> None:
+        """Keep a window's hidden states at the places behind each row's `lengths_B` (B,) tokens."""
+        hidden_BTd, seen = hidden_BTd.contiguous(), ctypes.byref(places(seen_SLd))
+        self._remember(hidden_BTd.data_ptr(), *hidden_BTd.shape, lengths_B.data_ptr(), lengths_B.stride(0), seen)
+
+    def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False, is_draft: bool = False) -> Packed:
+        """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output.
+
+        `is_draft` halves what is float32 whatever it loses.
+        """
         outputs, inputs = weight_OI.shape
         padding = -outputs % self._panel
         bias_O = weight_OI.new_zeros(outputs) if bias_O is None else bias_O
@@ -205,7 +232,8 @@ class Kernels:
         if int8:
             scale_O = weight_OI.abs().amax(1).clamp_min(LEAST_SCALE) / 127
             weight_OI, scales = (weight_OI / scale_O[:, None]).round(), F.pad(scale_O, (0, padding))
-        dtype = torch.int8 if int8 else next((half for half in self.halves if _fits(weight_OI, half)), weight_OI.dtype)
+        halves = [half for half in self.halves if is_draft or _fits(weight_OI, half)]
+        dtype = torch.int8 if int8 else next(iter(halves), weight_OI.dtype)
         strips_GIP = F.pad(weight_OI, (0, 0, 0, padding)).view(-1, self._lanes, inputs).transpose(1, 2)
         return Packed(strips_GIP.to(dtype).contiguous(), bias, scales, outputs)
 
@@ -224,106 +252,6 @@ class Kernels:
             residual = residual_NO.data_ptr()
         self._product(packed.address, x_NI.data_ptr(), x_NI.stride(0), rows, residual, out_NO.data_ptr())
         return out_NO
-
-    def accept(self, logits_BTV: Tensor, draft_BK: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """How many leading draft tokens are the argmax (B,), within lengths; and the argmax behind those (B,)."""
-        logits_BTV, draft_BK, lengths_B = (one.contiguous() for one in (logits_BTV, draft_BK, lengths_B))
-        accepted_B, next_B = torch.empty_like(lengths_B), torch.empty_like(lengths_B)
-        self._accept(
-            *(logits_BTV.data_ptr(), draft_BK.data_ptr(), lengths_B.data_ptr(), *logits_BTV.shape),
-            *(accepted_B.data_ptr(), next_B.data_ptr()),
-        )
-        return accepted_B, next_B
-
-    def room(self, numbers_C9: Tensor, rows: int, most: int) -> Tensor:
-        """How many tokens each row may draft (B,), `most` at most, by its limit."""
-        room_B = numbers_C9.new_empty(rows)
-        self._room(numbers_C9.data_ptr(), numbers_C9.stride(0), rows, most, room_B.data_ptr())
-        return room_B
-
-    def show(self, numbers_C9: Tensor, tokens_BL: Tensor, draft_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """The verifier's windows (B, T), each row's last token and its draft, and where they begin (B,)."""
-        rows, drafted = draft_BK.shape
-        draft_BK = draft_BK.contiguous()
-        window_BT, starts_B = numbers_C9.new_empty(rows, drafted + 1), numbers_C9.new_empty(rows)
-        self._show(
-            *(numbers_C9.data_ptr(), numbers_C9.stride(0), tokens_BL.data_ptr(), tokens_BL.stride(0)),
-            *(draft_BK.data_ptr(), rows, drafted, window_BT.data_ptr(), starts_B.data_ptr()),
-        )
-        return window_BT, starts_B
-
-    def advance(self, numbers_C9: Tensor, count_B: Tensor, ended_B: Tensor) -> list[int]:
-        """Lengths grow by `count_B`, and rows that ended are closed; gives the slots of all that are done."""
-        rows = len(count_B)
-        done = (ctypes.c_int64 * rows)()
-        numbers = numbers_C9.data_ptr(), numbers_C9.stride(0)
-        return done[: self._advance(*numbers, rows, count_B.data_ptr(), ended_B.data_ptr(), done)]
-
-    def keep(self, cached_C: Tensor, accepted_B: Tensor, fed: int) -> None:
-        """Of `fed` draft tokens that a cache holds behind `cached_C`, those that were accepted stay."""
-        accepted_B = accepted_B.contiguous()
-        self._keep(cached_C.data_ptr(), len(accepted_B), accepted_B.data_ptr(), fed)
-
-    def until_end(self, draft_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
-        """(B,) <= room_B: how much of a draft counts; what lies behind an end of sequence does not."""
-        draft_BK, room_B = draft_BK.contiguous(), room_B.contiguous()
-        lengths_B = torch.empty_like(room_B)
-        ends = (eos_ids.data_ptr(), len(eos_ids))
-        self._until_end(draft_BK.data_ptr(), *draft_BK.shape, *ends, room_B.data_ptr(), lengths_B.data_ptr())
-        return lengths_B
-
-    def commit(
-        self,
-        draft_BK: Tensor,
-        lengths_B: Tensor,
-        confidence_BK: Tensor,
-        accepted_B: Tensor,
-        next_B: Tensor,
-        eos_ids: Tensor,
-        numbers_C9: Tensor,
-        tokens_BL: Tensor,
-        lengths_2K: Tensor,
-        confidence_sum_C: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `cmasd.engine.commit`: emitted (B, T), count (B,), ended (B,) bool; the last four are updated."""
-        draft_BK, confidence_BK, lengths_B = (one.contiguous() for one in (draft_BK, confidence_BK, lengths_B))
-        accepted_B, next_B = accepted_B.contiguous(), next_B.contiguous()
-        rows, drafted = draft_BK.shape
-        emitted_BT, count_B = draft_BK.new_empty(rows, drafted + 1), draft_BK.new_empty(rows)
-        ended_B = torch.empty(rows, dtype=torch.bool)
-        judged = (accepted_B, next_B, eos_ids)
-        self._commit(
-            *(draft_BK.data_ptr(), lengths_B.data_ptr(), confidence_BK.data_ptr(), rows, drafted),
-            *(*(one.data_ptr() for one in judged), len(eos_ids), numbers_C9.data_ptr(), numbers_C9.stride(0)),
-            *(tokens_BL.data_ptr(), tokens_BL.stride(0), lengths_2K.data_ptr(), lengths_2K.stride(0)),
-            *(confidence_sum_C.data_ptr(), confidence_sum_C.stride(0)),
-            *(emitted_BT.data_ptr(), count_B.data_ptr(), ended_B.data_ptr()),
-        )
-        return emitted_BT, count_B, ended_B
-
-    def trace(
-        self,
-        logits_BTV: Tensor,
-        emitted_BT: Tensor,
-        count_B: Tensor,
-        accepted_B: Tensor,
-        draft: tuple[Tensor, Tensor, Tensor, Tensor],
-        numbers_C9: Tensor,
-        plain_token_8: Tensor,
-        kept: tuple[Tensor | None, Tensor | None, Tensor | None],
-    ) -> None:
-        """See `cmasd.engine.trace`, whose kept tensors are updated: tokens (C, N, 8), iterations (C, N, 6), gaps (C,).
-
-        A draft is its lengths (B,), confidences (B, K) and their components (B, K, 3), and the tolerances (B, K).
-        """
-        logits_BTV, emitted_BT, count_B = logits_BTV.contiguous(), emitted_BT.contiguous(), count_B.contiguous()
-        draft_4 = [one.contiguous() for one in (accepted_B, *draft)]
-        places = [(None, 0) if one is None else (one.data_ptr(), one.stride(0)) for one in kept]
-        self._trace(
-            *(logits_BTV.data_ptr(), *logits_BTV.shape, emitted_BT.data_ptr(), count_B.data_ptr()),
-            *(*(one.data_ptr() for one in draft_4), numbers_C9.data_ptr(), numbers_C9.stride(0)),
-            *(plain_token_8.data_ptr(), *(value for place in places for value in place)),
-        )
 
     def _scan(self, logits: Tensor, numbers: Tensor | None) -> Tensor:
         logits, columns = logits.contiguous(), logits.shape[-1]

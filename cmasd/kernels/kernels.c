@@ -449,6 +449,7 @@ struct block {
     const struct layer *query, *add;    /* to the source; null in an encoder, */
     const struct layer *store;          /* and what makes its keys and values */
     const struct layer *inner, *end;    /* feed-forward */
+    const struct layer *recall;         /* what makes keys and values of places, where `project` makes queries alone */
 };
 
 struct decoder {
@@ -654,4 +655,176 @@ int64_t catch_up(const struct decoder *decoder, const struct layer *head, const 
                                        found, numbers);
     free(tokens);
     return is_done ? window : 0;
+}
+
+/* ------------------------------------------------------------------ drafts of one pass
+
+   As cmasd/runner/parallel.py: queries over keys and values of places, each made of the hidden state that said its token
+   and of the token, and over the source. What one token of a draft means for the next is the Markov head's part. */
+
+struct drafter {
+    const struct decoder *decoder; /* without an embedding of its own, or a last norm */
+    const struct layer *fuse, *head, *context, *out; /* the last two null without a Markov head */
+    const REAL *queries, *previous, *judge; /* [query][width], [token][rank], weights and offset or null */
+    const int64_t *ids;                     /* of the head's columns, or null where these are all */
+    int64_t rank;
+};
+
+struct seen { /* [slot][place]: the hidden states that said the tokens, `width` numbers each */
+    REAL *first;
+    int64_t slot;
+};
+
+static void plain_norm(const REAL *x, int64_t width, REAL *y)
+{
+    REAL mean = 0, variance = 0;
+    for (int64_t i = 0; i < width; i++) mean += x[i];
+    mean /= width;
+    for (int64_t i = 0; i < width; i++) variance += (x[i] - mean) * (x[i] - mean);
+    REAL scale = 1 / SQRT(variance / width + (REAL)1e-5);
+    for (int64_t i = 0; i < width; i++) y[i] = (x[i] - mean) * scale;
+}
+
+/* Keys and values of `count` places, which are `places[n]` of `owners[n]`, and their features. */
+static void share_recalling(const struct drafter *drafter, const int64_t *tokens, const int64_t *places,
+                            const int64_t *owners, int64_t count, const struct seen *seen, const struct lines *past,
+                            REAL *joined, REAL *pairs, REAL *features)
+{
+    const struct decoder *decoder = drafter->decoder;
+    const int64_t width = decoder->width, pair = 2 * width / decoder->heads;
+    share_embedding(decoder, tokens, places, count, 1, pairs);
+    #pragma omp for schedule(static)
+    for (int64_t n = 0; n < count; n++) {
+        plain_norm(seen->first + owners[n] * seen->slot + places[n] * width, width, joined + 2 * n * width);
+        memcpy(joined + (2 * n + 1) * width, pairs + n * width, width * sizeof(REAL));
+    }
+    share_product(drafter->fuse, joined, 2 * width, count, 0, features);
+    for (int64_t b = 0; b < decoder->count; b++) {
+        share_product(decoder->blocks[b].recall, features, width, count, 0, pairs);
+        #pragma omp for schedule(static)
+        for (int64_t n = 0; n < count; n++)
+            for (int64_t head = 0; head < decoder->heads; head++)
+                memcpy(past->first + b * past->block + owners[n] * past->slot + head * past->head + places[n] * pair,
+                       pairs + 2 * n * width + head * pair, pair * sizeof(REAL));
+    }
+}
+
+/* States of the queries, [row][query], from x; they come out in `room`, whose part that is, is returned. */
+static REAL *share_querying(const struct decoder *decoder, int64_t rows, int64_t count, const struct lines *past,
+                            const struct lines *source, REAL *room)
+{
+    const int64_t width = decoder->width, all = rows * count, size = all * width;
+    REAL *x = room, *other = x + size, *normed = other + size, *sums = normed + size, *wide = sums + size;
+    for (int64_t b = 0; b < decoder->count; b++) {
+        const struct block *block = decoder->blocks + b;
+        REAL *swapped = x;
+        share_product(block->project, share_norm(block->first[0], x, all, width, normed), width, all, 0, wide);
+        share_attending(decoder, past, b, wide, width, 0, rows, count, sums);
+        share_product(block->keep, sums, width, all, x, other);
+        x = other, other = swapped;
+        if (block->query) {
+            share_product(block->query, share_norm(block->first[1], x, all, width, normed), width, all, 0, wide);
+            share_attending(decoder, source, b, wide, width, 0, rows, count, sums);
+            share_product(block->add, sums, width, all, x, other);
+            swapped = x, x = other, other = swapped;
+        }
+        share_product(block->inner, share_norm(block->first[2], x, all, width, normed), width, all, 0, wide);
+        share_product(block->end, wide, block->inner->out, all, x, other);
+        swapped = x, x = other, other = swapped;
+    }
+    return x;
+}
+
+/* One token more for each row, behind `latest`, which becomes it. */
+static void say(const struct drafter *drafter, int64_t rows, int64_t j, int64_t count, const REAL *states,
+                const REAL *base, const REAL *context, REAL *steps, REAL *logits, REAL *judged, int64_t *latest,
+                int64_t *found, REAL *numbers, REAL *predicted)
+{
+    const int64_t width = drafter->decoder->width, rank = drafter->rank, columns = drafter->head->out;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < rank; i++) {
+            REAL sum = context[(row * count + j) * rank + i] + drafter->previous[latest[row] * rank + i];
+            steps[row * rank + i] = sum > 0 ? sum : 0;
+        }
+    if (rank) product(drafter->out, steps, rank, rows, 0, logits);
+    #pragma omp parallel for if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const REAL *mine = base + (row * count + j) * columns;
+        for (int64_t i = 0; i < columns; i++) logits[row * columns + i] = (rank ? logits[row * columns + i] : 0) + mine[i];
+    }
+    statistics(logits, rows, columns, latest, judged);
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t at = row * count + j;
+        if (drafter->ids) latest[row] = drafter->ids[latest[row]];
+        found[at] = latest[row];
+        memcpy(numbers + at * NUMBERS, judged + row * NUMBERS, NUMBERS * sizeof(REAL));
+        if (!drafter->judge) continue;
+        REAL sum = drafter->judge[width + rank];
+        for (int64_t i = 0; i < width; i++) sum += drafter->judge[i] * states[at * width + i];
+        for (int64_t i = 0; i < rank; i++) sum += drafter->judge[width + i] * steps[row * rank + i];
+        predicted[at] = 1 / (1 + EXP(-sum));
+    }
+}
+
+/* `count` tokens for each row with their NUMBERS and predicted acceptance, [row][token]. The cache lacks the places from
+   `stored` on, and holds them afterwards. Returns how many at most, or 0 where there is no memory. */
+int64_t propose(const struct drafter *drafter, const int64_t *row_tokens, int64_t token_stride,
+                const int64_t *row_numbers, int64_t number_stride, int64_t *stored, int64_t rows, int64_t count,
+                const struct seen *seen, const struct lines *past, const struct lines *source, int64_t *found,
+                REAL *numbers, REAL *predicted)
+{
+    const struct decoder *decoder = drafter->decoder;
+    const int64_t width = decoder->width, all = rows * count, columns = drafter->head->out, rank = drafter->rank;
+    int64_t missing = 0, most = 1;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t length = row_numbers[row * number_stride + LENGTH], own = length - stored[row];
+        if (own < 1) own = 1, stored[row] = length - 1; /* the latest place is what a draft begins with */
+        missing += own, most = own > most ? own : most;
+    }
+    int64_t needed = missing * 5 * width + all * (decoder->room + columns + rank) + rows * (columns + rank + NUMBERS);
+    int64_t *tokens = malloc((3 * missing + 3 * rows) * sizeof(int64_t));
+    REAL *joined = aligned_alloc(VECTOR, (needed * sizeof(REAL) + VECTOR - 1) / VECTOR * VECTOR);
+    if (tokens && joined) {
+        int64_t *places = tokens + missing, *owners = places + missing, *last = owners + missing;
+        int64_t *lengths = last + rows, *latest = lengths + rows, n = 0;
+        for (int64_t row = 0; row < rows; row++) {
+            lengths[row] = row_numbers[row * number_stride + LENGTH];
+            for (int64_t place = stored[row]; place < lengths[row]; place++, n++)
+                tokens[n] = row_tokens[row * token_stride + place], places[n] = place, owners[n] = row;
+            last[row] = n - 1, latest[row] = tokens[n - 1], stored[row] = lengths[row];
+        }
+        REAL *pairs = joined + 2 * missing * width, *features = pairs + 2 * missing * width;
+        REAL *room = features + missing * width, *base = room + all * decoder->room, *context = base + all * columns;
+        REAL *steps = context + all * rank, *logits = steps + rows * rank, *judged = logits + rows * columns, *states;
+        struct lines here = *past;
+        here.counts = lengths;
+        #pragma omp parallel
+        {
+            share_recalling(drafter, tokens, places, owners, missing, seen, past, joined, pairs, features);
+            #pragma omp for schedule(static)
+            for (int64_t query = 0; query < all; query++)
+                for (int64_t i = 0; i < width; i++)
+                    room[query * width + i] =
+                        features[last[query / count] * width + i] + drafter->queries[query % count * width + i];
+            REAL *mine = share_querying(decoder, rows, count, &here, source, room);
+            share_product(drafter->head, mine, width, all, 0, base);
+            if (rank) share_product(drafter->context, mine, width, all, 0, context);
+            #pragma omp single
+            states = mine;
+        }
+        for (int64_t j = 0; j < count; j++)
+            say(drafter, rows, j, count, states, base, context, steps, logits, judged, latest, found, numbers, predicted);
+    }
+    int64_t is_done = tokens && joined;
+    free(tokens), free(joined);
+    return is_done ? most : 0;
+}
+
+/* The hidden states of a window, [row][token], which said the tokens behind each row's latest. */
+void remember(const REAL *hidden, int64_t rows, int64_t window, int64_t width, const int64_t *row_numbers,
+              int64_t number_stride, const struct seen *seen)
+{
+    for (int64_t row = 0; row < rows; row++)
+        memcpy(seen->first + row * seen->slot + row_numbers[row * number_stride + LENGTH] * width,
+               hidden + row * window * width, window * width * sizeof(REAL));
 }

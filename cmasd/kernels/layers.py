@@ -38,13 +38,25 @@ class _Layer(ctypes.Structure):
 class _Block(ctypes.Structure):
     """`struct block`."""
 
-    _fields_ = (*_fields("first0 first1 first2 project keep query add store inner end"),)
+    _fields_ = (*_fields("first0 first1 first2 project keep query add store inner end recall"),)
 
 
 class _Decoder(ctypes.Structure):
     """`struct decoder`."""
 
     _fields_ = (*_fields("tokens positions embedded last blocks", "vocabulary places padding width heads count room"),)
+
+
+class _Drafter(ctypes.Structure):
+    """`struct drafter`."""
+
+    _fields_ = (*_fields("decoder fuse head context out queries previous judge ids", "rank"),)
+
+
+class _Seen(ctypes.Structure):
+    """`struct seen`."""
+
+    _fields_ = (*_fields("first", "slot"),)
 
 
 class _Lines(ctypes.Structure):
@@ -117,6 +129,8 @@ class Block(NamedTuple):
     """The source's states to (key, value) head by head."""
     inner: Packed
     end: Packed
+    recall: Packed | None = None
+    """Places to (key, value) head by head, where `project` makes queries alone."""
 
 
 class PackedDecoder:
@@ -151,6 +165,39 @@ class PackedDecoder:
             *(*tables, *norms, ctypes.addressof(self._blocks), *sizes, self.width, heads, len(blocks), self.room)
         )
         self.address = ctypes.addressof(self._struct)
+
+
+class PackedDrafter:
+    """A drafter of one pass, for `Kernels.propose`; see `cmasd.runner.parallel`."""
+
+    def __init__(
+        self,
+        decoder: PackedDecoder,
+        fuse: Packed,
+        head: Packed,
+        markov: tuple[Packed, Tensor, Packed] | None,
+        queries_Kd: Tensor,
+        judge_f: Tensor | None,
+        ids_S: Tensor | None,
+    ) -> None:
+        """`decoder` hears tokens, and its blocks read. The Markov head is its context, (V, r) of the token before, and
+        what is added to the logits; `judge_f` (d + r + 1,) the confidence head's weights and offset; `ids_S` the head's
+        columns where these are not all ids.
+        """
+        context, previous_Vr, out = markov or (None, None, None)
+        tensors = [None if one is None else one.contiguous() for one in (queries_Kd, previous_Vr, judge_f, ids_S)]
+        self._parts = decoder, fuse, head, markov, tensors  # kept alive
+        self.has_judge = judge_f is not None
+        layers = (None if one is None else one.address for one in (fuse, head, context, out))
+        addresses = (None if one is None else one.data_ptr() for one in tensors)
+        rank = 0 if previous_Vr is None else previous_Vr.shape[1]
+        self._struct = _Drafter(decoder.address, *layers, *addresses, rank)
+        self.address = ctypes.addressof(self._struct)
+
+
+def places(seen_SLd: Tensor) -> ctypes.Structure:
+    """Hidden states of the places of slots."""
+    return _Seen(seen_SLd.data_ptr(), seen_SLd.stride(0))
 
 
 def lines(cache_KSHLP: Tensor, counts_B: Tensor | None) -> ctypes.Structure:

@@ -53,6 +53,8 @@ class Policy(ABC):
 
         Where the policy would have stopped a drafter that goes token by token: no later confidence is looked at.
         """
+        if not self.looks:
+            return self.keep(confidence_BK, drafted_B)
         asked_B = drafted_B.clamp_max(1)
         going_B = drafted_B > 1
         for j in range(1, confidence_BK.shape[1]):

@@ -134,7 +134,7 @@ class GoodputPolicy(Policy):
         """See `Policy.cut`; all rows are cut to one length."""
         rows, most = confidence_BK.shape
         if not self.looks:
-            return self.keep(confidence_BK, drafted_B)
+            return super().cut(confidence_BK, drafted_B)
         self._look(rows)
         survival_K = self.acceptance.survival(confidence_BK).sum(0).tolist()
         length = 1

@@ -13,7 +13,6 @@ Shapes: B rows, T places, C cuts of a row (1 when drafting), K queries, N = B*C*
 D head width, r rank, L places read, S source length or shortlist, G = B*H.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -110,13 +109,15 @@ class ParallelNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class _LayerForward:
+class LayerForward:
+    """One layer of it."""
+
     history: CrossAttention
     source: CrossAttention | None
     feed_forward: FeedForward
 
     @classmethod
-    def of(cls, layer: _Layer, shape: ParallelShape, make: Make) -> "_LayerForward":
+    def of(cls, layer: _Layer, shape: ParallelShape, make: Make) -> "LayerForward":
         first = shape.norm_first
 
         def reading(attention: _Attention, norm: nn.LayerNorm) -> CrossAttention:
@@ -136,13 +137,13 @@ class ParallelForward:
 
     shape: ParallelShape
     fuse: Dense
-    layers: list[_LayerForward]
+    layers: list[LayerForward]
 
     @classmethod
     def of(cls, network: ParallelNetwork, make: Make) -> "ParallelForward":
         """`make` turns an `nn.Linear` into a `Dense`."""
         layers = [layer for layer in network.layers if isinstance(layer, _Layer)]
-        return cls(network.shape, make(network.fuse), [_LayerForward.of(one, network.shape, make) for one in layers])
+        return cls(network.shape, make(network.fuse), [LayerForward.of(one, network.shape, make) for one in layers])
 
     def features(self, seen_BTd: Tensor, heard_BTd: Tensor) -> Tensor:
         """(B, T, d) of places: `seen_BTd` the hidden states that said their tokens (`network.start` where none did),
@@ -214,17 +215,18 @@ class ParallelModel:
         self.forward = ParallelForward.of(network, make)
         self.start_d = network.start.detach()
         self.queries_Kd = network.queries.detach()
-        self._embed = said.embed
+        self.embedding = said.embedding
         has_markov = network.shape.rank > 0
         self.context = make(network.context) if has_markov else None
-        self.judge = dense(network.judge) if network.shape.has_confidence else None
+        self.judge_linear = network.judge if network.shape.has_confidence else None
+        self.judge = None if self.judge_linear is None else dense(self.judge_linear)
         if has_markov:
             self.previous_Vr = F.linear(said.heard_Vd, network.previous.weight)
             self.out_rS = (said.linear.weight @ network.out.weight).T.contiguous()
 
     def features(self, seen_BTd: Tensor, tokens_BT: Tensor, places_BT: Tensor) -> Tensor:
         """(B, T, d), see `ParallelForward.features`."""
-        return self.forward.features(seen_BTd, self._embed(tokens_BT, places_BT))
+        return self.forward.features(seen_BTd, self.embedding(tokens_BT, places_BT))
 
     def __call__(self, features_Bd: Tensor, queries: int, history: Attend, source: Attend | None) -> States:
         """One pass behind each row's latest place, which has these features; see `ParallelForward`."""
@@ -238,8 +240,8 @@ class Said:
 
     heard_Vd: Tensor
     """Input embeddings, each normalised, so that their scale does not matter."""
-    embed: Callable[[Tensor, Tensor], Tensor]
-    """Tokens and their places, (B, T) each, to what the verifier's decoder begins with (B, T, d)."""
+    embedding: Embedding
+    """Tokens and their places to what the verifier's decoder begins with; where places are no part of that, tokens."""
     linear: nn.Linear
     """The output layer, of the shortlist where there is one."""
 
@@ -253,13 +255,16 @@ class Said:
         heard_Vd = F.layer_norm(heard_Vd, heard_Vd.shape[-1:])
         if shortlist_S is not None:
             weight_Vd, bias_V = weight_Vd[shortlist_S], None if bias_V is None else bias_V[shortlist_S]
-        return cls(heard_Vd, _embed_of(model, heard_Vd), linear_of(weight_Vd, bias_V))
+        return cls(heard_Vd, _embedding_of(model, heard_Vd), linear_of(weight_Vd, bias_V))
+
+    @torch.no_grad()
+    def embed(self, tokens_BT: Tensor, places_BT: Tensor) -> Tensor:
+        """(B, T, d)"""
+        return self.embedding(tokens_BT, places_BT)
 
 
 @torch.no_grad()
-def _embed_of(model: Any, heard_Vd: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Where places are not part of the embedding, the normalised one serves."""
-    if not family_of(model).is_bart:
-        return lambda tokens_BT, places_BT: F.embedding(tokens_BT, heard_Vd)
-    embedding = Embedding.of(model.get_decoder(), model.config.max_position_embeddings)
-    return torch.no_grad()(embedding)
+def _embedding_of(model: Any, heard_Vd: Tensor) -> Embedding:
+    if family_of(model).is_bart:
+        return Embedding.of(model.get_decoder(), model.config.max_position_embeddings)
+    return Embedding(heard_Vd, heard_Vd.new_zeros(1, heard_Vd.shape[1]), padding=None, norm=None)

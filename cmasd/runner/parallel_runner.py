@@ -22,6 +22,7 @@ from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.graphs import GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask
 from cmasd.runner.parallel import ParallelModel, States
+from cmasd.runner.parallel_packed import packed_drafter
 from cmasd.runner.runners import padded
 from cmasd.runner.stacks import encode
 
@@ -29,8 +30,10 @@ from cmasd.runner.stacks import encode
 class ParallelRunner:
     """Slots follow the verifier's: prefilled, moved, and told of each window after the verifier has run it."""
 
-    def __init__(self, model: ParallelModel, verifier: Runner, graphs: GraphsMode = "off") -> None:
-        """Allocates as many slots as the verifier has."""
+    def __init__(
+        self, model: ParallelModel, verifier: Runner, graphs: GraphsMode = "off", ids_S: Tensor | None = None
+    ) -> None:
+        """Allocates as many slots as the verifier has; `ids_S` are the tokens that are drafted, None for all."""
         shape, slots, length, device = model.shape, verifier.slots, verifier.max_length, verifier.device
         geometry = Geometry(shape.layers, shape.heads, shape.head_width, verifier.dtype, device)
         self.model = model
@@ -39,12 +42,18 @@ class ParallelRunner:
         self._sources = SourceCache(geometry, slots, verifier.max_source_length) if shape.has_source else None
         self._causal = CausalMask.build(length, verifier.dtype, device)
         self._kernels = None if uses_graphs(graphs, device) else kernels_for(self._causal.visible)
+        self._packed = None if self._kernels is None else packed_drafter(model, ids_S)
         self._seen_SLd = torch.zeros(slots, length + 1, shape.width, dtype=verifier.dtype, device=device)
         self._seen_SLd[:, 0] = model.start_d
         self._first_line_S1 = torch.arange(slots, device=device)[:, None] * (length + 1)
         self._steps_L = torch.arange(length + 1, device=device)
         self._stored_S = torch.zeros(slots, dtype=torch.int64, device=device)
         self._written = [0] * slots
+
+    @property
+    def is_one_call(self) -> bool:
+        """Whether there is a kernel for a whole pass."""
+        return self._packed is not None
 
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
@@ -88,9 +97,12 @@ class ParallelRunner:
         hidden_BTd = self.verifier.hidden_BTd
         assert hidden_BTd is not None, "a window was run"
         rows, window, width = hidden_BTd.shape
+        self._written[:rows] = [written + window for written in self._written[:rows]]
+        if self._kernels is not None:
+            self._kernels.remember(hidden_BTd, lengths_B, self._seen_SLd)
+            return
         lines_BT = self._first_line_S1[:rows] + lengths_B[:, None] + self._steps_L[:window]
         self._seen_SLd.view(-1, width).index_copy_(0, lines_BT.view(-1), hidden_BTd.reshape(-1, width))
-        self._written[:rows] = [written + window for written in self._written[:rows]]
 
     @torch.no_grad()
     def forward(
@@ -114,6 +126,18 @@ class ParallelRunner:
         stored_B.copy_(lengths_B)
         history, source = self._history(lengths_B, extent.length), self._source(extent)
         return self.model(features_BMd[:, -1], queries, history, source), extent.window
+
+    def propose(self, tokens_BL: Tensor, lengths_B: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """The same in one call, where `is_one_call`: greedy tokens (B, count), their statistics (B, count, 6) and
+        predicted acceptance (B, count), and the most places caught up on.
+        """
+        assert self._kernels is not None, "there are kernels"
+        assert self._packed is not None, "and they know all that is to be done"
+        self._cache.extend(len(lengths_B), max(lengths_B.tolist()))
+        sources = self._sources
+        source = (None, None) if sources is None else (sources.buffer_KSHLP, sources.lengths(len(lengths_B)))
+        caches = self._cache.buffer_KSHLP, *source
+        return self._kernels.propose(self._packed, tokens_BL, lengths_B, self._stored_S, count, self._seen_SLd, caches)
 
     def _store(self, features_BMd: Tensor) -> None:
         """Keys and values of places, where the cache is open."""

@@ -1,6 +1,7 @@
 """The parallel drafter: what it knows of a row, fewer queries give the same first tokens, policies cut its drafts."""
 
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from cmasd.core import Draft
 from cmasd.drafters import Context, ParallelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.engine import Engine
+from cmasd.kernels import kernels_for
 from cmasd.policies import Policy
 from cmasd.policies.fixed import FixedPolicy
-from cmasd.runner import load_runner
-from cmasd.runner.parallel import ParallelModel
+from cmasd.runner import load_runner, parallel_runner
+from cmasd.runner.families import ANY_WORD, Words
+from cmasd.runner.load import parallel_shape
+from cmasd.runner.parallel import ParallelModel, ParallelNetwork
 from cmasd.runner.parallel_runner import ParallelRunner
 from tests.unit.engine.pairs import QUERIES, shared_model, shared_pair, shared_parallel, tiny_config
 
@@ -39,15 +43,21 @@ class Cut(Policy):
 
 
 def drafter_of(
-    family: str, policy: Policy, eos: tuple[int, ...] = (), temperature: float | None = None
+    family: str,
+    policy: Policy,
+    eos: tuple[int, ...] = (),
+    temperature: float | None = None,
+    network: ParallelNetwork | None = None,
+    words: Words = ANY_WORD,
 ) -> ParallelDrafter:
     """Three rows prefilled."""
     verifier = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8)
-    choose = Choice(temperature, 0, None, verifier.vocabulary_size, verifier.device)
-    model = ParallelModel(shared_parallel(family), shared_model(family))
+    choose = Choice(temperature, 0, words.tensor(verifier.device), verifier.vocabulary_size, verifier.device)
+    model = ParallelModel(network or shared_parallel(family), shared_model(family), words)
     eos_ids = torch.tensor(eos, dtype=torch.int64)
-    runner = ParallelRunner(model, verifier)
-    drafter = ParallelDrafter(runner, policy, build_confidence(ConfidenceConfig(), "head"), choose, eos_ids)
+    runner = ParallelRunner(model, verifier, ids_S=words.tensor(verifier.device))
+    kind = "head" if model.shape.has_confidence else "max_prob"
+    drafter = ParallelDrafter(runner, policy, build_confidence(ConfidenceConfig(), kind), choose, eos_ids)
     take_up(drafter, list(range(ROWS)), SOURCES)
     return drafter
 
@@ -107,6 +117,41 @@ def test_fewer_queries_give_the_same_first_tokens(family: str) -> None:
         assert torch.equal(part.tokens_BK, whole.tokens_BK[:, :most])
         torch.testing.assert_close(part.confidence_BK, whole.confidence_BK[:, :most])
         assert part.lengths_B.tolist() == [most] * ROWS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"rank": 0}, {"has_confidence": False}, {"layers": 2, "norm_first": True}],
+    ids=["whole", "no Markov head", "no confidence head", "two layers, norms first"],
+)
+@pytest.mark.parametrize("shortlist", [None, (9, 3, 60, 1, 33, 17, 8, 2, 40)])
+@torch.no_grad()
+def test_one_call_drafts_what_tensor_operations_do(
+    family: str, shape: dict[str, Any], shortlist: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"heads": 4, "head_width": 8, "queries": QUERIES, "feed_forward": 16, "rank": 4, **shape}
+    network = ParallelNetwork(replace(parallel_shape(shared_model(family)), **sizes)).double().requires_grad_(False)
+    for weight in network.parameters():
+        weight.copy_(torch.randn_like(weight) * 0.3)
+    given: dict[str, Any] = {"network": network, "words": Words(shortlist=shortlist)}
+    native = drafter_of(family, FixedPolicy(QUERIES), **given)
+    monkeypatch.setattr(parallel_runner, "packed_drafter", lambda model, ids_S: None)
+    stock = drafter_of(family, FixedPolicy(QUERIES), **given)
+    if kernels_for(network.start) is None:
+        pytest.skip("there are no kernels here")
+    assert (native.drafts_at_once, stock.drafts_at_once) == (True, False)
+    for windows in ([[0, 0, 0]], [[0, 3, 1], [4, 0, 2]]):
+        rows, same = (after(drafter, family, *windows) for drafter in (native, stock))
+        room_B = torch.tensor([QUERIES, 1, 3])
+        mine, others = native.draft(rows, room_B), stock.draft(same, room_B)
+        assert_same(mine, others)
+        assert torch.equal(mine.lengths_B, others.lengths_B)
+        assert native.caught_up == stock.caught_up
+        assert_same(native.draft(rows, ROOM), stock.draft(same, ROOM))
+        for drafter in (native, stock):
+            take_up(drafter, list(range(ROWS)), SOURCES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,6 +30,7 @@ class ScriptedDrafter:
     moves: list[tuple[int, int]] = field(default_factory=list)
     caught_up: bool = True
     one_pass: bool = True
+    drafts_at_once: bool = False
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
         raise AssertionError("nothing is timed with a fixed length")
