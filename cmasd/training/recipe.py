@@ -88,9 +88,9 @@ class ParallelRecipe:
     """Positions of the draft that a loss looks at, behind every place of a row; the first is always among them."""
     losses_per_batch: int = 2
     """Steps taken on a batch, with other positions, before the verifier reads the next one."""
-    ce: float = 1.0
+    ce: float = 0.1
     """Weight of the cross entropy of the verifier's token."""
-    tv: float = 0.0
+    tv: float = 0.9
     """Weight of the total variation to the verifier's distribution."""
     confidence: float = 1.0
     """Weight of the binary cross entropy of the predicted acceptance."""
