@@ -5,13 +5,17 @@ take while running gives the level: the machine's load changes, and the engine a
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean
 
 import numpy as np
 
 KEPT = 15
-"""Latest iterations of a kind; their median counts."""
+"""Latest iterations of a kind; the mean of their middle counts, since what disturbs an iteration lengthens it, while
+some drafts do cost more than others."""
+CUT = 6
+"""One in so many of them at either end is left out of that mean."""
 ENOUGH = 3
 """Iterations of a kind before they count more than the table."""
 FORGET = 0.1
@@ -44,7 +48,7 @@ class IterationCosts:
 
     table: StepTable
     _seen: dict[tuple[int, int], deque[float]] = field(default_factory=dict)
-    _medians: dict[tuple[int, int], float] = field(default_factory=dict)
+    _middles: dict[tuple[int, int], float] = field(default_factory=dict)
     _from_table: dict[tuple[int, int], float] = field(default_factory=dict)
     _levels: dict[bool, float] = field(default_factory=dict)
     """Measured over table, for plain and for drafting iterations."""
@@ -52,10 +56,10 @@ class IterationCosts:
     def seconds(self, rows: int, drafted: int) -> float:
         """Expected seconds of an iteration."""
         kind = _bucket(rows), drafted
-        if kind not in self._medians and len(self._seen.get(kind, ())) >= ENOUGH:
-            self._medians[kind] = median(self._seen[kind])
-        if kind in self._medians:
-            return self._medians[kind]
+        if kind not in self._middles and len(self._seen.get(kind, ())) >= ENOUGH:
+            self._middles[kind] = _middle(self._seen[kind])
+        if kind in self._middles:
+            return self._middles[kind]
         level = self._levels.get(drafted > 0) or max(self._levels.values(), default=1.0)
         return level * self._expected(rows, drafted)
 
@@ -63,7 +67,7 @@ class IterationCosts:
         """An iteration took this long."""
         kind = _bucket(rows), drafted
         self._seen.setdefault(kind, deque(maxlen=KEPT)).append(seconds)
-        self._medians.pop(kind, None)
+        self._middles.pop(kind, None)
         level = seconds / self._expected(rows, drafted)
         old = self._levels.get(drafted > 0, level)
         self._levels[drafted > 0] = old + FORGET * (level - old)
@@ -72,7 +76,7 @@ class IterationCosts:
         """What was seen of drafting, or of plain, iterations was long ago: only those to come count."""
         for kind in [kind for kind in self._seen if (kind[1] > 0) == drafting]:
             del self._seen[kind]
-            self._medians.pop(kind, None)
+            self._middles.pop(kind, None)
         self._levels.pop(drafting, None)
 
     def _expected(self, rows: int, drafted: int) -> float:
@@ -80,6 +84,12 @@ class IterationCosts:
         if (rows, drafted) not in self._from_table:
             self._from_table[rows, drafted] = self.table.seconds(rows, drafted)
         return self._from_table[rows, drafted]
+
+
+def _middle(seconds: Sequence[float]) -> float:
+    """The trimmed mean of at least three."""
+    cut = max(1, len(seconds) // CUT)
+    return fmean(sorted(seconds)[cut : len(seconds) - cut])
 
 
 def _bucket(rows: int) -> int:

@@ -12,30 +12,39 @@ seen, never on later ones, so speculative sampling stays lossless.
 Shapes: B rows, J tokens drafted so far, K draft.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from cmasd.policies.acceptance import Acceptance
+from cmasd.policies.acceptance import Calibration, Rates
 from cmasd.policies.base import Observation, Policy
 from cmasd.policies.costs import IterationCosts
 
-FIRST_TRIAL_ROWS = 64
-"""The first trial drafts for so many rows added up over iterations, so that a small batch is judged fairly too."""
 TRIAL = 5
-"""Drafting iterations of a later trial; the first has to catch up and is not timed."""
-SHORTEST_REST, LONGEST_REST = 128, 4096
-"""Plain iterations between trials: twice as many after each that fails, because catching up is not free."""
-FAR, FAR_REST = 0.9, 4
-"""Where drafting comes to less than this, rests are so many times longer: with many rows a trial is dear."""
-LEAST_GAIN = 1.1
-"""Theta of drafting over that of plain decoding, to be worth a change: catching up, new rows of the drafter and what is
-learned are not in it (where it came to 1.05, drafting was measured at 0.93 to 1.0 times plain), and both are noisy."""
+"""Drafting iterations that a trial takes at least; the first has to catch up and is not timed."""
+FIRST_TRIAL_ROWS, TRIAL_ROWS = (64, 256), (24, 64)
+"""Rows, added up over iterations, that a trial takes at least, and where it does not look lost: with one row at a time
+five iterations say nothing of acceptance, and little of costs, since a drafter that rested is in no cache (the first
+ones take half as long again)."""
+REMEMBERED = 64
+"""Rows of before a trial, added up over iterations, that still count: acceptance drifts, since rows come sorted by
+length (from 1.7 to 2.8 tokens per iteration within one shard of short sentences)."""
+NEAR, LOST = 0.9, 0.8
+"""Where drafting comes to less than this: a loss that need not be looked at so often; a trial that need not go on."""
+SHORTEST_REST, LONGEST_NEAR_REST, LONGEST_REST = 256, 1024, 4096
+"""Plain iterations between trials: twice as many after each that fails, because catching up is not free; and four times
+after one that was lost."""
+LEAST_GAIN = 1.05
+"""Theta of drafting over that of plain decoding, to be worth a change; once drafting, 1 is enough."""
 TIMED_EVERY = 8
 """Of so many iterations of a rest one is timed: where a model is small, all of them would cost it a percent."""
-RATES_EVERY = 8
+RATES_EVERY = 16
 """Drafting iterations between looks at the acceptance rates, which change slowly."""
-PLAIN_EVERY, PLAIN = 128, 3
+PLAIN_EVERY, PLAIN = 128, 5
 """Drafting iterations between plain ones that keep the comparison honest, and how many of those."""
+STALE = 16
+"""Where drafting no longer seems to pay, plain iterations are looked at that are older than so many drafting ones."""
 
 
 class GoodputPolicy(Policy):
@@ -45,7 +54,9 @@ class GoodputPolicy(Policy):
 
     def __init__(self, max_draft_tokens: int) -> None:
         self.max_draft_tokens = max_draft_tokens
-        self.acceptance = Acceptance(max_draft_tokens)
+        self.acceptance = Rates(max_draft_tokens)
+        self.calibration = Calibration(max_draft_tokens)
+        """Of the confidence, where it is looked at."""
         self.costs: IterationCosts | None = None
         """Set by the engine, which can measure."""
         self.looks = True
@@ -53,11 +64,17 @@ class GoodputPolicy(Policy):
         the acceptance rates. Set by the engine: iterations of a shape decided beforehand, and drafts that are one call
         of a kernel, gain nothing by stopping.
         """
-        self._first_rows_left = FIRST_TRIAL_ROWS
-        self._trial_left = 0
+        self._is_first = self._is_due = True
+        """A trial is to be made, or going on."""
         self._is_trying = False
-        """Whether a trial has begun, which then ends whatever it costs."""
+        """Whether it has begun."""
+        self._trial_left = self._trial_rows_left = 0
+        """Drafting iterations until it is judged, and rows, added up over iterations, that it may take."""
+        self._pays = False
+        """Whether Theta was last found to gain from drafting."""
         self._plain_left = 0
+        self._is_rest = False
+        """Whether those plain iterations are a rest, or a look at what they cost."""
         self._rest = SHORTEST_REST
         self._since_plain = PLAIN_EVERY
         self._looked_for = 0
@@ -96,28 +113,45 @@ class GoodputPolicy(Policy):
         """The longest draft, or 0 where plain decoding wins and no trial is due."""
         if self._plain_left:
             return 0
-        if self._trial_left or self._first_rows_left > 0:
-            if self._is_trying or self.most_gain(rows) > LEAST_GAIN:
-                self._is_trying = True
+        if self._is_due:
+            if not self._is_trying and self.most_gain(rows) <= LEAST_GAIN:
+                self._plain_left, self._is_rest = SHORTEST_REST, True
+                return 0
+            if self._tries(rows):
                 return self.max_draft_tokens
-            self._plain_left = SHORTEST_REST
-            return 0
         if self._best[0] == rows and 0 < self._since_rates < RATES_EVERY and self._since_plain < PLAIN_EVERY:
             return self._best[1]
         assert self.costs is not None, "the engine sets the costs"
         theta = self.goodput(rows)
         gain = max(theta[1:]) / theta[0]
-        if gain <= LEAST_GAIN:
-            self._plain_left = min(self._rest * (FAR_REST if gain < FAR else 1), LONGEST_REST)
-            self._rest = min(2 * self._plain_left, LONGEST_REST)
-            return 0
-        self._rest = SHORTEST_REST
-        if self._since_plain >= PLAIN_EVERY:
-            self._plain_left, self._best = PLAIN, (0, 0)
+        pays = gain > (1 if self._pays else LEAST_GAIN)
+        if self._since_plain >= PLAIN_EVERY or (self._pays and not pays and self._since_plain >= STALE):
+            self._plain_left, self._is_rest, self._best = PLAIN, False, (0, 0)
             self.costs.forget(drafting=False)
             return 0
+        self._pays = pays
+        if not pays:
+            longest = LONGEST_NEAR_REST if gain > NEAR else LONGEST_REST
+            self._plain_left = min(self._rest * (4 if gain < LOST else 1), longest)
+            self._rest, self._is_rest = 2 * self._plain_left, True
+            return 0
+        self._rest = SHORTEST_REST
         self._best = rows, self.max_draft_tokens if self.looks else theta.index(max(theta[1:]))
         return self._best[1]
+
+    def _tries(self, rows: int) -> bool:
+        """Whether the trial that is due goes on; it begins here."""
+        if not self._is_trying:
+            self._is_trying = True
+            least, self._trial_rows_left = FIRST_TRIAL_ROWS if self._is_first else TRIAL_ROWS
+            self._trial_left = max(math.ceil(least / rows), 1 if self._is_first else TRIAL)
+        elif self._trial_left == 0 and self._trial_rows_left > 0:
+            theta = self.goodput(rows)
+            if max(theta[1:]) > LOST * theta[0]:
+                self._trial_left = min(RATES_EVERY, math.ceil(self._trial_rows_left / rows))
+        self._is_due = self._is_trying = self._trial_left > 0
+        self._is_first = self._is_first and self._is_due
+        return self._is_due
 
     def go_on(self, confidence_BJ: Tensor) -> Tensor:
         """(B,), the same for all rows."""
@@ -128,7 +162,7 @@ class GoodputPolicy(Policy):
         if not self.looks:
             return True
         self._look(len(confidence_BJ))
-        return self._pays(len(confidence_BJ), self.acceptance.survival(confidence_BJ).sum(0).tolist())
+        return self._longer_pays(len(confidence_BJ), self.calibration.survival(confidence_BJ).sum(0).tolist())
 
     def cut(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
         """See `Policy.cut`; all rows are cut to one length."""
@@ -136,13 +170,13 @@ class GoodputPolicy(Policy):
         if not self.looks:
             return super().cut(confidence_BK, drafted_B)
         self._look(rows)
-        survival_K = self.acceptance.survival(confidence_BK).sum(0).tolist()
+        survival_K = self.calibration.survival(confidence_BK).sum(0).tolist()
         length = 1
-        while length < most and self._pays(rows, survival_K[:length]):
+        while length < most and self._longer_pays(rows, survival_K[:length]):
             length += 1
         return self.keep(confidence_BK, drafted_B.clamp_max(length))
 
-    def _pays(self, rows: int, survival_J: list[float]) -> bool:
+    def _longer_pays(self, rows: int, survival_J: list[float]) -> bool:
         """Whether some draft longer than J tokens has a higher Theta; of the tokens to come, past rates are known."""
         drafted = len(survival_J)
         tokens = rows + sum(survival_J)
@@ -160,21 +194,21 @@ class GoodputPolicy(Policy):
         assert self.costs is not None, "the engine sets the costs"
         rows, drafted = observation.draft.tokens_BK.shape
         self._looked_for = 0
-        is_rest = self._plain_left > PLAIN
-        if observation.is_typical and not (is_rest and self._plain_left % TIMED_EVERY):
+        if observation.is_typical and not (self._plain_left > PLAIN and self._plain_left % TIMED_EVERY):
             self.costs.observe(rows, drafted, observation.seconds)
         if drafted:
             self.acceptance.observe(observation.draft, observation.verdict)
+            if self.looks:
+                self.calibration.observe(observation.draft, observation.verdict)
             self._since_plain += 1
-            self._first_rows_left -= rows
+            self._trial_rows_left -= rows
             self._trial_left = max(0, self._trial_left - 1)
-            is_trial = self._is_trying = self._trial_left > 0 or self._first_rows_left > 0
-            self._since_rates = self._since_rates + 1 if self._rates and not is_trial else RATES_EVERY
+            self._since_rates = self._since_rates + 1 if self._rates and not self._is_due else RATES_EVERY
             return
         self._since_plain = 0
         if self._plain_left:
             self._plain_left -= 1
-            # Back from a rest, not from a look at plain decoding: one trial before Theta is asked again.
-            self._trial_left = TRIAL if self._plain_left == 0 and self._rest > SHORTEST_REST else 0
-            if self._trial_left:
+            if self._plain_left == 0 and self._is_rest and not self._is_due:
+                self._is_due = True
                 self.costs.forget(drafting=True)
+                self.acceptance.forget(REMEMBERED)

@@ -167,8 +167,9 @@ def decode_at(costs: Costs, pair: Pair, sections: dict[str, dict[str, Any]], req
     with (
         patch("cmasd.engine.engine.step_table", lambda *shapes: costs.tables[0]),
         patch.object(IterationCosts, "observe", lambda *iteration: None),
-        patch.multiple(goodput, FIRST_TRIAL_ROWS=first, TRIAL=trial, PLAIN=plain, PLAIN_EVERY=plain_every),
-        patch.multiple(goodput, SHORTEST_REST=rest, LONGEST_REST=4 * rest),
+        patch.multiple(goodput, FIRST_TRIAL_ROWS=(first, first), TRIAL=trial, TRIAL_ROWS=(1, 2 * trial)),
+        patch.multiple(goodput, PLAIN=plain, PLAIN_EVERY=plain_every, STALE=1),
+        patch.multiple(goodput, SHORTEST_REST=rest, LONGEST_NEAR_REST=2 * rest, LONGEST_REST=4 * rest),
     ):
         engine, decoded = Engine(pair, tiny_config(**sections)), Decoded()
         engine.submit(requests[::2])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmasd.policies.costs import ENOUGH, FORGET, KEPT, IterationCosts, StepTable
+from cmasd.policies.costs import CUT, ENOUGH, FORGET, KEPT, IterationCosts, StepTable
 
 TABLE = StepTable(
     rows=(1, 4, 16), verify=((10.0, 12.0, 14.0), (16.0, 24.0, 32.0), (40.0, 72.0, 104.0)), draft=(1, 2, 6)
@@ -27,25 +27,25 @@ def test_the_table_adds_drafting_and_verifying_and_interpolates(rows: int, draft
     assert IterationCosts(TABLE).seconds(rows, drafted) == pytest.approx(seconds), "nothing was observed yet"
 
 
-def test_the_median_of_enough_iterations_replaces_the_table() -> None:
+def test_the_middle_of_enough_iterations_replaces_the_table() -> None:
     costs = IterationCosts(TABLE)
     costs.observe(4, 1, 1000.0)
     for _ in range(ENOUGH - 2):
         costs.observe(4, 1, 5.0)
     assert costs.seconds(4, 1) != 5.0, "too few to count"
     costs.observe(4, 1, 5.0)
-    assert costs.seconds(4, 1) == 5.0, "one outlier does not move a median"
+    assert costs.seconds(4, 1) == 5.0, "one outlier does not move it"
 
 
 def test_only_the_latest_iterations_count() -> None:
     costs = IterationCosts(TABLE)
     for _ in range(3 * KEPT):
         costs.observe(4, 1, 5.0)
-    for _ in range(KEPT // 2):
+    cut = KEPT // CUT
+    for seen in range(1, KEPT + 1):
         costs.observe(4, 1, 7.0)
-    assert costs.seconds(4, 1) == 5.0
-    costs.observe(4, 1, 7.0)
-    assert costs.seconds(4, 1) == 7.0
+        share = min(max(seen - cut, 0) / (KEPT - 2 * cut), 1.0)
+        assert costs.seconds(4, 1) == pytest.approx(5.0 + 2.0 * share), "the mean but for the ends"
 
 
 def test_row_counts_up_to_the_same_power_of_two_share_their_experience() -> None:

@@ -11,19 +11,20 @@ from cmasd.policies import GoodputPolicy, Observation
 from cmasd.policies.acceptance import REFIT_EVERY
 from cmasd.policies.costs import IterationCosts, StepTable
 from cmasd.policies.goodput import (
-    FAR_REST,
     FIRST_TRIAL_ROWS,
+    LONGEST_NEAR_REST,
     LONGEST_REST,
     PLAIN,
     PLAIN_EVERY,
     RATES_EVERY,
     SHORTEST_REST,
-    TRIAL,
+    TRIAL_ROWS,
 )
 from tests.unit.policies.iterations import iteration
 
 ROWS = 4
-FIRST_TRIAL = FIRST_TRIAL_ROWS // ROWS
+LOST_FIRST_TRIAL, FIRST_TRIAL = (rows // ROWS for rows in FIRST_TRIAL_ROWS)
+LOST_TRIAL, LONG_TRIAL = (rows // ROWS for rows in TRIAL_ROWS)
 """Iterations."""
 
 
@@ -118,7 +119,7 @@ def test_a_drafter_without_confidence() -> None:
     """NaN counts as 1/2 before anything is known; what is accepted then decides."""
     policy, nothing_BJ = policy_of([1.0, 1.2, 1.5]), torch.full((ROWS, 1), torch.nan)
     assert not policy.go_on(nothing_BJ).any(), "(1 + 0.5)/1.3 > (1 + 0.5 + 0.375)/1.7"
-    assert set(live(policy, 2 * REFIT_EVERY, accepted=2, confidence=torch.nan)) == {0, 2}
+    assert set(live(policy, FIRST_TRIAL + 2 * REFIT_EVERY, accepted=2, confidence=torch.nan)) == {0, 2}
     assert policy.go_on(nothing_BJ).all()
 
 
@@ -139,18 +140,21 @@ def test_a_policy_that_does_not_look_plans_the_best_length() -> None:
 
 @pytest.mark.parametrize(
     ("verify", "accepted"),
-    [([1.0, 1.2, 1.5], 0), ([1.0, 1.85, 2.3], 1)],
+    [([1.0, 1.4, 1.7], 0), ([1.0, 1.85, 2.3], 1)],
     ids=["nothing is accepted", "one token is accepted for the price of 0.95"],
 )
 def test_where_plain_wins_the_drafter_rests_longer_each_time(verify: list[float], accepted: int) -> None:
     lengths = live(policy_of(verify), 4 * LONGEST_REST, accepted=accepted)
-    factor = 1 if accepted else FAR_REST
+    if accepted:
+        first, later, factor, longest = FIRST_TRIAL, LONG_TRIAL, 1, LONGEST_NEAR_REST
+    else:
+        first, later, factor, longest = LOST_FIRST_TRIAL, LOST_TRIAL, 4, LONGEST_REST
     rests = [factor * SHORTEST_REST]
-    while rests[-1] < LONGEST_REST:
-        rests.append(min(2 * factor * rests[-1], LONGEST_REST))
-    assert rests[-1] == LONGEST_REST
-    expected = [run for rest in [*rests, LONGEST_REST] for run in ((True, TRIAL), (False, rest))]
-    expected[0] = (True, FIRST_TRIAL)
+    while rests[-1] < longest:
+        rests.append(min(2 * factor * rests[-1], longest))
+    assert rests[-1] == longest
+    expected = [run for rest in [*rests, longest] for run in ((True, later), (False, rest))]
+    expected[:2] = (True, first), (False, PLAIN + rests[0])
     assert runs(lengths)[: len(expected)] == expected
 
 
@@ -164,38 +168,50 @@ def test_where_drafting_pays_plain_is_measured_now_and_then() -> None:
     ]
 
 
-@pytest.mark.parametrize("rows", [1, 5, FIRST_TRIAL_ROWS, 1000])
-def test_the_first_trial_is_as_long_as_it_takes_to_see_enough_rows(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 5, FIRST_TRIAL_ROWS[0], 1000])
+def test_a_first_trial_that_is_lost_ends_when_enough_rows_were_seen(rows: int) -> None:
     policy, iterations = policy_of([1.0, 1.5]), 0
     while policy.plan(rows):
         draft, verdict = iteration(torch.full((rows, 1), 0.5), [1] * rows, [0] * rows)
         policy.observe(Observation(draft, verdict, 9.0, is_typical=True))
         iterations += 1
-    assert (iterations - 1) * rows < FIRST_TRIAL_ROWS <= iterations * rows
+    assert (iterations - 1) * rows < FIRST_TRIAL_ROWS[0] <= iterations * rows
 
 
 def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
     """The same acceptance, but drafting gets cheap for a while."""
-    policy = policy_of([1.0, 1.2, 1.3], draft=0.68)
-    assert runs(live(policy, FIRST_TRIAL + TRIAL + 3 * SHORTEST_REST, accepted=1)) == [
+    policy = policy_of([1.0, 1.2, 1.25, 1.3], draft=0.83)
+    assert runs(live(policy, FIRST_TRIAL + PLAIN + LONG_TRIAL + 3 * SHORTEST_REST, accepted=1)) == [
         (True, FIRST_TRIAL),
-        (False, SHORTEST_REST),
-        (True, TRIAL),
+        (False, PLAIN + SHORTEST_REST),
+        (True, LONG_TRIAL),
         (False, 2 * SHORTEST_REST),
     ]
-    dear, policy.costs = policy.costs, policy_of([1.0, 1.2, 1.3]).costs
-    assert runs(live(policy, 3 * TRIAL, accepted=1)) == [(True, 3 * TRIAL)]
+    dear, policy.costs = policy.costs, policy_of([1.0, 1.2, 1.25, 1.3]).costs
+    assert runs(live(policy, 3 * LONG_TRIAL + 3, accepted=1)) == [(True, 3 * LONG_TRIAL + 3)]
     policy.costs = dear
-    (drafts_on, until), *others = runs(live(policy, RATES_EVERY + SHORTEST_REST, accepted=1))
+    (drafts_on, until), *others = runs(live(policy, RATES_EVERY + PLAIN + SHORTEST_REST, accepted=1))
     assert drafts_on
     assert until < RATES_EVERY, "it looks at its rates and costs again"
-    assert others == [(False, SHORTEST_REST), (True, RATES_EVERY - until)]
+    assert others == [(False, PLAIN + SHORTEST_REST), (True, RATES_EVERY - until)], "at plain too, before it rests"
+
+
+def test_drafting_that_has_begun_goes_on_for_any_gain() -> None:
+    """Two tokens for 1.96 are too little to begin with, and enough to stay; for 2.04 they are not."""
+    policy = policy_of([1.0, 1.2], draft=0.5)
+    live(policy, FIRST_TRIAL + PLAIN + RATES_EVERY, accepted=1)
+    policy.costs = policy_of([1.0, 1.2], draft=0.76).costs
+    assert runs(live(policy, PLAIN_EVERY // 2, accepted=1)) == [(True, PLAIN_EVERY // 2)]
+    policy.costs = policy_of([1.0, 1.2], draft=0.84).costs
+    assert not runs(live(policy, PLAIN_EVERY // 2, accepted=1))[-1][0]
+    policy.costs = policy_of([1.0, 1.2], draft=0.76).costs
+    assert not runs(live(policy, 4 * SHORTEST_REST, accepted=1))[-1][0]
 
 
 def test_where_even_perfect_drafts_would_not_pay_none_is_tried() -> None:
     """It asks again after a rest, and tries once costs allow."""
-    policy = policy_of([1.0, 1.2, 1.3], draft=0.75)
-    assert policy.most_gain(ROWS) == pytest.approx(3 / 2.8)
+    policy = policy_of([1.0, 1.2, 1.3], draft=0.8)
+    assert policy.most_gain(ROWS) == pytest.approx(3 / 2.9)
     assert runs(live(policy, 3 * LONGEST_REST, accepted=2)) == [(False, 3 * LONGEST_REST)]
     policy.costs = policy_of([1.0, 1.2, 1.3], draft=0.6).costs
     assert runs(live(policy, 2 * SHORTEST_REST, accepted=2))[-1][0]
@@ -215,8 +231,8 @@ def test_measured_seconds_overrule_the_table() -> None:
 
 def test_an_iteration_that_had_no_room_to_draft_uses_up_no_trial() -> None:
     """Rows at their limit draft nothing, although the policy asked for it."""
-    policy = policy_of([1.0, 1.2, 1.5])
+    policy = policy_of([1.0, 1.4, 1.7])
     for _ in range(2 * FIRST_TRIAL):
         assert policy.plan(ROWS) == 2
         policy.observe(Observation(*iteration(torch.zeros(ROWS, 0), [0] * ROWS, [0] * ROWS), 1.0, is_typical=True))
-    assert runs(live(policy, FIRST_TRIAL + 1, accepted=0)) == [(True, FIRST_TRIAL), (False, 1)]
+    assert runs(live(policy, LOST_FIRST_TRIAL + 1, accepted=0)) == [(True, LOST_FIRST_TRIAL), (False, 1)]
