@@ -18,6 +18,9 @@ from cmasd.core import Request
 RESAMPLES = 2000
 CHUNKS, FEWEST_CHUNKS, MOST_CHUNKS = 5, 3, 9
 """Without a limit of time; and what a limit may make of it. Three are the fewest with a spread."""
+LEAST_ROWS = 64
+"""Of a full chunk: few rows are over in no time, and they come longest first, so that a policy that adapts would be
+measured adapting."""
 
 
 class Decoder(Protocol):
@@ -74,8 +77,8 @@ class Rounds:
 
 
 def full_rounds(batch_size: int, chunks: int = CHUNKS) -> Rounds:
-    """Every chunk fills the batch three times, or holds eight rows where that is more."""
-    return Rounds(chunks, max(8, 3 * batch_size))
+    """Every chunk fills the batch three times, or holds `LEAST_ROWS` where that is more."""
+    return Rounds(chunks, max(LEAST_ROWS, 3 * batch_size))
 
 
 def rounds_within(seconds: float, seconds_per_row: float, batch_size: int) -> Rounds:

@@ -35,14 +35,15 @@ NEAR, LOST = 0.9, 0.8
 SHORTEST_REST, LONGEST_NEAR_REST, LONGEST_REST = 256, 1024, 4096
 """Plain iterations between trials: twice as many after each that fails, because catching up is not free; and four times
 after one that was lost."""
-LEAST_GAIN = 1.05
+LEAST_GAIN = 1.03
 """Theta of drafting over that of plain decoding, to be worth a change; once drafting, 1 is enough."""
 TIMED_EVERY = 8
 """Of so many iterations of a rest one is timed: where a model is small, all of them would cost it a percent."""
 RATES_EVERY = 16
 """Drafting iterations between looks at the acceptance rates, which change slowly."""
-PLAIN_EVERY, PLAIN = 128, 5
-"""Drafting iterations between plain ones that keep the comparison honest, and how many of those."""
+PLAIN_EVERY, PLAIN, TIMED = 256, 8, 4
+"""Drafting iterations between plain ones that keep the comparison honest, how many of those, and how many are timed:
+the last, since the first ones after drafting take up to a fifth longer."""
 STALE = 16
 """Where drafting no longer seems to pay, plain iterations are looked at that are older than so many drafting ones."""
 
@@ -68,8 +69,9 @@ class GoodputPolicy(Policy):
         """A trial is to be made, or going on."""
         self._is_trying = False
         """Whether it has begun."""
-        self._trial_left = self._trial_rows_left = 0
-        """Drafting iterations until it is judged, and rows, added up over iterations, that it may take."""
+        self._trial_left = self._trial_rows_left = self._trial_length = 0
+        """Drafting iterations until it is judged; rows, added up over iterations, that it may take; tokens drafted: the
+        most at first, to see them all, then those that seem best."""
         self._pays = False
         """Whether Theta was last found to gain from drafting."""
         self._plain_left = 0
@@ -118,7 +120,7 @@ class GoodputPolicy(Policy):
                 self._plain_left, self._is_rest = SHORTEST_REST, True
                 return 0
             if self._tries(rows):
-                return self.max_draft_tokens
+                return self._trial_length
         if self._best[0] == rows and 0 < self._since_rates < RATES_EVERY and self._since_plain < PLAIN_EVERY:
             return self._best[1]
         assert self.costs is not None, "the engine sets the costs"
@@ -136,18 +138,22 @@ class GoodputPolicy(Policy):
             self._rest, self._is_rest = 2 * self._plain_left, True
             return 0
         self._rest = SHORTEST_REST
-        self._best = rows, self.max_draft_tokens if self.looks else theta.index(max(theta[1:]))
+        self._best = rows, self._best_length(theta)
         return self._best[1]
+
+    def _best_length(self, theta: list[float]) -> int:
+        return self.max_draft_tokens if self.looks else theta.index(max(theta[1:]), 1)
 
     def _tries(self, rows: int) -> bool:
         """Whether the trial that is due goes on; it begins here."""
         if not self._is_trying:
-            self._is_trying = True
+            self._is_trying, self._trial_length = True, self.max_draft_tokens
             least, self._trial_rows_left = FIRST_TRIAL_ROWS if self._is_first else TRIAL_ROWS
             self._trial_left = max(math.ceil(least / rows), 1 if self._is_first else TRIAL)
         elif self._trial_left == 0 and self._trial_rows_left > 0:
             theta = self.goodput(rows)
             if max(theta[1:]) > LOST * theta[0]:
+                self._trial_length = self._best_length(theta)
                 self._trial_left = min(RATES_EVERY, math.ceil(self._trial_rows_left / rows))
         self._is_due = self._is_trying = self._trial_left > 0
         self._is_first = self._is_first and self._is_due
@@ -191,10 +197,13 @@ class GoodputPolicy(Policy):
 
     def observe(self, observation: Observation) -> None:
         """Learn costs and acceptance; count down to the next trial."""
+        if self._plain_left > PLAIN and self._plain_left % TIMED_EVERY:
+            self._plain_left -= 1
+            return
         assert self.costs is not None, "the engine sets the costs"
         rows, drafted = observation.draft.tokens_BK.shape
         self._looked_for = 0
-        if observation.is_typical and not (self._plain_left > PLAIN and self._plain_left % TIMED_EVERY):
+        if observation.is_typical and not TIMED < self._plain_left <= PLAIN:
             self.costs.observe(rows, drafted, observation.seconds)
         if drafted:
             self.acceptance.observe(observation.draft, observation.verdict)

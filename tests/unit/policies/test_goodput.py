@@ -210,8 +210,8 @@ def test_drafting_that_has_begun_goes_on_for_any_gain() -> None:
 
 def test_where_even_perfect_drafts_would_not_pay_none_is_tried() -> None:
     """It asks again after a rest, and tries once costs allow."""
-    policy = policy_of([1.0, 1.2, 1.3], draft=0.8)
-    assert policy.most_gain(ROWS) == pytest.approx(3 / 2.9)
+    policy = policy_of([1.0, 1.2, 1.3], draft=0.85)
+    assert policy.most_gain(ROWS) == pytest.approx(3 / 3.0)
     assert runs(live(policy, 3 * LONGEST_REST, accepted=2)) == [(False, 3 * LONGEST_REST)]
     policy.costs = policy_of([1.0, 1.2, 1.3], draft=0.6).costs
     assert runs(live(policy, 2 * SHORTEST_REST, accepted=2))[-1][0]
