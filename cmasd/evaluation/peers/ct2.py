@@ -4,14 +4,24 @@ The loaded verifier is converted by CTranslate2's own transformers converter, on
 gone when the weights are in memory. Its vocabulary is the ids written as text, so no tokenizer takes part. Rules of
 the checkpoint are passed on as far as CTranslate2 has them (banned words, n-grams, repetition, lengths, a forced first
 token); the share of rows that equal plain decoding tells how far that is. Batches are static and sorted by length.
+
+Each compute type decodes in a process of its own. Beside torch in one process, CTranslate2 shares torch's OpenMP
+runtime, which then counts more threads than cores and puts them to sleep after every parallel region: all engines of
+that process, ours and transformers' too, lose most of their speed. A batch may be decoded by one model with all
+threads, by one with one, or in equal parts by models of one thread each; the first call tries these layouts and keeps
+the fastest, for the first is ten times slower than the others on some machines.
 """
 
 import copy
 import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,18 +30,77 @@ from cmasd.engine import Pair
 from cmasd.errors import ModelError
 from cmasd.runner.models import Model
 
+TRIALS = 2
+"""Of each layout; the first is for getting warm."""
 INSTALL = "pip install 'cmasd[bench]'"
 NORMALISATION = {"BartConfig": (False, True), "MBartConfig": (True, True), "PegasusConfig": (True, False)}
 """Where layers normalise: before their sums, and after the embeddings. The converter reads it from the config, where
 the original checkpoints have it; transformers itself writes none."""
 
 
+class Layout(NamedTuple):
+    """How CTranslate2 spreads a batch."""
+
+    models: int
+    """At work side by side, each on its own rows."""
+    threads: int
+    """Of each model."""
+
+
+def layouts(threads: int, batch_size: int) -> list[Layout]:
+    """What can be tried: a model has a row or more of the batch."""
+    tried = [Layout(1, threads), Layout(1, 1), Layout(min(threads, batch_size), 1)]
+    return list(dict.fromkeys(tried))
+
+
+class Process:
+    """CTranslate2 with the converted model, in a process that ends with this object; it sleeps while nobody asks."""
+
+    def __init__(self, folder: str, is_encoder_decoder: bool, options: dict[str, Any], threads: int) -> None:
+        """`options` are those of a Translator, or of a Generator; raises what that raises. `folder` is read here."""
+        self.threads = threads
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        self._pool.submit(_load, files, is_encoder_decoder, options).result()
+
+    def decode(self, layout: Layout, rows: list[list[str]], options: dict[str, Any]) -> tuple[list[list[str]], float]:
+        """Tokens of the best hypothesis by row, and the seconds that the process took."""
+        return self._pool.submit(_decode, layout, rows, options).result()
+
+
+_models: dict[Layout, Any] = {}
+_make: Callable[[Layout], Any]
+"""Of this process, where it is one of `Process`: translators, or generators for a decoder-only model."""
+
+
+def _load(files: dict[str, bytes], is_encoder_decoder: bool, options: dict[str, Any]) -> None:
+    import ctranslate2
+
+    global _make
+    kind = ctranslate2.Translator if is_encoder_decoder else ctranslate2.Generator
+
+    def make(layout: Layout) -> Any:
+        return kind("", files=files, inter_threads=layout.models, intra_threads=layout.threads, **options)
+
+    _make = make
+    _models[Layout(1, 1)] = make(Layout(1, 1))
+
+
+def _decode(layout: Layout, rows: list[list[str]], options: dict[str, Any]) -> tuple[list[list[str]], float]:
+    model = _models.get(layout) or _models.setdefault(layout, _make(layout))
+    started = time.perf_counter()
+    if hasattr(model, "translate_batch"):
+        outputs = [result.hypotheses[0] for result in model.translate_batch(rows, **options)]
+    else:
+        outputs = [result.sequences[0] for result in model.generate_batch(rows, **options)]
+    return outputs, time.perf_counter() - started
+
+
 @dataclass(frozen=True)
 class Converted:
     """The verifier in CTranslate2's memory, at one compute type."""
 
-    model: Any
-    """A Translator, or a Generator for a decoder-only model."""
+    process: Process
     vocabulary_size: int
     """Smaller than the verifier's by the padding where the converter cuts that off."""
 
@@ -42,8 +111,10 @@ class CTranslate2:
     def __init__(self, pair: Pair, converted: Converted, batch_size: int) -> None:
         """`converted` is one of `load_ctranslate2`."""
         self.pair = pair
-        self.model = converted.model
+        self.process = converted.process
         self.batch_size = batch_size
+        self.layout: Layout | None = None
+        """The fastest, from the first call on."""
         self._options = _rules(pair, converted.vocabulary_size)
         self._names = [str(token) for token in range(converted.vocabulary_size)]
 
@@ -53,35 +124,36 @@ class CTranslate2:
             return {}
         rows = [[self._names[token] for token in request.source] for request in requests]
         longest = max(request.max_new_tokens for request in requests)
-        outputs = self._translate(rows, longest) if self.pair.is_encoder_decoder else self._continue(rows, longest)
+        options = {**self._options, **self._lengths(rows, longest)}
+        if self.layout is None:
+            self.layout = self._fastest(rows, options)
+        outputs = self._run(self.layout, rows, options)[0]
         return {
             request.key: list(map(int, output))[: request.max_new_tokens]
             for request, output in zip(requests, outputs, strict=True)
         }
 
-    def _translate(self, rows: list[list[str]], longest: int) -> list[list[str]]:
-        forced = self.pair.constraints.forced_bos_token_id
-        results = self.model.translate_batch(
-            rows,
-            target_prefix=None if forced is None else [[self._names[forced]]] * len(rows),
-            max_input_length=0,
-            max_decoding_length=longest,
-            min_decoding_length=self._least(start_tokens=1),
-            max_batch_size=self.batch_size,
-            **self._options,
-        )
-        return [result.hypotheses[0] for result in results]
+    def _run(self, layout: Layout, rows: list[list[str]], options: dict[str, Any]) -> tuple[list[list[str]], float]:
+        return self.process.decode(layout, rows, {**options, "max_batch_size": self.batch_size // layout.models})
 
-    def _continue(self, rows: list[list[str]], longest: int) -> list[list[str]]:
-        results = self.model.generate_batch(
-            rows,
-            include_prompt_in_result=False,
-            max_length=longest,
-            min_length=self._least(start_tokens=min(map(len, rows))),
-            max_batch_size=self.batch_size,
-            **self._options,
-        )
-        return [result.sequences[0] for result in results]
+    def _fastest(self, rows: list[list[str]], options: dict[str, Any]) -> Layout:
+        """The layout that decodes the rows in the least time, once warm."""
+        tried = layouts(self.process.threads, self.batch_size)
+        seconds = {layout: min(self._run(layout, rows, options)[1] for _ in range(TRIALS)) for layout in tried}
+        return min(tried, key=seconds.__getitem__)
+
+    def _lengths(self, rows: list[list[str]], longest: int) -> dict[str, Any]:
+        """And what else the two kinds of model call differently."""
+        if not self.pair.is_encoder_decoder:
+            least = self._least(start_tokens=min(map(len, rows)))
+            return {"include_prompt_in_result": False, "max_length": longest, "min_length": least}
+        forced = self.pair.constraints.forced_bos_token_id
+        return {
+            "target_prefix": None if forced is None else [[self._names[forced]]] * len(rows),
+            "max_input_length": 0,
+            "max_decoding_length": longest,
+            "min_decoding_length": self._least(start_tokens=1),
+        }
 
     def _least(self, start_tokens: int) -> int:
         """Tokens before an end of sequence is allowed."""
@@ -96,16 +168,15 @@ def load_ctranslate2(pair: Pair, model: Model, threads: int) -> dict[str, Conver
     """
     if find_spec("ctranslate2") is None:
         raise ModelError(f"ctranslate2: is not installed. {INSTALL} adds it.")
-    import ctranslate2
-
     device = pair.device.type
     own = str(model.dtype).removeprefix("torch.") if device != "cpu" else "float32"
-    kind = ctranslate2.Translator if pair.is_encoder_decoder else ctranslate2.Generator
     with tempfile.TemporaryDirectory(prefix="cmasd-bench-") as folder:
         kept = convert(pair, model, Path(folder))
-        options = {"device": device, "inter_threads": 1, "intra_threads": threads}
         try:
-            loaded = {name: kind(folder, compute_type=name, **options) for name in (own, "int8")}
+            loaded = {
+                name: Process(folder, pair.is_encoder_decoder, {"device": device, "compute_type": name}, threads)
+                for name in (own, "int8")
+            }
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"ctranslate2: cannot load the model on {device} ({_first_line(error)}).") from error
     return {name: Converted(one, kept) for name, one in loaded.items()}
