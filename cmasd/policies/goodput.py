@@ -12,8 +12,6 @@ seen, never on later ones, so speculative sampling stays lossless.
 Shapes: B rows, J tokens drafted so far, K draft.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -69,9 +67,11 @@ class GoodputPolicy(Policy):
         """A trial is to be made, or going on."""
         self._is_trying = False
         """Whether it has begun."""
-        self._trial_left = self._trial_rows_left = self._trial_length = 0
-        """Drafting iterations until it is judged; rows, added up over iterations, that it may take; tokens drafted: the
-        most at first, to see them all, then those that seem best."""
+        self._trial_left = self._trial_length = 0
+        """Drafting iterations that it takes at least; tokens drafted: the most at first, to see them all, then those
+        that seem best."""
+        self._trial_rows = self._judged_at = self._trial_most = 0
+        """Rows, added up over its iterations: so far, when it is judged, and when it ends."""
         self._pays = False
         """Whether Theta was last found to gain from drafting."""
         self._plain_left = 0
@@ -116,8 +116,9 @@ class GoodputPolicy(Policy):
         if self._plain_left:
             return 0
         if self._is_due:
-            if not self._is_trying and self.most_gain(rows) <= LEAST_GAIN:
+            if self.most_gain(rows) <= LEAST_GAIN:
                 self._plain_left, self._is_rest = SHORTEST_REST, True
+                self._is_due, self._is_trying = not self._is_trying, False
                 return 0
             if self._tries(rows):
                 return self._trial_length
@@ -147,15 +148,15 @@ class GoodputPolicy(Policy):
     def _tries(self, rows: int) -> bool:
         """Whether the trial that is due goes on; it begins here."""
         if not self._is_trying:
-            self._is_trying, self._trial_length = True, self.max_draft_tokens
-            least, self._trial_rows_left = FIRST_TRIAL_ROWS if self._is_first else TRIAL_ROWS
-            self._trial_left = max(math.ceil(least / rows), 1 if self._is_first else TRIAL)
-        elif self._trial_left == 0 and self._trial_rows_left > 0:
+            self._trial_length, self._trial_rows = self.max_draft_tokens, 0
+            self._trial_left = 1 if self._is_first else TRIAL
+            self._judged_at, self._trial_most = FIRST_TRIAL_ROWS if self._is_first else TRIAL_ROWS
+        elif self._trial_left == 0 and self._judged_at <= self._trial_rows < self._trial_most:
             theta = self.goodput(rows)
             if max(theta[1:]) > LOST * theta[0]:
                 self._trial_length = self._best_length(theta)
-                self._trial_left = min(RATES_EVERY, math.ceil(self._trial_rows_left / rows))
-        self._is_due = self._is_trying = self._trial_left > 0
+                self._judged_at = min(self._trial_most, self._trial_rows + RATES_EVERY * rows)
+        self._is_due = self._is_trying = self._trial_left > 0 or self._trial_rows < self._judged_at
         self._is_first = self._is_first and self._is_due
         return self._is_due
 
@@ -210,7 +211,7 @@ class GoodputPolicy(Policy):
             if self.looks:
                 self.calibration.observe(observation.draft, observation.verdict)
             self._since_plain += 1
-            self._trial_rows_left -= rows
+            self._trial_rows += rows
             self._trial_left = max(0, self._trial_left - 1)
             self._since_rates = self._since_rates + 1 if self._rates and not self._is_due else RATES_EVERY
             return

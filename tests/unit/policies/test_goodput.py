@@ -178,6 +178,34 @@ def test_a_first_trial_that_is_lost_ends_when_enough_rows_were_seen(rows: int) -
     assert (iterations - 1) * rows < FIRST_TRIAL_ROWS[0] <= iterations * rows
 
 
+def test_a_trial_counts_the_rows_that_it_saw() -> None:
+    """Begun with one row, it is over soon when many more come: not after as many iterations as one needs."""
+    policy = policy_of([1.0, 1.5])
+    rows_seen: list[int] = []
+    while (rows := 1 if len(rows_seen) < 4 else 16) and policy.plan(rows):
+        draft, verdict = iteration(torch.full((rows, 1), 0.5), [1] * rows, [0] * rows)
+        policy.observe(Observation(draft, verdict, 9.0, is_typical=True))
+        rows_seen.append(rows)
+    assert rows_seen == [1] * 4 + [16] * 4
+
+
+def test_a_trial_ends_where_rows_come_for_which_even_perfect_drafts_would_not_pay() -> None:
+    """And is made anew, from the start, once fewer are left."""
+    policy = GoodputPolicy(max_draft_tokens=1)
+    policy.costs = IterationCosts(StepTable((1, 16), ((1.0, 1.2), (4.0, 8.0)), (0.1, 0.5)))
+    draft, verdict = iteration(torch.full((1, 1), 0.5), [1], [1])
+    plain = iteration(torch.zeros(16, 0), [0] * 16, [0] * 16)
+    for _ in range(4):
+        assert policy.plan(1) == 1
+        policy.observe(Observation(draft, verdict, 1.3, is_typical=True))
+    for _ in range(SHORTEST_REST):
+        assert policy.plan(16) == 0
+        policy.observe(Observation(*plain, 4.0, is_typical=True))
+    for _ in range(FIRST_TRIAL_ROWS[0]):
+        assert policy.plan(1) == 1
+        policy.observe(Observation(draft, verdict, 1.3, is_typical=True))
+
+
 def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
     """The same acceptance, but drafting gets cheap for a while."""
     policy = policy_of([1.0, 1.2, 1.25, 1.3], draft=0.83)
