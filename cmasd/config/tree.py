@@ -7,7 +7,7 @@ keeps equal to this file. Ranges are checked in `rules.py`.
 from dataclasses import dataclass, field
 from typing import Literal
 
-MOST_SLOTS = {"cpu": 256, "cuda": 1024}
+MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
 are full by then, and every further row only makes each row wait longer."""
 
@@ -67,7 +67,9 @@ class ModelsConfig:
     """Model that proposes tokens, for `drafter.kind` model (same tokenizer as the verifier) or parallel (trained for
     the verifier)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"] = "auto"
-    """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`, on a CPU: weights in 8 bits, with a scale per channel."""
+    """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`, on a CPU: weights and, where it multiplies bytes, inputs in
+    8 bits.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when there is one."""
     source_language: str | None = None
@@ -173,7 +175,7 @@ class EngineConfig:
     """The continuous batch."""
 
     slots: int | None = 32
-    """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 256 on a CPU, 1024 on a GPU."""
+    """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 32 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
     """Most tokens generated per row; null: the checkpoint's own limit."""
     max_source_tokens: int = 512

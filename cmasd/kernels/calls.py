@@ -27,8 +27,16 @@ from cmasd.kernels.layers import Packed, PackedDecoder, PackedDrafter, lines, pl
 from cmasd.kernels.rows import RowKernels
 
 REALS = {
-    torch.float32: ("-DREAL=float", "-DEXP=expf", "-DERF=erff", "-DLOG=logf", "-DSQRT=sqrtf", "-DNARROW"),
-    torch.float64: ("-DREAL=double", "-DEXP=exp", "-DERF=erf", "-DLOG=log", "-DSQRT=sqrt"),
+    torch.float32: (
+        "-DREAL=float",
+        "-DEXP=expf",
+        "-DERF=erff",
+        "-DLOG=logf",
+        "-DSQRT=sqrtf",
+        "-DFABS=fabsf",
+        "-DNARROW",
+    ),
+    torch.float64: ("-DREAL=double", "-DEXP=exp", "-DERF=erf", "-DLOG=log", "-DSQRT=sqrt", "-DFABS=fabs"),
 }
 """The names that C knows a number format by."""
 LEAST_SCALE = 1e-30
@@ -63,7 +71,9 @@ class Kernels(RowKernels):
         self._propose.argtypes = [pointer, pointer, size, pointer, size, pointer, size, size, *[pointer] * 6]
         self._remember.argtypes = [pointer, size, size, size, pointer, size, pointer]
         self._catch_up.restype = self._guess.restype = self._propose.restype = size
-        self._lanes, self._panel = (size.in_dll(loaded, name).value for name in ("lanes", "panel"))
+        self._lanes, self._panel, self._quad, self._zero = (
+            size.in_dll(loaded, name).value for name in ("lanes", "panel", "quad", "zero")
+        )
         reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
         self.halves = [dtype for dtype, name in reads.items() if size.in_dll(loaded, name).value]
         """Formats of 16 bits that `product` widens on the way."""
@@ -225,17 +235,19 @@ class Kernels(RowKernels):
 
         `is_draft` halves what is float32 whatever it loses.
         """
-        outputs, inputs = weight_OI.shape
+        outputs = len(weight_OI)
         padding = -outputs % self._panel
         bias_O = weight_OI.new_zeros(outputs) if bias_O is None else bias_O
-        bias, scales = F.pad(bias_O, (0, padding)), None
+        bias, scales, offsets, quad = F.pad(bias_O, (0, padding)), None, None, 1
         if int8:
             scale_O = weight_OI.abs().amax(1).clamp_min(LEAST_SCALE) / 127
-            weight_OI, scales = (weight_OI / scale_O[:, None]).round(), F.pad(scale_O, (0, padding))
+            weight_OI, scales, quad = (weight_OI / scale_O[:, None]).round(), F.pad(scale_O, (0, padding)), self._quad
+            offsets = F.pad((-self._zero * weight_OI.sum(1)).to(torch.int32), (0, padding))
         halves = [half for half in self.halves if is_draft or _fits(weight_OI, half)]
         dtype = torch.int8 if int8 else next(iter(halves), weight_OI.dtype)
-        strips_GIP = F.pad(weight_OI, (0, 0, 0, padding)).view(-1, self._lanes, inputs).transpose(1, 2)
-        return Packed(strips_GIP.to(dtype).contiguous(), bias, scales, outputs)
+        padded = F.pad(weight_OI, (0, -weight_OI.shape[1] % quad, 0, padding))
+        strips = padded.view(-1, self._lanes, padded.shape[1] // quad, quad).transpose(1, 2)
+        return Packed(strips.to(dtype).contiguous(), weight_OI.shape, bias, scales, offsets)
 
     def product(self, x_NI: Tensor, packed: Packed, residual_NO: Tensor | None = None) -> Tensor:
         """(N, O): each row's sums are the same whatever rows are beside it.

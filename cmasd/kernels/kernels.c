@@ -1,6 +1,7 @@
 /* What torch has no kernel for on a CPU; built by build.py, called by calls.py. REAL is float or double. */
 
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -276,7 +277,8 @@ void trace(const REAL *logits, int64_t rows, int64_t window, int64_t columns, co
    y = x w + bias for weights that serve again and again. They are packed in strips of LANES outputs, [input][output],
    and COLUMNS strips are read at once, each from front to back (the processor fetches ahead in each of them): with few
    rows that reading is all that a product costs. So weights that are numbers of 16 bits by nature are kept as such and
-   widened on the way: half the bytes, the same product. In 8 bits, with a scale per output, it is another product.
+   widened on the way: half the bytes, the same product. In 8 bits, with a scale per output, it is another product: where
+   the processor multiplies bytes, of inputs that are rounded too, with a scale per row; else of the inputs as they are.
    Each sum goes over the inputs in order, whatever rows are beside it. What usually follows a product is done on the
    way out: an activation, or the residual that is added and the layer norm over both. */
 
@@ -302,7 +304,8 @@ struct norm {
 
 struct layer {
     const char *weights;
-    const REAL *bias, *scales; /* scales of INT8 alone */
+    const REAL *bias, *scales; /* scales of INT8 alone, */
+    const int32_t *offsets;    /* and these: minus ZERO times the sum of an output's weights, where inputs are rounded */
     const struct norm *norm;   /* null without one */
     int64_t format, in, out, activation;
 };
@@ -337,6 +340,16 @@ const int64_t reads_float16 = 1;
 const int64_t reads_float16 = 0;
 #endif
 
+#if defined(NARROW) && defined(__AVX512VNNI__) /* INT8 strips are [quad of inputs][output][input] */
+#define QUAD 4
+#define ZERO 128 /* what a rounded input of 0 is */
+typedef int32_t ints __attribute__((vector_size(VECTOR), may_alias));
+#define DOT(SUMS, X, WEIGHTS) (ints)_mm512_dpbusd_epi32((__m512i)(SUMS), (__m512i)(X), (__m512i)(WEIGHTS))
+const int64_t quad = QUAD, zero = ZERO;
+#else
+const int64_t quad = 1, zero = 0;
+#endif
+
 static inline __attribute__((always_inline)) vector widened(const void *weights, int format)
 {
 #ifdef FROM_FLOAT16
@@ -359,6 +372,15 @@ static void activate(int64_t activation, int64_t count, REAL *y)
         for (int64_t i = 0; i < count; i++) y[i] /= 1 + EXP(-y[i]);
 }
 
+/* One row of a panel on its way out. */
+static inline __attribute__((always_inline)) void put(const struct layer *layer, int64_t first, const vector *sums, REAL *y)
+{
+    int64_t left = layer->out - first, count = left < PANEL ? left : PANEL;
+    if (count == PANEL) memcpy(y + first, sums, PANEL * sizeof(REAL));
+    else memcpy(y + first, sums, count * sizeof(REAL));
+    if (layer->activation) activate(layer->activation, count, y + first);
+}
+
 static inline __attribute__((always_inline)) void product_tile(
     int format, int64_t rows, const struct layer *layer, int64_t first, const REAL *x, int64_t stride, REAL *y)
 {
@@ -374,16 +396,78 @@ static inline __attribute__((always_inline)) void product_tile(
             for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] += x[r * stride + i] * column[c];
     }
     for (int64_t r = 0; r < rows; r++) {
-        int64_t count = out - first < PANEL ? out - first : PANEL;
         for (int64_t c = 0; c < COLUMNS; c++) {
             column[c] = sums[r][c];
             if (format == INT8) column[c] = column[c] * scales[c] + bias[c];
         }
-        if (count == PANEL) memcpy(y + r * out + first, column, sizeof column);
-        else memcpy(y + r * out + first, column, count * sizeof(REAL));
-        if (layer->activation) activate(layer->activation, count, y + r * out + first);
+        put(layer, first, column, y + r * out);
     }
 }
+
+#ifdef QUAD
+/* A row's inputs to bytes of which ZERO is none; returns what one of them is. */
+static REAL round_row(const REAL *x, int64_t in, uint8_t *bytes)
+{
+    REAL top = 0;
+    for (int64_t i = 0; i < in; i++) top = FABS(x[i]) > top ? FABS(x[i]) : top;
+    const REAL each = top > (REAL)1e-30 ? top / 127 : 1, scale = 1 / each;
+    for (int64_t i = 0; i < in; i++) bytes[i] = (uint8_t)(int32_t)(x[i] * scale + (ZERO + (REAL)0.5));
+    for (int64_t i = in; i % QUAD; i++) bytes[i] = ZERO;
+    return each;
+}
+
+static inline __attribute__((always_inline)) void rounded_tile(
+    int64_t rows, const struct layer *layer, int64_t first, const uint8_t *x, const REAL *each, REAL *y)
+{
+    const int64_t quads = (layer->in + QUAD - 1) / QUAD, out = layer->out;
+    const char *weights = layer->weights + first * quads * QUAD;
+    const vector *bias = (const vector *)(layer->bias + first), *scales = (const vector *)(layer->scales + first);
+    ints sums[TILE][COLUMNS], strip[COLUMNS];
+    vector column[COLUMNS];
+    for (int64_t r = 0; r < rows; r++) memcpy(sums[r], layer->offsets + first, sizeof sums[r]);
+    for (int64_t i = 0; i < quads; i++) {
+        for (int64_t c = 0; c < COLUMNS; c++) strip[c] = (ints)_mm512_loadu_si512(weights + (c * quads + i) * VECTOR);
+        for (int64_t r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + (r * quads + i) * QUAD, QUAD);
+            for (int64_t c = 0; c < COLUMNS; c++) sums[r][c] = DOT(sums[r][c], (ints){0} + four, strip[c]);
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t c = 0; c < COLUMNS; c++) {
+            vector scale = scales[c] * each[r];
+            __asm__("" : "+v"(scale)); /* the compiler would order these products by the number of rows */
+            column[c] = __builtin_convertvector(sums[r][c], vector) * scale + bias[c];
+        }
+        put(layer, first, column, y + r * out);
+    }
+}
+
+#define ROUNDED(ROWS)                                                                                                  \
+    case ROWS:                                                                                                         \
+        rounded_tile(ROWS, layer, first, bytes + row * quads * QUAD, each + row, y + row * layer->out), row += ROWS;    \
+        break;
+
+/* Every thread rounds the inputs for itself, of so many rows at a time as have room on its stack. */
+static void share_rounded(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, REAL *y)
+{
+    const int64_t quads = (layer->in + QUAD - 1) / QUAD, panels = (layer->out + PANEL - 1) / PANEL;
+    for (int64_t left = rows, count; left > 0; left -= count, x += count * stride, y += count * layer->out) {
+        count = left < TILES * TILE ? left : TILES * TILE;
+        uint8_t bytes[count * quads * QUAD];
+        REAL each[count];
+        for (int64_t r = 0; r < count; r++) each[r] = round_row(x + r * stride, layer->in, bytes + r * quads * QUAD);
+        #pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < panels; panel++) {
+            const int64_t first = panel * PANEL, tiles = (count + TILE - 1) / TILE;
+            for (int64_t tile = 0, row = 0; tile < tiles; tile++)
+                switch ((count - row) / (tiles - tile)) {
+                    ROUNDED(1) ROUNDED(2) ROUNDED(3) ROUNDED(4) ROUNDED(5) ROUNDED(6)
+                }
+        }
+    }
+}
+#endif
 
 /* y, normalised, or x itself where there is nothing to do. */
 static const REAL *normalised(const struct norm *norm, const REAL *x, int64_t width, REAL *y)
@@ -404,8 +488,7 @@ static const REAL *normalised(const struct norm *norm, const REAL *x, int64_t wi
 #define OF_FORMAT(FORMAT)                                                                                              \
     OF_ROWS(FORMAT, 1) OF_ROWS(FORMAT, 2) OF_ROWS(FORMAT, 3) OF_ROWS(FORMAT, 4) OF_ROWS(FORMAT, 5) OF_ROWS(FORMAT, 6)
 
-static void share_product(
-    const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
+static void share_exact(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, REAL *y)
 {
     int64_t out = layer->out, panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
     int64_t shares = (tiles + TILES - 1) / TILES, size = tiles ? rows / tiles : 0, larger = rows - size * tiles;
@@ -422,6 +505,17 @@ static void share_product(
             }
         }
     }
+}
+
+static void share_product(
+    const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
+{
+    const int64_t out = layer->out;
+#ifdef QUAD
+    if (layer->format == INT8) share_rounded(layer, x, stride, rows, y);
+    else
+#endif
+    share_exact(layer, x, stride, rows, y);
     if (!residual) return;
     #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
@@ -509,9 +603,8 @@ static void share_last_norm(const struct norm *norm, const REAL *x, int64_t coun
             memcpy(out + n * width, x + n * width, width * sizeof(REAL));
 }
 
-/* `room` holds `decoder->room` numbers for each token: 4 * width, and 3 * width or the widest inner product's outputs. */
-void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, int64_t window,
-            const struct lines *past, const struct lines *source, REAL *room, REAL *out)
+static void decode_together(const struct decoder *decoder, const int64_t *tokens, int64_t rows, int64_t window,
+                            const struct lines *past, const struct lines *source, REAL *room, REAL *out)
 {
     const int64_t width = decoder->width, count = rows * window, size = count * width;
     #pragma omp parallel
@@ -535,6 +628,42 @@ void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, 
     }
 }
 
+/* Threads share the outputs of each product, which each of them has to wait for and to fetch from the others' caches; or,
+   where there are tokens enough that reading all weights does not count, the rows, each in a part of its own. */
+#define PART_TOKENS 4
+
+/* A single part is no loop of its own: threads inside a team of one would be started anew each time. */
+static int64_t parts_of(int64_t rows, int64_t window)
+{
+    int64_t threads = omp_get_max_threads();
+    return rows < threads || rows * window < PART_TOKENS * threads ? 1 : threads;
+}
+
+static struct lines behind(const struct lines *lines, int64_t row)
+{
+    struct lines here = *lines;
+    here.first += row * lines->slot, here.counts += row;
+    return here;
+}
+
+/* `room` holds `decoder->room` numbers for each token: 4 * width, and 3 * width or the widest inner product's outputs. */
+void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, int64_t window,
+            const struct lines *past, const struct lines *source, REAL *room, REAL *out)
+{
+    const int64_t parts = parts_of(rows, window);
+    if (parts == 1) {
+        decode_together(decoder, tokens, rows, window, past, source, room, out);
+        return;
+    }
+    #pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t row = rows * part / parts, count = rows * (part + 1) / parts - row, token = row * window;
+        struct lines my_past = behind(past, row), my_source = behind(source, row);
+        decode_together(decoder, tokens + token, count, window, &my_past, &my_source, room + token * decoder->room,
+                        out + token * decoder->width);
+    }
+}
+
 /* Every token's (key, value) head by head, at `fresh`, to its row's slot; rows without `slots` have those of their own. */
 static void share_storing(const REAL *fresh, int64_t stride, int64_t count, int64_t window, int64_t heads, int64_t pair,
                           const int64_t *slots, REAL *lines, int64_t slot_stride, int64_t head_stride)
@@ -548,8 +677,7 @@ static void share_storing(const REAL *fresh, int64_t stride, int64_t count, int6
     }
 }
 
-/* The source's keys and values, in every block; rows go to their slots. `room` holds two widths for each token. */
-void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window, const int64_t *slots,
+static void fill_together(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window, const int64_t *slots,
           const struct lines *source, REAL *room)
 {
     const int64_t width = decoder->width, count = rows * window, heads = decoder->heads, pair = 2 * width / heads;
@@ -561,10 +689,24 @@ void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int6
     }
 }
 
-/* An encoder is a decoder without a source, whose tokens see all of their row's first `lengths` ones. `room` holds two
-   widths more for each token, for their keys and values, [row][head][place]. */
-void encode(const struct decoder *encoder, const int64_t *tokens, const int64_t *lengths, int64_t rows, int64_t window,
-            REAL *room, REAL *out)
+/* The source's keys and values, in every block; rows go to their slots. `room` holds two widths for each token. */
+void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window, const int64_t *slots,
+          const struct lines *source, REAL *room)
+{
+    const int64_t parts = parts_of(rows, window), width = decoder->width;
+    if (parts == 1) {
+        fill_together(decoder, encoded, rows, window, slots, source, room);
+        return;
+    }
+    #pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t row = rows * part / parts, count = rows * (part + 1) / parts - row, token = row * window;
+        fill_together(decoder, encoded + token * width, count, window, slots + row, source, room + token * 2 * width);
+    }
+}
+
+static void encode_together(const struct decoder *encoder, const int64_t *tokens, const int64_t *lengths, int64_t rows,
+                            int64_t window, REAL *room, REAL *out)
 {
     const int64_t width = encoder->width, count = rows * window, size = count * width;
     const int64_t heads = encoder->heads, pair = 2 * width / heads;
@@ -584,6 +726,24 @@ void encode(const struct decoder *encoder, const int64_t *tokens, const int64_t 
             share_product(block->end, wide, block->inner->out, count, other, x);
         }
         share_last_norm(encoder->last, x, count, width, out);
+    }
+}
+
+/* An encoder is a decoder without a source, whose tokens see all of their row's first `lengths` ones. `room` holds two
+   widths more for each token, for their keys and values, [row][head][place]. */
+void encode(const struct decoder *encoder, const int64_t *tokens, const int64_t *lengths, int64_t rows, int64_t window,
+            REAL *room, REAL *out)
+{
+    const int64_t parts = parts_of(rows, window), width = encoder->width;
+    if (parts == 1) {
+        encode_together(encoder, tokens, lengths, rows, window, room, out);
+        return;
+    }
+    #pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t row = rows * part / parts, count = rows * (part + 1) / parts - row, token = row * window;
+        encode_together(encoder, tokens + token, lengths + row, count, window,
+                        room + token * (encoder->room + 2 * width), out + token * width);
     }
 }
 

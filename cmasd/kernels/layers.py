@@ -1,6 +1,6 @@
 """Layers as `kernels.c` knows them: structures of pointers, beside the tensors that these point into.
 
-Shapes: d width, I inputs, O outputs, G strips of P outputs, V vocabulary, L places.
+Shapes: d width, I inputs, O outputs, G strips of P outputs, q inputs side by side, V vocabulary, L places.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class _Norm(ctypes.Structure):
 class _Layer(ctypes.Structure):
     """`struct layer`."""
 
-    _fields_ = (*_fields("weights bias scales norm", "format inputs outputs activation"),)
+    _fields_ = (*_fields("weights bias scales offsets norm", "format inputs outputs activation"),)
 
 
 class _Block(ctypes.Structure):
@@ -88,28 +88,34 @@ class Packed:
 
     def __init__(
         self,
-        strips_GIP: Tensor,
+        strips: Tensor,
+        shape: tuple[int, ...],
         bias: Tensor,
         scales: Tensor | None,
-        outputs: int,
+        offsets: Tensor | None,
         activation: str | None = None,
         norm: Norm | None = None,
     ) -> None:
-        """`strips_GIP` in the weights' own format or a smaller one; `bias` and, for int8, `scales` are (G*P,)."""
-        self.strips_GIP = strips_GIP
-        self.bias = bias
-        self.scales = scales
-        self.outputs = outputs
+        """`strips` (G, I/q, P, q) of weights of `shape` (O, I), in their own format or a smaller one, q inputs (4 or 1)
+        side by side; `bias` and, for int8, `scales` and int32 `offsets` are (G*P,).
+        """
+        self._parts = strips, shape, bias, scales, offsets
+        self.outputs = shape[0]
         self.norm = norm
-        parts = strips_GIP.data_ptr(), bias.data_ptr(), None if scales is None else scales.data_ptr(), _address(norm)
-        kinds = FORMATS.get(strips_GIP.dtype, 0), strips_GIP.shape[1], outputs, ACTIVATIONS.get(activation or "", 0)
-        self._struct = _Layer(*parts, *kinds)
+        addresses = (None if one is None else one.data_ptr() for one in (strips, bias, scales, offsets))
+        kinds = FORMATS.get(strips.dtype, 0), shape[1], shape[0], ACTIVATIONS.get(activation or "", 0)
+        self._struct = _Layer(*addresses, _address(norm), *kinds)
         self.address = ctypes.addressof(self._struct)
         """Of what C knows of it."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format in which weights are kept."""
+        return self._parts[0].dtype
+
     def followed(self, activation: str | None = None, norm: Norm | None = None) -> "Packed":
         """The same weights, with this behind them."""
-        return Packed(self.strips_GIP, self.bias, self.scales, self.outputs, activation, norm)
+        return Packed(*self._parts, activation, norm)
 
 
 class Block(NamedTuple):

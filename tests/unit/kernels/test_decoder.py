@@ -63,6 +63,23 @@ def test_a_row_gets_the_same_bits_alone_and_token_by_token(family: str) -> None:
         assert torch.equal(one_V, logits_BTV[0, t])
 
 
+@pytest.mark.parametrize("family", ["marian", "mbart"])
+def test_any_number_of_threads_computes_the_same_bits(family: str) -> None:
+    """Whether they share the rows, or what is computed of each: source, past and window."""
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            one = runner(family)
+            assert one.encoded_BSd is not None
+            made.append((one.encoded_BSd, one._cache.buffer_KSHLP, one.forward(WINDOW, STARTS)))
+    finally:
+        torch.set_num_threads(before)
+    for other in made[1:]:
+        for mine, theirs in zip(made[0], other, strict=True):
+            assert torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize("family", ["marian", "bart", "mbart", "pegasus", "m2m100"])
 def test_an_encoder_too_and_every_source_gets_the_same_bits_alone(family: str) -> None:
     encoder = stack(runner(family)).encoder

@@ -41,7 +41,7 @@ def test_shards_in_flight(tmp_path: Path, slots: int, asked: int | None, expecte
     assert shards_in_flight(one, make_plan(one)) == expected
 
 
-@pytest.mark.parametrize(("on_gpu", "expected"), [(False, 2048), (True, 8192)])
+@pytest.mark.parametrize(("on_gpu", "expected"), [(False, 256), (True, 8192)])
 def test_an_open_number_of_slots_is_fed_as_the_largest(tmp_path: Path, on_gpu: bool, expected: int) -> None:
     one = config(tmp_path, engine={"slots": None})
     assert shards_in_flight(one, make_plan(one), on_gpu) == expected

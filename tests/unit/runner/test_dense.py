@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from cmasd.errors import ModelError
-from cmasd.kernels import Kernels, Norm, kernels
+from cmasd.kernels import Kernels, Norm, build, kernels
+from cmasd.kernels.calls import REALS
 from cmasd.runner import dense as room
 from cmasd.runner.dense import Dense, NativeDense, OneDnnDense, activated, added, dense
 
@@ -23,17 +24,19 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float64: 1e-12}
 Kind = Callable[[Tensor, Tensor | None], Dense]
 
 
-def linear(outputs: int = OUT, bias: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Linear:
+def linear(
+    outputs: int = OUT, bias: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0, inputs: int = IN
+) -> nn.Linear:
     generator = torch.Generator().manual_seed(seed)
-    made = nn.Linear(IN, outputs, bias=bias)
+    made = nn.Linear(inputs, outputs, bias=bias)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return made.to(dtype).requires_grad_(False)
 
 
-def rows_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(count, IN, generator=torch.Generator().manual_seed(count)).to(dtype)
+def rows_of(count: int, dtype: torch.dtype = torch.float32, inputs: int = IN) -> Tensor:
+    return torch.randn(count, inputs, generator=torch.Generator().manual_seed(count)).to(dtype)
 
 
 def built(kind: Kind, weight_OI: Tensor, bias_O: Tensor | None) -> Dense:
@@ -111,7 +114,7 @@ def test_weights_are_packed_in_the_least_format_that_holds_them(dtype: torch.dty
     weight_OI = layer.weight.to(torch.bfloat16).float()
     weight_OI[7, 3] = SMALLEST[dtype]
     packed = native().pack(weight_OI, layer.bias)
-    assert packed.strips_GIP.dtype == dtype
+    assert packed.dtype == dtype
     for count in ROWS:
         x_NI = rows_of(count)
         expected_NO = F.linear(x_NI.double(), weight_OI.double(), layer.bias.double()).float()
@@ -131,17 +134,41 @@ def test_a_row_gets_the_same_bits_whatever_rows_are_beside_it(outputs: int, is_h
             assert torch.equal(native().product(x_NI[part], packed), together_NO[part])
 
 
-@pytest.mark.parametrize("outputs", [1, 64, 200])
-def test_int8_rounds_each_weight_to_a_127th_of_its_channel(outputs: int) -> None:
-    native()
-    layer = linear(outputs=outputs)
+@pytest.mark.parametrize("whole_inputs", [False, True], ids=["as here", "where inputs stay whole"])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 24), (64, 23), (200, 1), (70, 50)])
+def test_int8_rounds_each_weight_by_its_channel_and_each_input_by_its_row(
+    outputs: int, inputs: int, whole_inputs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference rounds in the same way, and multiplies exactly."""
+    known = kernels_with_whole_inputs() if whole_inputs else native()
+    monkeypatch.setattr(room, "kernels_for", lambda tensor: known)
+    layer, x_NI = linear(outputs, inputs=inputs), rows_of(65, inputs=inputs)
     layer.weight[0] = 0  # a channel without a scale
-    product, x_NI = dense(layer, int8=True), rows_of(65)
-    most_O = layer.weight.abs().amax(1) / 127 / 2
-    error_NO = (product(x_NI) - layer(x_NI)).abs()
-    assert (error_NO <= x_NI.abs().sum(1, keepdim=True) * most_O + 1e-5).all()
-    assert torch.equal(product(x_NI[3:4]), product(x_NI)[3:4])
+    x_NI[7] = 0  # and a row
+    product = dense(layer, int8=True)
+    seen_NI = x_NI.double() if known._quad == 1 else rounded(x_NI)
+    expected_NO = F.linear(seen_NI, rounded(layer.weight), layer.bias.double()).float()
+    torch.testing.assert_close(product(x_NI), expected_NO, atol=1e-5, rtol=1e-5)
+    for first, count in ((3, 1), (2, 5), (0, 50), (9, 7)):
+        part = slice(first, first + count)
+        assert torch.equal(product(x_NI[part]), product(x_NI)[part])
     assert (activated(product, RELU)(x_NI) == product(x_NI).relu()).all()
+
+
+def rounded(rows: Tensor) -> Tensor:
+    """To 127ths of the largest number of each row."""
+    each = rows.abs().amax(1, keepdim=True) / 127
+    each[each == 0] = 1
+    return (rows * (1 / each)).add(0.5).floor().double() * each.double()
+
+
+def kernels_with_whole_inputs() -> Kernels:
+    """Those of a processor that cannot multiply bytes."""
+    found = native()
+    if found._quad > 1:
+        found = Kernels(build.built(*REALS[torch.float32], "-mno-avx512vnni"))
+    assert found._quad == 1
+    return found
 
 
 def test_int8_without_kernels_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
