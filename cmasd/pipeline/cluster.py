@@ -48,6 +48,16 @@ class Resources:
     cpus_each: float
     gpus_each: float
     is_local: bool
+    room: int
+    """Actors that the cluster has CPUs, or GPUs, for now."""
+
+    def notices(self, config: ActorsConfig, shards: int) -> list[str]:
+        """Of a part of the machine that stays idle, unless that was asked for by a fixed number of actors."""
+        useful = min(self.room, shards)
+        if config.count or useful <= self.most_actors:
+            return []
+        kind = "GPUs" if self.gpus_each else "CPUs"
+        return [f"actors.max: {self.most_actors}, with {kind} for {self.room} actors; actors.max={useful} uses more."]
 
 
 @contextmanager
@@ -163,4 +173,5 @@ def resources(config: ActorsConfig, local: bool) -> Resources:
                     f"actors.{key}: {least} actor(s) of {each:g} {name} each need {each * least:g}, "
                     f"this machine has {have.get(name, 0):g}. Lower actors.{key} or actors.count."
                 )
-    return Resources(least, most, config.cpus_each, gpus_each, local)
+    name, each = ("GPU", gpus_each) if gpus_each else ("CPU", config.cpus_each)
+    return Resources(least, most, config.cpus_each, gpus_each, local, room=int(have.get(name, 0) // each))

@@ -82,6 +82,7 @@ def _run(
                 watcher.stage("starting Ray")
                 with connected() as local:
                     has = resources(config.actors, local)
+                    tally.notices += has.notices(config.actors, len(state.todo))
                     if attempt is not None:
                         _decode(config, state, has, lease, attempt, watcher, drain)
                     if wants_baseline and compare is not None:
