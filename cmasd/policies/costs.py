@@ -56,12 +56,16 @@ class IterationCosts:
     def seconds(self, rows: int, drafted: int) -> float:
         """Expected seconds of an iteration."""
         kind = _bucket(rows), drafted
-        if kind not in self._middles and len(self._seen.get(kind, ())) >= ENOUGH:
+        if kind not in self._middles and self.knows(rows, drafted):
             self._middles[kind] = _middle(self._seen[kind])
         if kind in self._middles:
             return self._middles[kind]
         level = self._levels.get(drafted > 0) or max(self._levels.values(), default=1.0)
         return level * self._expected(rows, drafted)
+
+    def knows(self, rows: int, drafted: int) -> bool:
+        """Whether enough iterations like it were measured."""
+        return len(self._seen.get((_bucket(rows), drafted), ())) >= ENOUGH
 
     def observe(self, rows: int, drafted: int, seconds: float) -> None:
         """An iteration took this long."""

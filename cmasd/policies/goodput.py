@@ -43,7 +43,8 @@ PLAIN_EVERY, PLAIN, TIMED = 256, 8, 4
 """Drafting iterations between plain ones that keep the comparison honest, how many of those, and how many are timed:
 the last, since the first ones after drafting take up to a fifth longer."""
 STALE = 16
-"""Where drafting no longer seems to pay, plain iterations are looked at that are older than so many drafting ones."""
+"""Plain iterations are looked at that are older than so many drafting ones, where drafting no longer seems to pay, or
+seems to with a number of rows that plain ones were never timed with."""
 
 
 class GoodputPolicy(Policy):
@@ -128,9 +129,11 @@ class GoodputPolicy(Policy):
         theta = self.goodput(rows)
         gain = max(theta[1:]) / theta[0]
         pays = gain > (1 if self._pays else LEAST_GAIN)
-        if self._since_plain >= PLAIN_EVERY or (self._pays and not pays and self._since_plain >= STALE):
+        is_old = self._since_plain >= PLAIN_EVERY or (self._pays and not pays and self._since_plain >= STALE)
+        if is_old or (pays and self._since_plain >= STALE and not self.costs.knows(rows, 0)):
             self._plain_left, self._is_rest, self._best = PLAIN, False, (0, 0)
-            self.costs.forget(drafting=False)
+            if is_old:
+                self.costs.forget(drafting=False)
             return 0
         self._pays = pays
         if not pays:

@@ -30,7 +30,7 @@ from cmasd.engine import Pair
 from cmasd.errors import ModelError
 from cmasd.runner.models import Model
 
-TRIALS = 2
+TRIALS = 4
 """Of each layout; the first is for getting warm."""
 INSTALL = "pip install 'cmasd[bench]'"
 NORMALISATION = {"BartConfig": (False, True), "MBartConfig": (True, True), "PegasusConfig": (True, False)}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cmasd.policies import GoodputPolicy, Observation
 from cmasd.policies.acceptance import REFIT_EVERY
-from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.policies.costs import ENOUGH, IterationCosts, StepTable
 from cmasd.policies.goodput import (
     FIRST_TRIAL_ROWS,
     LONGEST_NEAR_REST,
@@ -18,6 +18,7 @@ from cmasd.policies.goodput import (
     PLAIN_EVERY,
     RATES_EVERY,
     SHORTEST_REST,
+    STALE,
     TRIAL_ROWS,
 )
 from tests.unit.policies.iterations import iteration
@@ -46,6 +47,15 @@ def live(policy: GoodputPolicy, iterations: int, accepted: int, confidence: floa
         policy.observe(Observation(draft, verdict, policy.costs.table.seconds(ROWS, drafted), is_typical=True))
         lengths.append(drafted)
     return lengths
+
+
+def costs_of(verify: list[float], draft: float = 0.1) -> IterationCosts:
+    """That have seen plain iterations."""
+    costs = policy_of(verify, draft).costs
+    assert costs is not None
+    for _ in range(ENOUGH):
+        costs.observe(ROWS, 0, verify[0])
+    return costs
 
 
 def runs(lengths: list[int]) -> list[tuple[bool, int]]:
@@ -215,7 +225,7 @@ def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
         (True, LONG_TRIAL),
         (False, 2 * SHORTEST_REST),
     ]
-    dear, policy.costs = policy.costs, policy_of([1.0, 1.2, 1.25, 1.3]).costs
+    dear, policy.costs = policy.costs, costs_of([1.0, 1.2, 1.25, 1.3])
     assert runs(live(policy, 3 * LONG_TRIAL + 3, accepted=1)) == [(True, 3 * LONG_TRIAL + 3)]
     policy.costs = dear
     (drafts_on, until), *others = runs(live(policy, RATES_EVERY + PLAIN + SHORTEST_REST, accepted=1))
@@ -224,15 +234,39 @@ def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
     assert others == [(False, PLAIN + SHORTEST_REST), (True, RATES_EVERY - until)], "at plain too, before it rests"
 
 
+def test_plain_is_timed_with_as_many_rows_before_drafting_is_trusted_to_pay() -> None:
+    """With one row it pays; sixteen rows come, with which plain iterations are faster than one would think."""
+    policy = GoodputPolicy(max_draft_tokens=1)
+    policy.costs = IterationCosts(StepTable((1, 16), ((1.0, 1.2), (4.0, 4.8)), (0.1, 0.4)))
+    plain_seconds = {1: 1.0, 16: 2.0}
+
+    def lengths(rows: int, iterations: int) -> list[int]:
+        made = []
+        for _ in range(iterations):
+            drafted = policy.plan(rows)
+            draft, verdict = iteration(torch.full((rows, drafted), 0.5), [drafted] * rows, [drafted] * rows)
+            assert policy.costs is not None
+            seconds = policy.costs.table.seconds(rows, 1) if drafted else plain_seconds[rows]
+            policy.observe(Observation(draft, verdict, seconds, is_typical=True))
+            made.append(drafted)
+        return made
+
+    assert runs(lengths(1, FIRST_TRIAL_ROWS[1] + PLAIN + STALE // 2))[-1] == (True, STALE // 2)
+    (drafts_on, until), *others = runs(lengths(16, RATES_EVERY + PLAIN + SHORTEST_REST // 2))
+    assert drafts_on
+    assert until <= RATES_EVERY
+    assert others == [(False, RATES_EVERY + PLAIN + SHORTEST_REST // 2 - until)]
+
+
 def test_drafting_that_has_begun_goes_on_for_any_gain() -> None:
     """Two tokens for 1.96 are too little to begin with, and enough to stay; for 2.04 they are not."""
     policy = policy_of([1.0, 1.2], draft=0.5)
     live(policy, FIRST_TRIAL + PLAIN + RATES_EVERY, accepted=1)
-    policy.costs = policy_of([1.0, 1.2], draft=0.76).costs
+    policy.costs = costs_of([1.0, 1.2], draft=0.76)
     assert runs(live(policy, PLAIN_EVERY // 2, accepted=1)) == [(True, PLAIN_EVERY // 2)]
-    policy.costs = policy_of([1.0, 1.2], draft=0.84).costs
+    policy.costs = costs_of([1.0, 1.2], draft=0.84)
     assert not runs(live(policy, PLAIN_EVERY // 2, accepted=1))[-1][0]
-    policy.costs = policy_of([1.0, 1.2], draft=0.76).costs
+    policy.costs = costs_of([1.0, 1.2], draft=0.76)
     assert not runs(live(policy, 4 * SHORTEST_REST, accepted=1))[-1][0]
 
 
