@@ -134,6 +134,7 @@ def _check_together(config: Config) -> None:
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.kind}. "
             "Use confidence.kind=auto."
         )
+    _check_drafter_dtype(config)
     needs_drafter = config.policy.kind != "plain" and config.drafter.is_named
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(
@@ -144,3 +145,19 @@ def _check_together(config: Config) -> None:
         raise ConfigError("notify.webhook: must begin with https:// or http://. (The value may be secret: not shown.)")
     if config.input.template is not None and "{text}" not in config.input.template:
         raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")
+
+
+def _check_drafter_dtype(config: Config) -> None:
+    models, kind = config.models, config.drafter.kind
+    if models.drafter_dtype != "int8" or models.dtype == "int8":
+        return
+    if models.dtype not in ("auto", "float32"):
+        raise ConfigError(
+            f"models.drafter_dtype: int8 goes with models.dtype auto, float32 or int8, got {models.dtype}. "
+            "Use models.drafter_dtype=same."
+        )
+    if not config.drafter.is_named:
+        raise ConfigError(
+            f"models.drafter_dtype: is of drafter.kind model and parallel, got int8 with drafter.kind {kind}. "
+            "Use models.drafter_dtype=auto."
+        )

@@ -70,6 +70,9 @@ class ModelsConfig:
     """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`, on a CPU: weights and, where it multiplies bytes, inputs in
     8 bits.
     """
+    drafter_dtype: Literal["auto", "same", "int8"] = "auto"
+    """Of what `models.drafter` names; exact output does not depend on it. `same`: the verifier's; `int8`: as above;
+    `auto`: int8 beside a float32 verifier on a CPU that multiplies bytes, where there are kernels for the drafter."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when there is one."""
     source_language: str | None = None

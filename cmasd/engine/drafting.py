@@ -35,12 +35,12 @@ def build_drafter(
     confidence = build_confidence(config.confidence, config.score)
     if config.drafter.kind == "parallel":
         assert pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
-        model = ParallelModel(pair.parallel, pair.verifier, words, pair.int8)
+        model = ParallelModel(pair.parallel, pair.verifier, words, pair.drafter_int8)
         drafting = ParallelRunner(model, verifier, config.engine.graphs, words.tensor(pair.device))
         return ParallelDrafter(drafting, policy, confidence, choose, eos_ids)
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
-    runner = load_runner(pair.drafter, *shape, words, pair.int8, config.engine.graphs)
+    runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs)
     share_encoder(runner, verifier)
     if config.drafter.kind == "self":
         share_weights(runner, verifier)

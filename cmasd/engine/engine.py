@@ -100,7 +100,7 @@ class Engine:
     def _step_table(self, graphs: str) -> StepTable:
         pair = self.pair
         drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
-        about = [pair.verifier.config, *drafting, pair.int8, graphs]
+        about = [pair.verifier.config, *drafting, pair.int8, pair.drafter_int8, graphs]
         return step_table(self.verifier, self.drafter, about, self.shape.slots, self.shape.window)
 
     def warm_up(self) -> None:

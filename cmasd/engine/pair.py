@@ -9,8 +9,10 @@ import torch
 
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError, ModelError
+from cmasd.kernels import kernels
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.early_exit import early_exit
+from cmasd.runner.families import family_of
 from cmasd.runner.load import parallel_shape
 from cmasd.runner.models import (
     Model,
@@ -45,7 +47,9 @@ class Pair:
     shortlist: tuple[int, ...] | None = None
     """Ids that the drafter drafts from; None: all."""
     int8: bool = False
-    """Whether runners quantise the weights."""
+    """Whether the verifier's runner quantises the weights."""
+    drafter_int8: bool = False
+    """Whether the drafter's does."""
     parallel: ParallelNetwork | None = None
     """For `drafter.kind: parallel`."""
 
@@ -108,8 +112,18 @@ def load_pair(config: Config) -> Pair:
         verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=codec.forced_bos_token_id
     )
     shortlist = _shortlist(config, verifier, constraints) if drafter is not None or parallel is not None else None
-    int8 = models.dtype == "int8"
-    return Pair(verifier, drafter, codec, constraints, max_new, max_source, shortlist, int8, parallel)
+    return Pair(
+        verifier,
+        drafter,
+        codec,
+        constraints,
+        max_new,
+        max_source,
+        shortlist,
+        int8=models.dtype == "int8",
+        drafter_int8=_drafts_in_int8(config, verifier, drafter),
+        parallel=parallel,
+    )
 
 
 def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tuple[Model | None, ParallelNetwork | None]:
@@ -139,6 +153,18 @@ def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tupl
     drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
     check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
     return drafter, None
+
+
+def _drafts_in_int8(config: Config, verifier: Model, drafter: Model | None) -> bool:
+    """What is drafted is verified, so a drafter may be rounded where that makes it faster."""
+    models = config.models
+    if models.dtype == "int8" or not config.drafter.is_named:
+        return models.dtype == "int8"
+    if models.drafter_dtype != "auto":
+        return models.drafter_dtype == "int8"
+    native = kernels(verifier.dtype) if verifier.device.type == "cpu" and verifier.dtype == torch.float32 else None
+    has_products = drafter is None or family_of(drafter).is_bart
+    return has_products and native is not None and native.multiplies_bytes
 
 
 def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tuple[int, ...] | None:

@@ -74,6 +74,8 @@ class Kernels(RowKernels):
         self._lanes, self._panel, self._quad, self._zero = (
             size.in_dll(loaded, name).value for name in ("lanes", "panel", "quad", "zero")
         )
+        self.multiplies_bytes = self._quad > 1
+        """Whether int8 products round their inputs as well, and are much faster than those of 16 or 32 bits."""
         reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
         self.halves = [dtype for dtype, name in reads.items() if size.in_dll(loaded, name).value]
         """Formats of 16 bits that `product` widens on the way."""

@@ -56,8 +56,9 @@ def _int8(weight_OI: Tensor, bias_O: Tensor | None) -> Dense:
         return NativeDense(weight_OI, bias_O, int8=True)
     except NotImplementedError:
         raise ModelError(
-            "models.dtype: int8 needs a CPU under Linux and a C compiler, got device "
-            f"{weight_OI.device.type}. Use models.dtype=auto."
+            "models: int8 needs a CPU under Linux, a C compiler and a model loaded in float32, got "
+            f"{str(weight_OI.dtype).removeprefix('torch.')} on {weight_OI.device.type}. Use models.dtype=auto and "
+            "models.drafter_dtype=auto."
         ) from None
 
 

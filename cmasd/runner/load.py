@@ -39,8 +39,8 @@ def load_runner(
     family = family_of(model)
     if int8 and not family.is_bart:
         raise ModelError(
-            f"models.dtype: int8 is for BART and its kin, got {type(model).__name__}; expected Marian, BART, mBART, "
-            "Pegasus or M2M100. Use models.dtype=auto."
+            f"models: int8 is for BART and its kin, got {type(model).__name__}; expected Marian, BART, mBART, Pegasus "
+            "or M2M100. Use models.dtype=auto and models.drafter_dtype=auto."
         )
     model.eval()
     geometry = measure(model, family)

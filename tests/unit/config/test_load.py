@@ -191,6 +191,14 @@ class TestRules:
             (["actors.min=3", "actors.max=2"], r"^actors\.min: must be at most actors\.max \(2\), got 3"),
             (["models.drafter=null"], r"^models\.drafter: must be set for drafter\.kind 'model', got null\. .*lookup"),
             (["input.template=summarize:"], r"^input\.template: must contain \{text\}, got 'summarize:'"),
+            (
+                ["models.drafter_dtype=int8", "models.dtype=bfloat16"],
+                r"^models\.drafter_dtype: int8 goes with models\.dtype auto, .*got bfloat16\. .*drafter_dtype=same",
+            ),
+            (
+                ["models.drafter_dtype=int8", "drafter.kind=self"],
+                r"^models\.drafter_dtype: is of drafter\.kind model and parallel, got int8 with drafter\.kind self",
+            ),
         ],
     )
     def test_keys_that_do_not_fit_together(self, overrides: list[str], message: str) -> None:

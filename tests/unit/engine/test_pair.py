@@ -1,16 +1,21 @@
 """What a pair derives from its checkpoint: limits, the decoder's start, the device."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from cmasd.config import Config, from_dict
+from cmasd.core import Request
 from cmasd.engine.capacity import need_of, resolve
-from cmasd.engine.pair import DEFAULT_MAX_NEW_TOKENS, _limits, choose_device, load_pair
+from cmasd.engine.pair import DEFAULT_MAX_NEW_TOKENS, _drafts_in_int8, _limits, choose_device, load_pair
 from cmasd.errors import ConfigError, ModelError
-from tests.unit.engine.pairs import tiny_pair
+from cmasd.kernels import kernels
+from tests.unit.engine.pairs import decode, tiny_pair, tokens_of
 from tests.unit.runner.tiny import POSITIONS, tiny_model
 
 
@@ -88,3 +93,64 @@ def test_the_device_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+
+
+PARALLEL = {"models": {"drafter": "en-de/parallel"}, "drafter": {"kind": "parallel"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "multiplies_bytes", "expected"),
+    [
+        ({}, True, (False, True)),
+        ({}, False, (False, False)),
+        (PARALLEL, True, (False, True)),
+        (PARALLEL, False, (False, False)),
+        ({"models": {"drafter_dtype": "same"}}, True, (False, False)),
+        ({"models": {"drafter_dtype": "int8"}}, False, (False, True)),
+        ({"models": {"dtype": "int8", "drafter_dtype": "same"}}, True, (True, True)),
+        ({"models": {"dtype": "bfloat16"}}, True, (False, False)),
+        ({"drafter": {"kind": "self"}}, True, (False, False)),
+        ({"drafter": {"kind": "self"}, "models": {"dtype": "int8"}}, True, (True, True)),
+    ],
+)
+def test_a_drafter_is_rounded_where_that_makes_it_faster(
+    sections: dict[str, dict[str, Any]],
+    multiplies_bytes: bool,
+    expected: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cmasd.engine.pair.kernels", lambda dtype: SimpleNamespace(multiplies_bytes=multiplies_bytes))
+    cpu = {**sections, "models": {"device": "cpu", **sections.get("models", {})}}
+    pair = load_pair(from_dict(cpu))
+    assert (pair.int8, pair.drafter_int8) == expected
+
+
+def test_a_rounded_drafter_needs_a_family_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmasd.engine.pair.kernels", lambda dtype: SimpleNamespace(multiplies_bytes=True))
+    config, models = from_dict({}), {family: tiny_model(family, layers=1) for family in ("bart", "t5")}
+    assert _drafts_in_int8(config, models["bart"], models["bart"])
+    assert not _drafts_in_int8(config, models["t5"], models["t5"])
+
+
+@pytest.mark.skipif(kernels(torch.float32) is None, reason="no kernels here, so nothing is rounded")
+@pytest.mark.parametrize("sections", [{}, PARALLEL], ids=["model", "parallel"])
+def test_a_rounded_drafter_of_a_float32_verifier_stays_exact(sections: dict[str, dict[str, Any]]) -> None:
+    """The bundled pair on real text: rounding changes confidences and a few drafts, and no output."""
+    lines = Path("configs/demo/sentences.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    texts, runs = [json.loads(line)["text"] for line in lines], {}
+    for precision in ("same", "int8"):
+        models = {"device": "cpu", **sections.get("models", {}), "drafter_dtype": precision}
+        drafter = {**sections.get("drafter", {}), "max_draft_tokens": 4}
+        common: dict[str, Any] = {"models": models, "drafter": drafter, "engine": {"slots": 7, "max_new_tokens": 40}}
+        config = from_dict({**common, "policy": {"kind": "fixed"}})
+        pair = load_pair(config)
+        sources = [source for source in pair.codec.encode(texts) if isinstance(source, list)]
+        requests = [Request(key, source, 40) for key, source in enumerate(sources)]
+        assert len(requests) == 40
+        runs[precision] = decode(pair, config, requests)
+        plain = decode(pair, from_dict({**common, "policy": {"kind": "plain"}}), requests)
+        assert tokens_of(runs[precision]) == tokens_of(plain)
+    confidences = [[result.mean_confidence for result in run.values()] for run in runs.values()]
+    assert confidences[0] != confidences[1]
+    accepted = [sum(result.num_accepted_tokens for result in run.values()) for run in runs.values()]
+    assert accepted[1] > 0.9 * accepted[0]

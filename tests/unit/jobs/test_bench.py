@@ -49,6 +49,7 @@ def test_last_line_is_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     exact = [row for row in read["results"] if row["lossless"] == "exact"]
     assert {row["exact_match_to_plain"] for row in exact} == {1.0}
     assert (read["threads"], read["steps"], read["skipped"]) == (1, [], [])
+    assert read["drafter_dtype"] in ("float32", "int8")
     assert {"torch", "transformers", "ctranslate2"} <= set(read["versions"])
     assert sorted(shlex.split(read["command"])) == sorted(["cmasd", *arguments])
     assert lines[0].startswith(f"4 texts; {read['machine']}, 1 threads; cmasd bench ")

@@ -173,7 +173,7 @@ def kernels_with_whole_inputs() -> Kernels:
 
 def test_int8_without_kernels_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "kernels_for", lambda tensor: None)
-    with pytest.raises(ModelError, match="int8 needs a CPU under Linux and a C compiler"):
+    with pytest.raises(ModelError, match="int8 needs a CPU under Linux, a C compiler and a model loaded in float32"):
         dense(linear(), int8=True)
 
 
