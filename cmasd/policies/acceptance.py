@@ -26,7 +26,7 @@ SAMPLES = 4096
 """Latest judged tokens that the calibration is fitted on."""
 REFIT_EVERY = 32
 """Iterations."""
-AT_ONCE = 16
+AT_ONCE = 32
 """Iterations that are learned from together, unless it is asked before."""
 PRIOR_ACCEPTED, PRIOR_JUDGED = 3.0, 4.0
 """Assumed of each position beforehand; hopeful, because a policy that never drafts never learns."""

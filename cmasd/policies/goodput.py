@@ -37,7 +37,7 @@ LEAST_GAIN = 1.03
 """Theta of drafting over that of plain decoding, to be worth a change; once drafting, 1 is enough."""
 TIMED_EVERY = 8
 """Of so many iterations of a rest one is timed: where a model is small, all of them would cost it a percent."""
-RATES_EVERY = 16
+RATES_EVERY = 32
 """Drafting iterations between looks at the acceptance rates, which change slowly."""
 PLAIN_EVERY, PLAIN, TIMED = 256, 8, 4
 """Drafting iterations between plain ones that keep the comparison honest, how many of those, and how many are timed:
