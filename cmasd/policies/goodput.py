@@ -33,8 +33,9 @@ NEAR, LOST = 0.9, 0.8
 SHORTEST_REST, LONGEST_NEAR_REST, LONGEST_REST = 256, 1024, 4096
 """Plain iterations between trials: twice as many after each that fails, because catching up is not free; and four times
 after one that was lost."""
-LEAST_GAIN = 1.03
-"""Theta of drafting over that of plain decoding, to be worth a change; once drafting, 1 is enough."""
+LEAST_GAIN, STILL_GAINS = 1.03, 1.02
+"""Theta of drafting over that of plain decoding, to be worth a change; and once drafting, to be worth what choosing a
+length costs, which is in no iteration's time."""
 TIMED_EVERY = 8
 """Of so many iterations of a rest one is timed: where a model is small, all of them would cost it a percent."""
 RATES_EVERY = 32
@@ -128,7 +129,7 @@ class GoodputPolicy(Policy):
         assert self.costs is not None, "the engine sets the costs"
         theta = self.goodput(rows)
         gain = max(theta[1:]) / theta[0]
-        pays = gain > (1 if self._pays else LEAST_GAIN)
+        pays = gain > (STILL_GAINS if self._pays else LEAST_GAIN)
         is_old = self._since_plain >= PLAIN_EVERY or (self._pays and not pays and self._since_plain >= STALE)
         if is_old or (pays and self._since_plain >= STALE and not self.costs.knows(rows, 0)):
             self._plain_left, self._is_rest, self._best = PLAIN, False, (0, 0)

@@ -258,15 +258,15 @@ def test_plain_is_timed_with_as_many_rows_before_drafting_is_trusted_to_pay() ->
     assert others == [(False, RATES_EVERY + PLAIN + SHORTEST_REST // 2 - until)]
 
 
-def test_drafting_that_has_begun_goes_on_for_any_gain() -> None:
-    """Two tokens for 1.96 are too little to begin with, and enough to stay; for 2.04 they are not."""
+def test_drafting_that_has_begun_goes_on_for_less_gain() -> None:
+    """Two tokens for 1.945 are too little to begin with, and enough to stay; for 1.98 they are not."""
     policy = policy_of([1.0, 1.2], draft=0.5)
     live(policy, FIRST_TRIAL + PLAIN + RATES_EVERY, accepted=1)
-    policy.costs = costs_of([1.0, 1.2], draft=0.76)
+    policy.costs = costs_of([1.0, 1.2], draft=0.745)
     assert runs(live(policy, PLAIN_EVERY // 2, accepted=1)) == [(True, PLAIN_EVERY // 2)]
-    policy.costs = costs_of([1.0, 1.2], draft=0.84)
+    policy.costs = costs_of([1.0, 1.2], draft=0.78)
     assert not runs(live(policy, PLAIN_EVERY // 2, accepted=1))[-1][0]
-    policy.costs = costs_of([1.0, 1.2], draft=0.76)
+    policy.costs = costs_of([1.0, 1.2], draft=0.745)
     assert not runs(live(policy, 4 * SHORTEST_REST, accepted=1))[-1][0]
 
 
