@@ -1,6 +1,7 @@
 """The goodput policy: Theta by hand, when it stops a draft, and when it gives the drafter up and tries it again."""
 
 from itertools import groupby
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cmasd.policies.acceptance import REFIT_EVERY
 from cmasd.policies.costs import ENOUGH, IterationCosts, StepTable
 from cmasd.policies.goodput import (
     FIRST_TRIAL_ROWS,
+    LEARNED_EVERY,
     LONGEST_NEAR_REST,
     LONGEST_REST,
     PLAIN,
@@ -145,6 +147,38 @@ def test_a_policy_that_does_not_look_plans_the_best_length() -> None:
     assert policy.cut(unsure_BK, torch.tensor([2, 1, 2, 0])).tolist() == [2, 1, 2, 0]
 
 
+def test_a_neighbour_of_the_best_length_is_measured_before_it_is_left() -> None:
+    """By the table two tokens are best; three, which it has too dear, are when they are tried."""
+    policy = policy_of([1.0, 1.1, 1.2, 1.6])
+    policy.looks = False
+    costs = costs_of([1.0, 1.1, 1.2, 1.6])
+    for _ in range(ENOUGH):
+        costs.observe(ROWS, 2, 1.4)
+    policy.costs = costs
+    theta = [ROWS, ROWS * 1.9 / 1.2, ROWS * 2.7 / 1.4, ROWS * 3.4 / 1.9]
+    assert policy._best_length(theta, ROWS) == 3, "1.79 is near 1.93, 1.58 of one token is not"
+    for _ in range(ENOUGH):
+        costs.observe(ROWS, 3, 1.9)
+    assert policy._best_length(theta, ROWS) == 2
+    policy.looks = True
+    assert policy._best_length(theta, ROWS) == 3, "the most, which confidence cuts"
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_of_drafts_that_nobody_looks_into_some_are_learned_from(looks: bool) -> None:
+    """And all of a trial."""
+    policy = policy_of([1.0, 1.1, 1.2])
+    policy.looks = looks
+    assert policy.costs is not None
+    with patch.object(policy.costs, "observe", wraps=policy.costs.observe) as observe:
+        drafting = [length for length in live(policy, FIRST_TRIAL, accepted=2) if length]
+        assert observe.call_count == len(drafting) == FIRST_TRIAL
+        live(policy, PLAIN, accepted=2)
+        observe.reset_mock()
+        assert all(live(policy, 8 * LEARNED_EVERY, accepted=2))
+        assert observe.call_count == (8 * LEARNED_EVERY if looks else 8)
+
+
 # -------------------------------------------------------------------- drafting at all
 
 
@@ -218,7 +252,7 @@ def test_a_trial_ends_where_rows_come_for_which_even_perfect_drafts_would_not_pa
 
 def test_a_trial_that_succeeds_ends_the_long_rests() -> None:
     """The same acceptance, but drafting gets cheap for a while."""
-    policy = policy_of([1.0, 1.2, 1.25, 1.3], draft=0.83)
+    policy = policy_of([1.0, 1.2, 1.25, 1.3], draft=0.82)
     assert runs(live(policy, FIRST_TRIAL + PLAIN + LONG_TRIAL + 3 * SHORTEST_REST, accepted=1)) == [
         (True, FIRST_TRIAL),
         (False, PLAIN + SHORTEST_REST),
@@ -259,14 +293,14 @@ def test_plain_is_timed_with_as_many_rows_before_drafting_is_trusted_to_pay() ->
 
 
 def test_drafting_that_has_begun_goes_on_for_less_gain() -> None:
-    """Two tokens for 1.945 are too little to begin with, and enough to stay; for 1.98 they are not."""
+    """Two tokens for 1.9 are too little to begin with, and enough to stay; for 1.96 they are not."""
     policy = policy_of([1.0, 1.2], draft=0.5)
     live(policy, FIRST_TRIAL + PLAIN + RATES_EVERY, accepted=1)
-    policy.costs = costs_of([1.0, 1.2], draft=0.745)
+    policy.costs = costs_of([1.0, 1.2], draft=0.70)
     assert runs(live(policy, PLAIN_EVERY // 2, accepted=1)) == [(True, PLAIN_EVERY // 2)]
-    policy.costs = costs_of([1.0, 1.2], draft=0.78)
+    policy.costs = costs_of([1.0, 1.2], draft=0.76)
     assert not runs(live(policy, PLAIN_EVERY // 2, accepted=1))[-1][0]
-    policy.costs = costs_of([1.0, 1.2], draft=0.745)
+    policy.costs = costs_of([1.0, 1.2], draft=0.70)
     assert not runs(live(policy, 4 * SHORTEST_REST, accepted=1))[-1][0]
 
 
