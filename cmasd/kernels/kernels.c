@@ -82,18 +82,30 @@ void attend(const REAL *queries, int64_t window, REAL *lines, int64_t slot_strid
 
 #define NUMBERS 6
 
+#define ABREAST 64 /* so that no comparison waits for the one before */
+
 static REAL most(const REAL *z, int64_t count, REAL least)
 {
-    for (int64_t i = 0; i < count; i++) least = z[i] > least ? z[i] : least;
+    REAL each[ABREAST];
+    int64_t i = 0;
+    for (int64_t j = 0; j < ABREAST; j++) each[j] = least;
+    for (; i + ABREAST <= count; i += ABREAST)
+        for (int64_t j = 0; j < ABREAST; j++) each[j] = z[i + j] > each[j] ? z[i + j] : each[j];
+    for (; i < count; i++) least = z[i] > least ? z[i] : least;
+    for (int64_t j = 0; j < ABREAST; j++) least = each[j] > least ? each[j] : least;
     return least;
 }
 
 static int64_t largest(const REAL *z, int64_t count)
 {
-    REAL top = most(z, count, z[0]);
-    int64_t at = 0;
-    while (z[at] < top) at++;
-    return at;
+    const REAL top = most(z, count, z[0]);
+    int64_t at = 0, found = 0;
+    for (; at + ABREAST <= count; at += ABREAST) {
+        for (int64_t j = 0; j < ABREAST; j++) found |= z[at + j] >= top;
+        if (found) break;
+    }
+    while (at < count && z[at] < top) at++;
+    return at < count ? at : 0;
 }
 
 void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *tokens, REAL *numbers)
