@@ -156,8 +156,10 @@ def _seconds_left(args: argparse.Namespace, started: float) -> float | None:
 
 def introduce(args: argparse.Namespace, pair: "Pair", texts: int) -> dict[str, Any]:
     """Say what is measured where, in one line; returns it for the record."""
+    from cmasd.evaluation.lineup import dtype_name
+
     about = describe(command(args, "bench", OPTIONS, {"engines": ENGINES}), pair.device.type == "cuda")
-    about["drafter_dtype"] = "int8" if pair.drafter_int8 else str(pair.verifier.dtype).removeprefix("torch.")
+    about["drafter_dtype"] = "int8" if pair.drafter_int8 else dtype_name(pair.verifier.dtype)
     print(f"{texts} texts; {about['machine']}, {about['threads']} threads; {about['command']}", flush=True)
     return about
 

@@ -57,7 +57,7 @@ class Contender:
 def our_contender(name: str, pair: Pair, config: Config, batch_size: int) -> Contender:
     """An engine of ours, started: what it measures for itself lies behind."""
     sized = replace(config, engine=replace(config.engine, slots=batch_size))
-    dtype = _dtype(pair.verifier.dtype) if config.models.dtype == "auto" else config.models.dtype
+    dtype = dtype_name(pair.verifier.dtype) if config.models.dtype == "auto" else config.models.dtype
     return Contender(name, dtype, config.lossless, EngineDecoder(pair, sized))
 
 
@@ -89,7 +89,7 @@ class Contenders:
 
 def hf_contender(pair: Pair, stock: Model, batch_size: int) -> Contender:
     """`generate` of transformers, greedy."""
-    return Contender("hf_generate", _dtype(stock.dtype), "exact", HfGenerate(pair, batch_size, stock))
+    return Contender("hf_generate", dtype_name(stock.dtype), "exact", HfGenerate(pair, batch_size, stock))
 
 
 def ct2_contenders(pair: Pair, converted: dict[str, Converted], batch_size: int) -> list[Contender]:
@@ -131,5 +131,6 @@ def can_draft(pair: Pair, config: Config) -> bool:
     return kind == "lookup" or (pair.parallel if kind == "parallel" else pair.drafter) is not None
 
 
-def _dtype(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As results call it: float32."""
     return str(dtype).removeprefix("torch.")

@@ -644,12 +644,28 @@ static void decode_together(const struct decoder *decoder, const int64_t *tokens
    where there are tokens enough that reading all weights does not count, the rows, each in a part of its own. */
 #define PART_TOKENS 4
 
-/* A single part is no loop of its own: threads inside a team of one would be started anew each time. */
 static int64_t parts_of(int64_t rows, int64_t window)
 {
     int64_t threads = omp_get_max_threads();
     return rows < threads || rows * window < PART_TOKENS * threads ? 1 : threads;
 }
+
+/* Does what is given for each part of `rows`: `count` of them from `row` on, whose first token is the `token`th. A single
+   part is no loop of its own: threads inside a team of one would be started anew each time. */
+#define SHARE_ROWS(...)                                                                                                \
+    do {                                                                                                               \
+        const int64_t parts = parts_of(rows, window);                                                                  \
+        if (parts == 1) {                                                                                              \
+            const int64_t row = 0, count = rows, token = 0;                                                            \
+            __VA_ARGS__;                                                                                               \
+            break;                                                                                                     \
+        }                                                                                                              \
+        _Pragma("omp parallel for schedule(static)")                                                                   \
+        for (int64_t part = 0; part < parts; part++) {                                                                 \
+            const int64_t row = rows * part / parts, count = rows * (part + 1) / parts - row, token = row * window;    \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+    } while (0)
 
 static struct lines behind(const struct lines *lines, int64_t row)
 {
@@ -662,18 +678,9 @@ static struct lines behind(const struct lines *lines, int64_t row)
 void decode(const struct decoder *decoder, const int64_t *tokens, int64_t rows, int64_t window,
             const struct lines *past, const struct lines *source, REAL *room, REAL *out)
 {
-    const int64_t parts = parts_of(rows, window);
-    if (parts == 1) {
-        decode_together(decoder, tokens, rows, window, past, source, room, out);
-        return;
-    }
-    #pragma omp parallel for schedule(static)
-    for (int64_t part = 0; part < parts; part++) {
-        int64_t row = rows * part / parts, count = rows * (part + 1) / parts - row, token = row * window;
-        struct lines my_past = behind(past, row), my_source = behind(source, row);
-        decode_together(decoder, tokens + token, count, window, &my_past, &my_source, room + token * decoder->room,
-                        out + token * decoder->width);
-    }
+    SHARE_ROWS(struct lines my_past = behind(past, row), my_source = behind(source, row);
+               decode_together(decoder, tokens + token, count, window, &my_past, &my_source,
+                               room + token * decoder->room, out + token * decoder->width));
 }
 
 /* Every token's (key, value) head by head, at `fresh`, to its row's slot; rows without `slots` have those of their own. */
@@ -689,8 +696,8 @@ static void share_storing(const REAL *fresh, int64_t stride, int64_t count, int6
     }
 }
 
-static void fill_together(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window, const int64_t *slots,
-          const struct lines *source, REAL *room)
+static void fill_together(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window,
+                          const int64_t *slots, const struct lines *source, REAL *room)
 {
     const int64_t width = decoder->width, count = rows * window, heads = decoder->heads, pair = 2 * width / heads;
     #pragma omp parallel
@@ -705,16 +712,9 @@ static void fill_together(const struct decoder *decoder, const REAL *encoded, in
 void fill(const struct decoder *decoder, const REAL *encoded, int64_t rows, int64_t window, const int64_t *slots,
           const struct lines *source, REAL *room)
 {
-    const int64_t parts = parts_of(rows, window), width = decoder->width;
-    if (parts == 1) {
-        fill_together(decoder, encoded, rows, window, slots, source, room);
-        return;
-    }
-    #pragma omp parallel for schedule(static)
-    for (int64_t part = 0; part < parts; part++) {
-        int64_t row = rows * part / parts, count = rows * (part + 1) / parts - row, token = row * window;
-        fill_together(decoder, encoded + token * width, count, window, slots + row, source, room + token * 2 * width);
-    }
+    const int64_t width = decoder->width;
+    SHARE_ROWS(fill_together(decoder, encoded + token * width, count, window, slots + row, source,
+                             room + token * 2 * width));
 }
 
 static void encode_together(const struct decoder *encoder, const int64_t *tokens, const int64_t *lengths, int64_t rows,
@@ -746,17 +746,9 @@ static void encode_together(const struct decoder *encoder, const int64_t *tokens
 void encode(const struct decoder *encoder, const int64_t *tokens, const int64_t *lengths, int64_t rows, int64_t window,
             REAL *room, REAL *out)
 {
-    const int64_t parts = parts_of(rows, window), width = encoder->width;
-    if (parts == 1) {
-        encode_together(encoder, tokens, lengths, rows, window, room, out);
-        return;
-    }
-    #pragma omp parallel for schedule(static)
-    for (int64_t part = 0; part < parts; part++) {
-        int64_t row = rows * part / parts, count = rows * (part + 1) / parts - row, token = row * window;
-        encode_together(encoder, tokens + token, lengths + row, count, window,
-                        room + token * (encoder->room + 2 * width), out + token * width);
-    }
+    const int64_t width = encoder->width;
+    SHARE_ROWS(encode_together(encoder, tokens + token, lengths + row, count, window,
+                               room + token * (encoder->room + 2 * width), out + token * width));
 }
 
 /* Greedy decoding: `count` tokens for each row behind its window of tokens, [row][token], and their NUMBERS. `only` says
