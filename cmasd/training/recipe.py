@@ -50,6 +50,8 @@ class ModelRecipe:
     feed_forward: int = 512
     heads: int = 4
     max_positions: int = 512
+    dropout: float = 0.0
+    """Share of the activations that training sets to zero, of each layer's output; 0 where few passes are made."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class ScheduleRecipe:
     clip_norm: float = 1.0
     accumulate: int = 1
     """Batches whose gradients are added up in one step."""
+    average_decay: float = 0.0
+    """Of the moving average over the steps' weights, which is what is exported: 0.999 averages over the last thousand
+    steps or so; 0: the last weights alone."""
     seed: int = 1
 
 

@@ -66,7 +66,8 @@ class Seq2SeqTask:
         )
 
     def loss(self, batch: "Pairs", seed: int) -> Tensor:
-        """See `Task.loss`."""
+        """See `Task.loss`; dropout is what is random."""
+        torch.manual_seed(seed)
         return token_loss(self.model, batch.source_BS, batch.target_BT, self._smoothing, batch.teacher)
 
     def gauge(self, batch: "Pairs") -> tuple[str, float]:
@@ -105,7 +106,7 @@ def _build_bart(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2
         decoder_attention_heads=recipe.heads,
         max_position_embeddings=recipe.max_positions,
         activation_function="gelu" if is_bart else "relu",
-        dropout=0.0,
+        dropout=recipe.dropout,
         attention_dropout=0.0,
         activation_dropout=0.0,
         scale_embedding=True,
@@ -134,7 +135,7 @@ def _build_t5(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Seq2Se
         num_layers=recipe.encoder_layers,
         num_decoder_layers=recipe.decoder_layers,
         num_heads=recipe.heads,
-        dropout_rate=0.0,
+        dropout_rate=recipe.dropout,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
@@ -247,9 +248,13 @@ def token_loss(
 
 @torch.no_grad()
 def source_gain(model: Seq2SeqModel, source: Tensor, target: Tensor) -> float:
-    """Nats per token that the true sources save over the same sources in another order."""
+    """Nats per token that the true sources save over the same sources in another order, without dropout."""
+    training = model.training
+    model.train(False)
     right = token_loss(model, source, target, 0.0)
-    return (token_loss(model, source.roll(1, 0), target, 0.0) - right).item()
+    gain = (token_loss(model, source.roll(1, 0), target, 0.0) - right).item()
+    model.train(training)
+    return gain
 
 
 def export(model: Seq2SeqModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, dtype: torch.dtype) -> None:

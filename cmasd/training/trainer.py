@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cmasd.errors import ConfigError
 from cmasd.training.corpus import Corpus, stream
@@ -99,7 +100,8 @@ def train(
         {"params": [p for p in trained if p.dim() != 2], "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
-    first, spent = restore(work, model, optimiser, device)
+    average = averaged(model, schedule.average_decay)
+    first, spent = restore(work, model, optimiser, average, device)
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches_before = first * schedule.accumulate // task.losses_per_batch * workers
     all_batches = stream(corpus, schedule.seed, schedule.batch_tokens, skip=batches_before)
@@ -124,6 +126,8 @@ def train(
         nn.utils.clip_grad_norm_(trained, schedule.clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update_parameters(model)
         assert batch is not None, "a step has at least one batch"
         if (step + 1) % report_every == 0 or step + 1 == schedule.steps:
             gauge = task.gauge(batch)
@@ -134,13 +138,20 @@ def train(
             mark, tokens, losses = now, 0, []
         if rank == 0 and time.monotonic() - saved > recipe.checkpoint_seconds:
             saved = time.monotonic()
-            save_checkpoint(work, model, optimiser, step + 1, spent + saved - began)
+            save_checkpoint(work, model, optimiser, average, step + 1, spent + saved - began)
     if first < schedule.steps:
         spent += time.monotonic() - began
         if rank == 0:
-            save_checkpoint(work, model, optimiser, schedule.steps, spent)
+            save_checkpoint(work, model, optimiser, average, schedule.steps, spent)
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
     model.eval()
     return spent
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """The moving average of the weights; None where `decay` is 0."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
@@ -154,16 +165,29 @@ def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def save_checkpoint(work: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
+def save_checkpoint(
+    work: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    step: int,
+    seconds: float,
+) -> None:
     """Write atomically: a killed write leaves the previous checkpoint whole."""
     work.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-    state |= {"step": step, "seconds": seconds}
+    state |= {"step": step, "seconds": seconds, "average": average and average.state_dict()}
     torch.save(state, work / "checkpoint.tmp")
     (work / "checkpoint.tmp").replace(work / "checkpoint.pt")
 
 
-def restore(work: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> tuple[int, float]:
+def restore(
+    work: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    device: torch.device,
+) -> tuple[int, float]:
     """Load the checkpoint, if any; returns steps taken and seconds spent so far."""
     path = work / "checkpoint.pt"
     if not path.exists():
@@ -172,6 +196,8 @@ def restore(work: Path, model: nn.Module, optimiser: torch.optim.Optimizer, devi
     try:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        if average is not None and state.get("average"):
+            average.load_state_dict(state["average"])
     except (RuntimeError, ValueError):
         raise ConfigError(
             f"work: {path} is of a model of another shape. Pass another work=PATH, or remove the file to start again."

@@ -107,6 +107,38 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, corpus: Co
     assert equal(weights(recipe, corpus), whole)
 
 
+def test_dropout_and_the_average_survive_a_kill(tmp_path: Path, corpus: Corpus) -> None:
+    def recipe(name: str) -> Recipe:
+        one = small_recipe(tmp_path / name, tmp_path, average_decay=0.5)
+        return replace(one, model=replace(one.model, dropout=0.2), checkpoint_seconds=0.0)
+
+    whole = weights(recipe("whole"), corpus)
+    with pytest.raises(Killed):
+        fit(recipe("killed"), corpus, kill_at(7), report_every=1)
+    assert equal(weights(recipe("killed"), corpus), whole)
+
+
+def test_what_is_exported_is_the_moving_average(tmp_path: Path, corpus: Corpus) -> None:
+    """After two steps with decay 3/4: three quarters of the first step's weights and one of the second's."""
+    first, second, mean = (
+        weights(small_recipe(tmp_path / name, tmp_path, steps=steps, decay_share=0.0, average_decay=decay), corpus)
+        for name, steps, decay in (("first", 1, 0.0), ("second", 2, 0.0), ("mean", 2, 0.75))
+    )
+    assert not equal(first, second)
+    for name in first:
+        torch.testing.assert_close(mean[name], 0.75 * first[name] + 0.25 * second[name])
+
+
+def test_dropout_teaches_only_while_training(corpus: Corpus) -> None:
+    torch.manual_seed(0)
+    model = build_model(replace(SMALL_MODEL, dropout=0.5), small_tokenizer())
+    losses = [[token_loss(model.train(train), *batch(corpus), 0.0).item() for _ in range(2)] for train in (True, False)]
+    assert losses[0][0] != losses[0][1]
+    assert losses[1][0] == losses[1][1]
+    assert source_gain(model.train(), *batch(corpus)) == source_gain(model.train(), *batch(corpus))
+    assert model.training
+
+
 def test_seeds_decide_the_weights(tmp_path: Path, corpus: Corpus) -> None:
     runs = [
         weights(small_recipe(tmp_path / str(i), tmp_path, steps=3, seed=seed), corpus)
