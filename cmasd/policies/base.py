@@ -1,25 +1,117 @@
-"""What a policy decides, in the order in which the engine asks: plan, go_on after each token, keep; then it is told.
+"""What a policy decides before an iteration: who drafts, and the rule that ends each row's draft; then it is told.
 
-A policy sees confidences only up to the token it decides about (non-anticipating), so speculative
-sampling stays lossless under every policy.
+A rule is plain numbers, so that a kernel can follow it while it drafts. Whether a token is drafted or sent depends on
+the confidences of its own row up to it and on nothing later (non-anticipating), so speculative sampling stays lossless
+under every policy, and a row's output does not depend on its neighbours.
 
 Shapes: B rows, J tokens drafted so far, K draft.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cmasd.core import Draft, Verdict
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+EDGE = 1e-3
+"""Confidences are kept this far from 0 and 1 where their odds are taken: beyond, rounding of the drafter decides."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How far the rows of one iteration draft.
+
+    After j tokens a row has the statistic s_j: the product (its survival), or the mean, of their acceptance p_1 ... p_j.
+    It drafts another while s_j >= go_on[j - 1], and sends to the verifier the leading tokens with s_j >= keep[j - 1].
+    """
+
+    go_on_K: Float64
+    """(K,), K the most tokens that a row may draft; the last is never asked. -inf: always, inf: never."""
+    keep_K: Float64
+    """(K,)"""
+    statistic: Literal["product", "mean"] = "product"
+    slope: float | None = None
+    """p_j = sigmoid(slope * logit(C_j) + offset_j) of the confidence C_j; None: p_j = C_j."""
+    offsets_K: Float64 | None = None
+
+    @classmethod
+    def always(cls, most: int) -> "Rule":
+        """Every row drafts `most` tokens."""
+        return cls(np.full(most, -np.inf), np.full(most, -np.inf))
+
+    @property
+    def most(self) -> int:
+        """No row drafts more."""
+        return len(self.go_on_K)
+
+    @property
+    def looks(self) -> bool:
+        """Whether confidences matter; where not, nobody need look at a draft while it is made."""
+        return bool((self.go_on_K[:-1] > -np.inf).any() or (self.keep_K > -np.inf).any())
+
+    def acceptance(self, confidence_BJ: Float64) -> Float64:
+        """p (B, J); a confidence that nobody knows (NaN) counts as 1/2."""
+        known_BJ = np.nan_to_num(confidence_BJ, nan=0.5)
+        if self.slope is None or self.offsets_K is None:
+            return known_BJ
+        known_BJ = known_BJ.clip(EDGE, 1 - EDGE)
+        odds_BJ = self.slope * np.log(known_BJ / (1 - known_BJ)) + self.offsets_K[: known_BJ.shape[1]]
+        result: Float64 = 1 / (1 + np.exp(-odds_BJ))
+        return result
+
+    def statistics(self, confidence_BJ: Float64) -> Float64:
+        """s (B, J)"""
+        p_BJ = self.acceptance(confidence_BJ)
+        if self.statistic == "product":
+            return np.cumprod(p_BJ, axis=1)
+        result: Float64 = np.cumsum(p_BJ, axis=1) / np.arange(1, p_BJ.shape[1] + 1)
+        return result
+
+    def goes_on(self, confidence_BJ: Tensor) -> Tensor:
+        """(B,) bool: which rows draft token J + 1 after J tokens with these confidences, all of which were drafted."""
+        drafted = confidence_BJ.shape[1]
+        if drafted >= self.most:
+            return torch.zeros(len(confidence_BJ), dtype=torch.bool, device=confidence_BJ.device)
+        going_B = self.statistics(_host(confidence_BJ))[:, -1] >= self.go_on_K[drafted - 1]
+        return torch.from_numpy(going_B).to(confidence_BJ.device)
+
+    def lengths(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
+        """(B,) int64 <= drafted_B: what goes to the verifier.
+
+        Of a draft that was made in one pass, as much as would have been drafted and sent token by token.
+        """
+        if not self.looks or confidence_BK.shape[1] == 0:
+            return drafted_B.clamp_max(self.most)
+        kept_BK = self.statistics(_host(confidence_BK))
+        width = min(kept_BK.shape[1], self.most)
+        kept_BK = kept_BK[:, :width]
+        fine_BK = kept_BK >= self.keep_K[:width]
+        fine_BK[:, 1:] &= kept_BK[:, :-1] >= self.go_on_K[: width - 1]
+        lengths_B = torch.from_numpy(np.logical_and.accumulate(fine_BK, axis=1).sum(1))
+        return lengths_B.to(drafted_B.device).minimum(drafted_B)
+
+
+def _host(confidence: Tensor) -> Float64:
+    values: Float64 = confidence.cpu().numpy().astype(np.float64)
+    return values
 
 
 @dataclass(frozen=True)
 class Observation:
     """One iteration as it went."""
 
-    draft: Draft
-    verdict: Verdict
+    lengths_B: Int64
+    """Draft tokens sent to the verifier, by row."""
+    accepted_B: Int64
+    confidence_BK: Float64
+    """Of the drafted tokens; what lies behind a row's draft means nothing."""
+    drafted_B: Int64
+    """Tokens that the drafter made for each row, those that were not sent included."""
     seconds: float
     """Drafting, verifying and committing; prefill of new rows not included."""
     is_typical: bool
@@ -31,41 +123,11 @@ class Policy(ABC):
 
     max_draft_tokens: int
     """No row ever drafts more; 0: the drafter is never called."""
-    looks: bool = True
-    """Whether `go_on` depends on confidences; where not, nobody asks while a draft is made."""
-    plans_ahead: bool = False
-    """Whether `plan` alone can say how long a draft is, so that nobody need look at it while it is made."""
-
-    def plan(self, rows: int) -> int:
-        """Most tokens to draft in this iteration of `rows` live rows; 0 skips the drafter."""
-        return self.max_draft_tokens
 
     @abstractmethod
-    def go_on(self, confidence_BJ: Tensor) -> Tensor:
-        """(B,) bool: should the row draft token J + 1, given its J confidences?"""
+    def plan(self, rows: int) -> Rule | None:
+        """How an iteration of `rows` live rows drafts; None: not at all, which is plain decoding."""
 
-    def goes_on(self, confidence_BJ: Tensor) -> bool | None:
-        """`go_on`, where it is the same for all rows whatever they hold; None where it is not."""
-        return None
-
-    def cut(self, confidence_BK: Tensor, drafted_B: Tensor) -> Tensor:
-        """(B,) int64 <= drafted_B: what goes to the verifier of a draft that was made in one pass.
-
-        Where the policy would have stopped a drafter that goes token by token: no later confidence is looked at.
-        """
-        if not self.looks:
-            return self.keep(confidence_BK, drafted_B)
-        asked_B = drafted_B.clamp_max(1)
-        going_B = drafted_B > 1
-        for j in range(1, confidence_BK.shape[1]):
-            going_B = going_B & self.go_on(confidence_BK[:, :j]) & (drafted_B > j)
-            asked_B = asked_B + going_B
-        return self.keep(confidence_BK, asked_B)
-
-    def keep(self, confidence_BJ: Tensor, drafted_B: Tensor) -> Tensor:
-        """(B,) int64 <= drafted_B: how many of the drafted tokens go to the verifier."""
-        return drafted_B
-
-    def observe(self, observation: Observation) -> None:
+    def observe(self, seen: Observation) -> None:
         """Told after every iteration; a policy may learn from it, and most do not."""
         return

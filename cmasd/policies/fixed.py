@@ -1,23 +1,18 @@
 """Draft lengths that ignore confidence: none (plain AR decoding), or k (SpecDec, arXiv 2203.16487)."""
 
-import torch
-from torch import Tensor
-
-from cmasd.policies.base import Policy
+from cmasd.policies.base import Policy, Rule
 
 
 class FixedPolicy(Policy):
-    """k tokens in every iteration."""
-
-    looks = False
-    plans_ahead = True
+    """k tokens in every iteration; none with k = 0."""
 
     def __init__(self, max_draft_tokens: int) -> None:
         self.max_draft_tokens = max_draft_tokens
+        self._rule = Rule.always(max_draft_tokens) if max_draft_tokens else None
 
-    def go_on(self, confidence_BJ: Tensor) -> Tensor:
-        """Always."""
-        return torch.ones(len(confidence_BJ), dtype=torch.bool, device=confidence_BJ.device)
+    def plan(self, rows: int) -> Rule | None:
+        """Always the same."""
+        return self._rule
 
 
 class PlainPolicy(FixedPolicy):

@@ -5,21 +5,22 @@ confidences exist only once drafted, so Cbar is the mean over the tokens drafted
 drafting ends when their number reaches the length which that mean allows.
 """
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from cmasd.policies.base import Policy
+from cmasd.policies.base import Policy, Rule
 
 
 class PaperPolicy(Policy):
     """arXiv 2508.15371, section 3.2."""
 
     def __init__(self, alpha: float, min_draft_tokens: int, max_draft_tokens: int) -> None:
-        self.alpha = alpha
-        self.min_draft_tokens = min_draft_tokens
         self.max_draft_tokens = max_draft_tokens
+        # floor(alpha * mean * k_max) > j  <=>  mean >= (j + 1) / (alpha * k_max)
+        drafted_K = np.arange(1, max_draft_tokens + 1)
+        least_K = (drafted_K + 1) / (alpha * max_draft_tokens) if alpha > 0 else np.full(max_draft_tokens, np.inf)
+        go_on_K = np.where(drafted_K < min_draft_tokens, -np.inf, least_K)
+        self._rule = Rule(go_on_K, np.full(max_draft_tokens, -np.inf), statistic="mean")
 
-    def go_on(self, confidence_BJ: Tensor) -> Tensor:
-        """While fewer tokens are drafted than the running mean allows."""
-        allowed_B = torch.floor(self.alpha * confidence_BJ.mean(-1) * self.max_draft_tokens)
-        return confidence_BJ.shape[1] < allowed_B.clamp(self.min_draft_tokens, self.max_draft_tokens)
+    def plan(self, rows: int) -> Rule | None:
+        """Always the same."""
+        return self._rule

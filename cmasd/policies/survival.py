@@ -4,22 +4,19 @@ SpecDec++ (arXiv 2405.19715) and the confidence threshold of assisted generation
 The token that falls under the threshold was drafted but is not sent to the verifier.
 """
 
-from torch import Tensor
+import numpy as np
 
-from cmasd.policies.base import Policy
+from cmasd.policies.base import Policy, Rule
 
 
 class SurvivalPolicy(Policy):
     """Stops at the first j whose survival probability is under the threshold."""
 
     def __init__(self, threshold: float, max_draft_tokens: int) -> None:
-        self.threshold = threshold
         self.max_draft_tokens = max_draft_tokens
+        least_K = np.full(max_draft_tokens, threshold)
+        self._rule = Rule(least_K, least_K)
 
-    def go_on(self, confidence_BJ: Tensor) -> Tensor:
-        """While the product of all confidences so far is at or above the threshold."""
-        return confidence_BJ.prod(-1) >= self.threshold
-
-    def keep(self, confidence_BJ: Tensor, drafted_B: Tensor) -> Tensor:
-        """The leading tokens whose survival is at or above the threshold."""
-        return (confidence_BJ.cumprod(-1) >= self.threshold).sum(-1).minimum(drafted_B)
+    def plan(self, rows: int) -> Rule | None:
+        """Always the same."""
+        return self._rule
