@@ -1,162 +1,104 @@
-"""How likely a draft token is to be accepted, learned while running.
+"""How likely a draft token is to be accepted, learned while running from the drafts of the latest rows.
 
-`Rates` knows no more than the place of a token in its draft. `Calibration` maps the drafter's confidence too, by
-p = sigmoid(w * logit(C) + b_j), with one slope for all and an offset for each draft position j (the form that vLLM's
-adaptive verification uses), refitted every few iterations on the latest judged tokens: those up to and including the
-first rejection, since the verifier's verdict on later ones means nothing.
+p = sigmoid(slope * logit(C) + offset_j) of the confidence C, with one slope for all and an offset for each draft
+position j (the form that vLLM's adaptive verification uses), fitted on the judged tokens: those up to and including a
+row's first rejection, since the verifier's verdict on later ones means nothing. The rows themselves are kept too: what
+a rule would have made of them is what it will make of those to come.
 
 In numpy: the numbers are few, and the host decides by them.
 
-Shapes: B rows, K draft, J tokens drafted so far, N samples.
+Shapes: N rows that are remembered, K draft.
 """
 
-import math
-from itertools import groupby
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from cmasd.core import Draft, Verdict
+from cmasd.policies.base import EDGE, Float64, Int64, Observation
 
-MEMORY = 1024
-"""Rows, added up over iterations, after which a verdict counts less in the rates by a factor of e."""
-SAMPLES = 4096
-"""Latest judged tokens that the calibration is fitted on."""
-REFIT_EVERY = 32
-"""Iterations."""
-AT_ONCE = 32
-"""Iterations that are learned from together, unless it is asked before."""
-PRIOR_ACCEPTED, PRIOR_JUDGED = 3.0, 4.0
-"""Assumed of each position beforehand; hopeful, because a policy that never drafts never learns."""
-RIDGE = 4.0
-"""Strength, in samples, of the pull towards trusting the confidence as it is (w = 1, b = 0)."""
-NEWTON_STEPS = 4
-EDGE = 1e-3
-"""Confidences are kept this far from 0 and 1."""
-
-Array = NDArray[np.float64]
-Iteration = tuple[Draft, Verdict]
-
-
-class Rates:
-    """Acceptance by position."""
-
-    def __init__(self, max_draft_tokens: int) -> None:
-        self._counts = np.zeros((max_draft_tokens + 1, max_draft_tokens + 1))
-        """Rows by tokens drafted for the batch, and tokens accepted."""
-        self._pending: list[Iteration] = []
-
-    def rates(self) -> Array:
-        """(K,): share accepted of the tokens judged at each position; a row that ends there counts as a rejection."""
-        self._settle()
-        reached = self._counts[:, ::-1].cumsum(1)[:, ::-1]
-        judged_K = np.array([reached[j + 1 :, j].sum() for j in range(len(reached) - 1)])
-        accepted_K = reached[:, 1:].sum(0)
-        rates: Array = (accepted_K + PRIOR_ACCEPTED) / (judged_K + PRIOR_JUDGED)
-        return rates
-
-    def observe(self, draft: Draft, verdict: Verdict) -> None:
-        """Learn from one iteration, or remember it to learn from several at once."""
-        self._pending.append((draft, verdict))
-        if len(self._pending) >= AT_ONCE:
-            self._settle()
-
-    def forget(self, kept: int) -> None:
-        """What was learned counts no more than so many rows from now on."""
-        self._settle()
-        self._counts *= min(1.0, kept / max(self._counts.sum(), 1.0))
-
-    def _settle(self) -> None:
-        """A draft that is shorter than others and all accepted has reached the end of its row: a token less, if any."""
-        for drafted, iterations in _by_length(self._pending):
-            lengths_N = torch.cat([draft.lengths_B for draft, _ in iterations]).cpu().numpy()
-            accepted_N = torch.cat([verdict.accepted_B for _, verdict in iterations]).cpu().numpy()
-            is_end_N = (accepted_N == lengths_N) & (lengths_N < drafted)
-            self._counts *= math.exp(-len(is_end_N) / MEMORY)
-            self._counts[drafted] += np.bincount((accepted_N - is_end_N).clip(0), minlength=len(self._counts))
-        self._pending = []
+REMEMBERED = 512
+"""Rows whose latest drafts are learned from: enough for an acceptance within 2 %, and few enough for a millisecond."""
+HOPE = 0.75
+"""Acceptance that is assumed of each token before any was judged; hopeful, for who never drafts never learns."""
 
 
 class Calibration:
-    """Calibrated survival of draft tokens."""
+    """From confidence to probability, and a sample of what confidences there are."""
 
     def __init__(self, max_draft_tokens: int) -> None:
-        self._weights = np.zeros(1 + max_draft_tokens)
-        self._weights[0] = 1.0
-        self._samples = np.zeros((SAMPLES, 3))
+        self.slope = 1.0
+        self.offsets_K = np.zeros(max_draft_tokens)
+        self._odds_NK = np.zeros((REMEMBERED, max_draft_tokens))
+        """Log-odds of the confidences; one that nobody knows counts as 1/2."""
+        self._counts_N3 = np.zeros((REMEMBERED, 3), dtype=np.int64)
+        """Tokens that were drafted, sent and accepted."""
         self._seen = 0
-        """Samples so far; the ring holds the latest."""
-        self._since_fit = 0
-        """Iterations."""
-        self._pending: list[Iteration] = []
+        """Rows in all; the latest are remembered."""
 
-    def survival(self, confidence_BJ: Tensor) -> Array:
-        """(B, J): probability that the first j tokens of a row are all accepted. NaN confidence counts as 1/2."""
-        odds_BJ = _log_odds(confidence_BJ)
-        return np.cumprod(
-            1 / (1 + np.exp(-self._weights[0] * odds_BJ - self._weights[1 : 1 + odds_BJ.shape[1]])), axis=1
-        )
+    @property
+    def rows(self) -> int:
+        """How many are remembered."""
+        return min(self._seen, REMEMBERED)
 
-    def observe(self, draft: Draft, verdict: Verdict) -> None:
-        """See `Rates.observe`."""
-        self._pending.append((draft, verdict))
-        if len(self._pending) >= AT_ONCE:
-            self._settle()
+    def observe(self, seen: Sequence[Observation]) -> None:
+        """Learn from some iterations at once."""
+        most = len(self.offsets_K)
+        odds_MK = np.concatenate([_log_odds(one.confidence_BK, most) for one in seen])[-REMEMBERED:]
+        counts_M3 = np.concatenate([np.stack([one.drafted_B, one.lengths_B, one.accepted_B], 1) for one in seen])
+        places = np.arange(self._seen, self._seen + len(odds_MK)) % REMEMBERED
+        self._odds_NK[places] = odds_MK
+        self._counts_N3[places] = counts_M3[-REMEMBERED:]
+        self._seen += len(odds_MK)
+        self._fit()
 
-    def _settle(self) -> None:
-        fresh_N3 = np.concatenate([_judged(iterations) for _, iterations in _by_length(self._pending)])[-SAMPLES:]
-        self._samples[np.arange(self._seen, self._seen + len(fresh_N3)) % SAMPLES] = fresh_N3
-        self._seen += len(fresh_N3)
-        self._since_fit += len(self._pending)
-        self._pending = []
-        if self._since_fit >= REFIT_EVERY and self._seen:
-            self._since_fit = 0
-            self._weights = _fit(self._samples[: self._seen], self._weights)
+    def survival(self) -> tuple[Float64, Float64]:
+        """(N, K): the chance that the first j tokens of each remembered row are all accepted; (K,): the usual p_j.
 
+        Of tokens that were not drafted the usual is assumed; of places where none was, that of the place before.
+        """
+        if not self._seen:
+            usual_K = np.full(len(self.offsets_K), HOPE)
+            return usual_K.cumprod()[None], usual_K
+        drafted_NK = np.arange(len(self.offsets_K)) < self._counts_N3[: self.rows, :1]
+        p_NK = 1 / (1 + np.exp(-self.slope * self._odds_NK[: self.rows] - self.offsets_K))
+        usual_K = np.full(len(self.offsets_K), HOPE)
+        drafted_K = drafted_NK.sum(0)
+        for place, count in enumerate(drafted_K):
+            if count:
+                usual_K[place] = p_NK[drafted_NK[:, place], place].mean()
+            elif place:
+                usual_K[place] = usual_K[place - 1]
+        survival_NK: Float64 = np.where(drafted_NK, p_NK, usual_K).cumprod(1)
+        return survival_NK, usual_K
 
-def _log_odds(confidence: Tensor) -> Array:
-    known = np.nan_to_num(confidence.cpu().numpy().astype(float), nan=0.5).clip(EDGE, 1 - EDGE)
-    odds: Array = np.log(known / (1 - known))
-    return odds
-
-
-def _by_length(iterations: list[Iteration]) -> list[tuple[int, list[Iteration]]]:
-    """Those in which equally many tokens were drafted for the batch, together."""
-
-    def drafted(one: Iteration) -> int:
-        return one[0].tokens_BK.shape[1]
-
-    return [(length, list(group)) for length, group in groupby(sorted(iterations, key=drafted), key=drafted)]
-
-
-def _judged(iterations: list[Iteration]) -> Array:
-    """(N, 3): log-odds of the confidence, position, accepted; of the tokens up to the first rejection.
-
-    A draft that is shorter than others and all accepted has reached the end of its row: its last token says nothing.
-    """
-    odds_BK = _log_odds(torch.cat([draft.confidence_BK for draft, _ in iterations]))
-    lengths_B = torch.cat([draft.lengths_B for draft, _ in iterations]).cpu().numpy()
-    accepted_B = torch.cat([verdict.accepted_B for _, verdict in iterations]).cpu().numpy()
-    position_K = np.arange(odds_BK.shape[1])
-    ends_B = (accepted_B == lengths_B) & (lengths_B < odds_BK.shape[1])
-    judged_B = np.where(ends_B, lengths_B - 1, np.minimum(accepted_B + 1, lengths_B))
-    rows, positions = np.nonzero(position_K < judged_B[:, None])
-    return np.stack([odds_BK[rows, positions], positions, positions < accepted_B[rows]], axis=1)
+    def _fit(self) -> None:
+        """Logistic regression by Newton steps from where it was; beforehand all is thought within 1 of C as it is."""
+        _, sent_N, accepted_N = self._counts_N3[: self.rows].T
+        position_K = np.arange(len(self.offsets_K))
+        rows, positions = np.nonzero(position_K < np.minimum(accepted_N + 1, sent_N)[:, None])
+        odds, accepted = self._odds_NK[rows, positions], positions < accepted_N[rows]
+        trusted = np.r_[1.0, np.zeros(len(position_K))]
+        weights = np.r_[self.slope, self.offsets_K]
+        for _ in range(3):
+            p = 1 / (1 + np.exp(-np.clip(weights[0] * odds + weights[1:][positions], -30, 30)))
+            curvature = np.diag(1 + np.r_[0.0, _sums(p * (1 - p), positions, position_K)])
+            curvature[0, 0] += (p * (1 - p) * odds**2).sum()
+            curvature[0, 1:] = curvature[1:, 0] = _sums(p * (1 - p) * odds, positions, position_K)
+            gradient = np.r_[((p - accepted) * odds).sum(), _sums(p - accepted, positions, position_K)]
+            gradient += weights - trusted
+            weights = weights - np.clip(np.linalg.solve(curvature, gradient), -1.0, 1.0)
+        self.slope, self.offsets_K = max(float(weights[0]), 0.0), weights[1:]
 
 
-def _fit(samples_N3: Array, weights: Array) -> Array:
-    """Penalised logistic regression by damped Newton steps, starting from `weights`."""
-    odds_N, position_N, accepted_N = samples_N3.T
-    design = np.zeros((len(odds_N), len(weights)))
-    design[:, 0] = odds_N
-    design[np.arange(len(odds_N)), 1 + position_N.astype(int)] = 1.0
-    trusting = np.zeros_like(weights)
-    trusting[0] = 1.0
-    for _ in range(NEWTON_STEPS):
-        probability_N = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        gradient = design.T @ (probability_N - accepted_N) + RIDGE * (weights - trusting)
-        curvature = (design.T * (probability_N * (1 - probability_N))) @ design + RIDGE * np.eye(len(weights))
-        weights = weights - np.clip(np.linalg.solve(curvature, gradient), -1.0, 1.0)
-    return weights
+def _sums(values: Float64, positions: Int64, position_K: Int64) -> Float64:
+    """(K,)"""
+    sums: Float64 = np.bincount(positions, values, minlength=len(position_K))
+    return sums
+
+
+def _log_odds(confidence_BK: Float64, most: int) -> Float64:
+    """(B, most)"""
+    known_BK = np.nan_to_num(confidence_BK[:, :most], nan=0.5).clip(EDGE, 1 - EDGE)
+    odds_BK = np.zeros((len(known_BK), most))
+    odds_BK[:, : known_BK.shape[1]] = np.log(known_BK / (1 - known_BK))
+    return odds_BK

@@ -1,25 +1,15 @@
-"""What an iteration costs, in seconds, by live rows and drafted tokens.
+"""What forwards cost on this machine, in seconds, by live rows and tokens.
 
-A table measured at start-up on the real models (`cmasd.engine.costs` fills it) gives the shape; what iterations really
-take while running gives the level: the machine's load changes, and the engine adds work of its own.
+A table measured at start-up on the real models (`cmasd.engine.costs` fills it). Iterations pay for each token that is
+verified, once, and for the drafter's forwards over the rows that still go on; what they really take while running, the
+engine's own work included, is learned apart (`cmasd.policies.speeds`).
 """
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
+from dataclasses import dataclass
 
 import numpy as np
 
-KEPT = 15
-"""Latest iterations of a kind; the mean of their middle counts, since what disturbs an iteration lengthens it, while
-some drafts do cost more than others."""
-CUT = 6
-"""One in so many of them at either end is left out of that mean."""
-ENOUGH = 3
-"""Iterations of a kind before they count more than the table."""
-FORGET = 0.1
-"""Share of the level's old value that a new iteration replaces."""
+from cmasd.policies.base import Float64
 
 
 @dataclass(frozen=True)
@@ -35,67 +25,47 @@ class StepTable:
     one_pass: bool = False
     """Whether that forward drafts all tokens, or one."""
 
+    def verify_seconds(self, rows: int, tokens: float) -> float:
+        """`tokens` in all, of `rows` rows; between row counts and between windows by interpolation."""
+        window_T = self._windows(rows)
+        return float(np.interp(tokens / rows - 1, np.arange(len(window_T)), window_T))
+
+    def draft_seconds(self, rows: int) -> float:
+        """One forward of the drafter."""
+        return float(np.interp(rows, self.rows, self.draft))
+
     def seconds(self, rows: int, drafted: int) -> float:
-        """Drafting `drafted` tokens for each row, then verifying them; between row counts by interpolation."""
-        verify = np.interp(rows, self.rows, [row[drafted] for row in self.verify])
+        """Drafting `drafted` tokens for each row, then verifying them."""
         forwards = min(drafted, 1) if self.one_pass else drafted
-        return float(verify + forwards * np.interp(rows, self.rows, self.draft))
+        return self.verify_seconds(rows, rows * (1 + drafted)) + forwards * self.draft_seconds(rows)
+
+    def curve(self, rows: int) -> "Curve":
+        """All that an iteration of so many rows can cost; what disturbs a measurement lengthens it, so the least."""
+        window_T = self._windows(rows)
+        window_T = np.minimum.accumulate(window_T[::-1])[::-1]
+        more_N = np.arange(rows * (len(window_T) - 1) + 1) / rows
+        verify_N = np.interp(more_N, np.arange(len(window_T)), window_T)
+        draft_R = np.interp(np.arange(rows + 1), self.rows, self.draft)
+        draft_R[0] = 0.0
+        return Curve(rows, verify_N, draft_R, self.one_pass)
+
+    def _windows(self, rows: int) -> Float64:
+        """(T,) seconds of windows of 1, 2, ... tokens for each of so many rows."""
+        return np.array([np.interp(rows, self.rows, column) for column in zip(*self.verify, strict=True)])
 
 
-@dataclass
-class IterationCosts:
-    """The table, corrected by experience."""
+@dataclass(frozen=True)
+class Curve:
+    """The table at one row count, to be looked up by the thousand."""
 
-    table: StepTable
-    _seen: dict[tuple[int, int], deque[float]] = field(default_factory=dict)
-    _middles: dict[tuple[int, int], float] = field(default_factory=dict)
-    _from_table: dict[tuple[int, int], float] = field(default_factory=dict)
-    _levels: dict[bool, float] = field(default_factory=dict)
-    """Measured over table, for plain and for drafting iterations."""
+    rows: int
+    verify_N: Float64
+    """By verified tokens beyond one a row; never falls."""
+    draft_R: Float64
+    """One forward of the drafter, by the rows that still go on; none costs nothing."""
+    one_pass: bool
 
-    def seconds(self, rows: int, drafted: int) -> float:
-        """Expected seconds of an iteration."""
-        kind = _bucket(rows), drafted
-        if kind not in self._middles and self.knows(rows, drafted):
-            self._middles[kind] = _middle(self._seen[kind])
-        if kind in self._middles:
-            return self._middles[kind]
-        level = self._levels.get(drafted > 0) or max(self._levels.values(), default=1.0)
-        return level * self._expected(rows, drafted)
-
-    def knows(self, rows: int, drafted: int) -> bool:
-        """Whether enough iterations like it were measured."""
-        return len(self._seen.get((_bucket(rows), drafted), ())) >= ENOUGH
-
-    def observe(self, rows: int, drafted: int, seconds: float) -> None:
-        """An iteration took this long."""
-        kind = _bucket(rows), drafted
-        self._seen.setdefault(kind, deque(maxlen=KEPT)).append(seconds)
-        self._middles.pop(kind, None)
-        level = seconds / self._expected(rows, drafted)
-        old = self._levels.get(drafted > 0, level)
-        self._levels[drafted > 0] = old + FORGET * (level - old)
-
-    def forget(self, drafting: bool) -> None:
-        """What was seen of drafting, or of plain, iterations was long ago: only those to come count."""
-        for kind in [kind for kind in self._seen if (kind[1] > 0) == drafting]:
-            del self._seen[kind]
-            self._middles.pop(kind, None)
-        self._levels.pop(drafting, None)
-
-    def _expected(self, rows: int, drafted: int) -> float:
-        """By the table, interpolated once."""
-        if (rows, drafted) not in self._from_table:
-            self._from_table[rows, drafted] = self.table.seconds(rows, drafted)
-        return self._from_table[rows, drafted]
-
-
-def _middle(seconds: Sequence[float]) -> float:
-    """The trimmed mean of at least three."""
-    cut = max(1, len(seconds) // CUT)
-    return fmean(sorted(seconds)[cut : len(seconds) - cut])
-
-
-def _bucket(rows: int) -> int:
-    """Row counts that cost about the same: the next power of two."""
-    return 1 << (rows - 1).bit_length()
+    @property
+    def plain(self) -> float:
+        """Seconds without a draft."""
+        return float(self.verify_N[0])

@@ -1,0 +1,79 @@
+"""Which arm decodes next: the one in force, or one that is looked at because it could be better.
+
+One number governs it: the share of all time that may be lost by looking. A ledger holds the seconds lost so far; an
+arm that could be best, as far as anyone knows, is looked at while the ledger is under that share. How long arms rest,
+how long a look goes on, how sure a change must be and when knowledge is stale all follow from the arms' speeds and how
+sure they are.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from cmasd.policies.speeds import Speed
+
+BURST = 6
+"""Iterations that a look takes at least. The first one has to catch up; and as many iterations' time may be lost
+before a share of the run's time allows anything, so that the first look comes early."""
+
+
+@dataclass
+class Ledger:
+    """Seconds that were lost by looking, over all row counts."""
+
+    share: float
+    """Of all seconds, that may be lost."""
+    total: float = 0.0
+    """Seconds of all iterations."""
+    lost: float = 0.0
+
+    def affords(self, seconds: float, iteration_seconds: float) -> bool:
+        """Whether so many more may be lost, where an iteration takes so long."""
+        return self.lost + seconds <= self.share * self.total + BURST * iteration_seconds
+
+    def charge(self, seconds: float) -> None:
+        """Lost, or won where negative; what was won beyond all losses is no credit."""
+        self.lost = max(0.0, self.lost + seconds)
+
+
+@dataclass
+class Explorer:
+    """For one range of row counts."""
+
+    ledger: Ledger
+    speeds: list[Speed]
+    """Of each arm."""
+    force: int = 0
+    """The arm in force, which is thought best."""
+    now: int = 0
+    """The arm that decodes: that one, or one that is looked at."""
+    candidates: list[int] = field(default_factory=list)
+    """Arms that could win if every draft token were accepted."""
+
+    def decide(self, iteration: int, iteration_seconds: float) -> int:
+        """The arm of the next iterations; those before have been learned from."""
+        if self.now != self.force and self._lead(self.now, iteration) > self._unsure(self.now, iteration):
+            self.force = self.now
+        others = [arm for arm in self.candidates if arm != self.force]
+        challenger = max(others, key=lambda arm: self._hope(arm, iteration), default=None)
+        self.now = self.force
+        if challenger is not None and self._hope(challenger, iteration) > 0:
+            is_known = self.speeds[self.force].variance < 1.0
+            if is_known and self.ledger.affords(self._loss(challenger) * iteration_seconds, iteration_seconds):
+                self.now = challenger
+        return self.now
+
+    def _lead(self, arm: int, iteration: int) -> float:
+        """Of the log of its speed, before the arm in force."""
+        return self.speeds[arm].mean - self.speeds[self.force].mean
+
+    def _unsure(self, arm: int, iteration: int) -> float:
+        """Standard error of that."""
+        return math.sqrt(self.speeds[arm].doubt(iteration) + self.speeds[self.force].doubt(iteration))
+
+    def _hope(self, arm: int, iteration: int) -> float:
+        """The lead that it could have."""
+        return self._lead(arm, iteration) + self._unsure(arm, iteration)
+
+    def _loss(self, arm: int) -> float:
+        """Iterations' time that a look is expected to lose."""
+        return BURST * max(0.0, 1 - math.exp(self.speeds[arm].mean - self.speeds[self.force].mean))

@@ -1,0 +1,102 @@
+"""The rule that makes the most expected tokens per expected second: a price for each token, by Dinkelbach's algorithm.
+
+While Theta tokens per second are being made, a second is worth Theta tokens. So a drafted token with survival a is worth
+sending if a >= Theta * v, where v seconds is what one more token costs the verifier; and another one is worth drafting
+for a row with survival a, if it is accepted with the usual p, if a * p >= Theta * (v + d), where d seconds is what one
+more row costs the drafter. Such a rule makes another Theta, which makes other prices, until none is better. Measured
+costs are a staircase: v is not the slope at one place, but the secant as far as drafts of 1, 2, ... tokens reach, and
+what a rule really costs is looked up for batches of remembered rows. Pure functions.
+
+Shapes: N remembered rows, K draft, L rules that are compared, G batches of b rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmasd.policies.base import Float64, Rule
+from cmasd.policies.costs import Curve
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rule's thresholds, and what is expected of it."""
+
+    go_on_K: Float64
+    """See `Rule`, for the product of acceptances."""
+    keep_K: Float64
+    tokens: float
+    """Of a row in an iteration, the verifier's own included."""
+    seconds: float
+    """Of an iteration, by the table."""
+
+    @property
+    def speed(self) -> float:
+        """Tokens of a row per second."""
+        return self.tokens / self.seconds
+
+    def rule(self, slope: float, offsets_K: Float64) -> Rule:
+        """For confidences that are calibrated so."""
+        most = int(np.argmax(np.r_[self.go_on_K, np.inf] == np.inf)) + 1
+        return Rule(self.go_on_K[:most], self.keep_K[:most], slope=slope, offsets_K=offsets_K[:most])
+
+
+def choose(survival_NK: Float64, usual_K: Float64, curve: Curve) -> Choice:
+    """The best rule that drafts at least a token for each row."""
+    theta, best = 1 / curve.plain, None
+    while True:
+        go_on_LK, keep_LK = priced(theta, usual_K, curve)
+        tokens_L, seconds_L = expected(survival_NK, go_on_LK, keep_LK, curve)
+        at = int(np.argmax(tokens_L / seconds_L))
+        reached = float(tokens_L[at] / seconds_L[at])
+        if best is not None and reached <= best.speed:
+            break
+        best = Choice(go_on_LK[at], keep_LK[at], float(tokens_L[at]), float(seconds_L[at]))
+        if reached <= theta:
+            break
+        theta = reached
+    return best
+
+
+def priced(theta: float, usual_K: Float64, curve: Curve) -> tuple[Float64, Float64]:
+    """Thresholds (L, K) to go on and to keep where Theta tokens a second are made for each row.
+
+    For drafts of at most 1, 2, ... K tokens: what is paid for all that they may cost, for half of it and for twice, as
+    most of a batch ends before; and nothing, which is a draft of that length for every row.
+    """
+    places = np.arange(1, len(usual_K) + 1)
+    verify_K = (curve.verify_N[curve.rows * places] - curve.plain) / places
+    draft = 0.0 if curve.one_pass else float(curve.draft_R[-1])
+    scale_S = np.array([0.0, 0.5, 1.0, 2.0])
+    keep_L = theta * np.outer(scale_S, verify_K).ravel()
+    go_L = theta * np.outer(scale_S, verify_K + draft).ravel()
+    go_on_LK = go_L[:, None] / np.r_[usual_K[1:], 1.0]
+    if curve.one_pass:
+        go_on_LK[:] = -np.inf
+    go_on_LK[go_L == 0] = -np.inf
+    go_on_LK[np.tile(places, len(scale_S))[:, None] <= places] = np.inf
+    keep_LK = np.repeat(np.where(keep_L > 0, keep_L, -np.inf)[:, None], len(usual_K), axis=1)
+    return go_on_LK, keep_LK
+
+
+def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: Curve) -> tuple[Float64, Float64]:
+    """(L,) tokens of a row and seconds of an iteration that each rule would have made of the remembered rows."""
+    going_NLK = survival_NK[:, None, :-1] >= go_on_LK[:, :-1]
+    going_NLK = np.logical_and.accumulate(going_NLK, axis=2)
+    sent_NLK = survival_NK[:, None] >= keep_LK
+    sent_NLK[:, :, 1:] &= going_NLK
+    sent_NLK = np.logical_and.accumulate(sent_NLK, axis=2)
+    tokens_L = 1 + np.einsum("nk,nlk->l", survival_NK, sent_NLK) / len(survival_NK)
+    verify_L = curve.verify_N[_batches(sent_NLK.sum(2), curve.rows)].mean(0)
+    if curve.one_pass:
+        return tokens_L, verify_L + curve.draft_R[-1]
+    later_GLK = _batches(going_NLK, curve.rows)
+    return tokens_L, verify_L + curve.draft_R[-1] + curve.draft_R[later_GLK].sum(2).mean(0)
+
+
+def _batches(counts_N: Float64, rows: int) -> Float64:
+    """Sums (G, ...) over batches of `rows`; of fewer, in proportion, where not so many are remembered."""
+    size = min(rows, len(counts_N))
+    batches = counts_N[: len(counts_N) // size * size].reshape(-1, size, *counts_N.shape[1:])
+    sums: Float64 = -(-batches.sum(1) * rows // size)
+    return sums

@@ -1,0 +1,112 @@
+"""How fast a way of decoding (an arm) is, measured, with how sure that is.
+
+Speed is tokens of a row over seconds of an iteration, in units of what the table says of plain decoding with as many
+rows; its logarithm is followed by a Kalman filter. Between measurements its variance grows, since texts and machines
+change: what was seen long ago is doubted, and that alone says when to look again.
+
+Shapes: I iterations, M their rows, one after the other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmasd.policies.base import Float64, Observation
+from cmasd.policies.costs import Curve, StepTable
+
+DRIFT = 0.005
+"""Of the log of a speed from one iteration to the next, in either direction: a fifth in 1,600 iterations."""
+
+
+@dataclass
+class Speed:
+    """What is thought of an arm."""
+
+    mean: float
+    """Of the log; before anything was measured, by table and calibration."""
+    variance: float = 1.0
+    """As of iteration `seen_at`; before anything was measured it may be 3 times more or less."""
+    seen_at: int = 0
+
+    def doubt(self, iteration: int) -> float:
+        """Variance by now."""
+        return min(1.0, self.variance + DRIFT**2 * (iteration - self.seen_at))
+
+    def learn(self, measured: float, noise: float, iteration: int) -> None:
+        """The log of the speed of some iterations, and its variance."""
+        doubt = self.doubt(iteration)
+        gain = doubt / (doubt + noise)
+        self.mean += gain * (measured - self.mean)
+        self.variance, self.seen_at = (1 - gain) * doubt, iteration
+
+    def doubt_more(self, change: float) -> None:
+        """Another rule, chosen for being faster by `change`; that has yet to be seen."""
+        self.variance = min(1.0, self.variance + change**2)
+
+
+class Batch:
+    """Iterations of one arm and about as many rows, side by side."""
+
+    def __init__(self, seen: Sequence[Observation], table: StepTable, curve: Curve) -> None:
+        self.rows_I = np.array([len(one.lengths_B) for one in seen])
+        starts_I = self.rows_I.cumsum() - self.rows_I
+        self.accepted_M = np.concatenate([one.accepted_B for one in seen])
+        self.tokens_I = self.rows_I + np.add.reduceat(self.accepted_M, starts_I)
+        self.seconds_I = np.array([one.seconds for one in seen])
+        self.is_timed_I = np.array([one.is_typical for one in seen])
+        """The first after a change of arm is not: what the arm needs is in no cache."""
+        self.plain_I = np.interp(self.rows_I, table.rows, [window[0] for window in table.verify])
+        """Seconds of plain decoding by the table."""
+        self.expected_I = self.plain_I * _slowdown(seen, self.rows_I, starts_I, curve)
+        """Seconds by the table of what was drafted and sent."""
+
+    def speed(self) -> tuple[float, float] | None:
+        """The log and its variance; None where too few were timed to say."""
+        level_I = self.seconds_I[self.is_timed_I] / self.expected_I[self.is_timed_I]
+        count = len(level_I)
+        if count < 3:
+            return None
+        level_I = _without_outliers(level_I)
+        level, tokens = level_I.mean(), self.tokens_I.sum() / self.rows_I.sum()
+        slowdown = (self.expected_I / self.plain_I).mean()
+        noise = ((level_I - level) ** 2).sum() / (count * (count - 2)) / level**2
+        most = self.accepted_M.max(initial=0)
+        if most:  # few rows that were alike by chance may have been 0 and the most, too
+            spread = ((1 + self.accepted_M - tokens) ** 2).sum() + most**2 / 2
+            noise += spread / len(self.accepted_M) ** 2 / tokens**2
+        return math.log(tokens / (level * slowdown)), float(noise)
+
+    def lost(self, best: float) -> float:
+        """Seconds beyond those that its tokens would have taken at speed e^best."""
+        seconds_I = self.seconds_I.copy()
+        if self.is_timed_I.sum() > 2:
+            level_I = self.seconds_I / self.expected_I
+            level_I[self.is_timed_I] = _without_outliers(level_I[self.is_timed_I])
+            seconds_I = level_I * self.expected_I
+        return float((seconds_I - self.tokens_I / self.rows_I * self.plain_I / math.exp(best)).sum())
+
+
+def _without_outliers(level_I: Float64) -> Float64:
+    """What disturbs an iteration lengthens it, whatever its arm: kept within three deviations of the median."""
+    median = np.median(level_I)
+    deviation = 1.5 * np.median(np.abs(level_I - median))
+    kept: Float64 = level_I.clip(median - 3 * deviation, median + 3 * deviation)
+    return kept
+
+
+def _slowdown(seen: Sequence[Observation], rows_I: Float64, starts_I: Float64, curve: Curve) -> Float64:
+    """(I,): seconds by the table, over those of a plain iteration."""
+    drafted_M = np.concatenate([one.drafted_B for one in seen])
+    if not drafted_M.any():
+        return np.ones(len(rows_I))
+    scale_I = curve.rows / rows_I
+    sent_I = np.add.reduceat(np.concatenate([one.lengths_B for one in seen]), starts_I) * scale_I
+    seconds_I = curve.verify_N[sent_I.round().astype(int).clip(0, len(curve.verify_N) - 1)]
+    most = 1 if curve.one_pass else int(drafted_M.max())
+    for place in range(most):
+        still_I = np.add.reduceat((drafted_M > place).astype(int), starts_I) * scale_I
+        seconds_I = seconds_I + curve.draft_R[still_I.round().astype(int).clip(0, curve.rows)]
+    slowdown_I: Float64 = seconds_I / curve.plain
+    return slowdown_I
