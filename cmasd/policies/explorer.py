@@ -51,18 +51,22 @@ class Explorer:
 
     def decide(self, iteration: int, iteration_seconds: float) -> int:
         """The arm of the next iterations; those before have been learned from."""
-        if self.now != self.force and self._lead(self.now, iteration) > self._unsure(self.now, iteration):
+        if self.now != self.force and self._lead(self.now) > self._unsure(self.now, iteration):
             self.force = self.now
         others = [arm for arm in self.candidates if arm != self.force]
-        challenger = max(others, key=lambda arm: self._hope(arm, iteration), default=None)
-        self.now = self.force
-        if challenger is not None and self._hope(challenger, iteration) > 0:
-            is_known = self.speeds[self.force].variance < 1.0
-            if is_known and self.ledger.affords(self._loss(challenger) * iteration_seconds, iteration_seconds):
-                self.now = challenger
+        challenger = max(others, key=lambda arm: self._hope(arm, iteration), default=self.force)
+        self.now = challenger if self._is_worth_a_look(challenger, iteration, iteration_seconds) else self.force
         return self.now
 
-    def _lead(self, arm: int, iteration: int) -> float:
+    def _is_worth_a_look(self, arm: int, iteration: int, iteration_seconds: float) -> bool:
+        """Whether it could be best, and that costs little; of two that are as good, the one less known is next."""
+        known = self.speeds[self.force].doubt(iteration)
+        if arm == self.force or known >= 1.0 or (arm == self.now and self.speeds[arm].doubt(iteration) < known):
+            return False
+        lost = BURST * max(0.0, 1 - math.exp(self._lead(arm))) * iteration_seconds
+        return self._hope(arm, iteration) > 0 and self.ledger.affords(lost, iteration_seconds)
+
+    def _lead(self, arm: int) -> float:
         """Of the log of its speed, before the arm in force."""
         return self.speeds[arm].mean - self.speeds[self.force].mean
 
@@ -71,9 +75,5 @@ class Explorer:
         return math.sqrt(self.speeds[arm].doubt(iteration) + self.speeds[self.force].doubt(iteration))
 
     def _hope(self, arm: int, iteration: int) -> float:
-        """The lead that it could have."""
-        return self._lead(arm, iteration) + self._unsure(arm, iteration)
-
-    def _loss(self, arm: int) -> float:
-        """Iterations' time that a look is expected to lose."""
-        return BURST * max(0.0, 1 - math.exp(self.speeds[arm].mean - self.speeds[self.force].mean))
+        """The lead that it could have, two standard errors up: an arm that is never looked at stays misjudged."""
+        return self._lead(arm) + 2 * self._unsure(arm, iteration)

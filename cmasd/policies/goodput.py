@@ -82,7 +82,7 @@ class GoodputPolicy(Policy):
         """Learn from it later, if at all; its arrays must not change."""
         self._ledger.total += seen.seconds
         self._left -= 1
-        if self._left < self._watched:
+        if self._left < self._watched or not seen.is_typical:
             self._pending.append(seen)
 
     def _replan(self, rows: int) -> Rule | None:
@@ -129,8 +129,8 @@ class GoodputPolicy(Policy):
         batch.is_timed_I[0] &= not self._is_new
         explorer = place.explorer
         place.seconds = float(np.median(batch.seconds_I))
-        if explorer.now != explorer.force:
-            self._ledger.charge(batch.lost(explorer.speeds[explorer.force].mean))
+        is_look = explorer.now != explorer.force
+        self._ledger.charge(batch.lost(explorer.speeds[explorer.force].mean) if is_look else batch.lost_by_change())
         measured = batch.speed()
         if measured is not None:
             explorer.speeds[explorer.now].learn(*measured, self._iteration)

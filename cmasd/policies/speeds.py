@@ -80,12 +80,24 @@ class Batch:
 
     def lost(self, best: float) -> float:
         """Seconds beyond those that its tokens would have taken at speed e^best."""
-        seconds_I = self.seconds_I.copy()
-        if self.is_timed_I.sum() > 2:
-            level_I = self.seconds_I / self.expected_I
+        worth_I = self.tokens_I / self.rows_I * self.plain_I / math.exp(best)
+        return float((self._undisturbed() - worth_I).sum())
+
+    def lost_by_change(self) -> float:
+        """Seconds of the iterations that were not timed, beyond what others like them took."""
+        level_I = self._undisturbed() / self.expected_I
+        if self.is_timed_I.all() or not self.is_timed_I.any():
+            return 0.0
+        beyond_I = (level_I - level_I[self.is_timed_I].mean()) * self.expected_I
+        return float(beyond_I[~self.is_timed_I].sum())
+
+    def _undisturbed(self) -> Float64:
+        """(I,) seconds."""
+        level_I = self.seconds_I / self.expected_I
+        if self.is_timed_I.any():
             level_I[self.is_timed_I] = _without_outliers(level_I[self.is_timed_I])
-            seconds_I = level_I * self.expected_I
-        return float((seconds_I - self.tokens_I / self.rows_I * self.plain_I / math.exp(best)).sum())
+        seconds_I: Float64 = level_I * self.expected_I
+        return seconds_I
 
 
 def _without_outliers(level_I: Float64) -> Float64:
