@@ -62,9 +62,8 @@ class Calibration:
         drafted_NK = np.arange(len(self.offsets_K)) < self._counts_N3[: self.rows, :1]
         p_NK = 1 / (1 + np.exp(-self.slope * self._odds_NK[: self.rows] - self.offsets_K))
         usual_K = np.full(len(self.offsets_K), HOPE)
-        drafted_K = drafted_NK.sum(0)
-        for place, count in enumerate(drafted_K):
-            if count:
+        for place in range(len(usual_K)):
+            if drafted_NK[:, place].any():
                 usual_K[place] = p_NK[drafted_NK[:, place], place].mean()
             elif place:
                 usual_K[place] = usual_K[place - 1]
@@ -75,10 +74,10 @@ class Calibration:
         """Logistic regression by Newton steps from where it was; beforehand all is thought within 1 of C as it is."""
         _, sent_N, accepted_N = self._counts_N3[: self.rows].T
         position_K = np.arange(len(self.offsets_K))
-        rows, positions = np.nonzero(position_K < np.minimum(accepted_N + 1, sent_N)[:, None])
-        odds, accepted = self._odds_NK[rows, positions], positions < accepted_N[rows]
+        at, positions = np.nonzero(position_K < np.minimum(accepted_N + 1, sent_N)[:, None])
+        odds, accepted = self._odds_NK[at, positions], positions < accepted_N[at]
         trusted = np.r_[1.0, np.zeros(len(position_K))]
-        weights = np.r_[self.slope, self.offsets_K]
+        weights: Float64 = np.r_[self.slope, self.offsets_K]
         for _ in range(3):
             p = 1 / (1 + np.exp(-np.clip(weights[0] * odds + weights[1:][positions], -30, 30)))
             curvature = np.diag(1 + np.r_[0.0, _sums(p * (1 - p), positions, position_K)])
@@ -92,8 +91,7 @@ class Calibration:
 
 def _sums(values: Float64, positions: Int64, position_K: Int64) -> Float64:
     """(K,)"""
-    sums: Float64 = np.bincount(positions, values, minlength=len(position_K))
-    return sums
+    return np.bincount(positions, values, minlength=len(position_K)).astype(np.float64)
 
 
 def _log_odds(confidence_BK: Float64, most: int) -> Float64:

@@ -26,7 +26,7 @@ EDGE = 1e-3
 class Rule:
     """How far the rows of one iteration draft.
 
-    After j tokens a row has the statistic s_j: the product (its survival), or the mean, of their acceptance p_1 ... p_j.
+    After j tokens a row has the statistic s_j: the product (its survival), or the mean, of their acceptance p_1 to p_j.
     It drafts another while s_j >= go_on[j - 1], and sends to the verifier the leading tokens with s_j >= keep[j - 1].
     """
 
@@ -68,7 +68,7 @@ class Rule:
         """s (B, J)"""
         p_BJ = self.acceptance(confidence_BJ)
         if self.statistic == "product":
-            return np.cumprod(p_BJ, axis=1)
+            return p_BJ.cumprod(1)
         result: Float64 = np.cumsum(p_BJ, axis=1) / np.arange(1, p_BJ.shape[1] + 1)
         return result
 

@@ -18,17 +18,26 @@ before a share of the run's time allows anything, so that the first look comes e
 
 @dataclass
 class Ledger:
-    """Seconds that were lost by looking, over all row counts."""
+    """Where time went that made no tokens, over all row counts."""
 
     share: float
     """Of all seconds, that may be lost."""
     total: float = 0.0
     """Seconds of all iterations."""
     lost: float = 0.0
+    """By arms that were looked at and were not the best."""
+    thought: float = 0.0
+    """By learning."""
 
     def affords(self, seconds: float, iteration_seconds: float) -> bool:
         """Whether so many more may be lost, where an iteration takes so long."""
-        return self.lost + seconds <= self.share * self.total + BURST * iteration_seconds
+        allowed = max(0.0, self.share * self.total - self.thought) + BURST * iteration_seconds
+        return self.share > 0 and self.lost + seconds <= allowed
+
+    def rest(self, thought: float) -> float:
+        """Seconds until as many may be spent on learning again: half of the share, looks have the other."""
+        self.thought += thought
+        return 2 * thought / self.share if self.share else math.inf
 
     def charge(self, seconds: float) -> None:
         """Lost, or won where negative; what was won beyond all losses is no credit."""

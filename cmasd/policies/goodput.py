@@ -46,9 +46,9 @@ class GoodputPolicy(Policy):
     """The best rule, or none."""
 
     def __init__(
-        self, max_draft_tokens: int, explore_share: float = 0.01, clock: Callable[[], float] = time.perf_counter
+        self, max_draft_tokens: int, explore_share: float = 0.01, clock: Callable[[], float] = time.thread_time
     ) -> None:
-        """`clock`: in seconds, for what learning takes."""
+        """`clock`: seconds of this thread, for what learning takes."""
         self.max_draft_tokens = max_draft_tokens
         self.costs: StepTable | None = None
         """Of the drafter; set by the engine, which can measure."""
@@ -86,30 +86,25 @@ class GoodputPolicy(Policy):
             self._pending.append(seen)
 
     def _replan(self, rows: int) -> Rule | None:
-        started = self._clock()
         self._iteration += self._planned - self._left
-        if self._pending and self._range is not None:
-            self._learn(self._range, [one for one in self._pending if one.drafted_B.any() == (self._rule is not None)])
+        rest = self._learn()
         before, self._range = self._range, self._range_of(rows)
+        self._lowest, self._highest = self._range.lowest, self._range.highest
         explorer = self._range.explorer
         last = explorer.now
         arm = explorer.decide(self._iteration, self._range.seconds)
         self._is_new = arm != last or before is not self._range
         self._rule = self._range.rule if arm == DRAFTING else None
-        self._pending = []
-        self._lowest, self._highest = self._range.lowest, self._range.highest
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
         self._watched = BURST if is_losing or explorer.speeds[arm].variance >= 1.0 else BATCH
-        thought = self._clock() - started
-        self._ledger.charge(thought)
-        rest = thought / max(self._ledger.share, 1e-9) / self._range.seconds
-        self._planned = self._left = self._watched + (int(2 * rest) if arm == explorer.force else 0)
+        resting = min(rest / self._range.seconds, 2.0**31) if arm == explorer.force else 0
+        self._planned = self._left = self._watched + int(resting)
         return self._rule
 
     def _range_of(self, rows: int) -> Range:
         power = (rows - 1).bit_length()
         if power not in self._ranges:
-            assert self.costs is not None, "the engine sets the costs"
+            assert self.costs is not None, "the engine sets the costs before the first plan"
             curve = self.costs.curve(rows)
             choice = choose(*self.calibration.survival(), curve)
             speeds = [Speed(0.0), Speed(float(np.log(choice.speed * curve.plain)))]
@@ -120,23 +115,27 @@ class GoodputPolicy(Policy):
             self._ranges[power] = Range(0.375 * 2**power, 1.25 * 2**power, curve, explorer, choice, rule, curve.plain)
         return self._ranges[power]
 
-    def _learn(self, place: Range, seen: list[Observation]) -> None:
-        """From iterations of the arm that was planned."""
-        if not seen:
-            return
-        assert self.costs is not None, "the engine sets the costs"
-        batch = Batch(seen, self.costs, place.curve)
+    def _learn(self) -> float:
+        """From the iterations that were watched; returns how many seconds nothing should be learned from."""
+        drafting = self._rule is not None
+        seen = [one for one in self._pending if one.drafted_B.any() == drafting]
+        self._pending = []
+        if not seen or self._range is None or self.costs is None:
+            return 0.0
+        started = self._clock()
+        explorer = self._range.explorer
+        batch = Batch(seen, self.costs, self._range.curve)
         batch.is_timed_I[0] &= not self._is_new
-        explorer = place.explorer
-        place.seconds = float(np.median(batch.seconds_I))
+        self._range.seconds = float(np.median(batch.seconds_I))
         is_look = explorer.now != explorer.force
         self._ledger.charge(batch.lost(explorer.speeds[explorer.force].mean) if is_look else batch.lost_by_change())
         measured = batch.speed()
         if measured is not None:
             explorer.speeds[explorer.now].learn(*measured, self._iteration)
-        if explorer.now == DRAFTING:
+        if drafting:
             self.calibration.observe(seen)
-            self._choose(place)
+            self._choose(self._range)
+        return self._ledger.rest(self._clock() - started)
 
     def _choose(self, place: Range) -> None:
         """A rule by what is known now."""

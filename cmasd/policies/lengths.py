@@ -1,20 +1,22 @@
 """The rule that makes the most expected tokens per expected second: a price for each token, by Dinkelbach's algorithm.
 
-While Theta tokens per second are being made, a second is worth Theta tokens. So a drafted token with survival a is worth
-sending if a >= Theta * v, where v seconds is what one more token costs the verifier; and another one is worth drafting
-for a row with survival a, if it is accepted with the usual p, if a * p >= Theta * (v + d), where d seconds is what one
-more row costs the drafter. Such a rule makes another Theta, which makes other prices, until none is better. Measured
-costs are a staircase: v is not the slope at one place, but the secant as far as drafts of 1, 2, ... tokens reach, and
-what a rule really costs is looked up for batches of remembered rows. Pure functions.
+While Theta tokens per second are being made, a second is worth Theta tokens. So a drafted token of survival a is worth
+sending if a >= Theta * v, where v seconds is what one more token costs the verifier; and after it another is worth
+drafting if a * p >= Theta * (v + d), where p is the usual acceptance there, and d seconds is what one more row costs
+the drafter. Such a rule makes another Theta, which makes other prices, until none is better. Measured costs are a
+staircase: v is not the slope at one place, but the secant as far as drafts of 1, 2, ... tokens reach, and what a rule
+really costs is looked up for batches of remembered rows. Pure functions.
 
 Shapes: N remembered rows, K draft, L rules that are compared, G batches of b rows.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cmasd.policies.base import Float64, Rule
+from cmasd.policies.base import Float64, Int64, Rule
 from cmasd.policies.costs import Curve
 
 
@@ -99,9 +101,9 @@ def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: C
     return tokens_L, verify_L + curve.draft_R[-1] + curve.draft_R[later_GLK].sum(2).mean(0)
 
 
-def _batches(counts_N: Float64, rows: int) -> Float64:
+def _batches(counts_N: NDArray[Any], rows: int) -> Int64:
     """Sums (G, ...) over batches of `rows`; of fewer, in proportion, where not so many are remembered."""
     size = min(rows, len(counts_N))
     batches = counts_N[: len(counts_N) // size * size].reshape(-1, size, *counts_N.shape[1:])
-    sums: Float64 = -(-batches.sum(1) * rows // size)
+    sums: Int64 = -(-batches.sum(1) * rows // size)
     return sums

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cmasd.policies.base import Float64, Observation
+from cmasd.policies.base import Float64, Int64, Observation
 from cmasd.policies.costs import Curve, StepTable
 
 DRIFT = 0.005
@@ -108,7 +108,7 @@ def _without_outliers(level_I: Float64) -> Float64:
     return kept
 
 
-def _slowdown(seen: Sequence[Observation], rows_I: Float64, starts_I: Float64, curve: Curve) -> Float64:
+def _slowdown(seen: Sequence[Observation], rows_I: Int64, starts_I: Int64, curve: Curve) -> Float64:
     """(I,): seconds by the table, over those of a plain iteration."""
     drafted_M = np.concatenate([one.drafted_B for one in seen])
     if not drafted_M.any():

@@ -1,11 +1,11 @@
-"""A made-up machine that decodes with a policy: true costs, noise and true acceptance are known, seconds are counted."""
+"""A made-up machine that decodes with a policy: its true costs, noise and acceptance are known."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cmasd.policies.base import Float64, Observation, Policy, Rule
+from cmasd.policies.base import Float64, Int64, Observation, Policy, Rule
 from cmasd.policies.costs import StepTable
 
 Confidences = Callable[[np.random.Generator, int, int], Float64]
@@ -90,7 +90,7 @@ class Machine:
         return seconds * float(self.rng.uniform(3, 20)) if self.rng.random() < self.outliers else seconds
 
 
-def followed(rule: Rule, confidence_BK: Float64, one_pass: bool) -> tuple[Float64, Float64]:
+def followed(rule: Rule, confidence_BK: Float64, one_pass: bool) -> tuple[Int64, Int64]:
     """Tokens that each row drafts and sends."""
     s_BK = rule.statistics(confidence_BK[:, : rule.most])
     going_BK = np.logical_and.accumulate(s_BK[:, :-1] >= rule.go_on_K[:-1], axis=1)
