@@ -33,15 +33,6 @@ def drawn(rng: np.random.Generator, rows: int, most: int = 2) -> Observation:
     return judged(confidence_BK, [most] * rows, accepted_B.tolist(), [2] * rows)
 
 
-def p_of(calibration: Calibration, confidence_BK: Float64) -> Float64:
-    """As a rule with this calibration sees it."""
-    calibration.observe(
-        [judged(confidence_BK, [0] * len(confidence_BK), [0] * len(confidence_BK), [2] * len(confidence_BK))]
-    )
-    survival_NK, _ = calibration.survival()
-    return survival_NK[: len(confidence_BK)]
-
-
 def test_before_anything_is_judged_it_is_hopeful() -> None:
     survival_NK, usual_K = Calibration(3).survival()
     assert (usual_K > 0.5).all()
@@ -78,7 +69,7 @@ def test_it_is_calibrated_towards_the_truth(most: int) -> None:
     p_B = 1 / (
         1 + np.exp(-calibration.slope * np.log(probe_BK[:, 0] / (1 - probe_BK[:, 0])) - calibration.offsets_K[0])
     )
-    assert abs(p_B - true_B).max() < 0.08 < before / 2
+    assert abs(p_B - true_B).max() < 0.1 < before / 3
     if most == 2:
         assert calibration.offsets_K == pytest.approx(OFFSETS_2, abs=0.35)
     else:

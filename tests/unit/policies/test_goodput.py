@@ -1,0 +1,222 @@
+"""The goodput policy on made-up machines: what it loses, what it finds, and how soon.
+
+Speeds are tokens per second over plain decoding, of what the iterations would have taken without noise.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cmasd.policies import GoodputPolicy
+from cmasd.policies.base import Observation, Rule
+from cmasd.policies.costs import StepTable
+from cmasd.policies.lengths import choose
+from tests.unit.policies.machine import HEADS, MODEL, Confidences, Machine, sure_or_not
+
+MOST = 5
+MIXED, POOR, GOOD = sure_or_not(0.6, 0.85, 0.33), sure_or_not(1, 0.3, 0.3), sure_or_not(1, 0.9, 0.9)
+DEAR = replace(MODEL, draft=(0.9, 2.7, 8.1))
+
+
+def policy_of(costs: StepTable, share: float = 0.01) -> GoodputPolicy:
+    """Whose learning takes no time, so that runs are repeatable."""
+    policy = GoodputPolicy(MOST, share, clock=lambda: 0.0)
+    policy.learn_costs(costs)
+    return policy
+
+
+def best_speed(costs: StepTable, confidences: Confidences, rows: int) -> float:
+    """Of plain decoding and of the rule for confidences that are true, known beforehand."""
+    p_NK = confidences(np.random.default_rng(9), 4096, MOST)
+    curve = costs.curve(rows)
+    return max(1.0, choose(p_NK.cumprod(1), p_NK.mean(0), curve).speed * curve.plain)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 32, 128])
+@pytest.mark.parametrize("costs", [MODEL, HEADS], ids=["model", "heads"])
+@pytest.mark.parametrize("confidences", [MIXED, POOR, GOOD], ids=["mixed", "poor", "good"])
+def test_regret_is_bounded(costs: StepTable, confidences: Confidences, rows: int) -> None:
+    """Over 3,000 iterations never under 0.97 of plain decoding, nor under 0.95 of the best that could be known."""
+    speed = Machine(costs, MOST, confidences, seed=rows).run(policy_of(costs), 3000, rows).speed()
+    assert speed > 0.97
+    assert speed > 0.95 * best_speed(costs, confidences, rows)
+
+
+def test_heads_pay_at_eight_rows_where_a_model_does_not() -> None:
+    heads = Machine(HEADS, MOST, MIXED).run(policy_of(HEADS), 3000)
+    model = Machine(MODEL, MOST, MIXED).run(policy_of(MODEL), 3000)
+    assert heads.speed() > 1.2
+    assert heads.drafting(1000) > 0.9
+    assert model.drafting(1000) < 0.3
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.05])
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_where_drafting_cannot_pay_only_the_share_is_lost(share: float, rows: int) -> None:
+    """And what the first look may lose: ten iterations' time, and as much again by what it did not expect."""
+    machine = Machine(MODEL, MOST, POOR, outliers=0.0).run(policy_of(MODEL, share), 5000, rows)
+    lost = 1 - machine.speed()
+    assert 0 < lost < share + 20 / 5000
+
+
+def test_without_a_share_nothing_is_looked_at() -> None:
+    assert Machine(HEADS, MOST, GOOD).run(policy_of(HEADS, share=0.0), 2000).drafting() == 0
+
+
+def test_where_even_perfect_drafts_would_not_pay_none_is_tried() -> None:
+    dear = replace(MODEL, draft=(1.0, 3.0, 9.0))
+    assert Machine(dear, MOST, GOOD).run(policy_of(dear), 3000, rows=8).drafting() == 0
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_what_pays_clearly_is_found_at_once(rows: int) -> None:
+    """Within the first hundred iterations."""
+    machine = Machine(HEADS, MOST, GOOD).run(policy_of(HEADS), 200, rows)
+    assert machine.drafting(100) == 1.0
+    assert machine.speed(100) > 0.93 * best_speed(HEADS, GOOD, rows)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("rows", [1, 8, 64])
+@pytest.mark.parametrize(
+    ("before", "after", "late"),
+    [(MIXED, POOR, 300), (POOR, MIXED, 1500), (GOOD, POOR, 300), (POOR, GOOD, 1500)],
+    ids=["mixed to poor", "poor to mixed", "good to poor", "poor to good"],
+)
+def test_a_change_of_the_text_is_followed(
+    before: Confidences, after: Confidences, late: int, rows: int, seed: int
+) -> None:
+    policy = policy_of(HEADS)
+    machine = Machine(HEADS, MOST, before, seed=seed).run(policy, 2000, rows)
+    machine.confidences = after
+    machine.run(policy, late + 1000, rows)
+    assert machine.speed(1000) > 0.96 * best_speed(HEADS, after, rows)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_a_drafter_that_becomes_better_than_it_says_is_found_out(rows: int) -> None:
+    """Its confidence stays at 0.3, while nine in ten are accepted; where it rested, little is sent."""
+    policy = policy_of(HEADS)
+    machine = Machine(HEADS, MOST, POOR).run(policy, 2000, rows)
+    assert machine.speed(1000) < 1.0
+    machine.acceptance = lambda confidence_BK: 3 * confidence_BK
+    machine.run(policy, 2500, rows)
+    assert machine.speed(1000) > 1.05
+    machine.acceptance = lambda confidence_BK: confidence_BK
+    machine.run(policy, 1500, rows)
+    assert machine.speed(1000) > 0.97
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_change_of_costs_is_followed(rows: int) -> None:
+    """The drafter's forwards come to take ten times as long as by the table, and as long as before."""
+    dear = replace(HEADS, draft=tuple(10 * seconds for seconds in HEADS.draft), one_pass=True)
+    poor = sure_or_not(1, 0.5, 0.5)
+    policy = policy_of(HEADS)
+    machine = Machine(HEADS, MOST, poor).run(policy, 1000, rows)
+    assert machine.speed(500) > 1.05
+    machine.costs = dear
+    machine.run(policy, 1300, rows)
+    assert machine.speed(1000) > 0.96
+    machine.costs = HEADS
+    machine.run(policy, 4000, rows)
+    assert machine.speed(1000) > 1.05
+
+
+def test_a_load_that_doubles_and_goes_changes_nothing_for_long() -> None:
+    policy = policy_of(HEADS)
+    machine = Machine(HEADS, MOST, MIXED).run(policy, 1000)
+    for factor in (2.0, 1.0):
+        verify = tuple(tuple(factor * seconds for seconds in window) for window in HEADS.verify)
+        machine.costs = replace(HEADS, verify=verify, draft=tuple(factor * seconds for seconds in HEADS.draft))
+        machine.run(policy, 1200)
+        assert machine.speed(1000) > 0.95 * best_speed(HEADS, MIXED, 8)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 2.0])
+def test_a_table_that_is_wrong_is_overruled(wrong: float) -> None:
+    """Windows cost less, or more, than it says: whether to draft is decided by what iterations take."""
+    table = replace(HEADS, verify=tuple((v[0], *(v[0] + wrong * (t - v[0]) for t in v[1:])) for v in HEADS.verify))
+    for confidences in (MIXED, GOOD, POOR):
+        speed = Machine(HEADS, MOST, confidences).run(policy_of(table), 3000).speed()
+        assert speed > max(0.97, 0.93 * best_speed(HEADS, confidences, 8))
+
+
+def test_as_rows_run_dry_each_number_of_them_has_its_own_answer() -> None:
+    """The drafting model pays for one row and for two at most."""
+    policy, machine = policy_of(MODEL), Machine(MODEL, MOST, sure_or_not(1, 0.8, 0.8))
+    for rows in (32, 16, 8, 4, 2, 1):
+        machine.run(policy, 1000, rows)
+        assert machine.speed(1000) > 0.97
+    assert machine.drafting(500) > 0.9
+
+
+def test_rows_that_come_and_go_at_the_edge_of_a_range_change_nothing() -> None:
+    policy, machine = policy_of(HEADS), Machine(HEADS, MOST, MIXED)
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        machine.run(policy, 1, rows=int(rng.integers(7, 11)))
+    assert machine.speed(1000) > 1.2
+
+
+def test_a_drafter_without_confidence_is_used_by_position() -> None:
+    policy = policy_of(HEADS)
+    machine = Machine(HEADS, MOST, lambda rng, rows, most: np.full((rows, most), np.nan))
+    machine.acceptance = lambda confidence_BK: np.full(confidence_BK.shape, 0.9)
+    assert machine.run(policy, 2000).speed(1000) > 0.95 * best_speed(HEADS, GOOD, 8)
+
+
+def test_the_plan_is_the_same_object_until_something_was_learned() -> None:
+    policy, machine = policy_of(HEADS), Machine(HEADS, MOST, GOOD)
+    machine.run(policy, 500)
+    plans = []
+    for _ in range(200):
+        plans.append(policy.plan(8))
+        assert policy.plan(7) is plans[-1], "as many rows, about"
+        policy.observe(machine.iteration(plans[-1], 8))
+    assert len({id(plan) for plan in plans}) < 20
+
+
+def test_what_learning_takes_lengthens_the_rests() -> None:
+    """A clock that runs a second at each look at it, where an iteration takes three: it is seldom looked at."""
+    ticks = iter(range(10**9))
+    policy = GoodputPolicy(MOST, 0.01, clock=lambda: float(next(ticks)))
+    policy.learn_costs(HEADS)
+    machine = Machine(HEADS, MOST, MIXED).run(policy, 3000)
+    learned = next(ticks) // 2
+    assert learned < 0.01 * sum(seconds for *_, seconds in machine.told) + 10
+    assert machine.speed(1000) > 1.2
+
+
+def test_iterations_that_had_no_room_to_draft_teach_nothing() -> None:
+    """Rows at their limit draft nothing, although the policy asked for it."""
+    policy = policy_of(HEADS)
+    zeros_B = np.zeros(8, dtype=np.int64)
+    for _ in range(500):
+        policy.plan(8)
+        policy.observe(Observation(zeros_B, zeros_B, np.full((8, MOST), np.nan), zeros_B, 3.0, is_typical=True))
+    assert Machine(HEADS, MOST, GOOD).run(policy, 600).speed(400) > 1.3
+
+
+def test_plans_may_run_ahead_of_what_is_told() -> None:
+    policy, machine = policy_of(HEADS), Machine(HEADS, MOST, MIXED)
+    flying: list[tuple[Rule | None, Observation]] = []
+    made = seconds = 0.0
+    for turn in range(3000):
+        rule = policy.plan(8)
+        flying.append((rule, machine.iteration(rule, 8)))
+        if len(flying) > 2:
+            _, seen = flying.pop(0)
+            policy.observe(seen)
+            if turn > 1000:
+                made, seconds = made + 8 + int(seen.accepted_B.sum()), seconds + seen.seconds
+    outliers = 1 + machine.outliers * 10.5
+    assert made / 8 * HEADS.seconds(8, 0) * outliers / seconds > 1.15
+
+
+def test_one_token_at_most() -> None:
+    costs = StepTable((1, 8), ((1.0, 1.1), (3.0, 3.3)), (0.1, 0.2))
+    policy = GoodputPolicy(1, clock=lambda: 0.0)
+    policy.learn_costs(costs)
+    assert Machine(costs, 1, GOOD).run(policy, 1000).speed(500) > 1.55
