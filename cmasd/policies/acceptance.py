@@ -71,21 +71,26 @@ class Calibration:
         return survival_NK, usual_K
 
     def _fit(self) -> None:
-        """Logistic regression by Newton steps from where it was; beforehand all is thought within 1 of C as it is."""
+        """Logistic regression by Newton steps from where it was.
+
+        Beforehand the slope is thought within 1 of C as it is, and each offset within 1 of that before, from 0.
+        """
         _, sent_N, accepted_N = self._counts_N3[: self.rows].T
         position_K = np.arange(len(self.offsets_K))
         at, positions = np.nonzero(position_K < np.minimum(accepted_N + 1, sent_N)[:, None])
         odds, accepted = self._odds_NK[at, positions], positions < accepted_N[at]
         trusted = np.r_[1.0, np.zeros(len(position_K))]
+        differences = np.eye(len(trusted)) - np.diag(np.r_[0.0, np.ones(len(position_K) - 1)], -1)
+        belief = differences.T @ differences
         weights: Float64 = np.r_[self.slope, self.offsets_K]
         for _ in range(3):
             p = 1 / (1 + np.exp(-np.clip(weights[0] * odds + weights[1:][positions], -30, 30)))
-            curvature = np.diag(1 + np.r_[0.0, _sums(p * (1 - p), positions, position_K)])
-            curvature[0, 0] += (p * (1 - p) * odds**2).sum()
-            curvature[0, 1:] = curvature[1:, 0] = _sums(p * (1 - p) * odds, positions, position_K)
+            spread = p * (1 - p)
+            curvature = np.diag(np.r_[(spread * odds**2).sum(), _sums(spread, positions, position_K)])
+            curvature[0, 1:] = curvature[1:, 0] = _sums(spread * odds, positions, position_K)
             gradient = np.r_[((p - accepted) * odds).sum(), _sums(p - accepted, positions, position_K)]
-            gradient += weights - trusted
-            weights = weights - np.clip(np.linalg.solve(curvature, gradient), -1.0, 1.0)
+            gradient += belief @ (weights - trusted)
+            weights = weights - np.clip(np.linalg.solve(curvature + belief, gradient), -1.0, 1.0)
         self.slope, self.offsets_K = max(float(weights[0]), 0.0), weights[1:]
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from cmasd.policies.speeds import Speed
 
 BURST = 6
-"""Iterations that a look takes at least. The first one has to catch up; and as many iterations' time may be lost
-before a share of the run's time allows anything, so that the first look comes early."""
+"""Iterations that a look takes at least; the first one has to catch up. As many iterations' time may be lost beyond the
+share by the first look with about so many rows, so that it comes early."""
 
 
 @dataclass
@@ -28,11 +28,12 @@ class Ledger:
     """By arms that were looked at and were not the best."""
     thought: float = 0.0
     """By learning."""
+    allowance: float = 0.0
+    """That may be lost beyond the share."""
 
-    def affords(self, seconds: float, iteration_seconds: float) -> bool:
-        """Whether so many more may be lost, where an iteration takes so long."""
-        allowed = max(0.0, self.share * self.total - self.thought) + BURST * iteration_seconds
-        return self.share > 0 and self.lost + seconds <= allowed
+    def affords(self, seconds: float) -> bool:
+        """Whether so many more may be lost."""
+        return self.lost + seconds <= max(0.0, self.share * self.total - self.thought) + self.allowance
 
     def rest(self, thought: float) -> float:
         """Seconds until as many may be spent on learning again: half of the share, looks have the other."""
@@ -57,6 +58,8 @@ class Explorer:
     """The arm that decodes: that one, or one that is looked at."""
     candidates: list[int] = field(default_factory=list)
     """Arms that could win if every draft token were accepted."""
+    _looked_at: set[int] = field(default_factory=set)
+    """Arms, here."""
 
     def decide(self, iteration: int, iteration_seconds: float) -> int:
         """The arm of the next iterations; those before have been learned from."""
@@ -70,10 +73,16 @@ class Explorer:
     def _is_worth_a_look(self, arm: int, iteration: int, iteration_seconds: float) -> bool:
         """Whether it could be best, and that costs little; of two that are as good, the one less known is next."""
         known = self.speeds[self.force].doubt(iteration)
-        if arm == self.force or known >= 1.0 or (arm == self.now and self.speeds[arm].doubt(iteration) < known):
+        if arm == self.force or known >= 1.0 or self.ledger.share == 0:
             return False
+        if arm == self.now and self.speeds[arm].doubt(iteration) < known:
+            return False
+        if arm not in self._looked_at:
+            self._looked_at |= {arm, self.force}
+            self.ledger.allowance += BURST * iteration_seconds
+            return True
         lost = BURST * max(0.0, 1 - math.exp(self._lead(arm))) * iteration_seconds
-        return self._hope(arm, iteration) > 0 and self.ledger.affords(lost, iteration_seconds)
+        return self._hope(arm, iteration) > 0 and self.ledger.affords(lost)
 
     def _lead(self, arm: int) -> float:
         """Of the log of its speed, before the arm in force."""

@@ -104,6 +104,7 @@ def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: C
 def _batches(counts_N: NDArray[Any], rows: int) -> Int64:
     """Sums (G, ...) over batches of `rows`; of fewer, in proportion, where not so many are remembered."""
     size = min(rows, len(counts_N))
-    batches = counts_N[: len(counts_N) // size * size].reshape(-1, size, *counts_N.shape[1:])
+    number = len(counts_N) // size
+    batches = counts_N[: number * size].reshape(number, size, *counts_N.shape[1:])
     sums: Int64 = -(-batches.sum(1) * rows // size)
     return sums
