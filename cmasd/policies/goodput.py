@@ -107,13 +107,22 @@ class GoodputPolicy(Policy):
             assert self.costs is not None, "the engine sets the costs before the first plan"
             curve = self.costs.curve(rows)
             choice = choose(*self.calibration.survival(), curve)
-            speeds = [Speed(0.0), Speed(float(np.log(choice.speed * curve.plain)))]
-            drafted_K = range(1, self.max_draft_tokens + 1)
-            most = max((1 + k) * curve.plain / self.costs.seconds(rows, k) for k in drafted_K)
-            explorer = Explorer(self._ledger, speeds, candidates=[PLAIN, DRAFTING] if most > 1 else [PLAIN])
+            speeds = self._speeds_near(power, float(np.log(choice.speed * curve.plain)))
+            lengths = range(1, self.max_draft_tokens + 1)
+            can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
+            force = DRAFTING if can_win and speeds[DRAFTING].mean > speeds[PLAIN].mean and self._ranges else PLAIN
+            explorer = Explorer(self._ledger, speeds, force, candidates=[PLAIN, DRAFTING] if can_win else [PLAIN])
             rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
             self._ranges[power] = Range(0.375 * 2**power, 1.25 * 2**power, curve, explorer, choice, rule, curve.plain)
         return self._ranges[power]
+
+    def _speeds_near(self, power: int, predicted: float) -> list[Speed]:
+        """Of plain decoding and of drafting with a new number of rows: as much faster than predicted as with others."""
+        near = self._ranges.get(min(self._ranges, key=lambda other: abs(other - power), default=power))
+        if near is None or near.explorer.speeds[DRAFTING].variance >= 1.0:
+            return [Speed(0.0), Speed(predicted)]
+        plain, drafting = near.explorer.speeds
+        return [Speed(plain.mean), Speed(predicted + drafting.mean - np.log(near.choice.speed * near.curve.plain))]
 
     def _learn(self) -> float:
         """From the iterations that were watched; returns how many seconds nothing should be learned from."""
