@@ -5,7 +5,7 @@ verified, once, and for the drafter's forwards over the rows that still go on; w
 engine's own work included, is learned apart (`cmasd.policies.speeds`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,6 +64,10 @@ class Curve:
     draft_R: Float64
     """One forward of the drafter, by the rows that still go on; none costs nothing."""
     one_pass: bool
+
+    def slower(self, seconds: float) -> "Curve":
+        """By so much for every iteration."""
+        return replace(self, verify_N=self.verify_N + seconds)
 
     @property
     def plain(self) -> float:

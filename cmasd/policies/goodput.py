@@ -10,7 +10,7 @@ stays until the next, and what that takes is counted as time spent looking, whic
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.explorer import BURST, Explorer, Ledger
 from cmasd.policies.lengths import Choice, choose, expected
-from cmasd.policies.speeds import Batch, Speed
+from cmasd.policies.speeds import Batch, Measured, Speed, overhead_seconds
 
 BATCH = 32
 """Iterations that are learned from at once where nothing is looked at: their mean is within 2 % where one has 10."""
@@ -38,8 +38,12 @@ class Range:
     explorer: Explorer
     choice: Choice
     rule: Rule
+    gain: float
+    """Of the log of the speed, that is expected of it."""
     seconds: float
     """Of an iteration, lately."""
+    latest: dict[int, Measured] = field(default_factory=dict)
+    """Of each arm."""
 
 
 class GoodputPolicy(Policy):
@@ -107,22 +111,24 @@ class GoodputPolicy(Policy):
             assert self.costs is not None, "the engine sets the costs before the first plan"
             curve = self.costs.curve(rows)
             choice = choose(*self.calibration.survival(), curve)
-            speeds = self._speeds_near(power, float(np.log(choice.speed * curve.plain)))
+            gain = float(np.log(choice.speed * curve.plain))
+            speeds = self._speeds_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
             force = DRAFTING if can_win and speeds[DRAFTING].mean > speeds[PLAIN].mean and self._ranges else PLAIN
             explorer = Explorer(self._ledger, speeds, force, candidates=[PLAIN, DRAFTING] if can_win else [PLAIN])
             rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
-            self._ranges[power] = Range(0.375 * 2**power, 1.25 * 2**power, curve, explorer, choice, rule, curve.plain)
+            edges = 0.375 * 2**power, 1.25 * 2**power
+            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, seconds=curve.plain)
         return self._ranges[power]
 
-    def _speeds_near(self, power: int, predicted: float) -> list[Speed]:
-        """Of plain decoding and of drafting with a new number of rows: as much faster than predicted as with others."""
+    def _speeds_near(self, power: int, gain: float) -> list[Speed]:
+        """Of plain decoding and of drafting with a new number of rows: as much faster than expected as with others."""
         near = self._ranges.get(min(self._ranges, key=lambda other: abs(other - power), default=power))
         if near is None or near.explorer.speeds[DRAFTING].variance >= 1.0:
-            return [Speed(0.0), Speed(predicted)]
+            return [Speed(0.0), Speed(gain)]
         plain, drafting = near.explorer.speeds
-        return [Speed(plain.mean), Speed(predicted + drafting.mean - np.log(near.choice.speed * near.curve.plain))]
+        return [Speed(plain.mean), Speed(gain + drafting.mean - near.gain)]
 
     def _learn(self) -> float:
         """From the iterations that were watched; returns how many seconds nothing should be learned from."""
@@ -138,9 +144,10 @@ class GoodputPolicy(Policy):
         self._range.seconds = float(np.median(batch.seconds_I))
         is_look = explorer.now != explorer.force
         self._ledger.charge(batch.lost(explorer.speeds[explorer.force].mean) if is_look else batch.lost_by_change())
-        measured = batch.speed()
+        measured = batch.measured()
         if measured is not None:
-            explorer.speeds[explorer.now].learn(*measured, self._iteration)
+            explorer.speeds[explorer.now].learn(measured, self._iteration)
+            self._range.latest[explorer.now] = measured
         if drafting:
             self.calibration.observe(seen)
             self._choose(self._range)
@@ -149,8 +156,11 @@ class GoodputPolicy(Policy):
     def _choose(self, place: Range) -> None:
         """A rule by what is known now."""
         survival_NK, usual_K = self.calibration.survival()
-        choice = choose(survival_NK, usual_K, place.curve)
-        tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], place.curve)
+        curve = place.curve
+        if len(place.latest) > 1:
+            curve = curve.slower(overhead_seconds(place.latest[PLAIN], place.latest[DRAFTING]))
+        choice = choose(survival_NK, usual_K, curve)
+        tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
         place.explorer.speeds[DRAFTING].doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
-        place.choice = choice
+        place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
         place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)

@@ -34,16 +34,42 @@ class Speed:
         """Variance by now."""
         return min(1.0, self.variance + DRIFT**2 * (iteration - self.seen_at))
 
-    def learn(self, measured: float, noise: float, iteration: int) -> None:
-        """The log of the speed of some iterations, and its variance."""
+    def learn(self, measured: "Measured", iteration: int) -> None:
+        """Weighed by how sure it is."""
         doubt = self.doubt(iteration)
-        gain = doubt / (doubt + noise)
-        self.mean += gain * (measured - self.mean)
+        gain = doubt / (doubt + measured.noise)
+        self.mean += gain * (measured.speed - self.mean)
         self.variance, self.seen_at = (1 - gain) * doubt, iteration
 
     def doubt_more(self, change: float) -> None:
         """Another rule, chosen for being faster by `change`; that has yet to be seen."""
         self.variance = min(1.0, self.variance + change**2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of some iterations of one arm."""
+
+    speed: float
+    """The log."""
+    noise: float
+    """Its variance."""
+    level: float
+    """Seconds, over those by the table."""
+    seconds: float
+    """By the table, of an iteration."""
+
+
+def overhead_seconds(plain: Measured, drafting: Measured) -> float:
+    """By the table: what the engine adds to each iteration, by the line through what the two arms take.
+
+    No more than a plain iteration, since what was measured long ago may have been another load.
+    """
+    slope = drafting.level * drafting.seconds - plain.level * plain.seconds
+    rise = drafting.seconds - plain.seconds
+    if rise <= 0 or slope <= 0:
+        return 0.0
+    return min(max(0.0, plain.level * plain.seconds * rise / slope - plain.seconds), plain.seconds)
 
 
 class Batch:
@@ -62,8 +88,8 @@ class Batch:
         self.expected_I = self.plain_I * _slowdown(seen, self.rows_I, starts_I, curve)
         """Seconds by the table of what was drafted and sent."""
 
-    def speed(self) -> tuple[float, float] | None:
-        """The log and its variance; None where too few were timed to say."""
+    def measured(self) -> Measured | None:
+        """None where too few were timed to say."""
         level_I = self.seconds_I[self.is_timed_I] / self.expected_I[self.is_timed_I]
         count = len(level_I)
         if count < 3:
@@ -76,7 +102,8 @@ class Batch:
         if most:  # few rows that were alike by chance may have been 0 and the most, too
             spread = ((1 + self.accepted_M - tokens) ** 2).sum() + most**2 / 2
             noise += spread / len(self.accepted_M) ** 2 / tokens**2
-        return math.log(tokens / (level * slowdown)), float(noise)
+        speed = math.log(tokens / (level * slowdown))
+        return Measured(speed, float(noise), float(level), float(self.expected_I.mean()))
 
     def lost(self, best: float) -> float:
         """Seconds beyond those that its tokens would have taken at speed e^best."""
