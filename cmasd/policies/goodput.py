@@ -11,6 +11,7 @@ stays until the next, and what that takes is counted as time spent looking, whic
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 
@@ -23,8 +24,13 @@ from cmasd.policies.speeds import Batch, Measured, Speed, overhead_seconds
 
 BATCH = 32
 """Iterations that are learned from at once where nothing is looked at: their mean is within 2 % where one has 10."""
-PLAIN, DRAFTING = 0, 1
-"""Arms."""
+
+
+class Arm(IntEnum):
+    """A way of decoding. Another drafter would be a third, with a table and a calibration of its own."""
+
+    PLAIN = 0
+    DRAFTING = 1
 
 
 @dataclass
@@ -86,7 +92,7 @@ class GoodputPolicy(Policy):
         """Learn from it later, if at all; its arrays must not change."""
         self._ledger.total += seen.seconds
         self._left -= 1
-        if self._left < self._watched or not seen.is_typical:
+        if self._left < self._watched or (not seen.is_typical and len(self._pending) < BATCH):
             self._pending.append(seen)
 
     def _replan(self, rows: int) -> Rule | None:
@@ -98,10 +104,12 @@ class GoodputPolicy(Policy):
         last = explorer.now
         arm = explorer.decide(self._iteration, self._range.seconds)
         self._is_new = arm != last or before is not self._range
-        self._rule = self._range.rule if arm == DRAFTING else None
+        self._rule = self._range.rule if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
         self._watched = BURST if is_losing or explorer.speeds[arm].variance >= 1.0 else BATCH
         resting = min(rest / self._range.seconds, 2.0**31) if arm == explorer.force else 0
+        if not explorer.candidates:
+            resting = 2.0**31
         self._planned = self._left = self._watched + int(resting)
         return self._rule
 
@@ -115,8 +123,9 @@ class GoodputPolicy(Policy):
             speeds = self._speeds_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
-            force = DRAFTING if can_win and speeds[DRAFTING].mean > speeds[PLAIN].mean and self._ranges else PLAIN
-            explorer = Explorer(self._ledger, speeds, force, candidates=[PLAIN, DRAFTING] if can_win else [PLAIN])
+            is_best = speeds[Arm.DRAFTING].mean > speeds[Arm.PLAIN].mean
+            force = Arm.DRAFTING if can_win and is_best and self._ranges else Arm.PLAIN
+            explorer = Explorer(self._ledger, speeds, force, force, candidates=list(Arm) if can_win else [])
             rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
             edges = 0.375 * 2**power, 1.25 * 2**power
             self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, seconds=curve.plain)
@@ -124,9 +133,10 @@ class GoodputPolicy(Policy):
 
     def _speeds_near(self, power: int, gain: float) -> list[Speed]:
         """Of plain decoding and of drafting with a new number of rows: as much faster than expected as with others."""
-        near = self._ranges.get(min(self._ranges, key=lambda other: abs(other - power), default=power))
-        if near is None or near.explorer.speeds[DRAFTING].variance >= 1.0:
+        known = [other for other, place in self._ranges.items() if Arm.DRAFTING in place.latest]
+        if not known:
             return [Speed(0.0), Speed(gain)]
+        near = self._ranges[min(known, key=lambda other: abs(other - power))]
         plain, drafting = near.explorer.speeds
         return [Speed(plain.mean), Speed(gain + drafting.mean - near.gain)]
 
@@ -158,9 +168,9 @@ class GoodputPolicy(Policy):
         survival_NK, usual_K = self.calibration.survival()
         curve = place.curve
         if len(place.latest) > 1:
-            curve = curve.slower(overhead_seconds(place.latest[PLAIN], place.latest[DRAFTING]))
+            curve = curve.slower(overhead_seconds(place.latest[Arm.PLAIN], place.latest[Arm.DRAFTING]))
         choice = choose(survival_NK, usual_K, curve)
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
-        place.explorer.speeds[DRAFTING].doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
+        place.explorer.speeds[Arm.DRAFTING].doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
         place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)

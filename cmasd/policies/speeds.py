@@ -79,10 +79,13 @@ class Batch:
         self.rows_I = np.array([len(one.lengths_B) for one in seen])
         starts_I = self.rows_I.cumsum() - self.rows_I
         self.accepted_M = np.concatenate([one.accepted_B for one in seen])
+        self.sent = max(int(one.lengths_B.max()) for one in seen)
+        """Tokens of any row, at most."""
         self.tokens_I = self.rows_I + np.add.reduceat(self.accepted_M, starts_I)
         self.seconds_I = np.array([one.seconds for one in seen])
         self.is_timed_I = np.array([one.is_typical for one in seen])
-        """The first after a change of arm is not: what the arm needs is in no cache."""
+        """The first after a change of arm is not: what it needs is in no cache. Where most are not, that is usual."""
+        self.is_timed_I |= self.is_timed_I.sum() < len(seen) / 2
         self.plain_I = np.interp(self.rows_I, table.rows, [window[0] for window in table.verify])
         """Seconds of plain decoding by the table."""
         self.expected_I = self.plain_I * _slowdown(seen, self.rows_I, starts_I, curve)
@@ -98,9 +101,8 @@ class Batch:
         level, tokens = level_I.mean(), self.tokens_I.sum() / self.rows_I.sum()
         slowdown = (self.expected_I / self.plain_I).mean()
         noise = ((level_I - level) ** 2).sum() / (count * (count - 2)) / level**2
-        most = self.accepted_M.max(initial=0)
-        if most:  # few rows that were alike by chance may have been 0 and the most, too
-            spread = ((1 + self.accepted_M - tokens) ** 2).sum() + most**2 / 2
+        if self.sent:  # few rows that were alike by chance may have been none and all, too
+            spread = ((1 + self.accepted_M - tokens) ** 2).sum() + self.sent**2 / 2
             noise += spread / len(self.accepted_M) ** 2 / tokens**2
         speed = math.log(tokens / (level * slowdown))
         return Measured(speed, float(noise), float(level), float(self.expected_I.mean()))

@@ -33,6 +33,8 @@ class Machine:
     noise: float = 0.05
     outliers: float = 0.01
     """Share of iterations that take three to twenty times as long."""
+    wander: float = 0.0
+    """Deviation of the log of the machine's load, which changes within a hundred iterations."""
     seed: int = 0
     told: list[tuple[int, int, int, float]] = field(default_factory=list)
     """Of each iteration: rows, tokens drafted, tokens made, seconds without noise."""
@@ -40,6 +42,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
         self._drafted_last = False
+        self._load = 0.0
 
     def run(self, policy: Policy, iterations: int, rows: int = 8) -> "Machine":
         """Iterations of so many rows."""
@@ -86,7 +89,8 @@ class Machine:
 
     def _taken(self, seconds: float) -> float:
         self._quiet = seconds + self.overhead
-        seconds = self._quiet * float(np.exp(self.rng.normal(0, self.noise)))
+        seconds = self._quiet * float(np.exp(self._load + self.rng.normal(0, self.noise)))
+        self._load = 0.99 * self._load + 0.14 * self.wander * float(self.rng.normal())
         return seconds * float(self.rng.uniform(3, 20)) if self.rng.random() < self.outliers else seconds
 
 
