@@ -42,12 +42,12 @@ class Calibration:
 
     def observe(self, seen: Sequence[Observation]) -> None:
         """Learn from some iterations at once."""
-        most = len(self.offsets_K)
-        odds_MK = np.concatenate([_log_odds(one.confidence_BK, most) for one in seen])[-REMEMBERED:]
-        counts_M3 = np.concatenate([np.stack([one.drafted_B, one.lengths_B, one.accepted_B], 1) for one in seen])
+        counts = [(one.drafted_B, one.lengths_B, one.accepted_B) for one in seen]
+        counts_3M = np.stack([np.concatenate(of_all) for of_all in zip(*counts, strict=True)])
+        odds_MK = _log_odds(seen, counts_3M.shape[1], len(self.offsets_K))[-REMEMBERED:]
         places = np.arange(self._seen, self._seen + len(odds_MK)) % REMEMBERED
         self._odds_NK[places] = odds_MK
-        self._counts_N3[places] = counts_M3[-REMEMBERED:]
+        self._counts_N3[places] = counts_3M.T[-REMEMBERED:]
         self._seen += len(odds_MK)
         self._fit()
 
@@ -99,9 +99,14 @@ def _sums(values: Float64, positions: Int64, position_K: Int64) -> Float64:
     return np.bincount(positions, values, minlength=len(position_K)).astype(np.float64)
 
 
-def _log_odds(confidence_BK: Float64, most: int) -> Float64:
-    """(B, most)"""
-    known_BK = np.nan_to_num(confidence_BK[:, :most], nan=0.5).clip(EDGE, 1 - EDGE)
-    odds_BK = np.zeros((len(known_BK), most))
-    odds_BK[:, : known_BK.shape[1]] = np.log(known_BK / (1 - known_BK))
-    return odds_BK
+def _log_odds(seen: Sequence[Observation], rows: int, most: int) -> Float64:
+    """(rows, most)"""
+    confidence_MK = np.full((rows, most), np.nan)
+    start = 0
+    for one in seen:
+        confidence_BK = one.confidence_BK[:, :most]
+        confidence_MK[start : start + len(confidence_BK), : confidence_BK.shape[1]] = confidence_BK
+        start += len(confidence_BK)
+    known_MK = np.nan_to_num(confidence_MK, nan=0.5).clip(EDGE, 1 - EDGE)
+    odds_MK: Float64 = np.log(known_MK / (1 - known_MK))
+    return odds_MK

@@ -7,7 +7,7 @@ the drafter. Such a rule makes another Theta, which makes other prices, until no
 staircase: v is not the slope at one place, but the secant as far as drafts of 1, 2, ... tokens reach, and what a rule
 really costs is looked up for batches of remembered rows. Pure functions.
 
-Shapes: N remembered rows, K draft, L rules that are compared, G batches of b rows.
+Shapes: N remembered rows, K draft, L rules that are compared, G batches of rows.
 """
 
 from dataclasses import dataclass
@@ -88,23 +88,27 @@ def priced(theta: float, usual_K: Float64, curve: Curve) -> tuple[Float64, Float
 
 def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: Curve) -> tuple[Float64, Float64]:
     """(L,) tokens of a row and seconds of an iteration that each rule would have made of the remembered rows."""
-    going_NLK = survival_NK[:, None, :-1] >= go_on_LK[:, :-1]
-    going_NLK = np.logical_and.accumulate(going_NLK, axis=2)
-    sent_NLK = survival_NK[:, None] >= keep_LK
-    sent_NLK[:, :, 1:] &= going_NLK
-    sent_NLK = np.logical_and.accumulate(sent_NLK, axis=2)
-    tokens_L = 1 + np.einsum("nk,nlk->l", survival_NK, sent_NLK) / len(survival_NK)
-    verify_L = curve.verify_N[_batches(sent_NLK.sum(2), curve.rows)].mean(0)
-    if curve.one_pass:
-        return tokens_L, verify_L + curve.draft_R[-1]
-    later_GLK = _batches(going_NLK, curve.rows)
-    return tokens_L, verify_L + curve.draft_R[-1] + curve.draft_R[later_GLK].sum(2).mean(0)
+    going_LN = np.ones((len(go_on_LK), len(survival_NK)), dtype=bool)
+    fits_LN, lengths_LN = going_LN.copy(), np.zeros(going_LN.shape, dtype=np.int64)
+    tokens_L, seconds_L = np.ones(len(go_on_LK)), np.full(len(go_on_LK), curve.draft_R[-1])
+    survival_KN = np.ascontiguousarray(survival_NK.T)
+    for place, survival_N in enumerate(survival_KN):
+        if place:
+            going_LN &= survival_KN[place - 1] >= go_on_LK[:, place - 1, None]
+            fits_LN &= going_LN
+            if not curve.one_pass:
+                seconds_L += curve.draft_R[_batches(going_LN, curve.rows)].mean(1)
+        fits_LN &= survival_N >= keep_LK[:, place, None]
+        lengths_LN += fits_LN
+        tokens_L += fits_LN @ survival_N / len(survival_N)
+    seconds_L += curve.verify_N[_batches(lengths_LN, curve.rows)].mean(1)
+    return tokens_L, seconds_L
 
 
-def _batches(counts_N: NDArray[Any], rows: int) -> Int64:
-    """Sums (G, ...) over batches of `rows`; of fewer, in proportion, where not so many are remembered."""
-    size = min(rows, len(counts_N))
-    number = len(counts_N) // size
-    batches = counts_N[: number * size].reshape(number, size, *counts_N.shape[1:])
-    sums: Int64 = -(-batches.sum(1) * rows // size)
-    return sums
+def _batches(counts_LN: NDArray[Any], rows: int) -> Int64:
+    """Sums (L, G) over batches of `rows`; of fewer, in proportion, where not so many are remembered."""
+    size = min(rows, counts_LN.shape[1])
+    number = counts_LN.shape[1] // size
+    starts_G = np.arange(number) * size
+    sums_LG: Int64 = np.add.reduceat(counts_LN[:, : number * size], starts_G, axis=1, dtype=np.int64)
+    return sums_LG if size == rows else -(-sums_LG * rows // size)
