@@ -9,7 +9,7 @@ sure they are.
 import math
 from dataclasses import dataclass, field
 
-from cmasd.policies.speeds import Speed
+from cmasd.policies.speeds import DRIFT, Speed
 
 BURST = 6
 """Iterations that a look takes at least; the first one has to catch up. As many iterations' time may be lost beyond the
@@ -69,6 +69,13 @@ class Explorer:
         challenger = max(others, key=lambda arm: self._hope(arm, iteration), default=self.force)
         self.now = challenger if self._is_worth_a_look(challenger, iteration, iteration_seconds) else self.force
         return self.now
+
+    def hopeless_for(self, iteration: int) -> float:
+        """Iterations until another arm could be best, if nothing is measured before."""
+        known = self.speeds[self.force].doubt(iteration)
+        rivals = [arm for arm in self.candidates if arm != self.force]
+        gaps = [min(0.0, self._lead(arm) / 2) ** 2 - self.speeds[arm].doubt(iteration) - known for arm in rivals]
+        return max(0.0, min(gaps, default=math.inf)) / (2 * DRIFT**2)
 
     def _is_worth_a_look(self, arm: int, iteration: int, iteration_seconds: float) -> bool:
         """Whether it could be best, and that costs little; of two that are as good, the one less known is next."""

@@ -107,10 +107,10 @@ class GoodputPolicy(Policy):
         self._rule = self._range.rule if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
         self._watched = BURST if is_losing or explorer.speeds[arm].variance >= 1.0 else BATCH
-        resting = min(rest / self._range.seconds, 2.0**31) if arm == explorer.force else 0
-        if not explorer.candidates:
-            resting = 2.0**31
-        self._planned = self._left = self._watched + int(resting)
+        resting = 0.0 if arm != explorer.force else rest / self._range.seconds
+        if arm == explorer.force == Arm.PLAIN:
+            resting = max(resting, explorer.hopeless_for(self._iteration))
+        self._planned = self._left = self._watched + int(min(resting, 2.0**31))
         return self._rule
 
     def _range_of(self, rows: int) -> Range:

@@ -97,6 +97,18 @@ def test_an_arm_that_is_surely_worse_is_left_alone_until_that_is_old() -> None:
     assert arms.force == 0
 
 
+def test_an_arm_that_is_hopeless_for_long_is_not_hoped_for_before() -> None:
+    arms = explorer(0.0, -0.2)
+    for speed in arms.speeds:
+        speed.seen_at = 50
+    until = 50 + int(arms.hopeless_for(50))
+    assert arms.decide(until - 1, 1.0) == 0
+    assert arms.decide(until + 2, 1.0) == 1
+    assert explorer(0.0, 0.2).hopeless_for(50) == 0
+    arms.candidates = []
+    assert arms.hopeless_for(50) == math.inf
+
+
 def test_no_look_beyond_the_share() -> None:
     """Six iterations at four fifths of the speed lose 1.1 seconds."""
     for lost, looks in ((8.0, 1), (9.5, 0)):
