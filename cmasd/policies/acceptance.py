@@ -54,7 +54,8 @@ class Calibration:
     def survival(self) -> tuple[Float64, Float64]:
         """(N, K): the chance that the first j tokens of each remembered row are all accepted; (K,): the usual p_j.
 
-        Of tokens that were not drafted the usual is assumed; of places where none was, that of the place before.
+        Of tokens that were not drafted the usual is assumed; of places where none was, that of the place before. A row
+        that drafted nothing had nothing to draft.
         """
         if not self._seen:
             usual_K = np.full(len(self.offsets_K), HOPE)
@@ -68,6 +69,7 @@ class Calibration:
             elif place:
                 usual_K[place] = usual_K[place - 1]
         survival_NK: Float64 = np.where(drafted_NK, p_NK, usual_K).cumprod(1)
+        survival_NK[~drafted_NK[:, 0]] = 0.0
         return survival_NK, usual_K
 
     def _fit(self) -> None:

@@ -103,13 +103,14 @@ def _host(confidence: Tensor) -> Float64:
 
 @dataclass(frozen=True)
 class Observation:
-    """One iteration as it went."""
+    """One iteration as it went. The arrays are the policy's to keep: it learns from several at once."""
 
     lengths_B: Int64
     """Draft tokens sent to the verifier, by row."""
     accepted_B: Int64
     confidence_BK: Float64
-    """Of the drafted tokens; what lies behind a row's draft means nothing."""
+    """Of the drafted tokens, also where the rule did not look; what lies behind a row's draft means nothing. K is 0, or
+    nothing was drafted, in plain decoding."""
     drafted_B: Int64
     """Tokens that the drafter made for each row, those that were not sent included."""
     seconds: float

@@ -44,11 +44,12 @@ class Choice:
 
 
 def choose(survival_NK: Float64, usual_K: Float64, curve: Curve) -> Choice:
-    """The best rule that drafts a token for each row, and sends it for the surest quarter at least.
+    """The best rule that drafts a token for each row, and sends it for the surest quarter of those that have one.
 
     Where nothing is worth sending, a rule that sends nothing would never learn that this has changed.
     """
-    surest = np.quantile(survival_NK[:, 0], 0.75)
+    first_N = survival_NK[:, 0]
+    surest = np.quantile(first_N[first_N > 0], 0.75) if first_N.any() else 0.0
     theta, best = 1 / curve.plain, None
     while True:
         go_on_LK, keep_LK = priced(theta, usual_K, curve)

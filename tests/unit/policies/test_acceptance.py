@@ -57,6 +57,14 @@ def test_of_tokens_that_were_not_drafted_the_usual_is_assumed() -> None:
     assert survival_NK == pytest.approx(np.array([[0.9, 0.72, 0.576], [0.5, 0.4, 0.32]]))
 
 
+def test_a_row_that_drafted_nothing_had_nothing_to_draft() -> None:
+    calibration = Calibration(2)
+    calibration.observe([judged(np.array([[0.9, 0.8], [0.9, 0.8]]), [0, 0], [0, 0], drafted=[2, 0])])
+    survival_NK, usual_K = calibration.survival()
+    assert survival_NK == pytest.approx(np.array([[0.9, 0.72], [0.0, 0.0]]))
+    assert usual_K == pytest.approx([0.9, 0.8])
+
+
 @pytest.mark.parametrize("most", [1, 2])
 def test_it_is_calibrated_towards_the_truth(most: int) -> None:
     """Also where only the first token was ever sent: what nobody judged means nothing."""

@@ -105,6 +105,15 @@ def test_sure_rows_send_more_than_unsure_rows(costs: StepTable) -> None:
     assert sent[0] > sent[1]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+def test_some_of_the_rows_that_have_a_draft_are_sent(share: float) -> None:
+    """However poor the drafts are, and however few rows have one."""
+    p_NK = np.full((512, 5), 0.05)
+    p_NK[int(share * 512) :] = 0.0
+    choice = choose(p_NK.cumprod(1), np.full(5, 0.05), HEADS.curve(8))
+    assert choice.keep_K[0] <= 0.05
+
+
 @pytest.mark.parametrize("rows", [1, 2, 8, 32, 128, 700])
 @pytest.mark.parametrize("remembered", [1, 7, 512])
 def test_any_number_of_rows_can_be_planned_for(rows: int, remembered: int) -> None:
