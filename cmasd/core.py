@@ -8,7 +8,7 @@ Shapes: B rows, K draft positions, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
@@ -166,6 +166,59 @@ class Draft:
     """(B, K, 3) float32: entropy, margin, softmax; NaN where the drafter has no logits."""
     probs_BKV: Tensor | None = None
     """(B, K, V) float32 drafter distribution, for speculative sampling; None: certain of its token."""
+    made_B: Tensor | None = None
+    """(B,) int64: tokens that the drafter made, those that do not go to the verifier included; None: no others."""
+
+    @property
+    def drafted_B(self) -> Tensor:
+        """(B,) int64: tokens that the drafter made."""
+        return self.lengths_B if self.made_B is None else self.made_B
+
+    def cut(self, longest: int) -> Draft:
+        """The same draft in buffers that are no wider than its longest row."""
+        if longest == self.tokens_BK.shape[1]:
+            return self
+        return replace(
+            self,
+            tokens_BK=self.tokens_BK[:, :longest],
+            confidence_BK=self.confidence_BK[:, :longest],
+            components_BK3=self.components_BK3[:, :longest],
+            probs_BKV=None if self.probs_BKV is None else self.probs_BKV[:, :longest],
+        )
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The verifier's, as a flat list: of each row those behind its last token, then those behind its draft's tokens."""
+
+    values_NV: Tensor
+    """(N, V)"""
+    firsts_B1: Tensor
+    """(B + 1,) int64: where each row's begin, and where the last row's end."""
+    longest: int
+    """T: the most of a row."""
+
+    @classmethod
+    def rectangle(cls, logits_BTV: Tensor) -> Logits:
+        """As many of every row."""
+        rows, longest, columns = logits_BTV.shape
+        firsts_B1 = logits_BTV.new_ones(rows + 1).long().cumsum(0).sub_(1).mul_(longest)
+        return cls(logits_BTV.reshape(-1, columns), firsts_B1, longest)
+
+    def by_row(self, values_N: Tensor) -> Tensor:
+        """(B, T, ...) of what there is of each (N, ...); behind a row's last, that again."""
+        rows = len(self.firsts_B1) - 1
+        if len(values_N) == rows * self.longest:
+            return values_N.view(rows, self.longest, *values_N.shape[1:])
+        steps_T = self.firsts_B1.new_ones(self.longest).cumsum(0) - 1
+        index_BT = (self.firsts_B1[:-1, None] + steps_T).minimum(self.firsts_B1[1:, None] - 1)
+        result: Tensor = values_N[index_BT]
+        return result
+
+    @property
+    def padded_BTV(self) -> Tensor:
+        """(B, T, V)"""
+        return self.by_row(self.values_NV)
 
 
 @dataclass(frozen=True)

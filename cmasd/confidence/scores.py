@@ -119,6 +119,20 @@ class Confidence:
             raw = getattr(scores, self.kind)
         return raw if self.calibration is None else self.calibration(raw)
 
+    @property
+    def linear(self) -> tuple[tuple[float, float, float, float], float] | None:
+        """C as weights of entropy, margin (in the full form), softmax and max_prob, and what is added; None where it is
+        something else.
+        """
+        if self.calibration is not None or self.kind == "head":
+            return None
+        kinds = ("entropy", "margin", "softmax", "max_prob")
+        own = (*self.weights, 0.0) if self.kind == "ensemble" else tuple(float(kind == self.kind) for kind in kinds)
+        entropy, margin, softmax, max_prob = own
+        if self.margin_form == "printed":  # (margin + 1) / 2
+            return (entropy, margin / 2, softmax, max_prob), margin / 2
+        return (entropy, margin, softmax, max_prob), 0.0
+
 
 def build_confidence(config: ConfidenceConfig, kind: str | None = None) -> Confidence:
     """Of `kind`, which is `config.kind` unless told otherwise (`Config.score` resolves `auto`).

@@ -42,6 +42,7 @@ RULES = (
     Rule("drafter.max_ngram", _at_least(1), "at least 1"),
     Rule("policy.alpha", lambda v: v > 0, "greater than 0"),
     Rule("policy.threshold", _share, "between 0 and 1"),
+    Rule("policy.explore_share", _share, "between 0 and 1"),
     Rule("policy.quality_budget_nats_per_token", _at_least(0), "at least 0 nats"),
     Rule("verification.beta", _at_least(1), "at least 1"),
     Rule("verification.tau", _at_least(0), "at least 0 nats"),

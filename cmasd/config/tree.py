@@ -126,6 +126,9 @@ class PolicyConfig:
     """Factor of policy `paper`."""
     threshold: float = 0.4
     """Least survival probability at which policy `survival` drafts on."""
+    explore_share: float = 0.01
+    """Share of the time that policy `goodput` may lose by looking whether drafting, or plain decoding, has become the
+    faster one."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cmasd.core import Draft
 from cmasd.kernels import kernels_for
+from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 
 
@@ -35,12 +36,10 @@ class Context:
 
 
 class Drafter(Protocol):
-    """Proposes up to `policy.max_draft_tokens` tokens per row."""
+    """Proposes tokens, for each row as many as a rule lets it."""
 
     one_pass: bool
     """Whether all tokens of a draft come of one forward, or each of its own."""
-    drafts_at_once: bool
-    """Whether all tokens cost one call, and looking at each costs more than it saves."""
     caught_up: bool
     """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
 
@@ -65,11 +64,11 @@ class Drafter(Protocol):
         """
         ...
 
-    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
-        """Propose at most room_B (B,) tokens per row.
+    def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
+        """Propose at most room_B (B,) tokens for each row, as far as the rule lets it; rows that stop cost no more.
 
         With an `extent`, which was reserved, the drafter looks at nothing that the device computes: it always drafts
-        one token less than the window, and rows that have fewer are cut. Without, it may stop early.
+        one token less than the window, and rows that have fewer are cut.
         """
         ...
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
-from cmasd.policies import Policy
+from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
@@ -27,8 +27,7 @@ FADE = 0.99
 class LookupDrafter:
     """Strong where output repeats input: summarisation, editing, names and numbers."""
 
-    def __init__(self, policy: Policy, max_ngram: int) -> None:
-        self.policy = policy
+    def __init__(self, max_ngram: int) -> None:
         self.max_ngram = max_ngram
         self._accepted_N = torch.zeros(max_ngram + 1)
         self._judged_N = torch.zeros(max_ngram + 1)
@@ -36,7 +35,6 @@ class LookupDrafter:
 
     caught_up = True
     one_pass = True
-    drafts_at_once = False
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Nothing to do: everything is read from the context."""
@@ -51,9 +49,9 @@ class LookupDrafter:
         """It always looks: as far as the longest row goes, and no further."""
         return False
 
-    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
+    def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """Copy what followed the longest suffix that occurs before."""
-        most = min(self.policy.max_draft_tokens, int(room_B.max()))
+        most = min(rule.most, int(room_B.max()))
         context_BC, ends_B = self._context(context)
         found_B, start_B = self._match(context_BC, ends_B, ends_B - context.lengths_B + context.prompt_lengths_B)
         where_BK = start_B[:, None] + torch.arange(most, device=start_B.device)
@@ -61,11 +59,10 @@ class LookupDrafter:
         real_BK = (where_BK < ends_B[:, None]) & (tokens_BK >= 0) & (found_B > 0)[:, None]
         drafted_B = real_BK.long().cumprod(-1).sum(-1).minimum(room_B)
         confidence_BK = self._rates(found_B)[:, None].expand(-1, most)
-        lengths_B = self.policy.cut(confidence_BK, drafted_B)
+        lengths_B = rule.lengths(confidence_BK, drafted_B)
         self._sent = (found_B, lengths_B)
-        return Draft(
-            tokens_BK.clamp_min(0), lengths_B, confidence_BK, confidence_BK.new_full((*tokens_BK.shape, 3), torch.nan)
-        )
+        none_BK3 = confidence_BK.new_full((*tokens_BK.shape, 3), torch.nan)
+        return Draft(tokens_BK.clamp_min(0), lengths_B, confidence_BK, none_BK3, made_B=drafted_B)
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Update the acceptance rate of each suffix length."""

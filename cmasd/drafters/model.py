@@ -1,70 +1,73 @@
 """A smaller model that drafts token by token with its own ragged cache.
 
-`cached_B` says how many of a row's tokens its cache holds. The first forward of an iteration feeds
-whatever is missing: one token after a rejection, two after a fully accepted draft (the bonus token
-was never fed), more after plain iterations in which the drafter was skipped.
+Its cache holds `held` tokens of each row. The first forward of an iteration feeds whatever is missing: one token after
+a rejection, two after a fully accepted draft (the bonus token was never fed), more after plain iterations in which the
+drafter was skipped. Each further forward runs only the rows that the rule lets go on.
 
-Shapes: B rows, T window, V vocabulary, J drafted so far.
+Shapes: B rows, R rows that go on, T window, V vocabulary, J drafted so far, K the longest draft.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from cmasd.confidence import Confidence, Scores
+from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
-from cmasd.confidence.scores import scores_of
+from cmasd.confidence.scores import Scores, scores_of
 from cmasd.core import Draft
-from cmasd.drafters.base import Context, until_end
+from cmasd.drafters.base import Context, is_one_of, until_end
 from cmasd.drafters.choice import Choice
-from cmasd.kernels import kernels_for
-from cmasd.policies import Policy
+from cmasd.kernels import PackedRule, kernels_for
+from cmasd.policies import EDGE, Rule
 from cmasd.runner.base import Extent, Guesser, Runner
 from cmasd.runner.constraints import Constraints
+from cmasd.window import Window
+
+NAN = float("nan")
 
 
-class Window(NamedTuple):
-    """What is fed to all rows."""
+class Sheet:
+    """A draft while it is written, row by row and token by token."""
 
-    tokens_BT: Tensor
-    """(B, T) int64, padded behind each row's last."""
-    starts_B: Tensor
-    """(B,) int64"""
-    only_B: Tensor | None
-    """(B,) int64: the place of each row's last token; None for T = 1."""
+    def __init__(self, rows: int, most: int, vocabulary: int | None, device: torch.device) -> None:
+        """`vocabulary` is given where distributions are kept."""
+        self.tokens_BK = torch.zeros(rows, most, dtype=torch.int64, device=device)
+        self.confidence_BK = torch.full((rows, most), NAN, device=device)
+        self.scores_BK4 = torch.full((rows, most, 4), NAN, device=device)
+        self.made_B = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.probs_BKV = None if vocabulary is None else torch.zeros(rows, most, vocabulary, device=device)
 
+    def write(
+        self,
+        rows_R: Tensor,
+        j: int,
+        going_R: Tensor,
+        token_R: Tensor,
+        confidence_R: Tensor,
+        scores: Scores,
+        prob_RV: Tensor | None,
+    ) -> None:
+        """Token j of some rows, where they go on."""
+        rows_G = rows_R[going_R]
+        self.tokens_BK[rows_G, j] = token_R[going_R]
+        self.confidence_BK[rows_G, j] = confidence_R[going_R]
+        self.scores_BK4[rows_G, j] = scores.values[going_R].float()
+        self.made_B[rows_G] = j + 1
+        if self.probs_BKV is not None and prob_RV is not None:
+            self.probs_BKV[rows_G, j] = prob_RV[going_R]
 
-class Guesses(NamedTuple):
-    """See `Draft`."""
-
-    tokens_BK: Tensor
-    confidence_BK: Tensor
-    components_BK3: Tensor
-    asked_B: Tensor | None
-    """(B,) int64: as far as the policy let each row draft; None where it was not asked."""
-    probs_BKV: Tensor | None = None
-
-
-class Stop:
-    """Asks the policy after each token, and remembers how far it let each row draft."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.asks = policy.looks
-        self.asked_B: Tensor | None = None
-        self._policy = policy
-        self._going_B: Tensor | None = None
-
-    def __call__(self, confidence_BJ: Tensor, waits: bool) -> bool:
-        """Whether no row goes on; where nobody may wait for the device, no."""
-        goes_on = self._policy.goes_on(confidence_BJ)
-        if goes_on is not None:
-            return waits and not goes_on
-        answer_B = self._policy.go_on(confidence_BJ)
-        self._going_B = answer_B if self._going_B is None else self._going_B & answer_B
-        self.asked_B = self._going_B + (1 if self.asked_B is None else self.asked_B)
-        return waits and not bool(self._going_B.any())
+    def draft(self, rule: Rule) -> Draft:
+        """As far as the rule lets tokens be sent."""
+        return Draft(
+            tokens_BK=self.tokens_BK,
+            lengths_B=rule.lengths(self.confidence_BK, self.made_B),
+            confidence_BK=self.confidence_BK,
+            components_BK3=self.scores_BK4[..., :3],
+            probs_BKV=self.probs_BKV,
+            made_B=self.made_B,
+        )
 
 
 class ModelDrafter:
@@ -75,14 +78,12 @@ class ModelDrafter:
     def __init__(
         self,
         runner: Runner,
-        policy: Policy,
         confidence: Confidence,
         constraints: Constraints,
         choose: Choice,
         eos_ids: Tensor,
     ) -> None:
         self.runner = runner
-        self.policy = policy
         self.confidence = confidence
         self.constraints = constraints
         self.eos_ids = eos_ids
@@ -91,10 +92,10 @@ class ModelDrafter:
         # With a shortlist columns are not ids; there a draft that breaks the verifier's rules is rejected.
         self._follows_rules = runner.shortlist is None and not constraints.is_free
         is_simple = not (self._follows_rules or choose.samples) and runner.vocabulary_size == choose.vocabulary_size
-        self._native = runner.guesser() if is_simple else None
-        self.drafts_at_once = self._native is not None
-        self._cached = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
-        self._fed = 0
+        self._native = runner.guesser(eos_ids) if is_simple else None
+        self._rule: tuple[Rule, PackedRule | None] | None = None
+        self._held = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
+        self._made_B: Tensor | None = None
         self._later: dict[int, list[int]] = {}
         self.caught_up = True
 
@@ -107,19 +108,19 @@ class ModelDrafter:
             self._later.pop(slot, None)
         self.runner.prefill(slots, sources)
         held = [0 if self.runner.is_encoder_decoder else len(source) - 1 for source in sources]
-        self._cached[slots] = torch.tensor(held, device=self._cached.device)
+        self._held[slots] = torch.tensor(held, device=self._held.device)
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:
         """One token for each row."""
         self.runner.prefill(slots, sources)
 
         def forward(starts_B: Tensor) -> None:
-            tokens_B1 = torch.zeros_like(starts_B)[:, None]
+            window = Window.rectangle(torch.zeros_like(starts_B)[:, None], starts_B)
             if self._native is None:
-                self.runner.forward(tokens_B1, starts_B)[:, 0].argmax(-1).tolist()
+                self.runner.run(window).argmax(-1).tolist()
             else:
                 self.runner.extent(len(starts_B), 1, int(starts_B.max()))
-                self._native(tokens_B1[:, 0], starts_B, 1)
+                self._native(window)
 
         return forward
 
@@ -130,123 +131,170 @@ class ModelDrafter:
             self._later[target] = self._later.pop(source)
             return
         self.runner.move(source, target)
-        self._cached[target] = self._cached[source]
+        self._held[target] = self._held[source]
 
     def reserve(self, extent: Extent) -> bool:
         """Rows that were left for later make up for it in a draft that may look."""
         self.runner.extent(extent.rows, 0, extent.length)
         return not any(slot < extent.rows for slot in self._later)
 
-    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
-        """Draft until the policy stops every row, or as far as the longest room goes."""
-        late = [slot for slot in self._later if slot < len(room_B)] if extent is None else []
-        if late:
-            self.prefill(late, [self._later[slot] for slot in late])
-        most = min(self.policy.max_draft_tokens, max(room_B.tolist())) if extent is None else extent.window - 1
-        if self._native is not None and extent is None:
-            guesses = self._guess_natively(self._native, context, most)
+    def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
+        """Draft until the rule stops every row, or as far as the longest room goes."""
+        if extent is not None:
+            draft = self._draft_at(context, room_B, rule, extent)
         else:
-            guesses = self._guess(context, self._missing(context, extent), most, extent)
-        self.caught_up = self.caught_up and not late
-        self._fed = guesses.tokens_BK.shape[1] - 1
-        drafted_B = until_end(guesses.tokens_BK, self.eos_ids, room_B)
-        if guesses.asked_B is not None:
-            drafted_B = drafted_B.minimum(guesses.asked_B)
-        return Draft(
-            tokens_BK=guesses.tokens_BK,
-            lengths_B=self.policy.keep(guesses.confidence_BK, drafted_B),
-            confidence_BK=guesses.confidence_BK,
-            components_BK3=guesses.components_BK3,
-            probs_BKV=guesses.probs_BKV,
-        )
+            late = [slot for slot in self._later if slot < len(room_B)]
+            if late:
+                self.prefill(late, [self._later[slot] for slot in late])
+            most = min(rule.most, max(room_B.tolist()))
+            is_packed, packed = self._packed(rule)
+            if self._native is not None and is_packed:
+                draft = self._draft_natively(self._native, context, room_B, most, packed)
+            else:
+                draft = self._draft_by_steps(context, room_B, most, rule)
+            self.caught_up = self.caught_up and not late
+        self._made_B = draft.made_B
+        return draft
 
-    def _guess(self, context: Context, window: Window, most: int, extent: Extent | None) -> Guesses:
-        """Up to `most` tokens behind the window; fewer where the policy stops all rows."""
-        tokens, confidences, scored, probs = [], [], [], []
-        stop = Stop(self.policy)
-        logits_BV = self._forward(*window, extent=extent)[:, 0]
-        for j in range(most):
-            if self._follows_rules:
-                logits_BV = self._constrain(logits_BV, context, context.lengths_B + (j - 1))
-            confidence_B, scores = self.confidence(logits_BV)
-            token_B, prob_BV = self.choose(logits_BV, scores.token)
-            tokens.append(token_B)
-            confidences.append(confidence_B)
-            scored.append(scores)
-            probs.append(prob_BV)
-            if self._follows_rules:
-                context.tokens_BL.scatter_(1, context.lengths_B[:, None] + j, token_B[:, None])
-            if j + 1 == most or (stop.asks and stop(torch.stack(confidences, -1), waits=extent is None)):
-                break
-            logits_BV = self._forward(token_B[:, None], context.lengths_B + j, extent=extent)[:, -1]
-        return Guesses(
-            tokens_BK=torch.stack(tokens, -1),
-            confidence_BK=torch.stack(confidences, -1),
-            components_BK3=Scores.stack(scored).components,
-            asked_B=stop.asked_B,
-            probs_BKV=torch.stack([p for p in probs if p is not None], 1) if self.choose.samples else None,
-        )
+    def _packed(self, rule: Rule) -> tuple[bool, PackedRule | None]:
+        """Whether a kernel can follow the rule, and what it is given: None where the rule does not look."""
+        linear = self.confidence.linear
+        if not rule.looks or linear is None:
+            return not rule.looks, None
+        if self._rule is None or self._rule[0] is not rule:
+            calibration = None
+            if rule.slope is not None and rule.offsets_K is not None:
+                calibration = (rule.slope, rule.offsets_K, EDGE)
+            self._rule = rule, PackedRule(rule.go_on_K, rule.keep_K, rule.statistic == "mean", calibration, *linear)
+        return True, self._rule[1]
 
-    def _guess_natively(self, guesser: Guesser, context: Context, most: int) -> Guesses:
-        """All tokens in one call, or one by one where the policy looks at each."""
-        stop, lengths_B = Stop(self.policy), context.lengths_B
-        cached_B = self._cached[: len(lengths_B)]
-        count = 1 if stop.asks else most
+    def _draft_natively(
+        self, guesser: Guesser, context: Context, room_B: Tensor, most: int, rule: PackedRule | None
+    ) -> Draft:
+        """All in one call."""
+        lengths_B = context.lengths_B
+        held_B = self._held[: len(lengths_B)]
         self.runner.extent(len(lengths_B), most - 1, max(lengths_B.tolist()))
-        tokens_BK, numbers_BK6, missing = guesser.catch_up(context.tokens_BL, lengths_B, cached_B, count)
-        self.caught_up = missing <= 2
-        while True:
-            scores = scores_of(Statistics(tokens_BK, numbers_BK6.float()), self.confidence.margin_form)
-            confidence_BK = self.confidence.combine(scores)
-            drafted = tokens_BK.shape[1]
-            if drafted == most or stop(confidence_BK, waits=True):
-                return Guesses(tokens_BK, confidence_BK, scores.components, stop.asked_B)
-            found_B1, numbers_B16 = guesser(tokens_BK[:, -1], lengths_B + (drafted - 1), 1)
-            tokens_BK = torch.cat([tokens_BK, found_B1], dim=1)
-            numbers_BK6 = torch.cat([numbers_BK6, numbers_B16], dim=1)
+        made = guesser.catch_up(context.tokens_BL, lengths_B, held_B, room_B, most, rule)
+        self.caught_up = made.missing <= 2
+        scores = scores_of(Statistics(made.tokens_BK, made.numbers_BK6.float()), self.confidence.margin_form)
+        return Draft(
+            tokens_BK=made.tokens_BK,
+            lengths_B=made.sent_B,
+            confidence_BK=self.confidence.combine(scores),
+            components_BK3=scores.components,
+            made_B=made.made_B,
+        )
+
+    def _draft_by_steps(self, context: Context, room_B: Tensor, most: int, rule: Rule) -> Draft:
+        """Token by token; where forwards are graphs, which want one shape, rows that stop are run along."""
+        sheet = Sheet(len(room_B), most, self.vocabulary_size if self.choose.samples else None, room_B.device)
+        window = self._missing(context, room_B)
+        rows_R, going_R = window.slots_R, room_B[window.slots_R] > 0
+        for j in range(most):
+            before_R = context.lengths_B[rows_R] + j
+            logits_RV = self._behind(window)
+            if self._follows_rules:
+                logits_RV = self._constrain(logits_RV, context, rows_R, before_R - 1)
+            confidence_R, scores = self.confidence(logits_RV)
+            token_R, prob_RV = self.choose(logits_RV, scores.token)
+            sheet.write(rows_R, j, going_R, token_R, confidence_R, scores, prob_RV)
+            if self._follows_rules:
+                context.tokens_BL[rows_R, before_R] = token_R
+            going_R = going_R & (room_B[rows_R] > j + 1) & ~is_one_of(token_R, self.eos_ids)
+            if rule.looks:
+                going_R &= rule.goes_on(sheet.confidence_BK[rows_R, : j + 1])
+            if j + 1 == most or not going_R.any():
+                break
+            if not self.runner.wants_all:
+                rows_R, token_R, before_R = rows_R[going_R], token_R[going_R], before_R[going_R]
+                going_R = going_R[going_R]
+            window = Window.singles(token_R, rows_R, before_R, covers_first=self.runner.wants_all)
+        return sheet.draft(rule)
+
+    def _behind(self, window: Window) -> Tensor:
+        """(R, V): the logits behind each run, over the verifier's vocabulary."""
+        own = self.runner.vocabulary_size
+        if own < self.vocabulary_size:
+            window = replace(window, tokens_N=window.tokens_N.clamp_max(own - 1))  # ids that this model lacks
+        return self._widened(self.runner.run(window, window.firsts_R1[1:] - 1))
+
+    def _widened(self, logits: Tensor) -> Tensor:
+        """Over the verifier's vocabulary."""
+        own = self.runner.vocabulary_size
+        if own == self.vocabulary_size or self.runner.shortlist is not None:
+            return logits
+        return torch.nn.functional.pad(logits, (0, self.vocabulary_size - own), value=-torch.inf)
+
+    def _missing(self, context: Context, room_B: Tensor) -> Window:
+        """Every token that the cache lacks of rows with room, to be fed for good; the latest at least."""
+        wants_all = self.runner.wants_all
+        rows_R = ((room_B > 0) | wants_all).nonzero().squeeze(1)
+        lengths_R = context.lengths_B[rows_R]
+        starts_R = self._held[rows_R].minimum(lengths_R - 1)
+        self._held[rows_R] = lengths_R
+        window = Window.stretch(context.tokens_BL, rows_R, starts_R, lengths_R, covers_first=wants_all)
+        self.caught_up = window.longest <= 2
+        return window
+
+    def _constrain(self, logits_RV: Tensor, context: Context, rows_R: Tensor | None, starts_R: Tensor) -> Tensor:
+        """The verifier's rules, for the token behind `starts_R` of these rows; None: of all."""
+        parts = context.tokens_BL, context.prompt_lengths_B, context.limits_B
+        tokens_RL, prompts_R, limits_R = parts if rows_R is None else (part[rows_R] for part in parts)
+        last_R1 = tokens_RL.gather(1, starts_R[:, None])
+        return self.constraints.apply(logits_RV[:, None], tokens_RL, starts_R, prompts_R, limits_R, last_R1)[:, 0]
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The last drafted token was never fed, so at most drafted - 1 of them are in the cache."""
-        if self._fed == 0:
+        if self._made_B is None:
             return
         kernels = kernels_for(accepted_B)
         if kernels is not None:
-            kernels.keep(self._cached, accepted_B, self._fed)
+            kernels.keep(self._held, accepted_B, self._made_B)
         else:
-            self._cached[: len(accepted_B)] += accepted_B.clamp_max(self._fed)
-        self._fed = 0
+            self._held[: len(accepted_B)] += accepted_B.minimum((self._made_B - 1).clamp_min(0))
+        self._made_B = None
 
-    def _missing(self, context: Context, extent: Extent | None) -> Window:
-        """Every token that the cache lacks, to be fed for good.
+    # ---------------------------------------------------------------- of a shape decided beforehand
 
-        Where the host may not look at how many those are, it is the last two of every row, one of them perhaps again.
+    def _draft_at(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent) -> Draft:
+        """As many tokens for every row, and the host looks at nothing: the first forward feeds the last two tokens of
+        every row, one of them perhaps again.
         """
-        cached_B = self._cached[: len(context.lengths_B)]
-        starts_B = cached_B.clone() if extent is None else (context.lengths_B - 2).clamp_min(0)
-        missing_B = context.lengths_B - starts_B
-        most = int(missing_B.max()) if extent is None else 2
-        self.caught_up = most <= 2
-        cached_B.copy_(context.lengths_B)
-        if most == 1:
-            return Window(context.tokens_BL.gather(1, starts_B[:, None]), starts_B, None)
-        offset_T = torch.arange(most, device=cached_B.device)
-        where_BT = (starts_B[:, None] + offset_T).minimum(context.lengths_B[:, None] - 1)
-        return Window(context.tokens_BL.gather(1, where_BT), starts_B, missing_B - 1)
+        rows, most = len(room_B), extent.window - 1
+        tokens, confidences, scored = [], [], []
+        starts_B = (context.lengths_B - 2).clamp_min(0)
+        where_B2 = torch.stack([starts_B, (starts_B + 1).minimum(context.lengths_B - 1)], dim=1)
+        logits_BTV = self._forward_at(
+            context.tokens_BL.gather(1, where_B2), starts_B, context.lengths_B - 1 - starts_B, extent
+        )
+        for j in range(most):
+            logits_BV = logits_BTV[:, -1]
+            if self._follows_rules:
+                logits_BV = self._constrain(logits_BV, context, None, context.lengths_B + (j - 1))
+            confidence_B, scores = self.confidence(logits_BV)
+            token_B, _ = self.choose(logits_BV, scores.token)
+            tokens.append(token_B)
+            confidences.append(confidence_B)
+            scored.append(scores)
+            if self._follows_rules:
+                context.tokens_BL.scatter_(1, context.lengths_B[:, None] + j, token_B[:, None])
+            if j + 1 < most:
+                logits_BTV = self._forward_at(token_B[:, None], context.lengths_B + j, None, extent)
+        self._held[:rows] = context.lengths_B
+        self.caught_up = True
+        tokens_BK, confidence_BK = torch.stack(tokens, -1), torch.stack(confidences, -1)
+        drafted_B = until_end(tokens_BK, self.eos_ids, room_B)
+        return Draft(
+            tokens_BK=tokens_BK,
+            lengths_B=rule.lengths(confidence_BK, drafted_B),
+            confidence_BK=confidence_BK,
+            components_BK3=Scores.stack(scored).components,
+            made_B=torch.full_like(drafted_B, most),
+        )
 
-    def _forward(
-        self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, extent: Extent | None = None
-    ) -> Tensor:
-        """Logits over the verifier's vocabulary; an id that this model lacks is read as its last one."""
-        own = self.runner.vocabulary_size
-        if own < self.vocabulary_size:
-            tokens_BT = tokens_BT.clamp_max(own - 1)
-        logits_BTV = self.runner.forward(tokens_BT, starts_B, only_B, extent)
-        if own == self.vocabulary_size or self.runner.shortlist is not None:
-            return logits_BTV
-        return torch.nn.functional.pad(logits_BTV, (0, self.vocabulary_size - own), value=-torch.inf)
-
-    def _constrain(self, logits_BV: Tensor, context: Context, starts_B: Tensor) -> Tensor:
-        limits_B, last_B1 = context.limits_B, context.tokens_BL.gather(1, starts_B[:, None])
-        return self.constraints.apply(
-            logits_BV[:, None], context.tokens_BL, starts_B, context.prompt_lengths_B, limits_B, last_B1
-        )[:, 0]
+    def _forward_at(self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None, extent: Extent) -> Tensor:
+        """(B, 1, V): the logits behind each row's last token."""
+        if self.runner.vocabulary_size < self.vocabulary_size:
+            tokens_BT = tokens_BT.clamp_max(self.runner.vocabulary_size - 1)
+        return self._widened(self.runner.forward(tokens_BT, starts_B, only_B, extent))

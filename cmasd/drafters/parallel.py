@@ -1,7 +1,7 @@
 """A drafter of one pass over what the verifier made of the text so far (`cmasd.runner.parallel`).
 
-All tokens of a draft are computed at once; the policy then cuts it where it would have stopped a drafter that goes
-token by token, and sees no confidence behind the cut. What the drafter knows of each row lies in `ParallelRunner`.
+All tokens of a draft are computed at once; the rule then cuts each row's where it would have stopped a drafter that
+goes token by token, and sees no confidence behind the cut. What the drafter knows of each row lies in `ParallelRunner`.
 
 Shapes: B rows, K draft, S shortlist, V vocabulary.
 """
@@ -18,7 +18,7 @@ from cmasd.confidence.scores import Scores, score, scores_of
 from cmasd.core import Draft
 from cmasd.drafters.base import Context, until_end
 from cmasd.drafters.choice import Choice
-from cmasd.policies import Policy
+from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 from cmasd.runner.parallel_runner import ParallelRunner
 
@@ -32,17 +32,17 @@ class ParallelDrafter:
     def __init__(
         self,
         runner: ParallelRunner,
-        policy: Policy,
+        max_draft_tokens: int,
         confidence: Confidence,
         choose: Choice,
         eos_ids: Tensor,
     ) -> None:
         self.runner = runner
-        self.policy = policy
+        self.max_draft_tokens = max_draft_tokens
         self.confidence = confidence
         self.choose = choose
         self.eos_ids = eos_ids
-        self.drafts_at_once = runner.is_one_call and not choose.samples
+        self._is_one_call = runner.is_one_call and not choose.samples
         self.caught_up = True
 
     one_pass = True
@@ -59,7 +59,7 @@ class ParallelDrafter:
 
         def forward(starts_B: Tensor) -> None:
             self.runner.rewind(starts_B, REHEARSED_PLACES)
-            proposal = self._propose(tokens_SL[: len(starts_B)], starts_B + 1, self.policy.max_draft_tokens)
+            proposal = self._propose(tokens_SL[: len(starts_B)], starts_B + 1, self.max_draft_tokens)
             proposal.confidence_BK.tolist()
 
         return forward
@@ -73,23 +73,23 @@ class ParallelDrafter:
         self.runner.reserve(extent)
         return True
 
-    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
+    def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """One pass, then the Markov head from token to token."""
         if extent is None:
-            most = min(self.policy.max_draft_tokens, max(room_B.tolist()))
+            most = min(rule.most, max(room_B.tolist()))
         else:
-            most, extent = extent.window - 1, extent._replace(window=self.policy.max_draft_tokens + 1)
+            most, extent = extent.window - 1, extent._replace(window=self.max_draft_tokens + 1)
         proposal = self._propose(context.tokens_BL, context.lengths_B, most, extent)
         drafted_B = until_end(proposal.tokens_BK, self.eos_ids, room_B)
-        return replace(proposal, lengths_B=self.policy.cut(proposal.confidence_BK, drafted_B))
+        return replace(proposal, lengths_B=rule.lengths(proposal.confidence_BK, drafted_B), made_B=drafted_B)
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
         """`most` tokens for every row."""
-        if extent is None and self.drafts_at_once:
+        if extent is None and self._is_one_call:
             return self._proposed(*self.runner.propose(tokens_BL, lengths_B, most))
         latest_B = tokens_BL.gather(1, lengths_B[:, None] - 1).squeeze(1)
         states, new_places = self.runner.forward(tokens_BL, lengths_B, most, extent)
-        self.caught_up = new_places <= self.policy.max_draft_tokens + 1
+        self.caught_up = new_places <= self.max_draft_tokens + 1
         tokens, scored, probs = [], [], []
         for j in range(most):
             logits_BS = states.logits(j, latest_B)
@@ -108,7 +108,7 @@ class ParallelDrafter:
 
     def _proposed(self, tokens_BK: Tensor, numbers_BK6: Tensor, judged_BK: Tensor | None, new_places: int) -> Draft:
         """A pass that was one call."""
-        self.caught_up = new_places <= self.policy.max_draft_tokens + 1
+        self.caught_up = new_places <= self.max_draft_tokens + 1
         scores = scores_of(Statistics(tokens_BK, numbers_BK6.float()), self.confidence.margin_form)
         return Draft(
             tokens_BK=tokens_BK,

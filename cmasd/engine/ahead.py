@@ -13,13 +13,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cmasd.core import Draft, Verdict
 from cmasd.drafters import Drafter, LookupDrafter
 from cmasd.engine.slots import SlotState
-from cmasd.policies import Observation, Policy
+from cmasd.policies import FixedPolicy, GoodputPolicy, Observation, Policy
 from cmasd.runner.base import Extent
 from cmasd.runner.graphs import StateGraphs
 from cmasd.verification import ExactVerification, RelaxedVerification, TypicalVerification, Verification
@@ -28,7 +29,20 @@ from cmasd.verification import ExactVerification, RelaxedVerification, TypicalVe
 def can_run_ahead(policy: Policy, drafter: Drafter | None, verification: Verification) -> bool:
     """Whether an iteration of these needs the host for nothing: no decision while drafting, no account, no draw."""
     rules = (ExactVerification, RelaxedVerification, TypicalVerification)
-    return policy.plans_ahead and not isinstance(drafter, LookupDrafter) and isinstance(verification, rules)
+    is_decided = isinstance(policy, FixedPolicy | GoodputPolicy)
+    return is_decided and not isinstance(drafter, LookupDrafter) and isinstance(verification, rules)
+
+
+def seen(draft: Draft, verdict: Verdict, seconds: float, is_typical: bool) -> Observation:
+    """What a policy learns from an iteration."""
+    return Observation(
+        draft.lengths_B.cpu().numpy(),
+        verdict.accepted_B.cpu().numpy(),
+        draft.confidence_BK.cpu().numpy().astype(np.float64),
+        draft.drafted_B.cpu().numpy(),
+        seconds,
+        is_typical,
+    )
 
 
 class Moment:
@@ -79,7 +93,7 @@ class Flight:
 
     def observation(self) -> Observation:
         """What a policy learns from it, once a later snapshot was read."""
-        return Observation(self.draft, self.verdict, self.ended.seconds_since(self.began), is_typical=True)
+        return seen(self.draft, self.verdict, self.ended.seconds_since(self.began), is_typical=True)
 
 
 class Ahead:
@@ -108,6 +122,7 @@ class Ahead:
             tokens_BK=draft.tokens_BK[:rows],
             lengths_B=on_host(draft.lengths_B[:rows]),
             confidence_BK=on_host(draft.confidence_BK[:rows]),
+            made_B=None if draft.made_B is None else on_host(draft.made_B[:rows]),
         )
         verdict = replace(verdict, accepted_B=on_host(verdict.accepted_B[:rows]))
         return Flight(draft, verdict, began, ended)

@@ -7,7 +7,6 @@ from cmasd.config.tree import Config
 from cmasd.drafters import Drafter, LookupDrafter, ModelDrafter, ParallelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.engine.pair import Pair
-from cmasd.policies import Policy
 from cmasd.runner.base import Runner
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.families import Words
@@ -17,13 +16,13 @@ from cmasd.runner.parallel_runner import ParallelRunner
 
 
 def build_drafter(
-    config: Config, pair: Pair, policy: Policy, verifier: Runner, constraints: Constraints, eos_ids: Tensor
+    config: Config, pair: Pair, most: int, verifier: Runner, constraints: Constraints, eos_ids: Tensor
 ) -> Drafter | None:
-    """None where the policy never drafts."""
-    if policy.max_draft_tokens == 0:
+    """Of at most `most` tokens a draft; None for 0."""
+    if most == 0:
         return None
     if config.drafter.kind == "lookup":
-        return LookupDrafter(policy, config.drafter.max_ngram)
+        return LookupDrafter(config.drafter.max_ngram)
     words = Words(pair.constraints.banned, pair.shortlist)
     choose = Choice(
         config.verification.temperature if config.verification.kind == "sampling" else None,
@@ -37,11 +36,11 @@ def build_drafter(
         assert pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
         model = ParallelModel(pair.parallel, pair.verifier, words, pair.drafter_int8)
         drafting = ParallelRunner(model, verifier, config.engine.graphs, words.tensor(pair.device))
-        return ParallelDrafter(drafting, policy, confidence, choose, eos_ids)
+        return ParallelDrafter(drafting, most, confidence, choose, eos_ids)
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
     runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs)
     share_encoder(runner, verifier)
     if config.drafter.kind == "self":
         share_weights(runner, verifier)
-    return ModelDrafter(runner, policy, confidence, constraints, choose, eos_ids)
+    return ModelDrafter(runner, confidence, constraints, choose, eos_ids)

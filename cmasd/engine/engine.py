@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from cmasd.config.tree import Config
-from cmasd.core import Draft, Request, Result, Verdict
+from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.drafters import Context, ModelDrafter
-from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead
+from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead, seen
 from cmasd.engine.commit import Committer
 from cmasd.engine.costs import step_table, warm_up
 from cmasd.engine.drafting import build_drafter
@@ -34,8 +34,8 @@ from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.trace import Outcome, trace
-from cmasd.policies import GoodputPolicy, Observation, build_policy
-from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.policies import GoodputPolicy, Rule, build_policy
+from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
 from cmasd.runner.graphs import uses_graphs
@@ -72,10 +72,11 @@ class Engine:
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
         self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
-        self.drafter = build_drafter(config, pair, self.policy, self.verifier, self.constraints, self.eos_ids)
+        self.drafter = build_drafter(
+            config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
+        )
         if isinstance(self.policy, GoodputPolicy):
-            self.policy.costs = IterationCosts(self._step_table(graphs))
-            self.policy.looks = self.drafter is None or not self.drafter.drafts_at_once
+            self.policy.learn_costs(self._step_table(graphs))
         self.stats = EngineStats()
         self._asked = False
         self._ahead = self._build_ahead(config) if uses_graphs(config.engine.graphs, pair.device) else None
@@ -136,13 +137,13 @@ class Engine:
         self._rows.admit(self._later)
         if self._rows.live == 0:
             return []
-        most = self.policy.plan(self._rows.live) if self.drafter is not None else 0
-        extent = self._extent(most)
-        results = self._run(most) if self._ahead is None or extent is None else self._run_ahead(self._ahead, extent)
+        rule = self.policy.plan(self._rows.live) if self.drafter is not None else None
+        extent = self._extent(rule)
+        results = self._run(rule) if self._ahead is None or extent is None else self._run_ahead(self._ahead, extent)
         self.stats.busy_seconds += time.perf_counter() - started
         return results
 
-    def _run(self, most: int) -> list[Result]:
+    def _run(self, rule: Rule | None) -> list[Result]:
         """An iteration in which the host looks at the device; all of its rows are open."""
         landed = self._land(Snapshot(self.state, self._rows.live), launched_since=0) if self._flight is not None else []
         self._flight = None
@@ -150,27 +151,31 @@ class Engine:
             return landed
         started = time.perf_counter()
         context = self.state.context(self._rows.live)
-        draft = self._draft(context, most)
+        draft = self._draft(context, rule)
         drafted = time.perf_counter()
-        logits_BTV = self._verify(context, draft)
-        verdict = self.verification.verify(draft, logits_BTV)
-        outcome = self._commit(context, draft, verdict, logits_BTV)
+        logits = self._verify(context, draft)
+        verdict = self.verification.verify(draft, logits)
+        outcome = self._commit(context, draft, verdict, logits)
         done = self.state.advance(outcome.count_B, outcome.ended_B)
         committed = time.perf_counter()
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
-        self.policy.observe(Observation(draft, verdict, committed - started, is_typical))
+        self.policy.observe(seen(draft, verdict, committed - started, is_typical))
         self.stats.draft_seconds += drafted - started
+        self.stats.drafter_tokens += int(draft.drafted_B.sum()) if self._asked else 0
         self._count(self._rows.live)
         if self._ahead is not None:
-            self.state.reach[: self._rows.live] += logits_BTV.shape[1]
+            self.state.reach[: self._rows.live] += logits.longest
         return landed + self._collect(done)
 
     # ---------------------------------------------------------------- ahead of the host
 
-    def _extent(self, most: int) -> Extent | None:
-        """The shape of an iteration that drafts `most` tokens and waits for nothing; None where that cannot be."""
+    def _extent(self, rule: Rule | None) -> Extent | None:
+        """The shape of an iteration that drafts by a rule and waits for nothing; None where that cannot be."""
         if self._ahead is None or not can_run_ahead(self.policy, self.drafter, self.verification):
             return None
+        if rule is not None and rule.looks:
+            return None
+        most = 0 if rule is None else rule.most
         longest = min(int(self.state.reach[: self._rows.live].max()), self.shape.length - self.shape.window)
         extent = self.verifier.extent(self._rows.live, most + 1, longest - 1)
         is_ready = self.drafter is None or self.drafter.reserve(extent)
@@ -191,6 +196,7 @@ class Engine:
         done = snapshot.read(self.state, launched_since)
         if self._flight is not None:
             self.policy.observe(self._flight.observation())
+            self.stats.drafter_tokens += int(self._flight.draft.drafted_B.sum())
         return self._collect(done)
 
     def _whole(self, extent: Extent) -> tuple[Draft, Verdict]:
@@ -199,35 +205,27 @@ class Engine:
         if self.drafter is None or extent.window == 1:
             draft = empty_draft(context)
         else:
-            draft = self.drafter.draft(context, self.state.room(extent.rows, extent.window - 1), extent)
-        logits_BTV = self._verify(context, draft, extent)
-        verdict = self.verification.verify(draft, logits_BTV)
-        outcome = self._commit(context, draft, verdict, logits_BTV, context.lengths_B < context.limits_B)
+            room_B, rule = self.state.room(extent.rows, extent.window - 1), Rule.always(extent.window - 1)
+            draft = self.drafter.draft(context, room_B, rule, extent)
+        logits = self._verify_at(context, draft, extent)
+        verdict = self.verification.verify(draft, logits)
+        outcome = self._commit(context, draft, verdict, logits, context.lengths_B < context.limits_B)
         self.state.grow(outcome.count_B, outcome.ended_B)
         return draft, verdict
 
     # ---------------------------------------------------------------- draft and verify
 
-    def _draft(self, context: Context, most: int) -> Draft:
-        """Up to `most` tokens, as far as rows may grow."""
-        self._asked = most > 0
-        if self.drafter is None or not self._asked:
+    def _draft(self, context: Context, rule: Rule | None) -> Draft:
+        """What the rule lets rows draft, as far as they may grow."""
+        self._asked = rule is not None
+        if self.drafter is None or rule is None:
             return self._no_draft(context)
-        room_B = self.state.room(self._rows.live, most)
+        room_B = self.state.room(self._rows.live, rule.most)
         self._asked = max(room_B.tolist()) > 0
         if not self._asked:
             return self._no_draft(context)
-        draft = self.drafter.draft(context, room_B)
-        longest = max(draft.lengths_B.tolist())
-        if longest == draft.tokens_BK.shape[1]:
-            return draft
-        return replace(
-            draft,
-            tokens_BK=draft.tokens_BK[:, :longest],
-            confidence_BK=draft.confidence_BK[:, :longest],
-            components_BK3=draft.components_BK3[:, :longest],
-            probs_BKV=None if draft.probs_BKV is None else draft.probs_BKV[:, :longest],
-        )
+        draft = self.drafter.draft(context, room_B, rule)
+        return draft.cut(max(draft.lengths_B.tolist()))
 
     def _no_draft(self, context: Context) -> Draft:
         """Nothing drafted for any row: K = 0. Made once per number of rows, for plain decoding's sake."""
@@ -235,22 +233,35 @@ class Engine:
             self._empty = {self._rows.live: empty_draft(context)}
         return self._empty[self._rows.live]
 
-    def _verify(self, context: Context, draft: Draft, extent: Extent | None = None) -> Tensor:
-        """(B, T, V) verifier logits after the last token and after each draft token."""
-        window_BT, starts_B = self.state.window(draft.tokens_BK)
+    def _verify(self, context: Context, draft: Draft) -> Logits:
+        """The verifier's, after each row's last token and after each draft token that is sent."""
+        window = self.state.window(draft)
+        logits = Logits(self.verifier.run(window), window.firsts_R1, window.longest)
+        if self.constraints.is_free:
+            return logits
+        return self._constrained(context, logits.padded_BTV, window.starts_R, window.padded(window.tokens_N))
+
+    def _verify_at(self, context: Context, draft: Draft, extent: Extent) -> Logits:
+        """The same of a shape decided beforehand."""
+        window_BT, starts_B = self.state.rectangle(draft)
         logits_BTV = self.verifier.forward(window_BT, starts_B, extent=extent)
-        return self.constraints.apply(
-            logits_BTV, context.tokens_BL, starts_B, context.prompt_lengths_B, context.limits_B, window_BT
+        return self._constrained(context, logits_BTV, starts_B, window_BT)
+
+    def _constrained(self, context: Context, logits_BTV: Tensor, starts_B: Tensor, window_BT: Tensor) -> Logits:
+        return Logits.rectangle(
+            self.constraints.apply(
+                logits_BTV, context.tokens_BL, starts_B, context.prompt_lengths_B, context.limits_B, window_BT
+            )
         )
 
     # ---------------------------------------------------------------- commit
 
     def _commit(
-        self, context: Context, draft: Draft, verdict: Verdict, logits_BTV: Tensor, open_B: Tensor | None = None
+        self, context: Context, draft: Draft, verdict: Verdict, logits: Logits, open_B: Tensor | None = None
     ) -> Outcome:
         """What the iteration leaves behind in rows that are open (B,), by default all; their lengths are as before."""
         outcome = self._keep(context, draft, verdict, open_B)
-        trace(self.state, context, outcome, logits_BTV, self.record_gaps)
+        trace(self.state, context, outcome, logits, self.record_gaps)
         if self.drafter is not None:
             self.drafter.commit(context, verdict.accepted_B)
         return outcome

@@ -10,17 +10,18 @@ a live row ends. What a row's buffers hold past its length is scratch.
 Shapes: C capacity, L decoder positions, S source, N new tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_VERIFIER
+from cmasd.core import FROM_VERIFIER, Draft
 from cmasd.drafters import Context
 from cmasd.kernels import kernels_for
 from cmasd.runner.runners import padded, uploaded
+from cmasd.window import Window
 
 TOKEN_CHANNELS = ("source", "confidence", "entropy", "margin", "softmax", "tau", "gap_nats", "verifier_logprob")
 ITERATION_CHANNELS = ("draft_length", "accepted", "confidence", "entropy", "margin", "softmax")
@@ -161,12 +162,23 @@ class SlotState:
             return self._kernels.room(self.numbers, live, most)
         return (self.limits[:live] - self.lengths[:live] - 1).clamp(0, most)
 
-    def window(self, draft_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """What the verifier is fed (B, K + 1), each row's last token and its draft; and where that begins (B,)."""
+    def window(self, draft: Draft) -> Window:
+        """What the verifier is fed: a run for each live row, its last token and as much of its draft as is sent."""
+        _rows, drafted = draft.tokens_BK.shape
         if self._kernels is not None:
-            return self._kernels.show(self.numbers, self.tokens, draft_BK)
-        starts_B = self.lengths[: len(draft_BK)] - 1
-        return torch.cat([self.tokens[: len(starts_B)].gather(1, starts_B[:, None]), draft_BK], dim=1), starts_B
+            parts = self._kernels.show(self.numbers, self.tokens, draft.tokens_BK, draft.lengths_B)
+            return Window(*parts, drafted + 1, covers_first=True)
+        tokens_BT, starts_B = self.rectangle(draft)
+        if drafted == 0:
+            return Window.rectangle(tokens_BT, starts_B)
+        window = Window.prefixes(tokens_BT, draft.lengths_B + 1)
+        return replace(window, starts_R=starts_B, covers_first=True)
+
+    def rectangle(self, draft: Draft) -> tuple[Tensor, Tensor]:
+        """Every live row's last token and its draft (B, K + 1), whatever is sent of it; and where that begins (B,)."""
+        starts_B = self.lengths[: len(draft.tokens_BK)] - 1
+        last_B1 = self.tokens[: len(starts_B)].gather(1, starts_B[:, None])
+        return torch.cat([last_B1, draft.tokens_BK], dim=1), starts_B
 
     def grow(self, count_B: Tensor, ended_B: Tensor) -> None:
         """Rows have gained so many tokens (B,), and some have ended (B,)."""

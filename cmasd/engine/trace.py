@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.largest import top_and_mass
-from cmasd.core import FROM_DRAFT, FROM_VERIFIER, Draft, Verdict
+from cmasd.core import FROM_DRAFT, FROM_VERIFIER, Draft, Logits, Verdict
 from cmasd.drafters import Context
 from cmasd.engine.slots import SlotState
 from cmasd.kernels import kernels_for
@@ -62,22 +62,23 @@ class Outcome:
         return torch.cat([self.draft.confidence_BK[..., None], self.draft.components_BK3], dim=-1)
 
 
-def trace(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
+def trace(state: SlotState, context: Context, outcome: Outcome, logits: Logits, record_gaps: bool) -> None:
     """Record one iteration; called after it is counted, before the rows' lengths advance."""
     if state.top is not None:
-        _keep_top(*state.top, context, logits_BTV)
+        _keep_top(*state.top, context, logits.padded_BTV)
     if not record_gaps and state.token_trace is None and state.iteration_trace is None:
         return
-    kernels = kernels_for(logits_BTV)
+    kernels = kernels_for(logits.values_NV)
     if kernels is not None:
         draft, verdict = outcome.draft, outcome.verdict
         kernels.trace(
-            *(logits_BTV, outcome.emitted_BT, outcome.count_B, verdict.accepted_B),
+            *(logits.values_NV, logits.firsts_B1, outcome.emitted_BT, outcome.count_B, verdict.accepted_B),
             (draft.lengths_B, draft.confidence_BK, draft.components_BK3, verdict.tau_BK),
             *(state.numbers, state.plain_token),
             (state.token_trace, state.iteration_trace, state.gap_sum if record_gaps else None),
         )
         return
+    logits_BTV = logits.padded_BTV
     if outcome.draft.tokens_BK.shape[1] == 0:
         _trace_plain(state, context, logits_BTV, outcome, record_gaps)
         return

@@ -2,15 +2,20 @@
 
 from cmasd.kernels.build import cache_folder
 from cmasd.kernels.calls import Kernels, kernels, kernels_for
-from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder, PackedDrafter
+from cmasd.kernels.forwards import Caches, Drafted, Speaker
+from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder, PackedDrafter, PackedRule
 
 __all__ = [
     "Block",
+    "Caches",
+    "Drafted",
     "Kernels",
     "Norm",
     "Packed",
     "PackedDecoder",
     "PackedDrafter",
+    "PackedRule",
+    "Speaker",
     "cache_folder",
     "kernels",
     "kernels_for",

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
+"""It includes the others beside it."""
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared", "-nostartfiles")
 """The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole process."""
 COMPILE_SECONDS = 60.0
@@ -31,7 +32,8 @@ def built(*definitions: str) -> Path:
     known = [line for line in processor.splitlines() if line.startswith(("model", "flags", "Features", "CPU"))]
     threads = _threads()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
-    about = repr([command, known, threads, version, SOURCE.read_bytes()])
+    sources = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.c"))]
+    about = repr([command, known, threads, version, sources])
     library = cache_folder() / "kernels" / f"kernels-{sha256(about.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

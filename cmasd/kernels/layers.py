@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from cmasd.window import Window
 
 FORMATS = {torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """What C calls the formats in which weights can be packed; 0 is their own."""
@@ -63,6 +67,29 @@ class _Lines(ctypes.Structure):
     """`struct lines`."""
 
     _fields_ = (*_fields("first counts", "block slot head"),)
+
+
+class _Window(ctypes.Structure):
+    """`struct window`."""
+
+    _fields_ = (*_fields("tokens slots starts firsts", "runs"),)
+
+
+class _Drafted(ctypes.Structure):
+    """`struct drafted`."""
+
+    _fields_ = (*_fields("tokens numbers made sent"),)
+
+
+class _Rule(ctypes.Structure):
+    """`struct rule`."""
+
+    _fields_ = (
+        *_fields("go_on keep offsets"),
+        *((name, ctypes.c_double) for name in ("slope", "edge", "bias")),
+        ("weights", ctypes.c_double * 4),
+        ("is_mean", _SIZE),
+    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +183,7 @@ class PackedDecoder:
         self.tables = tokens_Vd.contiguous(), positions_Ld.contiguous()
         self._parts = blocks, embedded, last  # kept alive
         self.width = tokens_Vd.shape[1]
+        self.heads = heads
         self.room = 4 * self.width + max(3 * self.width, *(block.inner.outputs for block in blocks))
         """Numbers of scratch for each token."""
         self._blocks = (_Block * len(blocks))(
@@ -201,15 +229,52 @@ class PackedDrafter:
         self.address = ctypes.addressof(self._struct)
 
 
+class PackedRule:
+    """A rule that ends drafts (`cmasd.policies.base.Rule`), over a confidence that is linear in a token's scores."""
+
+    def __init__(
+        self,
+        go_on_K: NDArray[np.float64],
+        keep_K: NDArray[np.float64],
+        is_mean: bool,
+        calibration: tuple[float, NDArray[np.float64], float] | None,
+        weights_4: tuple[float, float, float, float],
+        bias: float,
+    ) -> None:
+        """`calibration` is slope, offsets (K,) and edge; confidence is bias + weights * (entropy, margin, softmax,
+        max_prob).
+        """
+        slope, offsets_K, edge = calibration or (1.0, None, 0.0)
+        arrays = [
+            None if one is None else np.ascontiguousarray(one, np.float64) for one in (go_on_K, keep_K, offsets_K)
+        ]
+        self._parts = arrays  # kept alive
+        addresses = (None if one is None else one.ctypes.data for one in arrays)
+        self._struct = _Rule(*addresses, slope, edge, bias, (ctypes.c_double * 4)(*weights_4), int(is_mean))
+        self.address = ctypes.addressof(self._struct)
+
+
+def window_struct(window: Window) -> ctypes.Structure:
+    """A window on the host."""
+    parts = window.tokens_N, window.slots_R, window.starts_R, window.firsts_R1
+    assert all(part.is_contiguous() for part in parts), "kernels read whole lists"
+    return _Window(*(part.data_ptr() for part in parts), len(window.slots_R))
+
+
+def drafted_into(tokens_BK: Tensor, numbers_BK6: Tensor, made_B: Tensor, sent_B: Tensor) -> ctypes.Structure:
+    """Where drafts are written."""
+    return _Drafted(tokens_BK.data_ptr(), numbers_BK6.data_ptr(), made_B.data_ptr(), sent_B.data_ptr())
+
+
 def places(seen_SLd: Tensor) -> ctypes.Structure:
     """Hidden states of the places of slots."""
     return _Seen(seen_SLd.data_ptr(), seen_SLd.stride(0))
 
 
-def lines(cache_KSHLP: Tensor, counts_B: Tensor | None) -> ctypes.Structure:
-    """Keys and values of K layers in slots, of which `counts_B` (B,) int64 places count."""
+def lines(cache_KSHLP: Tensor, counts_S: Tensor | None) -> Any:
+    """Keys and values of K layers in slots, of which `counts_S` (S,) int64 places count."""
     block, slot, head = cache_KSHLP.stride()[:3]
-    return _Lines(cache_KSHLP.data_ptr(), None if counts_B is None else counts_B.data_ptr(), block, slot, head)
+    return _Lines(cache_KSHLP.data_ptr(), None if counts_S is None else counts_S.data_ptr(), block, slot, head)
 
 
 def _address(norm: Norm | None) -> int | None:

@@ -20,29 +20,37 @@ class RowKernels:
         self._accept, self._commit, self._trace = loaded.accept, loaded.commit, loaded.trace
         self._room, self._show, self._advance, self._keep = loaded.room, loaded.show, loaded.advance, loaded.keep
         self._until_end = loaded.until_end
-        self._accept.argtypes = [pointer, pointer, pointer, size, size, size, pointer, pointer]
+        self._accept.argtypes = [pointer, pointer, pointer, pointer, size, size, size, pointer, pointer]
         self._room.argtypes = [pointer, size, size, size, pointer]
-        self._show.argtypes = [pointer, size, pointer, size, pointer, size, size, pointer, pointer]
+        self._show.argtypes = [
+            *(pointer, size, pointer, size, pointer, pointer, size, size),
+            *(pointer, pointer, pointer, pointer),
+        ]
         self._advance.argtypes = [pointer, size, size, pointer, pointer, pointer]
         self._advance.restype = size
-        self._keep.argtypes = [pointer, size, pointer, size]
+        self._keep.argtypes = [pointer, size, pointer, pointer]
         self._until_end.argtypes = [pointer, size, size, pointer, size, pointer, pointer]
         self._commit.argtypes = [
             *(pointer, pointer, pointer, size, size, pointer, pointer, pointer, size, pointer, size),
             *(pointer, size, pointer, size, pointer, size, pointer, pointer, pointer),
         ]
         self._trace.argtypes = [
-            *(pointer, size, size, size, pointer, pointer, pointer, pointer, pointer, pointer, pointer),
+            *(pointer, pointer, size, size, size, pointer, pointer, pointer, pointer, pointer, pointer, pointer),
             *(pointer, size, pointer, pointer, size, pointer, size, pointer, size),
         ]
 
-    def accept(self, logits_BTV: Tensor, draft_BK: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """How many leading draft tokens are the argmax (B,), within lengths; and the argmax behind those (B,)."""
-        logits_BTV, draft_BK, lengths_B = (one.contiguous() for one in (logits_BTV, draft_BK, lengths_B))
+    def accept(
+        self, logits_NV: Tensor, firsts_B1: Tensor, draft_BK: Tensor, lengths_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How many leading draft tokens are the argmax (B,), within lengths; and the argmax behind those (B,).
+
+        The logits behind each row's last token are at `firsts_B1`, those behind its draft tokens follow.
+        """
+        logits_NV, draft_BK, lengths_B = (one.contiguous() for one in (logits_NV, draft_BK, lengths_B))
         accepted_B, next_B = torch.empty_like(lengths_B), torch.empty_like(lengths_B)
         self._accept(
-            *(logits_BTV.data_ptr(), draft_BK.data_ptr(), lengths_B.data_ptr(), *logits_BTV.shape),
-            *(accepted_B.data_ptr(), next_B.data_ptr()),
+            *(logits_NV.data_ptr(), firsts_B1.data_ptr(), draft_BK.data_ptr(), lengths_B.data_ptr(), *draft_BK.shape),
+            *(logits_NV.shape[1], accepted_B.data_ptr(), next_B.data_ptr()),
         )
         return accepted_B, next_B
 
@@ -52,16 +60,22 @@ class RowKernels:
         self._room(numbers_C9.data_ptr(), numbers_C9.stride(0), rows, most, room_B.data_ptr())
         return room_B
 
-    def show(self, numbers_C9: Tensor, tokens_BL: Tensor, draft_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """The verifier's windows (B, T), each row's last token and its draft, and where they begin (B,)."""
+    def show(
+        self, numbers_C9: Tensor, tokens_BL: Tensor, draft_BK: Tensor, lengths_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The verifier's window: tokens (N,), slots (B,), starts (B,) and firsts (B + 1,); a run for each row, its last
+        token and `lengths_B` (B,) tokens of its draft.
+        """
         rows, drafted = draft_BK.shape
-        draft_BK = draft_BK.contiguous()
-        window_BT, starts_B = numbers_C9.new_empty(rows, drafted + 1), numbers_C9.new_empty(rows)
+        draft_BK, lengths_B = draft_BK.contiguous(), lengths_B.contiguous()
+        tokens_N = numbers_C9.new_empty(rows * (drafted + 1))
+        slots_B, starts_B, firsts_B1 = numbers_C9.new_empty(3 * rows + 1).split([rows, rows, rows + 1])
         self._show(
             *(numbers_C9.data_ptr(), numbers_C9.stride(0), tokens_BL.data_ptr(), tokens_BL.stride(0)),
-            *(draft_BK.data_ptr(), rows, drafted, window_BT.data_ptr(), starts_B.data_ptr()),
+            *(draft_BK.data_ptr(), lengths_B.data_ptr(), rows, drafted),
+            *(tokens_N.data_ptr(), slots_B.data_ptr(), starts_B.data_ptr(), firsts_B1.data_ptr()),
         )
-        return window_BT, starts_B
+        return tokens_N[: firsts_B1[-1]] if drafted else tokens_N, slots_B, starts_B, firsts_B1
 
     def advance(self, numbers_C9: Tensor, count_B: Tensor, ended_B: Tensor) -> list[int]:
         """Lengths grow by `count_B`, and rows that ended are closed; gives the slots of all that are done."""
@@ -70,10 +84,10 @@ class RowKernels:
         numbers = numbers_C9.data_ptr(), numbers_C9.stride(0)
         return done[: self._advance(*numbers, rows, count_B.data_ptr(), ended_B.data_ptr(), done)]
 
-    def keep(self, cached_C: Tensor, accepted_B: Tensor, fed: int) -> None:
-        """Of `fed` draft tokens that a cache holds behind `cached_C`, those that were accepted stay."""
-        accepted_B = accepted_B.contiguous()
-        self._keep(cached_C.data_ptr(), len(accepted_B), accepted_B.data_ptr(), fed)
+    def keep(self, held_C: Tensor, accepted_B: Tensor, drafted_B: Tensor) -> None:
+        """Of the draft tokens that a cache holds, all but the last of `drafted_B`, those that were accepted stay."""
+        accepted_B, drafted_B = accepted_B.contiguous(), drafted_B.contiguous()
+        self._keep(held_C.data_ptr(), len(accepted_B), accepted_B.data_ptr(), drafted_B.data_ptr())
 
     def until_end(self, draft_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
         """(B,) <= room_B: how much of a draft counts; what lies behind an end of sequence does not."""
@@ -114,7 +128,8 @@ class RowKernels:
 
     def trace(
         self,
-        logits_BTV: Tensor,
+        logits_NV: Tensor,
+        firsts_B1: Tensor,
         emitted_BT: Tensor,
         count_B: Tensor,
         accepted_B: Tensor,
@@ -127,11 +142,12 @@ class RowKernels:
 
         A draft is its lengths (B,), confidences (B, K) and their components (B, K, 3), and the tolerances (B, K).
         """
-        logits_BTV, emitted_BT, count_B = logits_BTV.contiguous(), emitted_BT.contiguous(), count_B.contiguous()
+        logits_NV, emitted_BT, count_B = logits_NV.contiguous(), emitted_BT.contiguous(), count_B.contiguous()
         draft_4 = [one.contiguous() for one in (accepted_B, *draft)]
         places = [(None, 0) if one is None else (one.data_ptr(), one.stride(0)) for one in kept]
         self._trace(
-            *(logits_BTV.data_ptr(), *logits_BTV.shape, emitted_BT.data_ptr(), count_B.data_ptr()),
+            *(logits_NV.data_ptr(), firsts_B1.data_ptr(), *emitted_BT.shape, logits_NV.shape[1]),
+            *(emitted_BT.data_ptr(), count_B.data_ptr()),
             *(*(one.data_ptr() for one in draft_4), numbers_C9.data_ptr(), numbers_C9.stride(0)),
             *(plain_token_8.data_ptr(), *(value for place in places for value in place)),
         )

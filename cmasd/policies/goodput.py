@@ -62,6 +62,8 @@ class GoodputPolicy(Policy):
         self.max_draft_tokens = max_draft_tokens
         self.costs: StepTable | None = None
         """Of the drafter; set by the engine, which can measure."""
+        self.looks = True
+        """Whether rules go by confidence; set by the engine, where nobody may look at a draft while it is made."""
         self.calibration = Calibration(max_draft_tokens)
         self._ledger = Ledger(explore_share)
         self._clock = clock
@@ -118,7 +120,7 @@ class GoodputPolicy(Policy):
         if power not in self._ranges:
             assert self.costs is not None, "the engine sets the costs before the first plan"
             curve = self.costs.curve(rows)
-            choice = choose(*self.calibration.survival(), curve)
+            choice = choose(*self.calibration.survival(), curve, self.looks)
             gain = float(np.log(choice.speed * curve.plain))
             speeds = self._speeds_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
@@ -169,7 +171,7 @@ class GoodputPolicy(Policy):
         curve = place.curve
         if len(place.latest) > 1:
             curve = curve.slower(overhead_seconds(place.latest[Arm.PLAIN], place.latest[Arm.DRAFTING]))
-        choice = choose(survival_NK, usual_K, curve)
+        choice = choose(survival_NK, usual_K, curve, self.looks)
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
         place.explorer.speeds[Arm.DRAFTING].doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))

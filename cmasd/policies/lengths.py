@@ -43,8 +43,10 @@ class Choice:
         return Rule(self.go_on_K[:most], self.keep_K[:most], slope=slope, offsets_K=offsets_K[:most])
 
 
-def choose(survival_NK: Float64, usual_K: Float64, curve: Curve) -> Choice:
+def choose(survival_NK: Float64, usual_K: Float64, curve: Curve, looks: bool = True) -> Choice:
     """The best rule that drafts a token for each row, and sends it for the surest quarter of those that have one.
+
+    One that does not look at confidences is a length for every row.
 
     Where nothing is worth sending, a rule that sends nothing would never learn that this has changed.
     """
@@ -52,7 +54,7 @@ def choose(survival_NK: Float64, usual_K: Float64, curve: Curve) -> Choice:
     surest = np.quantile(first_N[first_N > 0], 0.75) if first_N.any() else 0.0
     theta, best = 1 / curve.plain, None
     while True:
-        go_on_LK, keep_LK = priced(theta, usual_K, curve)
+        go_on_LK, keep_LK = priced(theta, usual_K, curve, looks)
         keep_LK[:, 0] = np.minimum(keep_LK[:, 0], surest)
         tokens_L, seconds_L = expected(survival_NK, go_on_LK, keep_LK, curve)
         at = int(np.argmax(tokens_L / seconds_L))
@@ -66,7 +68,7 @@ def choose(survival_NK: Float64, usual_K: Float64, curve: Curve) -> Choice:
     return best
 
 
-def priced(theta: float, usual_K: Float64, curve: Curve) -> tuple[Float64, Float64]:
+def priced(theta: float, usual_K: Float64, curve: Curve, looks: bool = True) -> tuple[Float64, Float64]:
     """Thresholds (L, K) to go on and to keep where Theta tokens a second are made for each row.
 
     For drafts of at most 1, 2, ... K tokens: what is paid for all that they may cost, for half of it and for twice, as
@@ -75,7 +77,7 @@ def priced(theta: float, usual_K: Float64, curve: Curve) -> tuple[Float64, Float
     places = np.arange(1, len(usual_K) + 1)
     verify_K = (curve.verify_N[curve.rows * places] - curve.plain) / places
     draft = 0.0 if curve.one_pass else float(curve.draft_R[-1])
-    scale_S = np.array([0.0, 0.5, 1.0, 2.0])
+    scale_S = np.array([0.0, 0.5, 1.0, 2.0] if looks else [0.0])
     keep_L = theta * np.outer(scale_S, verify_K).ravel()
     go_L = theta * np.outer(scale_S, verify_K + draft).ravel()
     go_on_LK = go_L[:, None] / np.r_[usual_K[1:], 1.0]

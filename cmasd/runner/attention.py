@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cmasd.kernels import Kernels
-from cmasd.runner.base import LayerPairs
 from cmasd.runner.cache import SlotCache
+from cmasd.window import Window
 
 Attend = Callable[[int, Tensor], Tensor]
 """Of a layer, (N, d) of the queries (N, d) that a reader is given, or of what a writer is: all heads' queries, then
@@ -29,12 +29,16 @@ class NativeReading:
     kernels: Kernels
     layers_SHLP: Sequence[Tensor]
     """Of a cache, rows in its first slots."""
-    counts_B: Tensor
-    """(B,) int64, at least one: how many of a row's first positions are read."""
+    rows: int
+    """B, each of which asks as many queries."""
+    counts_S: Tensor
+    """(S,) int64, at least one: how many of a slot's first positions are read."""
 
     def __call__(self, layer: int, queries_Nd: Tensor) -> Tensor:
         """See `Attend`."""
-        return self.kernels.read(queries_Nd, self.layers_SHLP[layer], self.counts_B)
+        queries = torch.empty(self.rows, len(queries_Nd) // self.rows, dtype=torch.int64)
+        window = Window.rectangle(queries, self.counts_S[: self.rows])
+        return self.kernels.read(queries_Nd, window, self.layers_SHLP[layer], self.counts_S)
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,19 @@ class TensorReading:
     """In tensor operations, on any device."""
 
     rows: int
-    pairs: LayerPairs
-    """As in `View.products`: keys (G, D, L) and values (G, L, D)."""
+    product: Callable[[int], tuple[Tensor, Tensor]]
+    """Of a layer, as `View.product`: keys (G, D, L) and values (G, L, D)."""
     mask_GTL: Tensor
     """Additive; T may be 1."""
 
     @classmethod
-    def of(cls, pairs: LayerPairs, mask: Tensor, heads: int) -> "TensorReading":
+    def of(cls, product: Callable[[int], tuple[Tensor, Tensor]], mask: Tensor, heads: int) -> "TensorReading":
         """`mask` (B, 1, T, L), with -inf where a position is not to be seen."""
-        return cls(len(mask), pairs, mask.expand(-1, heads, -1, -1).flatten(0, 1))
+        return cls(len(mask), product, mask.expand(-1, heads, -1, -1).flatten(0, 1))
 
     def __call__(self, layer: int, queries_Nd: Tensor) -> Tensor:
         """See `Attend`."""
-        return attend(queries_Nd, self.rows, *self.pairs[layer], self.mask_GTL)
+        return attend(queries_Nd, self.rows, *self.product(layer), self.mask_GTL)
 
 
 @dataclass(frozen=True)

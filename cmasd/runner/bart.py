@@ -22,6 +22,7 @@ from cmasd.runner.attention import Attend
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.dense import Dense, NativeDense, activated, added, dense, linear_of
 from cmasd.runner.masks import source_mask
+from cmasd.window import Window
 
 Make = Callable[..., Dense]
 """`dense`, with its choices made."""
@@ -232,7 +233,8 @@ class Encoder:
 
     def _encode(self, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         if self._kernels is not None and self._packed is not None:
-            return self._kernels.encode(self._packed, ids_BS, lengths_B)
+            window = Window.prefixes(ids_BS, lengths_B)
+            return window.padded(self._kernels.encode(self._packed, window))
         rows, length = ids_BS.shape
         positions_BS = torch.arange(length, device=ids_BS.device).expand(rows, -1)
         x_BSd = self._embed(ids_BS, positions_BS)

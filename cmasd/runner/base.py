@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cmasd.kernels import Drafted, PackedRule
+from cmasd.window import Window
+
 LayerPairs = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
 
@@ -29,19 +32,21 @@ class Extent(NamedTuple):
 
 
 class Guesser(Protocol):
-    """Greedy decoding of several tokens in one call.
-
-    Gives these (B, count), and what `cmasd.confidence.largest.Statistics` has of their logits, (B, count, 6). Slots
-    0..B-1 are written; the caller has asked `Runner.extent` for all that is fed.
-    """
+    """Greedy decoding of several tokens in one call of a kernel."""
 
     def catch_up(
-        self, tokens_BL: Tensor, lengths_B: Tensor, cached_B: Tensor, count: int
-    ) -> tuple[Tensor, Tensor, int]:
-        """Behind rows of which the cache knows `cached_B` (B,) tokens, and all afterwards; and how many it lacked."""
+        self,
+        tokens_BL: Tensor,
+        lengths_B: Tensor,
+        held_B: Tensor,
+        room_B: Tensor,
+        count: int,
+        rule: PackedRule | None,
+    ) -> Drafted:
+        """See `Kernels.catch_up`; the caller has asked `Runner.extent` for all that is fed."""
 
-    def __call__(self, tokens_B: Tensor, starts_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Behind one token for each row (B,), at `starts_B` (B,)."""
+    def __call__(self, window: Window) -> tuple[Tensor, Tensor]:
+        """See `Kernels.guess`."""
 
 
 class Runner(Protocol):
@@ -67,9 +72,14 @@ class Runner(Protocol):
     """Where the model and its cache live."""
     dtype: torch.dtype
     """Of the logits and the cache."""
+    wants_all: bool
+    """Whether windows had better have a run for each of slots 0..B-1, whatever is asked of them: graphs want shapes."""
+    ran: tuple[Window, Tensor] | None
+    """What was run last, and its last hidden states (N, d); None after a forward of another kind. Good until the next
+    call."""
     hidden_BTd: Tensor | None
-    """(B, T, d) last hidden states of the latest forward, or of a prefill, after each prompt token that it ran (padded
-    behind); None where it ran none. Good until the next call."""
+    """(B, T, d) last hidden states of the latest `forward`, or of a prefill, after each prompt token that it ran
+    (padded behind); None where it ran none. Good until the next call."""
     encoded_BSd: Tensor | None
     """(B, S, d) the encoder's states of the latest prefill, padded behind; None without an encoder."""
 
@@ -79,6 +89,14 @@ class Runner(Protocol):
         Encoder-decoder: encodes the sources and stores every layer's cross-attention keys and values; the row's
         start is then 0. Decoder-only: runs over all source tokens but the last; the row's start is then
         `len(source) - 1`, and the last source token is the first one to feed.
+        """
+
+    def run(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
+        """Feed a window; return the logits (N, V) after its tokens, or (Q, V) after those that are asked for.
+
+        A token at place p of its slot sees the places 0..p. What a slot holds from a run's start on is overwritten.
+        Starts and firsts may be on the host. The logits are the caller's to keep and to change; no gradients are
+        recorded.
         """
 
     def forward(
@@ -97,10 +115,12 @@ class Runner(Protocol):
         window, and rows are written to their own slots. The caller has asked `extent` for it, and may have rounded it.
         """
 
-    def extent(self, rows: int, window: int, longest: int) -> Extent:
-        """The host's part of a forward: slots 0..rows-1, none of which starts behind `longest`, will be written."""
+    def extent(self, rows: int, window: int, longest: int, slots: list[int] | None = None) -> Extent:
+        """The host's part of a forward: slots 0..rows-1, or as many others, none of which starts behind `longest`, will
+        be written.
+        """
 
-    def guesser(self) -> Guesser | None:
+    def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """Greedy decoding of several tokens in one call, where there is a kernel for all of it."""
 
     def move(self, source: int, target: int) -> None:

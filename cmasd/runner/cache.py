@@ -51,28 +51,46 @@ class Geometry:
 
 
 class View:
-    """What attention reads in a forward, every layer's keys and values, in the two forms that kernels want."""
+    """What attention reads in a forward, every layer's keys and values, in the two forms that kernels want.
 
-    def __init__(self, buffer: Tensor, rows: int, read_length: int) -> None:
-        """Slots 0..rows-1 up to `read_length` of `buffer` (layers, slots, H, length, 2D)."""
+    Of the first slots these are views, made once; other slots are copied, layer by layer when a layer is read.
+    """
+
+    def __init__(self, buffer: Tensor, rows: int, read_length: int, slots_B: Tensor | None = None) -> None:
+        """Slots 0..rows-1, or those of `slots_B`, up to `read_length` of `buffer` (layers, slots, H, length, 2D)."""
         self._whole = buffer
         self._buffer = buffer[:, :rows, :, :read_length]
+        self._slots_B = slots_B
 
     def again(self, rows: int, read_length: int) -> "View":
         """This one if its shape is asked for again, else one of that shape."""
         _, has_rows, _, has_length, _ = self._buffer.shape
         return self if (has_rows, has_length) == (rows, read_length) else View(self._whole, rows, read_length)
 
-    @cached_property
-    def pairs(self) -> LayerPairs:
+    def pair(self, layer: int) -> tuple[Tensor, Tensor]:
         """(B, H, L, D) each."""
+        return self._pairs[layer] if self._slots_B is None else _halves(self._copied(layer))
+
+    def product(self, layer: int) -> tuple[Tensor, Tensor]:
+        """For batched products: keys (B*H, D, L), values (B*H, L, D)."""
+        return self._products[layer] if self._slots_B is None else _flat(self._copied(layer))
+
+    def _copied(self, layer: int) -> Tensor:
+        assert self._slots_B is not None, "others are views"
+        return self._whole[layer, :, :, : self._buffer.shape[3]].index_select(0, self._slots_B)
+
+    @cached_property
+    def _pairs(self) -> LayerPairs:
         return [_halves(layer) for layer in self._buffer.unbind(0)]
 
     @cached_property
-    def products(self) -> LayerPairs:
-        """For batched products: keys (B*H, D, L), values (B*H, L, D)."""
-        flat = (_halves(layer.flatten(0, 1)) for layer in self._buffer.unbind(0))
-        return [(keys.transpose(1, 2), values) for keys, values in flat]
+    def _products(self) -> LayerPairs:
+        return [_flat(layer) for layer in self._buffer.unbind(0)]
+
+
+def _flat(layer_BHLP: Tensor) -> tuple[Tensor, Tensor]:
+    keys, values = _halves(layer_BHLP.flatten(0, 1))
+    return keys.transpose(1, 2), values
 
 
 def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +114,7 @@ class SlotCache(Cache):
         self._slots_B1 = torch.arange(slots, device=geometry.device)[:, None]
         self.is_bucketed = spare
         self._max_length = max_length
-        self._written = [0] * slots
+        self._written = np.zeros(slots, dtype=np.int64)
         self._starts: Tensor | int = 0
         self._first_line_RH = self._first_line_BH
         self._positions_BT = slot_heads[:0]
@@ -105,25 +123,34 @@ class SlotCache(Cache):
         self.view: View | None = None
         """Of the open window; None while a prompt is open."""
 
-    def extend(self, rows: int, length: int) -> int:
-        """Slots 0..rows-1 are about to be written up to `length`; returns what to read, `length` or a few more."""
-        self._written[:rows] = [max(written, length) for written in self._written[:rows]]
+    def extend(self, slots: slice | list[int], length: int) -> int:
+        """These slots are about to be written up to `length`; returns what to read, `length` or a few more."""
+        self._written[slots] = np.maximum(self._written[slots], length)
         return min(-(-length // READ_STEP) * READ_STEP, self._max_length)
 
     def open_window(
-        self, positions_BT: Tensor, starts_B1: Tensor, read_length: int, live: Tensor | None = None
+        self,
+        positions_BT: Tensor,
+        starts_B1: Tensor,
+        read_length: int,
+        live: Tensor | None = None,
+        slots_B: Tensor | None = None,
     ) -> None:
-        """Slots 0..B-1 write at `positions_BT`; with `live` (), only so many: the others write to the spare slot.
+        """Slots 0..B-1, or those of `slots_B`, write at `positions_BT`; with `live` (), only so many of the first: the
+        others write to the spare slot.
 
         Works on the device alone, so that a CUDA graph may hold it; `extend` is the host's part.
         """
         rows = positions_BT.shape[0]
         self._starts = starts_B1
-        first_line_BH = self._first_line_BH[:rows]
+        first_line_BH = self._first_line_BH[:rows] if slots_B is None else self._first_line_BH[slots_B]
         if live is not None:
             assert self.is_bucketed, "rows of padding need a spare slot"
             first_line_BH = torch.where(self._slots_B1[:rows] < live, first_line_BH, self._first_line_BH[-1])
         self._write_at(first_line_BH, positions_BT)
+        if slots_B is not None:
+            self.view = View(self.buffer_KSHLP, rows, read_length, slots_B)
+            return
         self.view = self._view = self._view.again(rows, read_length)
 
     def open_prompt(self, slots_B: Tensor, positions_1T: Tensor) -> None:
@@ -131,8 +158,7 @@ class SlotCache(Cache):
         self._starts = 0
         self._write_at(self._first_line_BH[slots_B], positions_1T)
         self.view = None
-        for slot in slots_B.tolist():
-            self._written[slot] = positions_1T.shape[1]
+        self._written[slots_B.tolist()] = positions_1T.shape[1]
 
     def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
         self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None
@@ -149,7 +175,7 @@ class SlotCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Called by each attention layer of transformers: write (B, H, T, D), return what to attend to."""
         self.write(layer_idx, torch.cat([key_states, value_states], dim=-1).transpose(1, 2))
-        return (key_states, value_states) if self.view is None else self.view.pairs[layer_idx]
+        return (key_states, value_states) if self.view is None else self.view.pair(layer_idx)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length before the window: 0 for a prompt, else (B, 1), from which decoders derive (B, T) positions."""
@@ -157,7 +183,8 @@ class SlotCache(Cache):
 
     def move(self, source: int, target: int) -> None:
         """Copy all that slot `source` ever wrote onto slot `target`."""
-        length = self._written[target] = self._written[source]
+        length = int(self._written[source])
+        self._written[target] = length
         self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
 
 
@@ -185,16 +212,20 @@ class SourceCache:
         self._mask_BS[slots_B] = source_mask(lengths_B, self._mask_BS.shape[-1], self._mask_BS.dtype)
         self._lengths[slots_B.tolist()] = lengths_B.tolist()
 
-    def longest(self, rows: int) -> int:
-        """Tokens of the longest source in slots 0..rows-1."""
-        return int(self._lengths[:rows].max())
+    def longest(self, slots: slice | list[int]) -> int:
+        """Tokens of the longest source in these slots."""
+        return int(self._lengths[slots].max())
 
-    def lengths(self, rows: int) -> Tensor:
-        """(B,) int64 on the host: source tokens in slots 0..rows-1; a view."""
-        return self._counts[:rows]
+    @property
+    def counts_S(self) -> Tensor:
+        """(S,) int64 on the host: source tokens in each slot; a view."""
+        return self._counts
 
-    def open(self, rows: int, read_length: int) -> tuple[View, Tensor]:
-        """Slots 0..rows-1 up to `read_length`: keys and values, and the mask (B, 1, 1, S)."""
+    def open(self, rows: int, read_length: int, slots_B: Tensor | None = None) -> tuple[View, Tensor]:
+        """Slots 0..rows-1, or those of `slots_B`, up to `read_length`: keys and values, and the mask (B, 1, 1, S)."""
+        if slots_B is not None:
+            view = View(self.buffer_KSHLP, rows, read_length, slots_B)
+            return view, self._mask_BS[slots_B, :, :, :read_length]
         self._view = self._view.again(rows, read_length)
         return self._view, self._mask_BS[:rows, :, :, :read_length]
 

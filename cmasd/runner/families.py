@@ -187,7 +187,7 @@ ANY_WORD = Words()
 
 
 class Head:
-    """The decoder's last hidden states (B, T, d) to logits (B, T, V), as in the model's forward."""
+    """The decoder's last hidden states (..., d) to logits (..., V), as in the model's forward."""
 
     def __init__(self, product: Dense, scale: float | None, cap: float | None, banned: list[int]) -> None:
         """The product (N, d) to (N, V), between a scale and a cap; `banned` where these come after a cap."""
@@ -199,17 +199,16 @@ class Head:
         is_plain = self._scale is None and self._cap is None
         return self._product.packed if is_plain and isinstance(self._product, NativeDense) else None
 
-    def __call__(self, hidden_BTd: Tensor) -> Tensor:
-        """(B, T, V)"""
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(..., V)"""
         if self._scale is not None:
-            hidden_BTd = hidden_BTd * self._scale
-        flat_Nd = hidden_BTd.reshape(-1, hidden_BTd.shape[-1])
-        logits_NV = self._product(flat_Nd)
-        logits_BTV = logits_NV.view(*hidden_BTd.shape[:2], logits_NV.shape[-1])
+            hidden = hidden * self._scale
+        logits_NV = self._product(hidden.reshape(-1, hidden.shape[-1]))
+        logits = logits_NV.view(*hidden.shape[:-1], logits_NV.shape[-1])
         if self._cap is not None:
-            logits_BTV = torch.tanh(logits_BTV / self._cap) * self._cap
-            logits_BTV[..., self._banned] = float("-inf")
-        return logits_BTV
+            logits = torch.tanh(logits / self._cap) * self._cap
+            logits[..., self._banned] = float("-inf")
+        return logits
 
 
 def output_head(model: Any, words: Words, int8: bool = False) -> Head:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmasd.kernels import kernels_for
+from cmasd.kernels import Caches, kernels_for
 from cmasd.runner.attention import Attend, NativeReading, TensorReading
 from cmasd.runner.base import Extent, Runner
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
@@ -25,6 +25,7 @@ from cmasd.runner.parallel import ParallelModel, States
 from cmasd.runner.parallel_packed import packed_drafter
 from cmasd.runner.runners import padded
 from cmasd.runner.stacks import encode
+from cmasd.window import Window
 
 
 class ParallelRunner:
@@ -89,18 +90,29 @@ class ParallelRunner:
 
     def reserve(self, extent: Extent) -> None:
         """The host's part of an iteration of this extent."""
-        self._cache.extend(extent.rows, extent.length)
+        self._cache.extend(slice(extent.rows), extent.length)
         self._written[: extent.rows] = [max(written, extent.length) for written in self._written[: extent.rows]]
 
     def follow(self, lengths_B: Tensor) -> None:
         """The verifier has run a window over slots 0..B-1, of whose tokens `lengths_B` (B,) were known before."""
+        if self.verifier.ran is None:
+            self._follow_rectangle(lengths_B)
+            return
+        window, hidden_Nd = self.verifier.ran
+        for slot, start, length in zip(*(part.tolist() for part in _reach(window)), strict=True):
+            self._written[slot] = max(self._written[slot], start + length)
+        if self._kernels is not None:
+            self._kernels.remember(hidden_Nd, window, self._seen_SLd)
+            return
+        lines_N = self._first_line_S1[window.slots_N, 0] + window.places_N + 1
+        self._seen_SLd.view(-1, hidden_Nd.shape[1]).index_copy_(0, lines_N, hidden_Nd)
+
+    def _follow_rectangle(self, lengths_B: Tensor) -> None:
+        """What was run is of a shape decided beforehand."""
         hidden_BTd = self.verifier.hidden_BTd
         assert hidden_BTd is not None, "a window was run"
         rows, window, width = hidden_BTd.shape
         self._written[:rows] = [written + window for written in self._written[:rows]]
-        if self._kernels is not None:
-            self._kernels.remember(hidden_BTd, lengths_B, self._seen_SLd)
-            return
         lines_BT = self._first_line_S1[:rows] + lengths_B[:, None] + self._steps_L[:window]
         self._seen_SLd.view(-1, width).index_copy_(0, lines_BT.view(-1), hidden_BTd.reshape(-1, width))
 
@@ -116,8 +128,8 @@ class ParallelRunner:
         stored_B, last_B1 = self._stored_S[:rows], lengths_B[:, None] - 1
         if extent is None:
             most, longest = torch.stack([(lengths_B - stored_B).amax(), lengths_B.amax()]).tolist()
-            sources = 0 if self._sources is None else self._sources.longest(rows)
-            extent = Extent(rows, max(most, 1), self._cache.extend(rows, longest), sources)
+            sources = 0 if self._sources is None else self._sources.longest(slice(rows))
+            extent = Extent(rows, max(most, 1), self._cache.extend(slice(rows), longest), sources)
         places_BM = (stored_B[:, None] + self._steps_L[: extent.window]).minimum(last_B1)
         seen_BMd = F.embedding(self._first_line_S1[:rows] + places_BM, self._seen_SLd.flatten(0, 1))
         features_BMd = self.model.features(seen_BMd, tokens_BL.gather(1, places_BM), places_BM)
@@ -133,10 +145,10 @@ class ParallelRunner:
         """
         assert self._kernels is not None, "there are kernels"
         assert self._packed is not None, "and they know all that is to be done"
-        self._cache.extend(len(lengths_B), max(lengths_B.tolist()))
+        self._cache.extend(slice(len(lengths_B)), max(lengths_B.tolist()))
         sources = self._sources
-        source = (None, None) if sources is None else (sources.buffer_KSHLP, sources.lengths(len(lengths_B)))
-        caches = self._cache.buffer_KSHLP, *source
+        source = (None, None) if sources is None else (sources.buffer_KSHLP, sources.counts_S)
+        caches = Caches(self._cache.buffer_KSHLP, *source)
         return self._kernels.propose(self._packed, tokens_BL, lengths_B, self._stored_S, count, self._seen_SLd, caches)
 
     def _store(self, features_BMd: Tensor) -> None:
@@ -147,19 +159,19 @@ class ParallelRunner:
 
     def _history(self, lengths_B: Tensor, read: int) -> Attend:
         if self._kernels is not None:
-            return NativeReading(self._kernels, self._cache.layers_SHLP, lengths_B.contiguous())
+            return NativeReading(self._kernels, self._cache.layers_SHLP, len(lengths_B), lengths_B.contiguous())
         assert self._cache.view is not None, "a window is open"
         mask = self._causal.window(lengths_B[:, None] - 1, read, span=None)
-        return TensorReading.of(self._cache.view.products, mask, self.model.shape.heads)
+        return TensorReading.of(self._cache.view.product, mask, self.model.shape.heads)
 
     def _source(self, extent: Extent) -> Attend | None:
         sources = self._sources
         if sources is None:
             return None
         if self._kernels is not None:
-            return NativeReading(self._kernels, sources.layers_SHLP, sources.lengths(extent.rows))
+            return NativeReading(self._kernels, sources.layers_SHLP, extent.rows, sources.counts_S)
         view, mask = sources.open(extent.rows, extent.sources)
-        return TensorReading.of(view.products, mask, self.model.shape.heads)
+        return TensorReading.of(view.product, mask, self.model.shape.heads)
 
     def move(self, source: int, target: int) -> None:
         """Copy all that is known of a row."""
@@ -169,3 +181,8 @@ class ParallelRunner:
         written = self._written[target] = self._written[source]
         self._seen_SLd[target, : written + 1] = self._seen_SLd[source, : written + 1]
         self._stored_S[target] = self._stored_S[source]
+
+
+def _reach(window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each run its slot, its start and its length."""
+    return window.slots_R, window.starts_R, window.firsts_R1.diff()

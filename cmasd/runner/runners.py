@@ -6,7 +6,6 @@ reads one number, the longest start, unless the caller gives the extent; `_hidde
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,6 +19,7 @@ from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask
 from cmasd.runner.stacks import BartStack, Stack, StockStack
+from cmasd.window import Window
 
 
 def padded(rows: list[list[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -67,6 +67,8 @@ class _SlotRunner:
         self._cache = SlotCache(geometry, slots, max_length, spare=bucketed)
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
+        self.wants_all = bucketed
+        self.ran: tuple[Window, Tensor] | None = None
         self.hidden_BTd: Tensor | None = None
         self.encoded_BSd: Tensor | None = None
         most = Extent(slots, max_length, max_length, max_source_length)
@@ -83,46 +85,78 @@ class _SlotRunner:
         self._head = other._head
 
     @torch.no_grad()
+    def run(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
+        """See `Runner.run`."""
+        slots = None if window.covers_first else window.slots_R.tolist()
+        extent = self.extent(len(window.slots_R), window.longest, max(window.starts_R.tolist()), slots)
+        hidden_Nd = self._flat(window)
+        if hidden_Nd is None:
+            hidden_Nd = window.flat(self._rectangle(window, extent))
+        self.ran = window, hidden_Nd
+        return self._head(hidden_Nd if asked_Q is None else hidden_Nd[asked_Q])
+
+    def _rectangle(self, window: Window, extent: Extent) -> Tensor:
+        """(R, T, d): what a run's padding writes behind its end is overwritten before it can be seen."""
+        tokens_RT, starts_R = window.padded(window.tokens_N), window.starts_R.to(self.device)
+        if not window.covers_first:
+            return self._hidden(tokens_RT, starts_R, extent, slots_B=window.slots_R)
+        return (self.graphs or self._hidden)(tokens_RT, starts_R, extent)
+
+    def _flat(self, window: Window) -> Tensor | None:
+        """(N, d) where this kind runs windows as they are, else None."""
+        return None
+
+    @torch.no_grad()
     def forward(
         self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None = None, extent: Extent | None = None
     ) -> Tensor:
         """See `Runner.forward`."""
-        rows, window = tokens_BT.shape
         if extent is None:
-            run = self.graphs or self._hidden
-            extent = self.extent(rows, window, max(starts_B.tolist()))
-            hidden_BTd = run(tokens_BT, starts_B.to(self.device), extent)
-        else:
-            hidden_BTd = self._hidden(tokens_BT, starts_B, extent._replace(window=window))
-        self.hidden_BTd = hidden_BTd
+            rows, length = tokens_BT.shape
+            window = Window.rectangle(tokens_BT, starts_B)
+            asked = None if only_B is None else window.firsts_R1[:-1] + only_B
+            logits_QV = self.run(window, asked)
+            self.hidden_BTd = None if self.ran is None else self.ran[1].view(rows, length, -1)
+            return logits_QV.view(rows, -1, logits_QV.shape[1])
+        hidden_BTd = self._hidden(tokens_BT, starts_B, extent._replace(window=tokens_BT.shape[1]))
+        self.ran, self.hidden_BTd = None, hidden_BTd
         if only_B is not None:
             hidden_BTd = hidden_BTd.take_along_dim(only_B[:, None, None], dim=1)
         return self._head(hidden_BTd)
 
-    def extent(self, rows: int, window: int, longest: int) -> Extent:
+    def extent(self, rows: int, window: int, longest: int, slots: list[int] | None = None) -> Extent:
         """See `Runner.extent`."""
-        length = longest + window
+        length, owners = longest + window, slots or slice(0, rows)
         assert rows <= self.slots, f"{rows} rows in {self.slots} slots"
         assert length <= self.max_length, f"a window ends at {length} of {self.max_length} positions"
-        return Extent(rows, window, self._cache.extend(rows, length), self._longest_source(rows))
+        return Extent(rows, window, self._cache.extend(owners, length), self._longest_source(owners))
 
-    def guesser(self) -> Guesser | None:
+    def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""
         return None
 
-    def _longest_source(self, rows: int) -> int:
+    def _longest_source(self, slots: slice | list[int]) -> int:
         """Source tokens to read; 0 without an encoder."""
         return 0
 
-    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
-        """The device's part: (B, T, d). Rows from `live` () on, where it is given, are padding."""
+    def _hidden(
+        self,
+        tokens_BT: Tensor,
+        starts_B: Tensor,
+        extent: Extent,
+        live: Tensor | None = None,
+        slots_B: Tensor | None = None,
+    ) -> Tensor:
+        """The device's part: (B, T, d), of slots 0..B-1 or of `slots_B`. Rows from `live` () on, where it is given, are
+        padding.
+        """
         raise NotImplementedError
 
-    def _open_window(self, starts_B: Tensor, extent: Extent, live: Tensor | None) -> Tensor:
+    def _open_window(self, starts_B: Tensor, extent: Extent, live: Tensor | None, slots_B: Tensor | None) -> Tensor:
         """Point the cache at this window; return its positions (B, T)."""
         starts_B1 = starts_B[:, None]
         positions_BT = starts_B1 + self._steps_L[: extent.window]
-        self._cache.open_window(positions_BT, starts_B1, extent.length, live)
+        self._cache.open_window(positions_BT, starts_B1, extent.length, live, slots_B)
         return positions_BT
 
 
@@ -146,25 +180,35 @@ class EncoderDecoderRunner(_SlotRunner):
         """See `Runner.prefill`."""
         assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
         ids_BS, lengths_B = padded(sources, self._filler, self.device)
-        self.hidden_BTd = None
+        self.ran = self.hidden_BTd = None
         self.encoded_BSd = self._stack.encode(sources, ids_BS, lengths_B)
         self._stack.store(torch.tensor(slots, device=self.device), self.encoded_BSd, lengths_B)
 
-    def _longest_source(self, rows: int) -> int:
-        return self._sources.longest(rows)
+    def _longest_source(self, slots: slice | list[int]) -> int:
+        return self._sources.longest(slots)
 
-    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
-        opened = partial(self._open_window, starts_B, extent, live)
-        return self._stack.hidden(tokens_BT, starts_B, extent, opened)
+    def _flat(self, window: Window) -> Tensor | None:
+        return self._stack.run(window)
+
+    def _hidden(
+        self,
+        tokens_BT: Tensor,
+        starts_B: Tensor,
+        extent: Extent,
+        live: Tensor | None = None,
+        slots_B: Tensor | None = None,
+    ) -> Tensor:
+        positions_BT = self._open_window(starts_B, extent, live, slots_B)
+        return self._stack.hidden(tokens_BT, positions_BT, extent, slots_B)
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         self._cache.move(source, target)
         self._sources.move(source, target)
 
-    def guesser(self) -> Guesser | None:
+    def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""
-        return self._stack.guesser(self._head, self.shortlist) if isinstance(self._stack, BartStack) else None
+        return self._stack.guesser(self._head, self.shortlist, eos_ids) if isinstance(self._stack, BartStack) else None
 
     def share_weights(self, other: _SlotRunner) -> None:
         """See `_SlotRunner.share_weights`."""
@@ -196,7 +240,7 @@ class DecoderOnlyRunner(_SlotRunner):
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`. Rows are right-padded; causality hides the padding."""
         assert all(0 < len(source) <= self.max_length for source in sources), "a prompt is empty or too long"
-        self.hidden_BTd = None
+        self.ran = self.hidden_BTd = None
         if max(map(len, sources)) == 1:
             return
         ids_BT, _ = padded([source[:-1] for source in sources], self._filler, self.device)
@@ -205,8 +249,15 @@ class DecoderOnlyRunner(_SlotRunner):
         self._cache.open_prompt(torch.tensor(slots, device=self.device), positions_1T)
         self.hidden_BTd = self._decode(ids_BT, positions_1T, length)
 
-    def _hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, live: Tensor | None = None) -> Tensor:
-        return self._decode(tokens_BT, self._open_window(starts_B, extent, live), extent.length)
+    def _hidden(
+        self,
+        tokens_BT: Tensor,
+        starts_B: Tensor,
+        extent: Extent,
+        live: Tensor | None = None,
+        slots_B: Tensor | None = None,
+    ) -> Tensor:
+        return self._decode(tokens_BT, self._open_window(starts_B, extent, live, slots_B), extent.length)
 
     def _decode(self, tokens_BT: Tensor, positions_BT: Tensor, read_length: int) -> Tensor:
         mask = self._mask(positions_BT, read_length)

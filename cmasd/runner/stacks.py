@@ -5,7 +5,6 @@ BART's kin in few operations of their own, or in one call of C; others as transf
 Shapes: B rows, T window, S source length, L cache length, d model width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -14,13 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from cmasd.kernels import Kernels, Packed, PackedDecoder, kernels_for
+from cmasd.kernels import Caches, Drafted, Kernels, PackedRule, Speaker, kernels_for
 from cmasd.runner.attention import Attend, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
 from cmasd.runner.base import Extent, Guesser
 from cmasd.runner.cache import SlotCache, SourceCache
 from cmasd.runner.families import Head
 from cmasd.runner.masks import CausalMask, source_mask
+from cmasd.window import Window
 
 
 class Stack(Protocol):
@@ -32,8 +32,11 @@ class Stack(Protocol):
     def store(self, slots_B: Tensor, encoded_BSd: Tensor, lengths_B: Tensor) -> None:
         """Keep every layer's cross-attention keys and values of new rows in these slots."""
 
-    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
-        """Last hidden states (B, T, d) of a window; `opened` opens it in the cache and gives its positions (B, T)."""
+    def run(self, window: Window) -> Tensor | None:
+        """Last hidden states (N, d); None where this kind wants a rectangle."""
+
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, extent: Extent, slots_B: Tensor | None) -> Tensor:
+        """Last hidden states (B, T, d) of a rectangle that is open in the cache, of slots 0..B-1 or of `slots_B`."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,24 @@ class NativeGuesser:
     """See `Guesser`."""
 
     kernels: Kernels
-    model: tuple[PackedDecoder, Packed, Tensor | None]
-    cache: SlotCache
-    sources: SourceCache
+    speaker: Speaker
+    caches: Caches
 
     def catch_up(
-        self, tokens_BL: Tensor, lengths_B: Tensor, cached_B: Tensor, count: int
-    ) -> tuple[Tensor, Tensor, int]:
+        self,
+        tokens_BL: Tensor,
+        lengths_B: Tensor,
+        held_B: Tensor,
+        room_B: Tensor,
+        count: int,
+        rule: PackedRule | None,
+    ) -> Drafted:
         """See `Guesser.catch_up`."""
-        caches = self._caches(len(lengths_B))
-        return self.kernels.catch_up(self.model, tokens_BL, lengths_B, cached_B, count, caches)
+        return self.kernels.catch_up(self.speaker, tokens_BL, lengths_B, held_B, room_B, count, rule, self.caches)
 
-    def __call__(self, tokens_B: Tensor, starts_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, window: Window) -> tuple[Tensor, Tensor]:
         """See `Guesser`."""
-        return self.kernels.guess(self.model, tokens_B, starts_B, count, self._caches(len(starts_B)))
-
-    def _caches(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self.cache.buffer_KSHLP, self.sources.buffer_KSHLP, self.sources.lengths(rows)
+        return self.kernels.guess(self.speaker, window, self.caches)
 
 
 class BartStack:
@@ -86,37 +90,41 @@ class BartStack:
     def store(self, slots_B: Tensor, encoded_BSd: Tensor, lengths_B: Tensor) -> None:
         """See `Stack.store`."""
         if self._kernels is not None and self._packed is not None:
-            self._kernels.fill(self._packed, encoded_BSd, slots_B, self._sources.buffer_KSHLP)
+            window = Window.prefixes(slots_B.new_zeros(encoded_BSd.shape[:2]), lengths_B, slots_B)
+            self._kernels.fill(self._packed, window, window.flat(encoded_BSd), self._sources.buffer_KSHLP)
             self._sources.note(slots_B, lengths_B)
         else:
             self._sources.store(slots_B, lengths_B, self._decoder.pairs(encoded_BSd))
 
-    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
-        """See `Stack.hidden`. The kernel finds the window's places by itself."""
-        cache, sources = self._cache, self._sources
-        if self._kernels is not None and self._packed is not None:
-            counts_B = sources.lengths(extent.rows)
-            return self._kernels.decode(
-                self._packed, tokens_BT, cache.buffer_KSHLP, starts_B, sources.buffer_KSHLP, counts_B
-            )
-        positions_BT = opened()
-        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, extent))
+    def run(self, window: Window) -> Tensor | None:
+        """See `Stack.run`."""
+        if self._kernels is None or self._packed is None:
+            return None
+        return self._kernels.decode(self._packed, window, self._caches)
 
-    def guesser(self, head: Head, ids_S: Tensor | None) -> Guesser | None:
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, extent: Extent, slots_B: Tensor | None) -> Tensor:
+        """See `Stack.hidden`."""
+        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, extent, slots_B))
+
+    def guesser(self, head: Head, ids_S: Tensor | None, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""
         kernels, decoder, last = self._kernels, self._packed, head.packed
         if kernels is None or decoder is None or last is None:
             return None
-        return NativeGuesser(kernels, (decoder, last, ids_S), self._cache, self._sources)
+        return NativeGuesser(kernels, Speaker(decoder, last, ids_S, eos_ids), self._caches)
 
-    def _attention(self, positions_BT: Tensor, extent: Extent) -> tuple[Attend, Attend]:
+    @property
+    def _caches(self) -> Caches:
+        return Caches(self._cache.buffer_KSHLP, self._sources.buffer_KSHLP, self._sources.counts_S)
+
+    def _attention(self, positions_BT: Tensor, extent: Extent, slots_B: Tensor | None) -> tuple[Attend, Attend]:
         cache, sources = self._cache, self._sources
         assert cache.view is not None, "a window is open"
         heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, span=None)
-        view, source_mask = sources.open(extent.rows, extent.sources)
+        view, source_mask = sources.open(extent.rows, extent.sources, slots_B)
         return (
-            TensorWriting(cache, TensorReading.of(cache.view.products, mask, heads)),
-            TensorReading.of(view.products, source_mask, heads),
+            TensorWriting(cache, TensorReading.of(cache.view.product, mask, heads)),
+            TensorReading.of(view.product, source_mask, heads),
         )
 
 
@@ -144,12 +152,15 @@ class StockStack:
         computed: Any = first_caches(self._decoder, encoded_BSd, lengths_B).cross_attention_cache
         self._sources.store(slots_B, lengths_B, [(layer.keys, layer.values) for layer in computed.layers])
 
-    def hidden(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent, opened: Callable[[], Tensor]) -> Tensor:
+    def run(self, window: Window) -> Tensor | None:
+        """See `Stack.run`."""
+        return None
+
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor, extent: Extent, slots_B: Tensor | None) -> Tensor:
         """See `Stack.hidden`."""
-        positions_BT = opened()
-        sources, source_mask = self._sources.open(extent.rows, extent.sources)
-        for layer, (keys, values) in zip(self._layers, sources.pairs, strict=True):
-            layer.keys, layer.values = keys, values
+        sources, source_mask = self._sources.open(extent.rows, extent.sources, slots_B)
+        for index, layer in enumerate(self._layers):
+            layer.keys, layer.values = sources.pair(index)
         output = self._decoder(
             input_ids=tokens_BT,
             attention_mask=self._causal.window(positions_BT, extent.length, span=None),

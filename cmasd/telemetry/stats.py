@@ -20,6 +20,8 @@ class EngineStats:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     output_tokens: int = 0
+    drafter_tokens: int = 0
+    """Tokens that the drafter made, those that were not sent to the verifier included."""
     rollbacks: int = 0
     """Row-iterations with a rejected draft token."""
     drafting_row_iterations: int = 0
@@ -31,6 +33,11 @@ class EngineStats:
 
     def __add__(self, other: Self) -> "EngineStats":
         return EngineStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def verified_tokens(self) -> int:
+        """Tokens that went through the verifier while decoding: each row's last one and its draft."""
+        return self.row_iterations + self.drafted_tokens
 
     @property
     def tokens_per_iteration(self) -> float:

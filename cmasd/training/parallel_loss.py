@@ -70,11 +70,11 @@ def states(network: ParallelNetwork, lesson: Lesson, words: Words, cuts_BC: Tens
     heads, source = network.shape.heads, None
     if encoded_BSd is not None:
         assert lesson.source_mask is not None, "what is encoded has lengths"
-        source = TensorReading.of(_products(forward.source_pairs(encoded_BSd)), lesson.source_mask, heads)
+        source = TensorReading.of(_products(forward.source_pairs(encoded_BSd)).__getitem__, lesson.source_mask, heads)
     unseen_BCT = torch.arange(features_BTd.shape[1], device=cuts_BC.device) > cuts_BC[:, :, None]
     mask_BCT = features_BTd.new_zeros(unseen_BCT.shape).masked_fill_(unseen_BCT, float("-inf"))
     mask_BTT = mask_BCT.repeat_interleave(queries_BCKd.shape[2], dim=1)
-    reading = TensorReading.of(_products(history), mask_BTT[:, None], heads)
+    reading = TensorReading.of(_products(history).__getitem__, mask_BTT[:, None], heads)
     latest_BCd = features_BTd.take_along_dim(cuts_BC[:, :, None], dim=1)
     return forward(latest_BCd, queries_BCKd, reading, source).view(rows * cuts, -1, network.shape.width)
 

@@ -1,7 +1,7 @@
 """What a verification rule answers, and the part that all rules share.
 
-Shapes: B rows, K draft positions, T = K + 1 verified positions, V vocabulary. `logits_BTV[:, j]`
-judges draft token j; `logits_BTV[r, l_r]` gives the bonus token after a fully accepted draft.
+Shapes: B rows, K draft positions, T = K + 1 verified positions, V vocabulary. Of a row's logits, number j judges
+draft token j, and number l_r gives the bonus token after a fully accepted draft of l_r tokens.
 """
 
 from typing import Protocol
@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmasd.core import Draft, Verdict
+from cmasd.core import Draft, Logits, Verdict
 
 
 class Verification(Protocol):
     """A rule; `exact` is the only one whose output equals greedy AR token for token."""
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-        """Judge a draft; (B, K + 1, V) logits of the verifier, constraints already applied."""
+    def verify(self, draft: Draft, logits: Logits) -> Verdict:
+        """Judge a draft by the verifier's logits, constraints already applied; K is the longest length."""
         ...
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.largest import argmax
-from cmasd.core import Draft, Verdict
+from cmasd.core import Draft, Logits, Verdict
 from cmasd.verification.base import pick
 
 FIRST_PRICE = 4.0
@@ -38,8 +38,9 @@ class BudgetVerification:
         self.spent_nats = 0.0
         self.tokens = 0
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+    def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """Choose prefixes, then settle the account."""
+        logits_BTV = logits.padded_BTV
         best_BT = argmax(logits_BTV)
         rows, most = draft.tokens_BK.shape
         if most == 0:

@@ -1,10 +1,9 @@
 """Accept a draft token exactly when it is the verifier's argmax: the output equals greedy AR."""
 
 import torch
-from torch import Tensor
 
 from cmasd.confidence.largest import argmax
-from cmasd.core import Draft, Verdict
+from cmasd.core import Draft, Logits, Verdict
 from cmasd.kernels import kernels_for
 from cmasd.verification.base import pick, prefix_length
 
@@ -14,13 +13,13 @@ NO_TOLERANCE = torch.zeros(())
 class ExactVerification:
     """Lossless, token for token."""
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+    def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """The argmax of each position, as far as the draft agrees; no tolerance."""
-        kernels, is_plain = kernels_for(logits_BTV), draft.tokens_BK.shape[1] == 0
+        kernels, is_plain = kernels_for(logits.values_NV), draft.tokens_BK.shape[1] == 0
         if kernels is not None:
-            judged = kernels.accept(logits_BTV, draft.tokens_BK, draft.lengths_B)
+            judged = kernels.accept(logits.values_NV, logits.firsts_B1, draft.tokens_BK, draft.lengths_B)
             return Verdict(*judged, draft.confidence_BK if is_plain else NO_TOLERANCE.expand(draft.tokens_BK.shape))
-        best_BT = argmax(logits_BTV)
+        best_BT = logits.by_row(argmax(logits.values_NV))
         if is_plain:
             return Verdict(draft.lengths_B, best_BT[:, 0], draft.confidence_BK)
         accepted_B = prefix_length(draft.tokens_BK == best_BT[:, :-1], draft.lengths_B)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.largest import argmax
-from cmasd.core import Draft, Verdict
+from cmasd.core import Draft, Logits, Verdict
 from cmasd.verification.base import pick, prefix_length
 
 
@@ -24,8 +24,9 @@ class RelaxedVerification:
         """(B, K) nats."""
         return torch.full_like(confidence_BK, self.tau)
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+    def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """The gap needs no softmax: a difference of logits is a difference of log-probabilities."""
+        logits_BTV = logits.padded_BTV
         top_BTn, where_BTn = logits_BTV.float().topk(min(self.beta, logits_BTV.shape[-1]), dim=-1)
         best_BT = argmax(logits_BTV)  # topk orders ties at will
         found_BKn = where_BTn[:, :-1] == draft.tokens_BK[..., None]

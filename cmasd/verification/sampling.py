@@ -7,7 +7,7 @@ norm(max(0, P_v - P_d)). The output has the distribution of AR sampling from the
 import torch
 from torch import Tensor
 
-from cmasd.core import Draft, Verdict
+from cmasd.core import Draft, Logits, Verdict
 from cmasd.verification.base import prefix_length
 
 
@@ -29,8 +29,9 @@ class SamplingVerification:
         """(B,) tokens drawn from (B, V) probabilities."""
         return torch.multinomial(probs_BV, 1, generator=self.generator(probs_BV.device)).squeeze(1)
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+    def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """A drafter without probabilities (lookup) counts as certain of its token."""
+        logits_BTV = logits.padded_BTV
         probs_BTV = torch.softmax(logits_BTV.float() / self.temperature, dim=-1)
         tokens_BK1 = draft.tokens_BK[..., None]
         drafted_BKV = draft.probs_BKV

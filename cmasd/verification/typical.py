@@ -1,10 +1,9 @@
 """Typical acceptance (Medusa, arXiv 2401.10774): P_v(y) > min(epsilon, delta * exp(-H(P_v))). Lossy."""
 
 import torch
-from torch import Tensor
 
 from cmasd.confidence.largest import argmax
-from cmasd.core import Draft, Verdict
+from cmasd.core import Draft, Logits, Verdict
 from cmasd.verification.base import pick, prefix_length
 
 
@@ -15,8 +14,9 @@ class TypicalVerification:
         self.epsilon = epsilon
         self.delta = delta
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+    def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """The verifier's argmax is always acceptable, so greedy drafts that agree never fail."""
+        logits_BTV = logits.padded_BTV
         best_BT = argmax(logits_BTV)
         log_probs_BKV = torch.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
         entropy_BK = -(log_probs_BKV.exp() * log_probs_BKV.clamp_min(-1e4)).sum(-1)

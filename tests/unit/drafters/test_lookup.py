@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cmasd.core import Draft
 from cmasd.drafters import Context, LookupDrafter
 from cmasd.drafters.lookup import FADE, PRIOR_ACCEPTED, PRIOR_JUDGED
-from cmasd.policies import FixedPolicy, SurvivalPolicy
+from cmasd.policies import FixedPolicy, Policy, Rule, SurvivalPolicy
 
 LONGEST, MOST_TOKENS, MOST_SOURCE = 4, 12, 8
 TOKEN = st.integers(0, 3)
@@ -34,6 +34,12 @@ def context(
     return Context(tokens_BL, lengths_B, prompts_B, lengths_B * 0 + 99, source_BS), torch.tensor(
         [room for _, _, room in rows]
     )
+
+
+def rule_of(policy: Policy) -> Rule:
+    rule = policy.plan(rows=1)
+    assert rule is not None
+    return rule
 
 
 def search(source: list[int], tokens: list[int], prompt: int, room: int, max_ngram: int) -> list[int]:
@@ -64,8 +70,9 @@ def proposals(draft: Draft) -> list[list[int]]:
     st.integers(1, 5),
 )
 def test_drafts_equal_a_plain_search(rows: list[tuple[list[int], list[int], int]], max_ngram: int, prompt: int) -> None:
-    drafter = LookupDrafter(FixedPolicy(LONGEST), max_ngram)
-    draft = drafter.draft(*context(rows, prompt=prompt))
+    drafter = LookupDrafter(max_ngram)
+    rule = rule_of(FixedPolicy(LONGEST))
+    draft = drafter.draft(*context(rows, prompt=prompt), rule)
     expected = [search(source, tokens, min(prompt, len(tokens)), room, max_ngram) for source, tokens, room in rows]
     assert proposals(draft) == expected
     assert (draft.tokens_BK >= 0).all()
@@ -75,21 +82,24 @@ def test_drafts_equal_a_plain_search(rows: list[tuple[list[int], list[int], int]
 
 
 def test_a_decoder_only_row_looks_in_its_prompt() -> None:
-    drafter = LookupDrafter(FixedPolicy(3), max_ngram=2)
-    draft = drafter.draft(*context([([], [1, 2, 3, 0, 1, 2], 3)], width=0))
+    drafter = LookupDrafter(max_ngram=2)
+    rule = rule_of(FixedPolicy(3))
+    draft = drafter.draft(*context([([], [1, 2, 3, 0, 1, 2], 3)], width=0), rule)
     assert proposals(draft) == [[3, 0, 1]]
 
 
 def test_of_equal_matches_the_latest_of_the_output_wins_else_the_first_of_the_source() -> None:
     source = [1, 0, 3, 1, 2, 3]
-    drafter = LookupDrafter(FixedPolicy(2), max_ngram=1)
-    draft = drafter.draft(*context([(source, [2, 1], 2), (source, [2, 1, 3, 3, 1, 2, 1], 2)]))
+    drafter = LookupDrafter(max_ngram=1)
+    rule = rule_of(FixedPolicy(2))
+    draft = drafter.draft(*context([(source, [2, 1], 2), (source, [2, 1, 3, 3, 1, 2, 1], 2)]), rule)
     assert proposals(draft) == [[0, 3], [2, 1]]
 
 
 def test_a_match_does_not_cross_from_source_to_output() -> None:
-    drafter = LookupDrafter(FixedPolicy(3), max_ngram=3)
-    draft = drafter.draft(*context([([3, 1], [2, 0, 1], 3)]))
+    drafter = LookupDrafter(max_ngram=3)
+    rule = rule_of(FixedPolicy(3))
+    draft = drafter.draft(*context([([3, 1], [2, 0, 1], 3)]), rule)
     assert proposals(draft) == [[]], "1 ends the source; what follows it there is not text"
 
 
@@ -99,12 +109,13 @@ ROWS: list[tuple[list[int], list[int], int]] = [([], [1, 2, 3, 0, 1, 2], 3), ([]
 
 def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
     """Each draft counts its accepted tokens and the first rejected one; those after it were not judged."""
-    drafter = LookupDrafter(FixedPolicy(3), max_ngram=2)
-    first = drafter.draft(*context(ROWS, width=0))
+    drafter = LookupDrafter(max_ngram=2)
+    rule = rule_of(FixedPolicy(3))
+    first = drafter.draft(*context(ROWS, width=0), rule)
     assert proposals(first) == [[3, 0, 1], [1, 3, 2]]
     assert first.confidence_BK[:, 0].tolist() == pytest.approx([PRIOR_ACCEPTED / PRIOR_JUDGED] * 2)
     drafter.commit(context(ROWS, width=0)[0], torch.tensor([3, 1]))
-    second = drafter.draft(*context(ROWS, width=0))
+    second = drafter.draft(*context(ROWS, width=0), rule)
     of_two = (PRIOR_ACCEPTED + FADE * 3) / (PRIOR_JUDGED + FADE * 3)
     of_one = (PRIOR_ACCEPTED + FADE * 1) / (PRIOR_JUDGED + FADE * 2)
     assert second.confidence_BK[:, 0].tolist() == pytest.approx([of_two, of_one])
@@ -112,10 +123,11 @@ def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
 
 def test_a_length_that_failed_is_tried_again() -> None:
     """Under a survival policy rejections end the drafting, but not for ever."""
-    drafter = LookupDrafter(SurvivalPolicy(0.4, 3), max_ngram=2)
+    drafter = LookupDrafter(max_ngram=2)
+    rule = rule_of(SurvivalPolicy(0.4, 3))
     sent = []
     for _ in range(60):
-        draft = drafter.draft(*context(ROWS[:1], width=0))
+        draft = drafter.draft(*context(ROWS[:1], width=0), rule)
         sent.append(int(draft.lengths_B[0]) > 0)
         if sent[-1]:
             drafter.commit(context(ROWS[:1], width=0)[0], torch.tensor([0]))
@@ -126,6 +138,7 @@ def test_a_length_that_failed_is_tried_again() -> None:
 
 def test_the_policy_cuts_the_draft() -> None:
     """At the rate assumed beforehand, 0.8, two tokens survive with probability 0.64 and three with 0.512."""
-    drafter = LookupDrafter(SurvivalPolicy(0.6, 4), max_ngram=2)
-    draft = drafter.draft(*context([([1, 2, 3, 0, 1], [1, 2], 4), ([], [1], 4)]))
+    drafter = LookupDrafter(max_ngram=2)
+    rule = rule_of(SurvivalPolicy(0.6, 4))
+    draft = drafter.draft(*context([([1, 2, 3, 0, 1], [1, 2], 4), ([], [1], 4)]), rule)
     assert proposals(draft) == [[3, 0], []], "the second row has nothing to copy"

@@ -1,6 +1,6 @@
 """The model drafter against its model run without a cache; and what its cache is taken to hold."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -13,14 +13,24 @@ from cmasd.core import Draft
 from cmasd.drafters import Context, ModelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.kernels import kernels
-from cmasd.policies import FixedPolicy, Policy, SurvivalPolicy
+from cmasd.policies import FixedPolicy, Policy, Rule, SurvivalPolicy
 from cmasd.runner import load_runner
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.families import Words
-from tests.unit.engine.pairs import Counting, shared_model
+from cmasd.window import Window
+from tests.unit.engine.pairs import shared_model
 
 LENGTH = 24
 SOURCES = [[5, 6, 7, 8], [9, 10], [11]]
+
+
+class Ruled(ModelDrafter):
+    """Drafts by one rule."""
+
+    rule: Rule
+
+    def propose(self, context: Context, room_B: Tensor) -> Draft:
+        return self.draft(context, room_B, self.rule)
 
 
 def drafter_of(
@@ -30,13 +40,16 @@ def drafter_of(
     family: str = "marian",
     shortlist: tuple[int, ...] | None = None,
     margin_form: Literal["full", "printed"] = "full",
-) -> ModelDrafter:
+) -> Ruled:
     words = Words(shortlist=shortlist)
     runner = load_runner(shared_model(family), slots=4, max_length=LENGTH, max_source_length=8, words=words)
     confidence = build_confidence(ConfidenceConfig(margin_form=margin_form), "max_prob")
     choose = Choice(temperature, 0, words.tensor(runner.device), runner.vocabulary_size, runner.device)
     eos_ids = torch.tensor(eos, dtype=torch.int64)
-    drafter = ModelDrafter(runner, policy, confidence, Constraints(eos_token_ids=eos), choose, eos_ids)
+    drafter = Ruled(runner, confidence, Constraints(eos_token_ids=eos), choose, eos_ids)
+    rule = policy.plan(len(SOURCES))
+    assert rule is not None
+    drafter.rule = rule
     drafter.prefill([0, 1, 2], SOURCES)
     return drafter
 
@@ -82,7 +95,7 @@ def assert_scored(draft: Draft, sources: list[list[int]], rows: list[list[int]])
 
 def test_drafts_are_the_models_greedy_continuation() -> None:
     drafter, rows = drafter_of(FixedPolicy(4)), [[0, 20, 21], [0], [0, 30]]
-    draft = drafter.draft(context(rows), torch.tensor([4, 2, 0]))
+    draft = drafter.propose(context(rows), torch.tensor([4, 2, 0]))
     expected = [continuation(source, row, n) for source, row, n in zip(SOURCES, rows, (4, 2, 0), strict=True)]
     assert proposals(draft) == expected
     assert_scored(draft, SOURCES, rows)
@@ -97,7 +110,7 @@ def test_rollback_catch_up_and_moves() -> None:
         if step == 3:  # the first row leaves and the last takes its slot
             drafter.move(2, 0)
             rows[0], sources[0] = rows.pop(), sources.pop()
-        draft = drafter.draft(context(rows), torch.full((len(rows),), 3))
+        draft = drafter.propose(context(rows), torch.full((len(rows),), 3))
         assert proposals(draft) == [continuation(source, row, 3) for source, row in zip(sources, rows, strict=True)]
         assert_scored(draft, sources, rows)
         accepted_B = torch.randint(0, 4, (len(rows),), generator=generator)
@@ -123,7 +136,7 @@ def test_rows_that_are_taken_up_later_draft_as_the_others() -> None:
     drafter.move(3, 2)  # what was to be done for slot 2 is off
     assert batches == []
     sources, rows = [SOURCES[0], late[0], late[2]], [[0, 20], [0], [0, 40, 41]]
-    draft = drafter.draft(context(rows), torch.full((3,), 3))
+    draft = drafter.propose(context(rows), torch.full((3,), 3))
     assert batches == [{1: late[0], 2: late[2]}]
     was_caught_up = drafter.caught_up
     assert not was_caught_up, "encoding costs time that is not drafting"
@@ -132,7 +145,7 @@ def test_rows_that_are_taken_up_later_draft_as_the_others() -> None:
     drafter.commit(context(rows), torch.tensor([3, 0, 1]))
     for row, drafted, count in zip(rows, proposals(draft), (3, 0, 1), strict=True):
         row += [*drafted[:count], 50]
-    draft = drafter.draft(context(rows), torch.full((3,), 3))
+    draft = drafter.propose(context(rows), torch.full((3,), 3))
     assert_scored(draft, sources, rows)
     assert drafter.caught_up
     assert len(batches) == 1
@@ -154,11 +167,12 @@ def test_the_kernel_drafts_as_forwards_do(
     rows, lengths = [[0], [0, 20, 21], [0, 7]], set()
     for accepted in [(0, 1, 3), (2, 0, 1), (1, 1, 1), (4, 2, 0)]:
         room_B = torch.tensor([4, 2, 3])
-        one, other = (drafter.draft(context(rows), room_B) for drafter in (native, stepwise))
+        one, other = (drafter.propose(context(rows), room_B) for drafter in (native, stepwise))
         assert one.lengths_B.tolist() == other.lengths_B.tolist()
         assert proposals(one) == proposals(other)
-        torch.testing.assert_close(one.confidence_BK, other.confidence_BK, atol=1e-5, rtol=0)
-        torch.testing.assert_close(one.components_BK3, other.components_BK3, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.confidence_BK, other.confidence_BK, atol=1e-5, rtol=0, equal_nan=True)
+        torch.testing.assert_close(one.components_BK3, other.components_BK3, atol=1e-5, rtol=0, equal_nan=True)
+        assert one.drafted_B.tolist() == other.drafted_B.tolist()
         assert native.caught_up == stepwise.caught_up
         lengths |= set(one.lengths_B.tolist())
         counts_B = torch.tensor(accepted).minimum(one.lengths_B)
@@ -173,13 +187,13 @@ def test_a_row_that_moves_onto_a_waiting_one_takes_its_place() -> None:
     drafter, rows = drafter_of(FixedPolicy(2)), [[0], [0]]
     drafter.prefill([1], [[30, 31]], later=True)
     drafter.move(2, 1)
-    draft = drafter.draft(context(rows), torch.tensor([2, 2]))
+    draft = drafter.propose(context(rows), torch.tensor([2, 2]))
     assert_scored(draft, [SOURCES[0], SOURCES[2]], rows)
     drafter.commit(context(rows), torch.tensor([0, 0]))
     rows[0].append(50)
     drafter.prefill([1], [[30, 31]], later=True)
     drafter.prefill([1], [[32, 33]])
-    draft = drafter.draft(context(rows), torch.tensor([2, 2]))
+    draft = drafter.propose(context(rows), torch.tensor([2, 2]))
     assert_scored(draft, [SOURCES[0], [32, 33]], rows)
 
 
@@ -187,18 +201,18 @@ def test_a_row_that_moves_onto_a_waiting_one_takes_its_place() -> None:
 def test_plain_iterations_are_caught_up_on(skipped: int, caught_up: bool) -> None:
     """One or two missing tokens are every iteration's; more were left by iterations that skipped the drafter."""
     drafter, rows = drafter_of(FixedPolicy(2)), [[0], [0, 20, 21], [0]]
-    first = drafter.draft(context(rows), torch.full((3,), 2))
+    first = drafter.propose(context(rows), torch.full((3,), 2))
     drafter.commit(context(rows), torch.tensor([2, 1, 0]))
     for row, drafted, count in zip(rows, proposals(first), (2, 1, 0), strict=True):
         row += [*drafted[:count], 45, *range(50, 50 + skipped)]
-    assert_scored(drafter.draft(context(rows), torch.full((3,), 2)), SOURCES, rows)
+    assert_scored(drafter.propose(context(rows), torch.full((3,), 2)), SOURCES, rows)
     assert drafter.caught_up == caught_up
 
 
 def test_drafting_ends_at_an_end_of_sequence() -> None:
     endless = continuation(SOURCES[0], [0], 5)
     eos = endless[2]
-    draft = drafter_of(FixedPolicy(5), eos=(eos,)).draft(context([[0]]), torch.tensor([5]))
+    draft = drafter_of(FixedPolicy(5), eos=(eos,)).propose(context([[0]]), torch.tensor([5]))
     assert proposals(draft) == [endless[: endless.index(eos) + 1]]
 
 
@@ -206,20 +220,34 @@ def test_drafting_ends_at_an_end_of_sequence() -> None:
 def test_no_forward_runs_for_tokens_that_no_row_wants(native: bool) -> None:
     if native and kernels(torch.float64) is None:
         pytest.skip("no C compiler here")
-    fed: list[int] = []
     drafter = drafter_of(SurvivalPolicy(1.0, 5))
-    counting: Any = Counting(drafter._native, fed) if native else None
-    drafter._native = counting
-    forward: Any = Counting(drafter.runner.forward, fed)
-    drafter.runner.forward = forward  # type: ignore[method-assign]
-    draft = drafter.draft(context([[0], [0, 20, 21]]), torch.tensor([5, 5]))
-    assert fed == [3], "one forward to catch up, none after the first token"
+    if not native:
+        drafter._native = None
+    draft = drafter.propose(context([[0], [0, 20, 21]]), torch.tensor([5, 5]))
+    assert draft.drafted_B.tolist() == [1, 1], "none after the first token"
     assert draft.lengths_B.tolist() == [0, 0]
+
+
+def test_rows_that_stop_are_run_no_more() -> None:
+    """Token by token, what is fed is what the rows lacked and every drafted token but the last of each."""
+    drafter, fed = drafter_of(SurvivalPolicy(0.02, 5)), []
+    drafter._native, run = None, drafter.runner.run
+
+    def counted(window: Window, asked_Q: Tensor | None = None) -> Tensor:
+        fed.append(len(window.tokens_N))
+        return run(window, asked_Q)
+
+    drafter.runner.run = counted  # type: ignore[method-assign]
+    rows = [[0], [0, 20, 21], [0, 30]]
+    made = drafter.propose(context(rows), torch.tensor([5, 5, 5])).drafted_B.tolist()
+    assert len(set(made)) > 1, "each row by its own confidence"
+    assert fed[0] == sum(map(len, rows))
+    assert sum(fed[1:]) == sum(made) - len(made)
 
 
 def test_sampled_drafts_carry_the_distribution_they_came_from() -> None:
     drafter = drafter_of(FixedPolicy(3), temperature=0.7)
-    draft = drafter.draft(context([[0], [0, 20]]), torch.tensor([3, 3]))
+    draft = drafter.propose(context([[0], [0, 20]]), torch.tensor([3, 3]))
     assert draft.probs_BKV is not None
     for r, row in enumerate([[0], [0, 20]]):
         for j in range(3):
@@ -233,7 +261,7 @@ def test_sampled_drafts_carry_the_distribution_they_came_from() -> None:
 def test_decoder_only_prompts_are_cached_up_to_their_last_token() -> None:
     drafter = drafter_of(FixedPolicy(2), family="llama")
     base = context(SOURCES)
-    draft = drafter.draft(base, torch.full((3,), 2))
+    draft = drafter.propose(base, torch.full((3,), 2))
     model = shared_model("llama")
     for row, source in enumerate(SOURCES):
         tokens = list(source)

@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from cmasd.config import Config, from_dict
@@ -149,20 +148,3 @@ def ragged_requests(count: int, seed: int, vocabulary: int = 64, max_new_tokens:
         source = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
         requests.append(Request(key, source, limit))
     return requests
-
-
-class Counting:
-    """A guesser, or a forward, that tells how many tokens it was fed for each row."""
-
-    def __init__(self, inner: Any, fed: list[int]) -> None:
-        self.inner, self.fed = inner, fed
-
-    def catch_up(self, *rows: Any) -> Any:
-        assert rows[-1] == 1, "one token at a time"
-        answer = self.inner.catch_up(*rows)
-        self.fed.append(answer[-1])
-        return answer
-
-    def __call__(self, tokens: Tensor, *rest: Any, **options: Any) -> Any:
-        self.fed.append(tokens.numel() // len(tokens))
-        return self.inner(tokens, *rest, **options)

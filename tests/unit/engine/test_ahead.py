@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,8 @@ def assert_same(one: Run, other: Run) -> None:
         if teachings[0] is not None:
             np.testing.assert_array_equal(teachings[0]["ids_Nk"], teachings[1]["ids_Nk"])
     mine, theirs = asdict(one.engine.stats), asdict(other.engine.stats)
-    for name in mine.keys() - {"busy_seconds", "draft_seconds", "iterations", "slot_iterations"}:
+    # Ahead of the host drafts are all of one length, whatever is sent of them.
+    for name in mine.keys() - {"busy_seconds", "draft_seconds", "drafter_tokens", "iterations", "slot_iterations"}:
         if not name.startswith("steady"):
             assert mine[name] == theirs[name], name
     lengths = [run.engine.state.lengths_2K.clone() for run in (one, other)]
@@ -247,7 +248,8 @@ class TestGoodput:
 
         def keep(self: GoodputPolicy, observation: Observation) -> None:
             told.append(observation)
-            observe(self, observation)
+            made_up = table.seconds(len(observation.lengths_B), observation.confidence_BK.shape[1])
+            observe(self, replace(observation, seconds=made_up))
 
         monkeypatch.setattr(GoodputPolicy, "observe", keep)
         table = StepTable((1,), ((1.0, 1.01, 1.02, 1.03),), (0.01,))
@@ -263,20 +265,21 @@ class TestGoodput:
         assert tokens_of(decoded.results) == tokens_of(decode_plain(pair, requests))
         stats = decoded.engine.stats
         assert len(told) >= stats.iterations - 2, "the last before the second batch of rows, and the last of all"
-        drafted = sum(int(one.draft.lengths_B.sum()) for one in told)
+        drafted = sum(int(one.lengths_B.sum()) for one in told)
         last = decoded.engine._flight
         assert last is not None
         assert drafted + int(last.draft.lengths_B.sum()) == stats.drafted_tokens
-        kept = sum(int(one.verdict.accepted_B.sum()) for one in told)
+        kept = sum(int(one.accepted_B.sum()) for one in told)
         assert stats.accepted_tokens <= kept, "what came after an end of sequence is not in the output"
         assert all(one.seconds > 0 for one in told)
-        assert not torch.stack([one.draft.confidence_BK.isnan().any() for one in told]).any()
+        assert not any(np.isnan(one.confidence_BK).any() for one in told)
 
     def test_the_length_is_planned(self, told: list[Observation]) -> None:
+        """Drafts that are always right, and cost next to nothing: all of one length, and the longest."""
         sections: Sections = {"policy": {"kind": "goodput"}, "drafter": {"max_draft_tokens": 3}}
         engine = Engine(shared_pair("marian", "copy"), tiny_config(**sections, engine={"graphs": "on"}))
         assert isinstance(engine.policy, GoodputPolicy)
         assert not engine.policy.looks
-        list(engine.decode([Request(key, [5 + key, 6], 24) for key in range(9)]))
-        assert {one.draft.tokens_BK.shape[1] for one in told} <= {0, 3}, "longer drafts cost next to nothing"
-        assert sum(one.draft.tokens_BK.shape[1] == 3 for one in told) > 8
+        list(engine.decode([Request(key, [5 + key % 9, 6], 24) for key in range(99)]))
+        assert {one.confidence_BK.shape[1] for one in told} <= {0, 3}
+        assert sum(one.confidence_BK.shape[1] == 3 for one in told) > 8

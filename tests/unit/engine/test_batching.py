@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from cmasd.core import Request, Result
+from cmasd.core import Draft, Request, Result
+from cmasd.drafters import Context
 from cmasd.engine import Engine
 from cmasd.kernels import kernels
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import (
     MAX_NEW_TOKENS,
     MAX_SOURCE_TOKENS,
-    Counting,
     decode,
     decode_plain,
     ragged_requests,
@@ -175,11 +175,20 @@ def test_drafts_that_are_not_sent_are_fed_only_once(native: bool) -> None:
         pytest.skip("no C compiler here")
     engine = Engine(shared_pair("marian"), tiny_config(policy={"kind": "survival", "threshold": 1.0}))
     drafter: Any = engine.drafter
-    windows: list[int] = []
-    drafter._native = Counting(drafter._native, windows) if native else None
-    drafter.runner.forward = Counting(drafter.runner.forward, windows)
+    if not native:
+        drafter._native = None
+    lacked, draft_of = [], drafter.draft
+
+    def counted(context: Context, *given: Any) -> Draft:
+        lacked.append((context.lengths_B - drafter._held[: len(context.lengths_B)]).tolist())
+        draft: Draft = draft_of(context, *given)
+        room_B = given[0]
+        assert draft.drafted_B.tolist() == room_B.clamp_max(1).tolist()
+        return draft
+
+    drafter.draft = counted
     engine.submit([Request(0, [5, 6], 12), Request(1, [7], 9)])
     results = run_to_end(engine)
     assert [result.num_drafted_tokens for result in results.values()] == [0, 0]
-    assert len(windows) >= 8
-    assert set(windows) == {1}
+    assert len(lacked) >= 8
+    assert {count for counts in lacked for count in counts} == {1}

@@ -48,7 +48,7 @@ def drafting(quality: str, family: str = "marian") -> ModelDrafter:
     unused: Any = None
     model = runner(quality, family)
     choose = Choice(None, 0, None, model.vocabulary_size, model.device)
-    return ModelDrafter(model, unused, unused, Constraints(), choose, torch.tensor([1]))
+    return ModelDrafter(model, unused, Constraints(), choose, torch.tensor([1]))
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_measuring_leaves_no_trace_in_what_is_decoded_next(monkeypatch: pytest.M
         engine = Engine(shared_pair("marian"), tiny_config(policy={"kind": "goodput"}))
         assert isinstance(engine.policy, GoodputPolicy)
         assert engine.policy.costs is not None
-        assert engine.policy.costs.table.rows == (1, 3)
+        assert engine.policy.costs.rows == (1, 3)
         results = engine.decode(ragged_requests(5, seed=31))
         outputs.append({result.key: result.token_ids.tolist() for result in results})
     assert outputs[0] == outputs[1] == outputs[2]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cmasd.core import Request, Result
 from cmasd.drafters import ModelDrafter
 from cmasd.engine import Engine, Pair
-from cmasd.policies import GoodputPolicy, goodput
-from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.policies import GoodputPolicy, Observation, Rule
+from cmasd.policies.costs import StepTable
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import (
     MAX_SOURCE_TOKENS,
@@ -48,23 +48,39 @@ class Case:
     """Index into the tokens that plain decoding produces without an end of sequence; None: no end."""
     requests: list[Request]
     sections: dict[str, dict[str, Any]]
-    costs: "Costs"
+    plans: "Plans"
     shortlist: tuple[int, ...] | None = None
     """Ids that a drafting model may say; None: all."""
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What policy `goodput` believes that iterations cost, and how often it looks again."""
+class Plans:
+    """What policy `goodput` believes, or is made to do."""
 
     tables: list[StepTable]
-    """In force one after the other, a few iterations each."""
-    patience: tuple[int, int, int, int, int]
-    """Rows of the first trial; iterations of a later one, of a rest, of a look at plain decoding, and between two such:
-    the real ones outlast any test."""
+    """What iterations cost, one after the other, a few iterations each."""
+    rules: list[Rule | None] | None = None
+    """What is planned, two iterations each, over and over; None: what the policy plans by itself."""
+
+
+class Planned(GoodputPolicy):
+    """Does not plan, but goes through a list of rules."""
+
+    def __init__(self, max_draft_tokens: int, rules: list[Rule | None]) -> None:
+        super().__init__(max_draft_tokens)
+        self._rules = rules
+        self._plans = 0
+
+    def plan(self, rows: int) -> Rule | None:
+        self._plans += 1
+        return self._rules[self._plans // 2 % len(self._rules)]
+
+    def observe(self, seen: Observation) -> None:
+        return
 
 
 SECONDS = st.sampled_from([1.0, 1.1, 1.5, 3.0, 50.0])
+LEAST = st.sampled_from([-np.inf, -np.inf, 0.0, 0.02, 0.1, 0.4, 0.9, np.inf])
 
 
 @st.composite
@@ -75,9 +91,19 @@ def tables(draw: st.DrawFn, longest: int) -> StepTable:
 
 
 @st.composite
-def costs(draw: st.DrawFn, longest: int) -> Costs:
-    first, trial, rest, plain, plain_every = (draw(st.integers(1, most)) for most in (9, 3, 4, 2, 5))
-    return Costs(draw(st.lists(tables(longest), min_size=1, max_size=4)), (first, trial, rest, plain, plain_every))
+def rules(draw: st.DrawFn, longest: int) -> Rule:
+    """Any thresholds, over any statistic, with and without calibration."""
+    most = draw(st.integers(1, longest))
+    go_on, keep = (np.array(draw(st.lists(LEAST, min_size=most, max_size=most))) for _ in range(2))
+    slope = draw(st.none() | st.sampled_from([0.5, 1.0, 3.0]))
+    offsets = None if slope is None else np.array(draw(st.lists(st.floats(-2, 2), min_size=most, max_size=most)))
+    return Rule(go_on, keep, draw(st.sampled_from(["product", "mean"])), slope, offsets)
+
+
+@st.composite
+def plans(draw: st.DrawFn, longest: int) -> Plans:
+    given = draw(st.none() | st.lists(st.none() | rules(longest), min_size=1, max_size=4))
+    return Plans(draw(st.lists(tables(longest), min_size=1, max_size=4)), given)
 
 
 RULES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
@@ -140,7 +166,7 @@ def cases(draw: st.DrawFn, families: list[str]) -> Case:
         eos_choice=draw(st.none() | st.integers(0, 40)),
         requests=[Request(key, source, limit) for key, (source, limit) in enumerate(rows)],
         sections=sections,
-        costs=draw(costs(longest)),
+        plans=draw(plans(longest)),
         shortlist=draw(st.none() | st.lists(TOKEN, min_size=2, unique=True).map(tuple)),
     )
 
@@ -158,26 +184,21 @@ class Decoded:
     """Drafts that had to catch up on more than the iteration before."""
 
 
-def decode_at(costs: Costs, pair: Pair, sections: dict[str, dict[str, Any]], requests: list[Request]) -> Decoded:
-    """With made-up costs that change every few iterations: drafting starts, stops and starts again in one run.
+def decode_at(plans: Plans, pair: Pair, sections: dict[str, dict[str, Any]], requests: list[Request]) -> Decoded:
+    """With plans that change every few iterations: drafting starts, stops and starts again in one run.
 
     Half of the requests come later, so that rows enter while the drafter rests.
     """
-    first, trial, rest, plain, plain_every = costs.patience
-    with (
-        patch("cmasd.engine.engine.step_table", lambda *shapes: costs.tables[0]),
-        patch.object(IterationCosts, "observe", lambda *iteration: None),
-        patch.multiple(goodput, FIRST_TRIAL_ROWS=(first, first), TRIAL=trial, TRIAL_ROWS=(1, 2 * trial)),
-        patch.multiple(goodput, PLAIN=plain, PLAIN_EVERY=plain_every, STALE=1),
-        patch.multiple(goodput, SHORTEST_REST=rest, LONGEST_NEAR_REST=2 * rest, LONGEST_REST=4 * rest),
-    ):
+    with patch("cmasd.engine.engine.step_table", lambda *shapes: plans.tables[0]):
         engine, decoded = Engine(pair, tiny_config(**sections)), Decoded()
+        if isinstance(engine.policy, GoodputPolicy) and plans.rules is not None:
+            engine.policy = Planned(engine.policy.max_draft_tokens, plans.rules)
         engine.submit(requests[::2])
         for step in range(10_000):
             if step == 3:
                 engine.submit(requests[1::2])
-            if isinstance(engine.policy, GoodputPolicy):
-                engine.policy.costs = IterationCosts(costs.tables[step // 4 % len(costs.tables)])
+            if isinstance(engine.policy, GoodputPolicy) and step % 4 == 0:
+                engine.policy.learn_costs(plans.tables[step // 4 % len(plans.tables)])
             for result in engine.step():
                 assert result.key not in decoded.results, "a row came out twice"
                 decoded.results[result.key] = result
@@ -200,7 +221,7 @@ def check(case: Case) -> Decoded:
         eos = produced[case.eos_choice % len(produced)]
         pair = replace(pair, constraints=replace(constraints, eos_token_ids=(eos,), _ids={}))
     plain = decode_plain(pair, case.requests)
-    decoded = decode_at(case.costs, replace(pair, shortlist=shortlist), case.sections, case.requests)
+    decoded = decode_at(case.plans, replace(pair, shortlist=shortlist), case.sections, case.requests)
     fast = decoded.results
     assert tokens_of(fast) == tokens_of(plain)
     for key, result in fast.items():
@@ -228,8 +249,8 @@ def test_exact_equals_plain_at_length(case: Case) -> None:
     check(case)
 
 
-FREE, DEAR = (StepTable((1,), ((1.0,) * 4,), (seconds,)) for seconds in (0.0, 0.85))
-"""Dear, but for perfect drafts: where even those do not pay, none is tried."""
+ONE = StepTable((1,), ((1.0,) * 4,), (0.0,))
+ALL = Rule.always(3)
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
@@ -240,9 +261,8 @@ def test_drafting_that_starts_and_stops_stays_exact(family: str, quality: str) -
     sections: dict[str, dict[str, Any]] = {"policy": {"kind": "goodput"}, "drafter": {"max_draft_tokens": 3}}
     sections["engine"] = {"slots": 2}
     runs = []
-    for patience in ((2, 1, 2, 1, 3), (5, 2, 6, 2, 3), (2, 1, 13, 1, 2)):
-        made_up = Costs([FREE, DEAR, DEAR], patience)
-        runs.append(check(Case(family, quality, {}, None, requests, sections, made_up)))
+    for rules_in_turn in ([ALL, None], [ALL, *[None] * 6], [None, ALL, ALL]):
+        runs.append(check(Case(family, quality, {}, None, requests, sections, Plans([ONE], rules_in_turn))))
     assert any(run.late for run in runs)
     for run in runs:
         assert run.behind > 0

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmasd.core import Draft, Request, Verdict
+from cmasd.core import Draft, Logits, Request, Verdict
 from cmasd.engine import Engine, Pair
-from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.policies.costs import StepTable
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 
@@ -96,7 +96,6 @@ def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafting pays up to a length that depends on the confidences, and no measured second has a say."""
     table = StepTable((1,), (tuple(1 + 0.3 * tokens for tokens in range(9)),), (0.1,))
     monkeypatch.setattr("cmasd.engine.engine.step_table", lambda *shapes: table)
-    monkeypatch.setattr(IterationCosts, "observe", lambda *iteration: None)
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -148,10 +147,9 @@ def accept_always(engine: Engine) -> None:
     class Always:
         inner = engine.verification
 
-        def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
-            verdict = self.inner.verify(
-                replace(draft, lengths_B=draft.lengths_B * 0), logits_BTV[:, -1:].repeat(1, 4, 1)
-            )
+        def verify(self, draft: Draft, logits: Logits) -> Verdict:
+            last_BTV = logits.padded_BTV[:, -1:].repeat(1, logits.longest, 1)
+            verdict = self.inner.verify(replace(draft, lengths_B=draft.lengths_B * 0), Logits.rectangle(last_BTV))
             return replace(verdict, accepted_B=draft.lengths_B)
 
     engine.verification = Always()
@@ -170,8 +168,8 @@ def peek(engine: Engine) -> None:
     drafter: Any = engine.drafter
     draft_of = drafter.draft
 
-    def draft(context: Any, room_B: Tensor) -> Draft:
-        drafted: Draft = draft_of(context, room_B)
+    def draft(context: Any, room_B: Tensor, rule: Any) -> Draft:
+        drafted: Draft = draft_of(context, room_B, rule)
         assert drafted.probs_BKV is not None
         own_BK = drafted.probs_BKV.gather(2, drafted.tokens_BK[..., None]).squeeze(2)
         likely_B = (own_BK > 0.2).long().cumprod(-1).sum(-1)

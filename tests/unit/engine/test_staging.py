@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from cmasd.engine import Engine
+from cmasd.policies import Rule
 from cmasd.runner.bart import Encoder
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 
@@ -51,7 +52,7 @@ def test_a_drafter_with_the_verifiers_encoder_encodes_nothing(
     monkeypatch.setattr(Encoder, "_encode", counted)
     requests = ragged_requests(11, seed=5)
     engine = Engine(pair, tiny_config(policy={"kind": "fixed"}, engine={"slots": 3}))
-    monkeypatch.setattr(engine.policy, "plan", lambda rows: 0 if engine.stats.iterations % every else 2)
+    monkeypatch.setattr(engine.policy, "plan", lambda rows: None if engine.stats.iterations % every else Rule.always(2))
     drafted = list(engine.decode(requests))
     assert encoded == rounds * len(requests) if every == 1 else encoded <= rounds * len(requests)
     assert encoded >= len(requests)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmasd.confidence.scores import score
-from cmasd.core import FROM_DRAFT, Draft, Request, Result, Verdict
+from cmasd.core import FROM_DRAFT, Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Pair
 from cmasd.engine.commit import Committer
 from cmasd.engine.slots import NewRow, SlotShape, SlotState
@@ -82,8 +82,10 @@ def test_in_c_as_in_tensor_operations(rows: int, drafted: int, seed: int, record
         torch.randint(1, 9, (rows, drafted)), lengths_B, torch.rand(rows, drafted), torch.rand(rows, drafted, 3)
     )
     verdict = Verdict(accepted_B, torch.randint(1, 9, (rows,)), torch.rand(rows, drafted))
-    logits_BTV = 5 * torch.randn(rows, drafted + 1, 9)
-    logits_BTV[..., 0] = -torch.inf
+    firsts_B1 = torch.nn.functional.pad((lengths_B + 1).cumsum(0), (1, 0))
+    values_NV = 5 * torch.randn(int(firsts_B1[-1]), 9)
+    values_NV[..., 0] = -torch.inf
+    logits = Logits(values_NV, firsts_B1, drafted + 1)
     states = []
     for native in (True, False):
         state = SlotState(SlotShape(rows, rows, 1, 20, 4, 5), level, torch.device("cpu"))
@@ -95,7 +97,7 @@ def test_in_c_as_in_tensor_operations(rows: int, drafted: int, seed: int, record
         with pytest.MonkeyPatch.context() as patch:
             if not native:
                 patch.setattr("cmasd.engine.trace.kernels_for", lambda tensor: None)
-            trace(state, context, outcome, logits_BTV, record_gaps)
+            trace(state, context, outcome, logits, record_gaps)
         states.append(state)
     in_c, tensors = states
     torch.testing.assert_close(in_c.gap_sum, tensors.gap_sum)

@@ -123,3 +123,15 @@ def test_any_number_of_rows_can_be_planned_for(rows: int, remembered: int) -> No
         choice = choose(survival_NK, np.full(5, 0.5), costs.curve(rows))
         assert 1 <= choice.tokens <= 6
         assert costs.seconds(rows, 0) <= choice.seconds <= costs.seconds(rows, 5) + 1e-9
+
+
+def test_where_nobody_may_look_every_row_drafts_to_one_length() -> None:
+    """The best of all lengths, by the mean survival; and no confidence matters to it."""
+    survival_NK = np.cumprod(np.random.default_rng(0).uniform(0.3, 1.0, (400, 4)), axis=1)
+    curve = Curve(4, 1 + 0.05 * np.arange(17), np.array([0.0, 0.05, 0.05, 0.05, 0.05]), one_pass=False)
+    rule = choose(survival_NK, np.full(4, 0.65), curve, looks=False).rule(1.0, np.zeros(4))
+    assert not rule.looks
+    speeds = [
+        (1 + survival_NK[:, :k].mean(0).sum()) / (curve.verify_N[4 * k] + k * curve.draft_R[4]) for k in range(1, 5)
+    ]
+    assert rule.most == 1 + int(np.argmax(speeds))

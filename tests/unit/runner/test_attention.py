@@ -36,11 +36,11 @@ class Sources:
         return torch.randn(self.rows * window, self.heads * self.width, dtype=self.dtype)
 
     def native(self, rows: int) -> NativeReading:
-        return NativeReading(kernel(self.dtype), self.cache.layers_SHLP, self.cache.lengths(rows))
+        return NativeReading(kernel(self.dtype), self.cache.layers_SHLP, rows, self.cache.counts_S)
 
     def tensor(self) -> TensorReading:
         view, mask = self.cache.open(self.rows, SOURCE)
-        return TensorReading.of(view.products, mask, self.heads)
+        return TensorReading.of(view.product, mask, self.heads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -8,15 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from cmasd.config import from_dict
 from cmasd.config.rules import check
 from cmasd.config.tree import Config, PolicyConfig, VerificationConfig
-from cmasd.core import Draft, Request
+from cmasd.core import Draft, Logits, Request
 from cmasd.engine import Engine, Pair
 from cmasd.errors import ConfigError
-from cmasd.policies.costs import IterationCosts, StepTable
+from cmasd.policies import GoodputPolicy, Rule
 from cmasd.runner.constraints import Constraints
 from cmasd.verification import build_verification
 from cmasd.verification.budget import BudgetVerification
@@ -84,7 +83,7 @@ def test_gaps_are_those_of_the_verifier_within_beta_and_tau(seed: int) -> None:
     rule = budget_rule(budget=1e9, beta=4, tau=1.5)
     rule.price, rule.tokens = 1e-9, 1
     draft, logits_BTV = random_case(seed, near=0.3)
-    verdict = rule.verify(draft, logits_BTV)
+    verdict = rule.verify(draft, Logits.rectangle(logits_BTV))
     spent = 0.0
     for row, tokens in enumerate(draft.tokens_BK.tolist()):
         allowed = 0
@@ -104,20 +103,23 @@ def test_gaps_are_those_of_the_verifier_within_beta_and_tau(seed: int) -> None:
 
 def test_the_first_iteration_has_nothing_to_spend() -> None:
     draft, logits_BTV = random_case(0, near=0.5)
-    ours, exact = budget_rule(budget=100.0).verify(draft, logits_BTV), ExactVerification().verify(draft, logits_BTV)
+    ours, exact = (
+        budget_rule(budget=100.0).verify(draft, Logits.rectangle(logits_BTV)),
+        ExactVerification().verify(draft, Logits.rectangle(logits_BTV)),
+    )
     assert ours.accepted_B.tolist() == exact.accepted_B.tolist()
     assert ours.next_B.tolist() == exact.next_B.tolist()
 
 
 def test_plain_iterations_earn_what_drafts_may_spend() -> None:
     rule, (draft, logits_BTV) = budget_rule(budget=0.5), random_case(1, longest=0)
-    verdict = rule.verify(draft, logits_BTV)
+    verdict = rule.verify(draft, Logits.rectangle(logits_BTV))
     assert verdict.accepted_B.tolist() == [0] * 40
     assert verdict.next_B.tolist() == logits_BTV[:, 0].argmax(-1).tolist()
     assert (rule.tokens, rule.spent_nats) == (40, 0.0)
 
 
-def one_row(tokens: list[int], gaps: list[float]) -> tuple[Draft, Tensor]:
+def one_row(tokens: list[int], gaps: list[float]) -> tuple[Draft, Logits]:
     """A draft with these gaps; the verifier's own token is 0 throughout."""
     logits_BTV = torch.full((1, len(tokens) + 1, VOCABULARY), -50.0)
     logits_BTV[..., 0] = 0.0
@@ -125,7 +127,8 @@ def one_row(tokens: list[int], gaps: list[float]) -> tuple[Draft, Tensor]:
         logits_BTV[0, j, token] = -gap
     tokens_BK = torch.tensor([tokens])
     confidence_BK = torch.full((1, len(tokens)), 0.5)
-    return Draft(tokens_BK, torch.tensor([len(tokens)]), confidence_BK, torch.zeros(1, len(tokens), 3)), logits_BTV
+    draft = Draft(tokens_BK, torch.tensor([len(tokens)]), confidence_BK, torch.zeros(1, len(tokens), 3))
+    return draft, Logits.rectangle(logits_BTV)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_the_account_is_never_overdrawn(budget: float, seed: int, near: float) -
     rule, spent, tokens = budget_rule(budget, beta=12, tau=50.0), 0.0, 0
     for step in range(12):
         draft, logits_BTV = random_case(seed + step, rows=4, longest=3, near=near)
-        verdict = rule.verify(draft, logits_BTV)
+        verdict = rule.verify(draft, Logits.rectangle(logits_BTV))
         for row, count in enumerate(verdict.accepted_B.tolist()):
             assert count <= int(draft.lengths_B[row])
             spent += sum(gap_nats(logits_BTV[row, j], int(draft.tokens_BK[row, j])) for j in range(count))
@@ -166,19 +169,15 @@ def test_the_account_is_never_overdrawn(budget: float, seed: int, near: float) -
 
 # -------------------------------------------------------------------- in an engine
 
-FREE_DRAFTS = StepTable((1,), ((1.0, 1.0, 1.0, 1.0),), (0.0,))
-
 
 @pytest.fixture
 def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Iterations take what the table says, so every run drafts as much as it can."""
-    observe = IterationCosts.observe
+    """Every iteration drafts as much as it can, whatever the machine."""
 
-    def as_the_table_says(costs: IterationCosts, rows: int, drafted: int, seconds: float) -> None:
-        observe(costs, rows, drafted, FREE_DRAFTS.seconds(rows, drafted))
+    def plan(policy: GoodputPolicy, rows: int) -> Rule:
+        return Rule.always(policy.max_draft_tokens)
 
-    monkeypatch.setattr("cmasd.engine.engine.step_table", lambda *shapes: FREE_DRAFTS)
-    monkeypatch.setattr(IterationCosts, "observe", as_the_table_says)
+    monkeypatch.setattr(GoodputPolicy, "plan", plan)
 
 
 def budget_config(budget: float, **sections: dict[str, Any]) -> Config:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cmasd.config.tree import VerificationConfig
+from cmasd.core import Logits
 from cmasd.verification import Verification
 from tests.unit.verification.drafts import (
     VOCABULARY,
@@ -28,7 +29,7 @@ Kind = Literal["exact", "relaxed", "modulated", "typical", "sampling"]
 def check(rule: Verification, acceptable: Acceptable, seed: int, near: float = 0.5) -> int:
     """Compare on random rows; returns how many tokens were accepted."""
     draft, logits_BTV = random_case(seed, near=near)
-    verdict = rule.verify(draft, logits_BTV)
+    verdict = rule.verify(draft, Logits.rectangle(logits_BTV))
     accepted, following = reference(draft, logits_BTV, acceptable)
     assert verdict.accepted_B.tolist() == accepted
     assert verdict.next_B.tolist() == following
@@ -69,7 +70,7 @@ def test_modulated(form: Form, tau_base: float, gamma: float, seed: int) -> None
     rule = rule_of(config)
     check(rule, acceptable, seed)
     draft, logits_BTV = random_case(seed)
-    verdict = rule.verify(draft, logits_BTV)
+    verdict = rule.verify(draft, Logits.rectangle(logits_BTV))
     expected_BK = tau_base + gamma * (draft.confidence_BK if form == "prose" else 1 - draft.confidence_BK)
     torch.testing.assert_close(verdict.tau_BK, expected_BK)
     for row, count in enumerate(verdict.accepted_B.tolist()):
@@ -103,8 +104,8 @@ def test_typical(epsilon: float, delta: float, seed: int) -> None:
 )
 def test_lossy_rules_without_tolerance_are_exact(config: VerificationConfig, seed: int) -> None:
     draft, logits_BTV = random_case(seed)
-    exact = rule_of(VerificationConfig(kind="exact")).verify(draft, logits_BTV)
-    other = rule_of(config).verify(draft, logits_BTV)
+    exact = rule_of(VerificationConfig(kind="exact")).verify(draft, Logits.rectangle(logits_BTV))
+    other = rule_of(config).verify(draft, Logits.rectangle(logits_BTV))
     assert other.accepted_B.tolist() == exact.accepted_B.tolist()
     assert other.next_B.tolist() == exact.next_B.tolist()
 
@@ -123,7 +124,7 @@ def test_the_two_forms_relax_at_opposite_ends() -> None:
     for form in ("prose", "printed"):
         config = VerificationConfig(kind="modulated", tau_base=0.2, gamma=1.0)
         rule = rule_of(replace(config, tau_form=form))
-        accepted[form] = rule.verify(draft, logits_BTV).accepted_B.tolist()
+        accepted[form] = rule.verify(draft, Logits.rectangle(logits_BTV)).accepted_B.tolist()
     assert accepted == {"prose": [1, 0], "printed": [0, 1]}
 
 
@@ -132,14 +133,14 @@ def test_a_draft_without_confidence_gets_the_base_tolerance() -> None:
     draft = replace(draft, confidence_BK=torch.full_like(draft.confidence_BK, torch.nan))
     for form in ("prose", "printed"):
         config = VerificationConfig(kind="modulated", tau_base=0.75, gamma=2.0)
-        verdict = rule_of(replace(config, tau_form=form)).verify(draft, logits_BTV)
+        verdict = rule_of(replace(config, tau_form=form)).verify(draft, Logits.rectangle(logits_BTV))
         assert (verdict.tau_BK == 0.75).all()
 
 
 @pytest.mark.parametrize("kind", ["exact", "relaxed", "modulated", "typical", "sampling"])
 def test_no_draft_gives_one_token_of_the_verifier(kind: Kind) -> None:
     draft, logits_BTV = random_case(2, longest=0)
-    verdict = rule_of(replace(VerificationConfig(), kind=kind)).verify(draft, logits_BTV)
+    verdict = rule_of(replace(VerificationConfig(), kind=kind)).verify(draft, Logits.rectangle(logits_BTV))
     assert verdict.accepted_B.tolist() == [0] * 40
     if kind != "sampling":
         assert verdict.next_B.tolist() == logits_BTV[:, 0].argmax(-1).tolist()
@@ -153,7 +154,7 @@ def test_banned_tokens_are_never_accepted(kind: Kind) -> None:
     masked_BKV = logits_BTV[:, :-1].scatter(2, draft.tokens_BK[..., None], -torch.inf)
     logits_BTV[:, :-1] = torch.where(banned_BK[..., None], masked_BKV, logits_BTV[:, :-1])
     config = VerificationConfig(beta=100, tau=1e6, tau_base=1e6, epsilon=0.0, delta=0.0)
-    verdict = rule_of(replace(config, kind=kind)).verify(draft, logits_BTV)
+    verdict = rule_of(replace(config, kind=kind)).verify(draft, Logits.rectangle(logits_BTV))
     for row, count in enumerate(verdict.accepted_B.tolist()):
         assert not banned_BK[row, :count].any()
     assert verdict.accepted_B.sum() > 0
@@ -167,6 +168,6 @@ def test_ties_end_in_the_token_that_plain_decoding_takes(config: VerificationCon
     draft, _ = random_case(4, rows=30, near=0.0)
     levels = torch.randint(0, 3, (30, 5, VOCABULARY), generator=torch.Generator().manual_seed(4))
     logits_BTV = levels.to(torch.bfloat16)
-    verdict = rule_of(config).verify(draft, logits_BTV)
+    verdict = rule_of(config).verify(draft, Logits.rectangle(logits_BTV))
     first_B = logits_BTV.argmax(-1)[torch.arange(30), verdict.accepted_B]
     assert verdict.next_B.tolist() == first_B.tolist()

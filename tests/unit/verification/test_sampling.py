@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmasd.config.tree import VerificationConfig
-from cmasd.core import Draft
+from cmasd.core import Draft, Logits
 from tests.unit.verification.drafts import rule_of
 
 ROWS = 40_000
@@ -31,7 +31,7 @@ def verifier_logits(temperature: float) -> Tensor:
 def emitted(draft: Draft, temperature: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """(first token that comes out, whether the draft was accepted), both (rows,)."""
     rule = rule_of(VerificationConfig(kind="sampling", temperature=temperature, seed=seed))
-    verdict = rule.verify(draft, verifier_logits(temperature))
+    verdict = rule.verify(draft, Logits.rectangle(verifier_logits(temperature)))
     accepted_B = verdict.accepted_B.bool()
     return torch.where(accepted_B, draft.tokens_BK[:, 0], verdict.next_B), accepted_B
 
@@ -67,7 +67,7 @@ def test_after_a_full_acceptance_the_bonus_is_the_verifiers() -> None:
     """A drafter equal to the verifier is never rejected, and the bonus is drawn from the verifier alone."""
     drawn_B = torch.multinomial(VERIFIER, ROWS, replacement=True, generator=torch.Generator().manual_seed(6))
     draft = one_token_draft(drawn_B, VERIFIER)
-    verdict = rule_of(VerificationConfig(kind="sampling")).verify(draft, verifier_logits(1.0))
+    verdict = rule_of(VerificationConfig(kind="sampling")).verify(draft, Logits.rectangle(verifier_logits(1.0)))
     assert verdict.accepted_B.sum() == ROWS
     torch.testing.assert_close(frequencies(verdict.next_B), VERIFIER, atol=0.01, rtol=0)
 
@@ -76,7 +76,7 @@ def test_tokens_past_a_rows_length_are_not_judged() -> None:
     """The drafter's distribution there must not leak into the verifier's draw."""
     draft = one_token_draft(torch.full((ROWS,), 3), DRAFTER)
     draft = replace(draft, lengths_B=torch.zeros(ROWS, dtype=torch.int64))
-    verdict = rule_of(VerificationConfig(kind="sampling")).verify(draft, verifier_logits(1.0))
+    verdict = rule_of(VerificationConfig(kind="sampling")).verify(draft, Logits.rectangle(verifier_logits(1.0)))
     assert verdict.accepted_B.sum() == 0
     torch.testing.assert_close(frequencies(verdict.next_B), VERIFIER, atol=0.01, rtol=0)
 

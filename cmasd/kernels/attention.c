@@ -1,0 +1,83 @@
+/* ------------------------------------------------------------------ attention
+
+   Runs of tokens over slots of different lengths.
+
+   lines[block][slot][head][position] = key, value     `width` numbers each
+   counts[slot]                                        positions that count
+
+   With `fresh`, every token of a run first leaves its key and value behind, and sees what was there before the run and
+   the run up to itself; without, it sees exactly counts[slot] positions. A row reads no further than it is long, and its
+   sums do not depend on the rows or on the tokens beside it. */
+
+struct lines {
+    REAL *first;
+    const int64_t *counts;
+    int64_t block, slot, head; /* strides */
+};
+
+static inline __attribute__((always_inline)) void attend_one(
+    const REAL *query, const REAL *lines, int64_t count, int64_t width, REAL scale, REAL *scores, REAL *out)
+{
+    REAL top = LEAST, mass = 0, sums[width];
+    for (int64_t j = 0; j < count; j++) {
+        REAL product = 0;
+        for (int64_t i = 0; i < width; i++) product += query[i] * lines[2 * j * width + i];
+        scores[j] = product * scale;
+        top = scores[j] > top ? scores[j] : top;
+    }
+    for (int64_t j = 0; j < count; j++) mass += scores[j] = EXP(scores[j] - top);
+    for (int64_t i = 0; i < width; i++) sums[i] = 0;
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t i = 0; i < width; i++) sums[i] += scores[j] * lines[(2 * j + 1) * width + i];
+    for (int64_t i = 0; i < width; i++) out[i] = sums[i] / mass;
+}
+
+/* Loops of a width that the compiler knows are unrolled: several times faster. */
+#define KNOWN(WIDTH) case WIDTH: attend_one(query, slot, count, WIDTH, scale, scores, sum); break;
+
+static void share_attention(const struct window *window, const struct lines *lines, int64_t block, const REAL *queries,
+                            int64_t stride, const REAL *fresh, int64_t heads, int64_t width, REAL *out)
+{
+    const REAL scale = 1 / sqrt((double)width);
+    #pragma omp for schedule(dynamic, 4)
+    for (int64_t group = 0; group < window->runs * heads; group++) {
+        int64_t run = group / heads, head = group % heads, owner = window->slots[run];
+        int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
+        int64_t known = fresh ? window->starts[run] : lines->counts[owner];
+        REAL *slot = lines->first + block * lines->block + owner * lines->slot + head * lines->head;
+        REAL scores[known + length];
+        for (int64_t t = 0; t < length; t++) {
+            int64_t n = first + t, count = fresh ? known + t + 1 : known;
+            const REAL *query = queries + n * stride + head * width;
+            REAL *sum = out + (n * heads + head) * width;
+            if (fresh)
+                memcpy(slot + 2 * (count - 1) * width, fresh + n * stride + 2 * head * width, 2 * width * sizeof(REAL));
+            switch (width) {
+                KNOWN(32) KNOWN(64) KNOWN(128)
+                default: attend_one(query, slot, count, width, scale, scores, sum);
+            }
+        }
+    }
+}
+
+/* Every token's (key, value) head by head, at `fresh`, to its place of its slot. */
+static void share_storing(const struct window *window, const struct lines *lines, int64_t block, const REAL *fresh,
+                          int64_t stride, int64_t heads, int64_t pair)
+{
+    #pragma omp for schedule(static)
+    for (int64_t run = 0; run < window->runs; run++) {
+        int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
+        REAL *slot = lines->first + block * lines->block + window->slots[run] * lines->slot + window->starts[run] * pair;
+        for (int64_t t = 0; t < length; t++)
+            for (int64_t head = 0; head < heads; head++)
+                memcpy(slot + head * lines->head + t * pair, fresh + (first + t) * stride + head * pair,
+                       pair * sizeof(REAL));
+    }
+}
+
+void attend(const struct window *window, const struct lines *lines, const REAL *queries, int64_t heads, int64_t width,
+            REAL *out)
+{
+    #pragma omp parallel if (window->runs * heads > 4)
+    share_attention(window, lines, 0, queries, heads * width, 0, heads, width, out);
+}

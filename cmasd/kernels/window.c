@@ -1,0 +1,31 @@
+/* ------------------------------------------------------------------ windows
+
+   The tokens of one forward as a flat list, run after run: a run is consecutive tokens of one slot, from the place of its
+   first token on. Rows may have runs of any length, and a forward pays for the tokens that there are. */
+
+struct window {
+    const int64_t *tokens, *slots, *starts; /* of each token; of each run its slot, and the place of its first token */
+    const int64_t *firsts;                  /* where runs begin, and behind the last one where it ends */
+    int64_t runs;
+};
+
+static int64_t size_of(const struct window *window) { return window->firsts[window->runs] - window->firsts[0]; }
+
+static int64_t longest_of(const struct window *window)
+{
+    int64_t longest = 0;
+    for (int64_t run = 0; run < window->runs; run++) {
+        int64_t length = window->firsts[run + 1] - window->firsts[run];
+        longest = length > longest ? length : longest;
+    }
+    return longest;
+}
+
+/* The runs of one of `parts` shares with about as many tokens each. */
+static struct window part_of(const struct window *window, int64_t part, int64_t parts)
+{
+    int64_t size = size_of(window), from = 0, to;
+    while (window->firsts[from] - window->firsts[0] < size * part / parts) from++;
+    for (to = from; window->firsts[to] - window->firsts[0] < size * (part + 1) / parts;) to++;
+    return (struct window){window->tokens, window->slots + from, window->starts + from, window->firsts + from, to - from};
+}

@@ -1,0 +1,110 @@
+"""The tokens of one forward, as a flat list: run after run, a run being consecutive tokens of one slot.
+
+A forward pays for the tokens that there are, and each row may bring as many as it likes: that is how a row's own
+confidence saves work in a batch. `padded` is for backends that want a rectangle; it costs what the longest run costs.
+
+Shapes: N tokens, R runs, T the longest run.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is fed; all int64, on one device."""
+
+    tokens_N: Tensor
+    """(N,)"""
+    slots_R: Tensor
+    """(R,) the slot of each run, no two of one slot."""
+    starts_R: Tensor
+    """(R,) the place of each run's first token in its slot; the others follow it."""
+    firsts_R1: Tensor
+    """(R + 1,) where each run begins in the list, and where the last one ends."""
+    longest: int
+    """T, or more."""
+    covers_first: bool = False
+    """Whether run i is known to be in slot i."""
+
+    @classmethod
+    def rectangle(cls, tokens_RT: Tensor, starts_R: Tensor) -> "Window":
+        """Runs of one length, of slots 0..R-1."""
+        runs, length = tokens_RT.shape
+        steps_R1 = torch.arange(runs + 1, device=tokens_RT.device)
+        return cls(tokens_RT.reshape(-1), steps_R1[:-1], starts_R, steps_R1 * length, length, covers_first=True)
+
+    @classmethod
+    def prefixes(cls, tokens_RT: Tensor, lengths_R: Tensor, slots_R: Tensor | None = None) -> "Window":
+        """The first tokens of each row of a rectangle, from place 0 on; in slots 0..R-1 unless told otherwise."""
+        rows, longest = tokens_RT.shape
+        slots_R = torch.arange(rows, device=tokens_RT.device) if slots_R is None else slots_R
+        firsts_R1 = torch.nn.functional.pad(lengths_R.cumsum(0), (1, 0))
+        count = int(firsts_R1[-1])
+        window = cls(tokens_RT.new_empty(count), slots_R, torch.zeros_like(lengths_R), firsts_R1, longest)
+        return replace(window, tokens_N=window.flat(tokens_RT))
+
+    @classmethod
+    def stretch(
+        cls, tokens_SL: Tensor, slots_R: Tensor, starts_R: Tensor, ends_R: Tensor, covers_first: bool = False
+    ) -> "Window":
+        """Of the tokens of slots, those at places from `starts_R` up to `ends_R`."""
+        lengths_R = ends_R - starts_R
+        firsts_R1 = torch.nn.functional.pad(lengths_R.cumsum(0), (1, 0))
+        count, longest = torch.stack([firsts_R1[-1], lengths_R.amax()]).tolist()
+        window = cls(tokens_SL.new_empty(count), slots_R, starts_R, firsts_R1, longest, covers_first)
+        return replace(window, tokens_N=tokens_SL[window.slots_N, window.places_N])
+
+    @classmethod
+    def singles(cls, tokens_R: Tensor, slots_R: Tensor, starts_R: Tensor, covers_first: bool = False) -> "Window":
+        """One token of each of these slots."""
+        firsts_R1 = torch.arange(len(slots_R) + 1, device=slots_R.device)
+        return cls(tokens_R, slots_R, starts_R, firsts_R1, 1, covers_first)
+
+    @property
+    def is_rectangle(self) -> bool:
+        """Whether all runs are of one length."""
+        return len(self.tokens_N) == len(self.slots_R) * self.longest
+
+    @cached_property
+    def index_RT(self) -> Tensor:
+        """(R, T): where the tokens of each run are in the list; behind its last one, that again."""
+        steps_T = torch.arange(self.longest, device=self.firsts_R1.device)
+        return (self.firsts_R1[:-1, None] + steps_T).minimum(self.firsts_R1[1:, None] - 1)
+
+    @cached_property
+    def runs_N(self) -> Tensor:
+        """(N,) the run of each token."""
+        runs = torch.arange(len(self.slots_R), device=self.firsts_R1.device)
+        return runs.repeat_interleave(self.firsts_R1.diff(), output_size=len(self.tokens_N))
+
+    @cached_property
+    def steps_N(self) -> Tensor:
+        """(N,) the place of each token in its run."""
+        return torch.arange(len(self.tokens_N), device=self.firsts_R1.device) - self.firsts_R1[:-1][self.runs_N]
+
+    @property
+    def places_N(self) -> Tensor:
+        """(N,) the place of each token in its slot."""
+        return self.starts_R[self.runs_N] + self.steps_N
+
+    @property
+    def slots_N(self) -> Tensor:
+        """(N,) the slot of each token."""
+        return self.slots_R[self.runs_N]
+
+    def padded(self, values_N: Tensor) -> Tensor:
+        """(R, T, ...) of what there is of each token (N, ...); behind a run's end its last value again."""
+        if self.is_rectangle:
+            return values_N.view(len(self.slots_R), self.longest, *values_N.shape[1:])
+        return values_N[self.index_RT]
+
+    def flat(self, values_RT: Tensor) -> Tensor:
+        """(N, ...) of a rectangle (R, T, ...)."""
+        if self.is_rectangle:
+            return values_RT.flatten(0, 1)
+        values_N: Tensor = values_RT[self.runs_N, self.steps_N]
+        return values_N
