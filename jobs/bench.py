@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmasd.evaluation.engines import ENGINES, OPTIONAL, Lineup
+from cmasd.evaluation.speed.engines import ENGINES, OPTIONAL, Lineup
 from jobs.arguments import add_config, read_config
 from jobs.bench_tables import conclusions, result_table, step_table
 from jobs.measuring import about_line, describe, watch, with_drafter
@@ -105,9 +105,9 @@ def main(args: argparse.Namespace) -> int:
 
 def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
     """Every engine at every batch size."""
-    from cmasd.evaluation.bench import bench
-    from cmasd.evaluation.speed import CHUNKS
-    from cmasd.evaluation.step_cost import step_costs
+    from cmasd.evaluation.speed.bench import bench
+    from cmasd.evaluation.speed.steps import step_costs
+    from cmasd.evaluation.speed.timing import CHUNKS
 
     sizes = args.batch_sizes or (QUICK if args.quick else FULL)
     sources = [source for source, _ in encoded(config, pair, max(sizes), chunks=args.chunks)]
@@ -131,7 +131,7 @@ def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: fl
 def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
     """Every setting at one batch size."""
     from cmasd.engine.capacity import resolve
-    from cmasd.evaluation.pareto import pareto, settings
+    from cmasd.evaluation.quality.pareto import pareto, settings
 
     sized = resolve(pair, config, engines=len(settings(config))) if config.engine.slots is None else config
     [size] = args.batch_sizes or [sized.engine.slots]
@@ -156,7 +156,7 @@ def _seconds_left(args: argparse.Namespace, started: float) -> float | None:
 
 def introduce(args: argparse.Namespace, pair: "Pair", texts: int) -> dict[str, Any]:
     """Say what is measured where, in one line; returns it for the record."""
-    from cmasd.evaluation.lineup import dtype_name
+    from cmasd.evaluation.speed.lineup import dtype_name
 
     about = describe(command(args, "bench", OPTIONS, {"engines": ENGINES}), pair.device.type == "cuda")
     about["drafter_dtype"] = "int8" if pair.drafter_int8 else dtype_name(pair.verifier.dtype)
@@ -203,8 +203,8 @@ def encoded(
     """
     from cmasd.core import RowError
     from cmasd.errors import InputError
-    from cmasd.evaluation.references import first_pairs
-    from cmasd.evaluation.speed import MOST_CHUNKS, full_rounds
+    from cmasd.evaluation.quality.references import first_pairs
+    from cmasd.evaluation.speed.timing import MOST_CHUNKS, full_rounds
     from cmasd.io.plan import make_plan
     from cmasd.io.samples import first_texts
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from cmasd.evaluation.engines import drafts
 from cmasd.evaluation.plots import label
+from cmasd.evaluation.speed.engines import drafts
 from jobs.tables import table
 
 HEADER = (

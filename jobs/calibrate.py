@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Fitted
-    from cmasd.evaluation.judged import Judged
+    from cmasd.evaluation.calibration.fit import Fitted
+    from cmasd.evaluation.calibration.judged import Judged
     from cmasd.io.run_folder import RunFolder
 
 FILE_NAME = "calibration.json"
@@ -34,8 +34,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Fit, write, print."""
-    from cmasd.evaluation.calibration import count_judged, fit
-    from cmasd.evaluation.drift import drift
+    from cmasd.evaluation.calibration.drift import drift
+    from cmasd.evaluation.calibration.fit import count_judged, fit
     from cmasd.io.run_folder import RunFolder
     from jobs.calibrate_tables import drift_table, report
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cmasd.evaluation.judged import SHARES
+from cmasd.evaluation.calibration.judged import SHARES
 from jobs.tables import table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Fitted, Quality
-    from cmasd.evaluation.drift import Drift
-    from cmasd.evaluation.judged import Judged
+    from cmasd.evaluation.calibration.drift import Drift
+    from cmasd.evaluation.calibration.fit import Fitted
+    from cmasd.evaluation.calibration.judged import Judged
+    from cmasd.evaluation.calibration.reliability import Reliability
 
 MOST_POSITIONS = 8
 """Columns of a reliability table."""
@@ -96,8 +97,8 @@ def _positions(best: "Fitted") -> str:
     return table(rows, header)
 
 
-def _curve(whole: "Quality", by_position: Sequence["Quality"]) -> str:
-    from cmasd.evaluation.calibration import GROUPS
+def _curve(whole: "Reliability", by_position: Sequence["Reliability"]) -> str:
+    from cmasd.evaluation.calibration.reliability import GROUPS
 
     columns = [whole, *by_position[:MOST_POSITIONS]]
     shares = [{group.low: f"{group.accepted_share:.0%} ({group.tokens:,})" for group in one.curve} for one in columns]

@@ -15,7 +15,7 @@ from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
     from cmasd.config import Config
-    from cmasd.evaluation.compare import Comparison
+    from cmasd.evaluation.compare.comparison import Comparison
 
 OPTIONS = ("quick", "references", "threads", "record")
 QUICK_SECONDS = 270.0
@@ -39,8 +39,8 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from cmasd.engine import load_pair
-    from cmasd.evaluation.compare import compare
-    from cmasd.evaluation.sample import read_sample
+    from cmasd.evaluation.compare.comparison import compare
+    from cmasd.evaluation.compare.sample import read_sample
     from cmasd.runner.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -70,7 +70,7 @@ def skipped(left_out: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def say(args: argparse.Namespace, config: "Config", comparison: "Comparison", about: dict[str, Any]) -> None:
     """Tables, recommendation, record, and the JSON line."""
-    from cmasd.evaluation.recommend import recommend
+    from cmasd.evaluation.compare.recommend import recommend
 
     advice = recommend(comparison.results)
     plain, rows = comparison.results[0], [one.to_dict() for one in comparison.results]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.tables import table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.compare import Compared
-    from cmasd.evaluation.recommend import Recommendation
+    from cmasd.evaluation.compare.comparison import Compared
+    from cmasd.evaluation.compare.recommend import Recommendation
 
 Row = dict[str, Any]
 SPEED = ("engine", "tokens/s", "x AR (95 %)", "tok/iter", "accepted", "rolled back", "wasted/token", "by position")
@@ -111,7 +111,7 @@ def sentence(one: "Recommendation", plain: "Compared") -> str:
 
 def settings(name: str) -> str:
     """The overrides that choose a way of decoding."""
-    from cmasd.evaluation.ways import WAYS
+    from cmasd.evaluation.compare.ways import WAYS
 
     return f"policy.kind={WAYS[name].policy} verification.kind={WAYS[name].verification}"
 

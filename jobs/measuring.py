@@ -59,10 +59,10 @@ def about_line(report: dict[str, Any]) -> str:
 
 def watch() -> Any:
     """Progress on stderr: one line that is overwritten on a terminal, else a line every ten seconds."""
-    from cmasd.evaluation.bench import Watcher
+    from cmasd.evaluation.speed.bench import BenchWatcher
     from jobs.progress import clock
 
-    class Progress(Watcher):
+    class Progress(BenchWatcher):
         def __init__(self) -> None:
             self.left_out: list[dict[str, str]] = []
             self._started = self._line_at = time.monotonic()

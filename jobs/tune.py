@@ -18,10 +18,10 @@ from jobs.tune_tables import knob_table, searched, sentence
 if TYPE_CHECKING:
     from cmasd.config import Config
     from cmasd.engine import Pair
-    from cmasd.evaluation.pareto import ParetoPoint
-    from cmasd.evaluation.sample import Sample
-    from cmasd.evaluation.tune import Search
-    from cmasd.evaluation.tuned import Candidate
+    from cmasd.evaluation.compare.sample import Sample
+    from cmasd.evaluation.quality.pareto import ParetoPoint
+    from cmasd.evaluation.tuning.candidates import Candidate
+    from cmasd.evaluation.tuning.search import Search
 
 OPTIONS = (
     *("quick", "seconds", "trials", "rows", "max-draft-tokens", "max-gap", "references"),
@@ -80,8 +80,8 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from cmasd.engine import load_pair
-    from cmasd.evaluation.sample import read_sample
-    from cmasd.evaluation.tune import check_optuna, check_tunable
+    from cmasd.evaluation.compare.sample import read_sample
+    from cmasd.evaluation.tuning.search import check_optuna, check_tunable
     from cmasd.runner.allocator import keep_freed_memory
 
     check_optuna()
@@ -122,9 +122,9 @@ def tune(
 ) -> Tuned:
     """Search on some rows, measure on others."""
     from cmasd.engine.capacity import resolve
-    from cmasd.evaluation.pareto import measure
-    from cmasd.evaluation.tune import divide, search
-    from cmasd.evaluation.tuned import candidates, choose
+    from cmasd.evaluation.quality.pareto import measure
+    from cmasd.evaluation.tuning.candidates import candidates, choose
+    from cmasd.evaluation.tuning.search import divide, search
 
     places, others = divide(sample, args.rows or (QUICK_ROWS if args.quick else ROWS), args.seed)
     print(
@@ -171,7 +171,7 @@ def tune(
 def save(args: argparse.Namespace, tuned: Tuned, report: dict[str, Any]) -> None:
     """Configuration and plot, where asked."""
     from cmasd.evaluation.plots import plot_pareto
-    from cmasd.evaluation.tuned import configuration_file
+    from cmasd.evaluation.tuning.candidates import configuration_file
 
     if args.write:
         origin = f"Written by {report['command']} on {report['date'][:10]}, {about_line(report)}."

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.tables import table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.pareto import ParetoPoint
-    from cmasd.evaluation.tune import Search
+    from cmasd.evaluation.quality.pareto import ParetoPoint
+    from cmasd.evaluation.tuning.search import Search
 
 KNOBS = ("setting", "k_max", "alpha", "entropy", "margin", "softmax", "tau", "tau_base", "gamma", "x plain, searched",
          "measured", "gap, searched", "measured")  # fmt: skip

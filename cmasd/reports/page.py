@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from cmasd import __version__
-from cmasd.evaluation.calibration import Quality
+from cmasd.evaluation.calibration.reliability import Reliability
 from cmasd.reports import charts, figures, palette
 from cmasd.reports.evidence import Evidence
 from cmasd.reports.signatures import Signature, signatures
@@ -166,7 +166,7 @@ def _scores(evidence: Evidence) -> list[list[str]]:
         sample = evidence.sample(name)
         if sample is None or not sample.size:
             continue
-        quality = Quality.of(sample)
+        quality = Reliability.of(sample)
         title = f"{name} (in force)" if name == evidence.score_in_force else name
         rows.append([title, f"{quality.mean_confidence:.3f}", f"{quality.accepted_share:.1%}",
                      f"{quality.ece:.3f}", f"{quality.auc:.3f}"])  # fmt: skip

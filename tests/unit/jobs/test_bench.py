@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cmasd.config import load
-from cmasd.evaluation.engines import ENGINES
+from cmasd.evaluation.speed.engines import ENGINES
 from jobs.bench import OPTIONS, register
 from jobs.bench_tables import HEADER, conclusions, result_table, step_table
 from jobs.main import main

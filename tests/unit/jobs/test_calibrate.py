@@ -11,13 +11,13 @@ import pytest
 from cmasd.confidence import CalibrationMap, load_calibration
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.errors import ConfigError
-from cmasd.evaluation.calibration import fit
-from cmasd.evaluation.drift import drift
+from cmasd.evaluation.calibration.drift import drift
+from cmasd.evaluation.calibration.fit import fit
 from cmasd.io.run_folder import RunFolder
 from jobs.calibrate import OPTIONS, content, register, target_of
 from jobs.calibrate_tables import drift_table, report
 from jobs.records import command
-from tests.unit.evaluation.drawn import judged_from
+from tests.unit.evaluation.calibration.drawn import judged_from
 
 TRUTH = {"max_prob": CalibrationMap("platt", a=0.4, b=-1.0), "entropy": CalibrationMap("platt", a=0.0, b=0.4)}
 

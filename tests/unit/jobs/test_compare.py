@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from cmasd.evaluation.compare import Compared
-from cmasd.evaluation.recommend import Recommendation
+from cmasd.evaluation.compare.comparison import Compared
+from cmasd.evaluation.compare.recommend import Recommendation
 from jobs.compare import OPTIONS, register, skipped
 from jobs.compare_tables import SCORES, SPEED, WORTH, number, score_table, sentence, speed_table, worth_table
 from jobs.main import main
