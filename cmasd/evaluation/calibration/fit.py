@@ -12,53 +12,42 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
+from scipy.special import logit
+from sklearn.linear_model import LogisticRegression
 
 from cmasd.confidence import CalibrationMap
 from cmasd.errors import RunFolderError
 from cmasd.evaluation.calibration.judged import CHOOSE, COLUMNS, FIT, REPORT, Array, Counts, Judged
-from cmasd.evaluation.calibration.reliability import EDGE, Reliability, ScoredTokens, log_loss
+from cmasd.evaluation.calibration.reliability import EDGE, Reliability, ScoredTokens, log_loss, verdicts
 from cmasd.io.run_folder import RunFolder
 
 LEAST_TOKENS = 200
 """Judged tokens under which nothing is fitted."""
 MOST_KNOTS = 64
 """Of an isotonic map."""
-NEWTON_STEPS = 50
+WEAK = 1e3
+"""Inverse strength of the penalty on a slope: it matters only where a score parts accepted from rejected tokens."""
 
 
 def fit_logistic(sample: ScoredTokens, with_offset: bool) -> CalibrationMap:
-    """sigmoid(a * logit(c) + b) by Newton's method, each step halved until it gains; b = 0 is temperature scaling."""
-    p_J = np.clip(sample.score_J, EDGE, 1 - EDGE)
-    design = np.stack([np.log(p_J / (1 - p_J)), np.ones_like(p_J)], axis=1)[:, : 1 + with_offset]
-    ridge = 1e-3 * np.eye(design.shape[1])
-
-    def loss(weights: Array) -> float:
-        odds_J = design @ weights
-        return float((sample.tokens_J * np.logaddexp(0, odds_J) - sample.accepted_J * odds_J).sum())
-
-    weights = np.eye(design.shape[1])[0]
-    for _ in range(NEWTON_STEPS):
-        q_J = 1 / (1 + np.exp(-np.clip(design @ weights, -500, 500)))
-        gradient = design.T @ (sample.tokens_J * q_J - sample.accepted_J)
-        curvature = (design.T * (sample.tokens_J * q_J * (1 - q_J))) @ design + ridge
-        step, now = np.linalg.solve(curvature, gradient), loss(weights)
-        while loss(weights - step) > now and np.abs(step).max() > EDGE:
-            step = step / 2
-        if np.abs(step).max() <= EDGE:
-            break
-        weights = weights - step
-    a, b = max(0.0, float(weights[0])), float(weights[1]) if with_offset else 0.0
+    """sigmoid(a * logit(c) + b); b = 0 is temperature scaling. A slope below 0 would turn scores round: 0 instead."""
+    score, verdict, tokens = verdicts(sample)
+    model = LogisticRegression(C=WEAK, fit_intercept=with_offset, solver="newton-cholesky")
+    model.fit(logit(np.clip(score, EDGE, 1 - EDGE))[:, None], verdict, sample_weight=tokens)
+    a, b = float(model.coef_[0, 0]), float(model.intercept_[0]) if with_offset else 0.0
+    if a < 0:
+        a, b = 0.0, float(logit(np.clip(sample.accepted_share, EDGE, 1 - EDGE))) if with_offset else 0.0
     return CalibrationMap("platt", a=a, b=b)
 
 
 def fit_isotonic(sample: ScoredTokens) -> CalibrationMap:
     """The non-falling steps nearest to the accepted shares, as knots at the middle of each step."""
-    blocks = _pool(_quantiles(sample))
-    x, y = (tuple(float(value) for value in column) for column in (blocks[:, 0] / blocks[:, 1], blocks[:, 2]))
-    shares = tuple(accepted / tokens for accepted, tokens in zip(y, blocks[:, 1].tolist(), strict=True))
-    if len(x) == 1:
-        return CalibrationMap("isotonic", x=(0.0, 1.0), y=shares * 2)
-    return CalibrationMap("isotonic", x=x, y=shares)
+    groups = _quantiles(sample)
+    steps = isotonic_regression(groups[:, 2] / groups[:, 1], weights=groups[:, 1]).blocks[:-1]
+    scores, tokens, accepted = np.add.reduceat(groups, steps).T
+    x, y = tuple((scores / tokens).tolist()), tuple((accepted / tokens).tolist())
+    return CalibrationMap("isotonic", x=x, y=y) if len(x) > 1 else CalibrationMap("isotonic", x=(0.0, 1.0), y=y * 2)
 
 
 def _quantiles(sample: ScoredTokens) -> Array:
@@ -68,17 +57,6 @@ def _quantiles(sample: ScoredTokens) -> Array:
     weights = (sample.score_J * sample.tokens_J, sample.tokens_J, sample.accepted_J)
     columns: Array = np.stack([np.bincount(group_J, weight, MOST_KNOTS) for weight in weights], axis=1)
     return columns[columns[:, 1] > 0]
-
-
-def _pool(rows: Array) -> Array:
-    """Pool adjacent violators: neighbours are joined until accepted shares rise, and scores too."""
-    blocks: list[Array] = []
-    for row in rows:
-        blocks.append(row)
-        while len(blocks) > 1 and blocks[-1][2] / blocks[-1][1] <= blocks[-2][2] / blocks[-2][1]:
-            last = blocks.pop()
-            blocks[-1] = blocks[-1] + last
-    return np.stack(blocks)
 
 
 AS_IS = CalibrationMap("platt")

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from sklearn import metrics
 
 from cmasd.confidence import CalibrationMap
 from cmasd.evaluation.calibration.judged import Array, Counts
@@ -105,24 +106,27 @@ def falls(curve: Sequence[Group], least_tokens: int = LEAST_GROUP_TOKENS) -> lis
     ]
 
 
+def verdicts(sample: ScoredTokens) -> tuple[Array, Array, Array]:
+    """(2 J,) scores, verdicts (1 accepted, 0 rejected) and tokens of that verdict, as scikit-learn takes them."""
+    ones_J = np.ones_like(sample.score_J)
+    rejected_J = sample.tokens_J - sample.accepted_J
+    return np.tile(sample.score_J, 2), np.append(ones_J, 0 * ones_J), np.append(sample.accepted_J, rejected_J)
+
+
 def area_under_curve(sample: ScoredTokens) -> float:
     """Chance that an accepted token has the higher score than a rejected one, ties counted half; NaN without both."""
-    _, place_J = np.unique(sample.score_J, return_inverse=True)
-    accepted = np.bincount(place_J, sample.accepted_J)
-    rejected = np.bincount(place_J, sample.tokens_J - sample.accepted_J)
-    pairs = accepted.sum() * rejected.sum()
-    if not pairs:
+    score, verdict, tokens = verdicts(sample)
+    if not 0 < sample.accepted_J.sum() < sample.tokens_J.sum():
         return float("nan")
-    below = np.cumsum(rejected) - rejected
-    return float((accepted * (below + rejected / 2)).sum() / pairs)
+    return float(metrics.roc_auc_score(verdict, score, sample_weight=tokens))
 
 
 def log_loss(sample: ScoredTokens) -> float:
     """Nats per token; what maps are chosen by."""
-    p_J = np.clip(sample.score_J, EDGE, 1 - EDGE)
-    rejected_J = sample.tokens_J - sample.accepted_J
-    total = -(sample.accepted_J * np.log(p_J) + rejected_J * np.log(1 - p_J)).sum()
-    return float(total / sample.size) if sample.size else float("nan")
+    if not sample.size:
+        return float("nan")
+    score, verdict, tokens = verdicts(sample)
+    return float(metrics.log_loss(verdict, np.clip(score, EDGE, 1 - EDGE), sample_weight=tokens, labels=[0, 1]))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ limited, `rounds_within` says how many rows and chunks fit.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from cmasd.core import Request
 
+Array = NDArray[np.float64]
 RESAMPLES = 2000
 CHUNKS, FEWEST_CHUNKS, MOST_CHUNKS = 5, 3, 9
 """Without a limit of time; and what a limit may make of it. Three are the fewest with a spread."""
@@ -132,40 +134,44 @@ def interleave(
 
 def ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
     """`fast` over `slow` in tokens per second: all chunks together, and the interval over chunks."""
-    draws = _draws(len(slow.seconds), seed)
 
-    def rates(one: Measured) -> NDArray[np.float64]:
-        tokens, seconds = np.array(one.tokens, dtype=np.float64), np.array(one.seconds)
-        rate: NDArray[np.float64] = tokens[draws].sum(1) / seconds[draws].sum(1)
-        return rate
+    def of_totals(tokens: Array, seconds: Array, slow_tokens: Array, slow_seconds: Array, axis: int = -1) -> Array:
+        found: Array = tokens.sum(axis) * slow_seconds.sum(axis) / (seconds.sum(axis) * slow_tokens.sum(axis))
+        return found
 
-    return _ratio(fast.tokens_per_second / slow.tokens_per_second, rates(fast) / rates(slow))
+    return _ratio((fast.tokens, fast.seconds, slow.tokens, slow.seconds), of_totals, seed)
 
 
 def paired_ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
     """The same within each chunk, then the mean of the middle half: neither a pause of the machine during a chunk moves
     it, nor a machine that is now faster and now slower, nor chunks that are longer than others.
     """
-    ratios = np.array(fast.rates) / np.array(slow.rates)
-    return _ratio(float(_midmean(ratios)), _midmean(ratios[_draws(len(ratios), seed)]))
+    return _ratio((np.array(fast.rates) / np.array(slow.rates),), _midmean, seed)
 
 
-def _midmean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the last axis, without the quarter at either end; the median of three."""
-    count = values.shape[-1]
-    left_out = max(count // 4, 1) if count > 2 else 0
-    mean: NDArray[np.float64] = np.sort(values, axis=-1)[..., left_out : count - left_out].mean(-1)
+def _midmean(values: Array, axis: int = -1) -> Array:
+    """Without the quarter at either end; the median of three."""
+    count = values.shape[axis]
+    mean: Array = stats.trim_mean(values, max(1 / 4, 1 / count) if count > 2 else 0.0, axis)
     return mean
 
 
-def _draws(chunks: int, seed: int) -> NDArray[np.int64]:
-    """(resamples, chunks) indices; the same for both sides of a ratio, which pairs them by chunk."""
-    return np.random.default_rng(seed).integers(0, chunks, (RESAMPLES, chunks))
-
-
-def _ratio(value: float, resampled: NDArray[np.float64]) -> Ratio:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Ratio(value, float(low), float(high))
+def _ratio(by_chunk: tuple[Any, ...], statistic: Callable[..., Array], seed: int) -> Ratio:
+    """A statistic of chunks; the interval is from the same draws of chunks for all that is given of them."""
+    samples = tuple(np.asarray(one, dtype=np.float64) for one in by_chunk)
+    value = float(statistic(*samples))
+    if len(samples[0]) == 1:
+        return Ratio(value, value, value)
+    found = stats.bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Ratio(value, float(found.low), float(found.high))
 
 
 def exact_match(outputs: dict[int, list[int]], reference: dict[int, list[int]]) -> float:

@@ -36,7 +36,7 @@ def imported(code: str) -> set[str]:
 
 
 def test_help_and_plan_import_neither_torch_nor_ray(config_file: Path) -> None:
-    heavy = {"torch", "ray", "transformers", "datasets"}
+    heavy = {"torch", "ray", "transformers", "datasets", "scipy", "sklearn"}
     plan = f"from jobs.main import main\nassert main(['plan', {str(config_file)!r}]) == 0"
     assert not heavy & imported(plan)
     modules = imported("from jobs.main import parser\nparser(None).format_help()")

@@ -40,6 +40,13 @@ def test_temperature_has_no_offset() -> None:
     assert found.b == 0.0
 
 
+def test_a_score_that_says_the_opposite_becomes_the_accepted_share() -> None:
+    falling = by_hand([(0.2, 50, 40), (0.8, 50, 20)])
+    found = fit_logistic(falling, with_offset=True)
+    assert [found.a, found.b] == pytest.approx([0.0, np.log(0.6 / 0.4)])
+    assert fit_logistic(falling, with_offset=False) == CalibrationMap("platt", a=0.0, b=0.0)
+
+
 @pytest.mark.parametrize("accepted", [0.0, 50.0])
 def test_a_sample_of_one_kind_does_not_break_a_fit(accepted: float) -> None:
     sample = by_hand([(0.2, 50, accepted), (0.8, 50, accepted)])

@@ -5,18 +5,20 @@ import math
 import numpy as np
 import pytest
 
-from cmasd.evaluation.compare.corpus_cost import accelerator_hours, mean_estimate, student_95, widest
+from cmasd.evaluation.compare.corpus_cost import accelerator_hours, mean_estimate, widest
 from cmasd.evaluation.speed.timing import Measured
 
 
 def test_intervals_are_students() -> None:
     estimate = mean_estimate([1.0, 2.0, 3.0])
     assert estimate.value == 2.0
-    assert estimate.high == pytest.approx(2 + 4.303 / math.sqrt(3))
-    assert estimate.relative_ci == pytest.approx(4.303 / math.sqrt(3) / 2)
+    assert estimate.high == pytest.approx(2 + 4.302653 / math.sqrt(3))
+    assert estimate.relative_ci == pytest.approx(4.302653 / math.sqrt(3) / 2)
     assert mean_estimate([5.0]).relative_ci == math.inf
-    for freedom, expected in {6: 2.4469, 9: 2.2622, 15: 2.1314, 30: 2.0423, 1000: 1.9623}.items():
-        assert student_95(freedom) == pytest.approx(expected, rel=1e-3)
+    for count, student in {2: 12.706, 7: 2.4469, 16: 2.1314, 31: 2.0423}.items():
+        spread = [10.0 + (-1) ** i for i in range(count - count % 2)] + [10.0] * (count % 2)
+        expected = student * math.sqrt(np.var(spread, ddof=1) / count)
+        assert mean_estimate(spread).high - 10 == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_interval_holds_the_true_cost_in_95_of_100_corpora() -> None:
