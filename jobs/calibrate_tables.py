@@ -28,10 +28,26 @@ def report(run: str, judged: "Judged", fitted: Sequence["Fitted"]) -> str:
         _positions(best),
         f"Share of drafts accepted, by {best.score} as it is and by draft position (tokens in brackets):",
         _curve(best.before, best.positions_before),
-        f"The same after calibration by {best.method}: each share should lie within the bounds on its left.",
-        _curve(best.after, best.positions_after),
     ]
+    if best.method != "none":
+        parts += [
+            f"The same after calibration by {best.method}: each share should lie within the bounds on its left.",
+            _curve(best.after, best.positions_after),
+        ]
     return "\n\n".join(parts)
+
+
+def advice(best: "Fitted", file: str) -> str:
+    """What to do with the maps; one that is not better than none is not recommended."""
+    if best.helps:
+        return f"To use it: confidence.kind={best.score} confidence.calibration={file}"
+    plain = f"confidence.kind={best.score} confidence.calibration=null"
+    if best.method == "none":
+        return f"No map of {best.score} is better than the score as it is. Use it so: {plain}"
+    return (
+        f"The map of {best.score}, by {best.method}, is not better than the score as it is on held-out rows "
+        f"({best.after.log_loss_nats:.4f} nats, {best.before.log_loss_nats:.4f} without). Use it so: {plain}"
+    )
 
 
 def _scores(fitted: Sequence["Fitted"]) -> str:

@@ -86,6 +86,11 @@ class Fitted:
     """By draft position."""
     positions_after: list[Reliability]
 
+    @property
+    def helps(self) -> bool:
+        """Whether a map was chosen, and is better than none on the rows that nothing was fitted to or chosen by."""
+        return self.method != "none" and self.after.log_loss_nats < self.before.log_loss_nats
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; NaN becomes null."""
         plain: dict[str, Any] = without_nan(asdict(self) | {"calibration": self.calibration.to_dict()})
