@@ -1,9 +1,11 @@
 """Plain aligned tables, the same on a terminal and in a log."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from cmasd.config.tree import Config
+from cmasd.evaluation.speed.engines import SAME_DECODING
 from cmasd.io.runs import Run
 
 
@@ -29,6 +31,11 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
 
+def share(value: float) -> str:
+    """In percent, rounded down: only the whole is 100 %."""
+    return f"{math.floor(1000 * value + 1e-9) / 10:.1f}%"
+
+
 def summary_table(summary: dict[str, Any]) -> str:
     """The run in a dozen lines."""
     reasons = summary["finish_reasons"]
@@ -43,8 +50,8 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("seconds", f"{summary['seconds']:,.1f} in {summary['attempts']} attempt(s)"),
         ("tokens/s", f"{summary['tokens_per_second']:,.1f}"),
         ("tokens per iteration", f"{summary['tokens_per_iteration']:.2f}"),
-        ("acceptance rate", f"{summary['acceptance_rate']:.1%}"),
-        ("rollback rate", f"{summary['rollback_rate']:.1%}"),
+        ("acceptance rate", f"{summary['acceptance_rate']:.1%}" if summary["drafted_tokens"] else "-"),
+        ("rollback rate", f"{summary['rollback_rate']:.1%}" if summary["drafted_tokens"] else "-"),
         ("slot occupancy", f"{summary['slot_occupancy']:.1%}"),
         ("lossless", summary["lossless"]),
         *_cost_rows(summary["cost"]),
@@ -61,16 +68,17 @@ def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:
 
 def baseline_table(baseline: dict[str, Any]) -> str:
     """AR against CM-ASD on the same rows, side by side."""
+    drafted = baseline["drafted_tokens"]
     speedup = f"{baseline['speedup']:.2f} ({baseline['speedup_low']:.2f}-{baseline['speedup_high']:.2f})"
     rows = [
         ["AR", f"{baseline['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
         [
             "CM-ASD",
             f"{baseline['tokens_per_second']:,.0f}",
-            speedup,
+            speedup if drafted else SAME_DECODING,
             f"{baseline['tokens_per_iteration']:.2f}",
-            f"{baseline['acceptance_rate']:.1%}",
-            f"{baseline['exact_match']:.1%}",
+            f"{baseline['acceptance_rate']:.1%}" if drafted else "-",
+            share(baseline["exact_match"]),
         ],
     ]
     header = ["", "tokens/s", "speed-up (95 %)", "tokens per iteration", "acceptance rate", "exact-match to AR"]

@@ -14,6 +14,7 @@ import jinja2
 
 from cmasd import __version__
 from cmasd.evaluation.calibration.reliability import Reliability
+from cmasd.evaluation.speed.engines import SAME_DECODING
 from cmasd.reports import charts, figures, palette
 from cmasd.reports.evidence import Evidence
 from cmasd.reports.signatures import Signature, signatures
@@ -119,11 +120,13 @@ def _time(stamp: str | None) -> str:
 def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
     """Name, figure, remark."""
     summary, baseline = evidence.summary, evidence.summary["baseline"]
-    speedup = (
-        (f"{baseline['speedup']:.2f} x", f"{baseline['speedup_low']:.2f} to {baseline['speedup_high']:.2f} (95 %)")
-        if baseline
-        else ("-", "no AR baseline in this run")
-    )
+    speedup = ("-", "no AR baseline in this run")
+    if baseline and not drafted_in(baseline):
+        speedup = ("-", "nothing was drafted: the same decoding")
+    elif baseline:
+        low, high = baseline["speedup_low"], baseline["speedup_high"]
+        speedup = (f"{baseline['speedup']:.2f} x", f"{low:.2f} to {high:.2f} (95 %)")
+    drafts = summary.get("drafted_tokens", 1)  # summaries of an earlier version lack it
     stats = [attempt["stats"] for attempt in evidence.attempts]
     drafting = sum(s["drafting_row_iterations"] for s in stats)
     everything = sum(s["row_iterations"] for s in stats)
@@ -135,10 +138,15 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
         ("Tokens/s", f"{summary['tokens_per_second']:,.1f}", f"{summary['attempts']} attempt(s)"),
         ("Speed-up over AR", *speedup),
         ("Tokens per iteration", f"{summary['tokens_per_iteration']:.2f}", "1 is plain decoding"),
-        ("Acceptance rate", f"{summary['acceptance_rate']:.1%}", "of drafted tokens"),
-        ("Rollback rate", f"{summary['rollback_rate']:.1%}", share),
+        ("Acceptance rate", f"{summary['acceptance_rate']:.1%}" if drafts else "-", "of drafted tokens"),
+        ("Rollback rate", f"{summary['rollback_rate']:.1%}" if drafts else "-", share),
         ("Slot occupancy", f"{summary['slot_occupancy']:.1%}", "until the input ran dry"),
     ]
+
+
+def drafted_in(baseline: dict[str, Any]) -> bool:
+    """Whether the check against AR drafted anything; one of an earlier version did not say."""
+    return bool(baseline.get("drafted_tokens", 1))
 
 
 def _baseline(evidence: Evidence) -> list[list[str]] | None:
@@ -151,9 +159,9 @@ def _baseline(evidence: Evidence) -> list[list[str]] | None:
         [
             "this run's settings",
             f"{baseline['tokens_per_second']:,.0f}",
-            interval,
+            interval if drafted_in(baseline) else SAME_DECODING,
             f"{baseline['tokens_per_iteration']:.2f}",
-            f"{baseline['acceptance_rate']:.1%}",
+            f"{baseline['acceptance_rate']:.1%}" if drafted_in(baseline) else "-",
             f"{baseline['exact_match']:.1%}",
         ],
     ]

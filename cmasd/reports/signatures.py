@@ -78,7 +78,7 @@ def _quality(evidence: Evidence) -> Iterator[Signature]:
 
 def _no_speedup(evidence: Evidence) -> Iterator[Signature]:
     baseline = evidence.summary["baseline"]
-    if not baseline or baseline["speedup"] >= 1:
+    if not baseline or baseline.get("drafted_tokens") == 0 or baseline["speedup"] >= 1:
         return
     sure = baseline["speedup_high"] < 1
     sample = evidence.sample(evidence.score_in_force)

@@ -23,6 +23,7 @@ from cmasd.evaluation.quality.sets import score
 from cmasd.evaluation.quality.significance import ReferenceScores, paired_scores
 from cmasd.evaluation.speed.against_ar import Lengths
 from cmasd.evaluation.speed.bench import BenchWatcher, Timed, timed_turns
+from cmasd.evaluation.speed.engines import as_measured
 from cmasd.evaluation.speed.timing import FEWEST_CHUNKS, Measured, exact_match, ratio, rounds_within
 
 MOST_CHUNKS = 500
@@ -35,7 +36,7 @@ class Compared:
     name: str
     dtype: str
     lossless: str
-    """`exact`: the tokens of greedy AR but for ties; `lossy`; or `beam search`."""
+    """`exact`, `exact but for ties` or `lossy`; of a peer `same rows`, `rows differ`, `lossy` or `beam search`."""
     batch_size: int
     rows: int
     """Timed, those that came again included."""
@@ -56,8 +57,9 @@ class Compared:
     """For the whole corpus; None without `cost.accelerator_per_hour`."""
     cost_low: float | None
     cost_high: float | None
+    drafted_tokens: int | None
+    """None for a peer, as all counters. Of a way that drafted nothing the speed-up is noise: it decodes as AR does."""
     tokens_per_iteration: float | None
-    """None for a peer, as all counters."""
     acceptance_rate: float | None
     """None where nothing was drafted, as the rollback rate."""
     acceptance_by_position: list[float | None] | None
@@ -180,11 +182,11 @@ def _compared(
     hours = accelerator_hours(measured, chunk_rows, corpus_rows)
     price = config.cost.accelerator_per_hour
     cost = None if price is None else hours.times(price)
-    expected = {key: plain.measured.outputs[key] for key in keys}
+    match = exact_match(measured.outputs, {key: plain.measured.outputs[key] for key in keys})
     return Compared(
         name=one.engine,
         dtype=one.dtype,
-        lossless=one.lossless,
+        lossless=as_measured(one.lossless, match),
         batch_size=slots,
         rows=len(measured.outputs),
         chunks=len(measured.seconds),
@@ -200,7 +202,7 @@ def _compared(
         cost_low=None if cost is None else cost.low,
         cost_high=None if cost is None else cost.high,
         **_counters(timed),
-        exact_match=exact_match(measured.outputs, expected),
+        exact_match=match,
         relative_bleu=round(score(one.engine, texts[one.engine], texts[plain.contender.engine]).bleu, 2),
         scored_rows=len(keys),
         scores=scores,
@@ -212,6 +214,7 @@ def _counters(timed: Timed) -> dict[str, Any]:
     stats, tokens = timed.stats, sum(timed.measured.tokens)
     drafted = stats is not None and stats.drafted_tokens > 0
     return {
+        "drafted_tokens": stats.drafted_tokens if stats else None,
         "tokens_per_iteration": stats.tokens_per_iteration if stats else None,
         "acceptance_rate": stats.acceptance_rate if stats and drafted else None,
         "acceptance_by_position": None if timed.lengths_2K is None else by_position(timed.lengths_2K),

@@ -15,6 +15,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
+from cmasd.evaluation.speed.engines import GREEDY
 from cmasd.evaluation.speed.lineup import (
     NO_DRAFTER,
     Contender,
@@ -101,7 +102,7 @@ def _build(name: str, pair: Pair, config: Config, batch_size: int) -> Iterator[C
     stock = stock_verifier(pair, config)
     if name == "ctranslate2":
         for one in ct2_contenders(pair, load_ctranslate2(pair, stock, torch.get_num_threads()), batch_size):
-            yield replace(one, engine=name if one.lossless == "exact" else f"{name}_{one.dtype}")
+            yield replace(one, engine=name if one.lossless == GREEDY else f"{name}_{one.dtype}")
     elif name == "hf_generate":
         yield hf_contender(pair, stock, batch_size)
     else:

@@ -19,6 +19,7 @@ from cmasd.errors import ConfigError
 from cmasd.evaluation.quality.sets import SetScores, score
 from cmasd.evaluation.speed.against_ar import plain_config
 from cmasd.evaluation.speed.bench import Timed, take_turns
+from cmasd.evaluation.speed.engines import as_measured
 from cmasd.evaluation.speed.lineup import can_draft, our_contender
 from cmasd.evaluation.speed.timing import exact_match, paired_ratio
 
@@ -86,10 +87,13 @@ class ParetoPoint:
     chrf_to_plain: float
     bleu_to_references: float | None
     """None without references."""
+    drafted_tokens: int
+    """Of a setting that drafted nothing the ratio to plain is noise: both decode alike."""
     tokens_per_iteration: float
-    acceptance_rate: float
+    acceptance_rate: float | None
+    """None where nothing was drafted."""
     lossless: str
-    """`exact` or `lossy`."""
+    """`exact`, `exact but for ties` or `lossy`."""
     on_gap_front: bool = False
     """No other point dominates it in speed and mean gap."""
     on_bleu_front: bool = False
@@ -181,6 +185,7 @@ def _point(
     assert one.stats is not None, "every setting is an engine of ours"
     speed, life = paired_ratio(measured, plain.measured), one.gap_nats / one.stats.output_tokens
     outputs, expected = ({key: two.measured.outputs[key] for key in keys} for two in (timed, plain))
+    match = exact_match(outputs, expected)
     has_budget = setting.kind == BUDGETED and setting.nats is not None
     return ParetoPoint(
         engine=setting.name,
@@ -198,13 +203,14 @@ def _point(
         mean_gap_nats_per_token=timed.gap_nats / sum(measured.tokens),
         life_gap_nats_per_token=life,
         within_budget=keeps(life, setting.nats or 0.0) if has_budget else None,
-        exact_match_to_plain=exact_match(outputs, expected),
+        exact_match_to_plain=match,
         bleu_to_plain=round(to_plain.bleu, 2),
         chrf_to_plain=round(to_plain.chrf, 2),
         bleu_to_references=None if to_references is None else round(to_references.bleu, 2),
+        drafted_tokens=stats.drafted_tokens,
         tokens_per_iteration=stats.tokens_per_iteration,
-        acceptance_rate=stats.acceptance_rate,
-        lossless=one.lossless,
+        acceptance_rate=stats.acceptance_rate if stats.drafted_tokens else None,
+        lossless=as_measured(one.lossless, match),
     )
 
 
@@ -214,9 +220,10 @@ def keeps(gap: float, budget: float) -> bool:
 
 
 def with_fronts(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """The same points, marked where no other dominates them."""
-    gap = front([(one.ratio_to_plain, -one.mean_gap_nats_per_token) for one in points])
-    bleu = front([(one.ratio_to_plain, one.bleu_to_plain) for one in points])
+    """The same points, marked where no other dominates them; one that drafted nothing is as fast as plain."""
+    speeds = [one.ratio_to_plain if one.drafted_tokens else 1.0 for one in points]
+    gap = front([(speed, -one.mean_gap_nats_per_token) for speed, one in zip(speeds, points, strict=True)])
+    bleu = front([(speed, one.bleu_to_plain) for speed, one in zip(speeds, points, strict=True)])
     return [
         replace(one, on_gap_front=is_gap, on_bleu_front=is_bleu)
         for one, is_gap, is_bleu in zip(points, gap, bleu, strict=True)

@@ -30,8 +30,11 @@ class Baseline:
     speedup_low: float
     """Lower end of the 95 % interval over timed chunks."""
     speedup_high: float
+    drafted_tokens: int
+    """Where there are none, the speed-up is noise: both decode alike."""
     tokens_per_iteration: float
-    acceptance_rate: float
+    acceptance_rate: float | None
+    """None where nothing was drafted."""
     exact_match: float
     """Share of rows whose tokens equal AR's."""
 
@@ -99,7 +102,8 @@ def compare_with_ar(pair: Pair, config: Config, sources: list[list[int]]) -> Bas
         speedup=speedup.value,
         speedup_low=speedup.low,
         speedup_high=speedup.high,
+        drafted_tokens=stats.drafted_tokens,
         tokens_per_iteration=stats.tokens_per_iteration,
-        acceptance_rate=stats.acceptance_rate,
+        acceptance_rate=stats.acceptance_rate if stats.drafted_tokens else None,
         exact_match=exact_match(measured["cmasd"].outputs, measured["ar"].outputs),
     )

@@ -17,7 +17,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.evaluation.speed.against_ar import Lengths, since
-from cmasd.evaluation.speed.engines import Lineup
+from cmasd.evaluation.speed.engines import Lineup, as_measured
 from cmasd.evaluation.speed.lineup import Contender, Contenders
 from cmasd.evaluation.speed.timing import (
     CHUNKS,
@@ -65,13 +65,16 @@ class BenchRow:
     ratio_to_best_fixed: float | None
     ratio_to_best_fixed_low: float | None
     ratio_to_best_fixed_high: float | None
+    drafted_tokens: int | None
+    """None for a peer. Of an engine of ours that drafted nothing the ratio to plain is noise: both decode alike."""
     tokens_per_iteration: float | None
-    """None for engines without speculation counters."""
+    """None for a peer."""
     acceptance_rate: float | None
+    """None where nothing was drafted."""
     exact_match_to_plain: float
     """Share of rows with the same tokens as plain."""
     lossless: str
-    """`exact`, `in distribution` or `lossy`."""
+    """`exact`, `exact but for ties`, `in distribution` or `lossy`; of a peer `same rows`, `rows differ` or `lossy`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -219,6 +222,7 @@ def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> Bench
     low, middle, high = np.quantile(measured.rates, [0.25, 0.5, 0.75]).tolist()
     plain = paired_ratio(measured, by_engine["plain"])
     best = best_fixed(by_engine) if one.engine == "goodput" else None
+    match = exact_match(measured.outputs, by_engine["plain"].outputs)
     return BenchRow(
         engine=one.engine,
         batch_size=batch_size,
@@ -235,10 +239,11 @@ def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> Bench
         **_ratio_fields("ctranslate2", measured, by_engine.get("ctranslate2")),
         best_fixed=best,
         **_ratio_fields("best_fixed", measured, by_engine[best] if best else None),
+        drafted_tokens=stats.drafted_tokens if stats else None,
         tokens_per_iteration=stats.tokens_per_iteration if stats else None,
-        acceptance_rate=stats.acceptance_rate if stats else None,
-        exact_match_to_plain=exact_match(measured.outputs, by_engine["plain"].outputs),
-        lossless=one.lossless,
+        acceptance_rate=stats.acceptance_rate if stats and stats.drafted_tokens else None,
+        exact_match_to_plain=match,
+        lossless=as_measured(one.lossless, match),
     )
 
 

@@ -14,7 +14,7 @@ from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
 from cmasd.evaluation.speed.against_ar import EngineDecoder, Lengths, plain_config
-from cmasd.evaluation.speed.engines import PEERS, Lineup, drafts
+from cmasd.evaluation.speed.engines import GREEDY, PEERS, Lineup, drafts
 from cmasd.evaluation.speed.peers import Converted, CTranslate2, HfGenerate, load_ctranslate2, stock_verifier
 from cmasd.evaluation.speed.timing import RequestDecoder
 from cmasd.runner.models import Model
@@ -30,7 +30,7 @@ class Contender:
     engine: str
     dtype: str
     lossless: str
-    """`exact`, `in distribution` or `lossy`."""
+    """Its promise: `exact`, `in distribution`, `lossy`, `greedy` or `beam search`."""
     decoder: RequestDecoder
 
     @property
@@ -89,13 +89,13 @@ class Contenders:
 
 def hf_contender(pair: Pair, stock: Model, batch_size: int) -> Contender:
     """`generate` of transformers, greedy."""
-    return Contender("hf_generate", dtype_name(stock.dtype), "exact", HfGenerate(pair, batch_size, stock))
+    return Contender("hf_generate", dtype_name(stock.dtype), GREEDY, HfGenerate(pair, batch_size, stock))
 
 
 def ct2_contenders(pair: Pair, converted: dict[str, Converted], batch_size: int) -> list[Contender]:
     """CTranslate2 at each of its compute types."""
     return [
-        Contender("ctranslate2", dtype, "lossy" if dtype == "int8" else "exact", CTranslate2(pair, one, batch_size))
+        Contender("ctranslate2", dtype, "lossy" if dtype == "int8" else GREEDY, CTranslate2(pair, one, batch_size))
         for dtype, one in converted.items()
     ]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from cmasd.config.tree import Config, NotifyConfig
 from cmasd.evaluation.quality.pareto import ParetoPoint, Setting, keeps
 from cmasd.evaluation.speed.against_ar import plain_config
+from cmasd.evaluation.speed.engines import LOSSLESS
 from cmasd.evaluation.tuning.lab import Tried, spread
 from cmasd.evaluation.tuning.search import Search
 
@@ -44,7 +45,7 @@ def choose(points: Sequence[ParetoPoint], max_gap_nats: float) -> ParetoPoint:
 
     With a gap of 0, the fastest lossless one.
     """
-    fit = [one for one in points if one.lossless == "exact" or max_gap_nats > 0]
+    fit = [one for one in points if one.drafted_tokens and (one.lossless in LOSSLESS or max_gap_nats > 0)]
     fit = [one for one in fit if keeps(one.mean_gap_nats_per_token, max_gap_nats) and one.ratio_low > 1]
     return max(fit, key=lambda one: one.ratio_to_plain, default=points[0])
 

@@ -164,7 +164,7 @@ def test_a_pair_that_cannot_speculate(pair: Pair, config: Config, sources: list[
 def fronts(measured: Measurement, figures: list[tuple[float, float, float]]) -> list[tuple[bool, bool]]:
     """Of (ratio, gap, BLEU)."""
     changed = [
-        replace(measured[0][0], ratio_to_plain=ratio, mean_gap_nats_per_token=gap, bleu_to_plain=bleu)
+        replace(measured[0][0], ratio_to_plain=ratio, mean_gap_nats_per_token=gap, bleu_to_plain=bleu, drafted_tokens=9)
         for ratio, gap, bleu in figures
     ]
     return [(point.on_gap_front, point.on_bleu_front) for point in with_fronts(changed)]
@@ -180,6 +180,14 @@ def test_dominated_points_are_not_on_the_front(measured: Measurement) -> None:
     ]
     expected = [(True, True), (True, True), (False, True), (True, True), (False, False)]
     assert fronts(measured, figures) == expected
+
+
+def test_a_setting_that_drafted_nothing_is_as_fast_as_plain(measured: Measurement) -> None:
+    plain = measured[0][0]
+    idle = replace(plain, engine="goodput, budget 0", ratio_to_plain=1.07)
+    assert plain.drafted_tokens == idle.drafted_tokens == 0
+    assert plain.acceptance_rate is None
+    assert [point.on_gap_front for point in with_fronts([plain, idle])] == [True, True]
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=8))

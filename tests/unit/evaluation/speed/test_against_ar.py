@@ -57,6 +57,12 @@ def test_figures_agree() -> None:
     assert Baseline(**read) == baseline
 
 
+def test_where_nothing_is_drafted_there_is_no_acceptance() -> None:
+    baseline = compare("marian", "noisy", tiny_config(policy={"kind": "plain"}))
+    assert (baseline.drafted_tokens, baseline.acceptance_rate, baseline.tokens_per_iteration) == (0, None, 1)
+    assert compare("marian", "copy", tiny_config(policy={"kind": "fixed"})).drafted_tokens > 0
+
+
 def test_one_row_is_enough() -> None:
     assert compare("marian", "noisy", tiny_config(policy={"kind": "fixed"}), SOURCES[:1]).rows == 1
 

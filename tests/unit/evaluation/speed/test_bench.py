@@ -9,7 +9,7 @@ import pytest
 from cmasd.core import Request
 from cmasd.evaluation.speed import lineup as lineup_module
 from cmasd.evaluation.speed.bench import BenchRow, BenchWatcher, bench, best_fixed, take_turns
-from cmasd.evaluation.speed.engines import ENGINES, OPTIONAL, Lineup
+from cmasd.evaluation.speed.engines import ENGINES, OPTIONAL, PEERS, Lineup, as_measured
 from cmasd.evaluation.speed.lineup import engine_configs, our_contender
 from cmasd.evaluation.speed.peers import HfGenerate
 from cmasd.evaluation.speed.timing import CHUNKS, FEWEST_CHUNKS, MOST_CHUNKS, Measured
@@ -95,15 +95,37 @@ def test_plain_is_the_reference(rows: list[BenchRow]) -> None:
     for row in rows:
         if row.engine == "plain":
             assert (row.ratio_to_plain, row.ratio_low, row.ratio_high) == (1, 1, 1)
-            assert (row.tokens_per_iteration, row.acceptance_rate) == (1, 0)
+            assert (row.drafted_tokens, row.tokens_per_iteration, row.acceptance_rate) == (0, 1, None)
 
 
 def test_exact_engines_give_the_tokens_of_plain(rows: list[BenchRow]) -> None:
-    lossy = {(row.engine, row.dtype) for row in rows if row.lossless != "exact"}
+    lossy = {(row.engine, row.dtype) for row in rows if row.lossless == "lossy"}
     assert lossy == {("paper_modulated", "float64")} | ({("ctranslate2", "int8")} if CT2 else set())
-    # generate() ends rows at its checkpoint's own end of sequence, which this pair goes past.
-    ours = [row for row in rows if row.engine in OURS and row.lossless == "exact"]
-    assert {row.exact_match_to_plain for row in ours} == {1.0}
+    ours = [row for row in rows if row.engine in OURS and row.lossless != "lossy"]
+    assert {(row.lossless, row.exact_match_to_plain) for row in ours} == {("exact", 1.0)}
+
+
+def test_a_peer_is_called_what_its_rows_are(rows: list[BenchRow]) -> None:
+    peers = [row for row in rows if row.engine in PEERS and row.lossless != "lossy"]
+    assert peers
+    for row in peers:
+        assert row.lossless == ("same rows" if row.exact_match_to_plain == 1 else "rows differ")
+
+
+@pytest.mark.parametrize(
+    ("promise", "exact_match", "said"),
+    [
+        ("exact", 1.0, "exact"),
+        ("exact", 0.999, "exact but for ties"),
+        ("greedy", 1.0, "same rows"),
+        ("greedy", 0.887, "rows differ"),
+        ("lossy", 1.0, "lossy"),
+        ("in distribution", 0.2, "in distribution"),
+        ("beam search", 0.5, "beam search"),
+    ],
+)
+def test_nothing_is_called_exact_whose_rows_differ(promise: str, exact_match: float, said: str) -> None:
+    assert as_measured(promise, exact_match) == said
 
 
 def test_counters_are_of_our_engines_alone(rows: list[BenchRow]) -> None:
@@ -112,7 +134,7 @@ def test_counters_are_of_our_engines_alone(rows: list[BenchRow]) -> None:
             assert row.tokens_per_iteration is not None
             assert row.tokens_per_iteration >= 1
         else:
-            assert row.tokens_per_iteration is row.acceptance_rate is None
+            assert row.tokens_per_iteration is row.acceptance_rate is row.drafted_tokens is None
 
 
 def test_rows_are_json(rows: list[BenchRow]) -> None:

@@ -184,7 +184,7 @@ def test_the_choice_keeps_the_gap_and_is_faster_beyond_doubt() -> None:
     assert [one.engine for one in points] == [one.setting.name for one in chosen]
     assert [one.lossless for one in points] == ["exact", "exact", "exact", "lossy", "lossy"]
     plain, own, exact, gentle, harsh = (
-        replace(one, ratio_to_plain=ratio, ratio_low=low, mean_gap_nats_per_token=gap)
+        replace(one, ratio_to_plain=ratio, ratio_low=low, mean_gap_nats_per_token=gap, drafted_tokens=9)
         for one, ratio, low, gap in zip(
             points, (1, 1.1, 1.3, 1.5, 2.0), (1, 1.05, 1.2, 1.4, 1.9), (0, 0, 0, 0.02, 0.4), strict=True
         )
@@ -193,6 +193,8 @@ def test_the_choice_keeps_the_gap_and_is_faster_beyond_doubt() -> None:
     assert choose(some, 0.0) == exact
     assert choose(some, 0.02) == gentle
     assert choose(some, 1.0) == harsh
+    idle = replace(exact, drafted_tokens=0)
+    assert choose([plain, own, idle], 0.0) == own, "what drafted nothing decodes plainly"
     doubtful = [plain, *(replace(one, ratio_low=0.99) for one in some[1:])]
     assert choose(doubtful, 1.0) == plain
     assert choose([plain, replace(gentle, mean_gap_nats_per_token=0.0)], 0.0) == plain, "lossy, and lucky so far"
