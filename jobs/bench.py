@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cmasd.evaluation.speed.engines import ENGINES, OPTIONAL, Lineup
 from jobs.arguments import add_config, read_config
 from jobs.bench_tables import conclusions, result_table, step_table
-from jobs.measuring import about_line, describe, watch, with_drafter
+from jobs.measuring import about_line, busy_lines, describe, watch, with_drafter
 from jobs.pareto_tables import pareto_table, promises
 from jobs.records import check_files, command, finish
 
@@ -124,8 +124,9 @@ def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: fl
     steps = [cost.to_dict() for cost in costs]
     if steps:
         print(f"\n{step_table(steps)}")
-    print("", *conclusions(results), sep="\n", flush=True)
-    return {"results": results, "steps": steps, "skipped": watcher.left_out, **about}
+    print("", *busy_lines(watcher.load), *conclusions(results), sep="\n", flush=True)
+    measured = {"results": results, "steps": steps, "skipped": watcher.left_out}
+    return {**measured, "load": watcher.load.to_dict(), **about}
 
 
 def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
@@ -145,8 +146,8 @@ def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pai
     )
     watcher.close()
     results = [point.to_dict() for point in points]
-    print(pareto_table(results), "", *promises(results), sep="\n", flush=True)
-    return {"results": results, "signatures": signatures, **about}
+    print(pareto_table(results), "", *busy_lines(watcher.load), *promises(results), sep="\n", flush=True)
+    return {"results": results, "signatures": signatures, "load": watcher.load.to_dict(), **about}
 
 
 def _seconds_left(args: argparse.Namespace, started: float) -> float | None:

@@ -10,10 +10,11 @@ import pytest
 
 from cmasd.config import load
 from cmasd.evaluation.speed.engines import ENGINES, drafts
+from cmasd.evaluation.speed.load import Load
 from jobs.bench import OPTIONS, register
 from jobs.bench_tables import HEADER, conclusions, result_table, step_table
 from jobs.main import main
-from jobs.measuring import with_drafter
+from jobs.measuring import busy_lines, with_drafter
 from jobs.pareto_tables import front, promises
 from jobs.records import command
 from tests.unit.training.small import save_small_model, sentences
@@ -49,6 +50,7 @@ def test_last_line_is_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = {(row["engine"], row["lossless"], row["exact_match_to_plain"]) for row in read["results"]}
     assert said == {*((name, "exact", 1.0) for name in OURS), ("hf_generate", "same rows", 1.0)}
     assert (read["threads"], read["steps"], read["skipped"]) == (1, [], [])
+    assert set(read["load"]) == {"others_share", "stolen_share", "load_average"}
     assert read["drafter_dtype"] in ("float32", "int8")
     assert {"torch", "transformers", "ctranslate2"} <= set(read["versions"])
     assert sorted(shlex.split(read["command"])) == sorted(["cmasd", *arguments])
@@ -187,6 +189,16 @@ def test_a_plain_configuration_still_loads_its_drafter(folder: Path) -> None:
     assert with_drafter(alone) == alone
     drafting = load([], overrides(folder))
     assert with_drafter(drafting) == drafting
+
+
+def test_a_busy_machine_is_told() -> None:
+    assert busy_lines(Load(0.01, 0.0, 9.0)) == [], "a load average of this process's own threads"
+    assert busy_lines(Load(0.384, 0.021, 4.12)) == [
+        "The machine was busy: other processes took 38% of its processors' time, its hypervisor 2% (load average 4.1). "
+        "Speeds are lower than on a free machine, and intervals wide."
+    ]
+    [stolen] = busy_lines(Load(0.0, 0.3, 1.0))
+    assert "its hypervisor 30%" in stolen
 
 
 def row(engine: str, batch_size: int, ratio: float, low: float, high: float, dtype: str = "float32") -> dict[str, Any]:
