@@ -19,7 +19,7 @@ from cmasd.engine.capacity import resolve
 from cmasd.evaluation.compare.corpus_cost import accelerator_hours, widest
 from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.ways import first_batch
-from cmasd.evaluation.quality.sets import score
+from cmasd.evaluation.quality.sets import output_texts, score
 from cmasd.evaluation.quality.significance import ReferenceScores, paired_scores
 from cmasd.evaluation.speed.against_ar import Lengths
 from cmasd.evaluation.speed.bench import BenchWatcher, Timed, timed_turns
@@ -148,7 +148,7 @@ def _comparison(
     # Of a row that came several times, the first.
     first = {flat[key]: key for key in sorted(timed[0].measured.outputs, reverse=True)}
     keys = sorted(first.values())
-    texts = {one.contender.engine: _texts(pair, one.measured, keys) for one in timed}
+    texts = {one.contender.engine: output_texts(pair, one.measured, keys) for one in timed}
     references = None if sample.references is None else [sample.references[flat[key]] for key in keys]
     scores, signatures = paired_scores(texts, references)
     results = [
@@ -158,12 +158,6 @@ def _comparison(
         for one in timed
     ]
     return Comparison(results, sample.corpus_rows, widest([one.measured for one in timed]), signatures)
-
-
-def _texts(pair: Pair, measured: Measured, keys: Sequence[int]) -> list[str]:
-    """Output texts of those rows; empty where a row cannot be turned into text."""
-    decoded = pair.codec.decode([measured.outputs[key] for key in keys])
-    return [text if isinstance(text, str) else "" for text in decoded]
 
 
 def _compared(

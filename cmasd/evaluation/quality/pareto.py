@@ -16,7 +16,7 @@ import numpy as np
 from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ConfigError
-from cmasd.evaluation.quality.sets import SetScores, score
+from cmasd.evaluation.quality.sets import SetScores, output_texts, score
 from cmasd.evaluation.speed.against_ar import plain_config
 from cmasd.evaluation.speed.bench import Timed, take_turns
 from cmasd.evaluation.speed.engines import as_measured
@@ -28,7 +28,6 @@ BUDGETS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 TAUS = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Nats, of relaxed verification."""
 BUDGETED = "goodput, budget"
-KINDS = ("plain", BUDGETED, "fixed, relaxed", "goodput, relaxed")
 ROUNDING = 1e-3
 """Share of a budget by which sums of float32 may miss it."""
 
@@ -38,7 +37,7 @@ class Setting:
     """One way of decoding."""
 
     kind: str
-    """One of `KINDS`; others may have kinds of their own."""
+    """What it has in common with others: `plain`, `BUDGETED`, `fixed, relaxed`, a candidate of a tuning."""
     nats: float | None
     """The budget, or tau; None where the kind has neither."""
     config: Config
@@ -154,7 +153,7 @@ def measure(
     contenders = [our_contender(one.name, pair, one.config, batch_size) for one in every]
     timed = take_turns(pair, sources, contenders, batch_size, until, on_turn)
     keys = sorted(key for key in timed[0].measured.outputs if key < len(sources))
-    texts = [_texts(pair, one, keys) for one in timed]
+    texts = [output_texts(pair, one.measured, keys) for one in timed]
     kept = None if references is None else [references[key] for key in keys]
     points, to_plain = [], None
     for setting, one, text in zip(every, timed, texts, strict=True):
@@ -163,12 +162,6 @@ def measure(
         points.append(_point(setting, one, timed[0], batch_size, keys, to_plain, to_references))
     assert to_plain is not None, "plain is always there"
     return with_fronts(points), {"bleu": to_plain.bleu_signature, "chrf": to_plain.chrf_signature}
-
-
-def _texts(pair: Pair, timed: Timed, keys: Sequence[int]) -> list[str]:
-    """Output texts of those rows; empty where a row cannot be turned into text."""
-    decoded = pair.codec.decode([timed.measured.outputs[key] for key in keys])
-    return [text if isinstance(text, str) else "" for text in decoded]
 
 
 def _point(

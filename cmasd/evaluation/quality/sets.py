@@ -1,6 +1,6 @@
 """SetScores against references: corpus BLEU and chrF by sacrebleu, with the signatures to quote."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow.dataset as pds
@@ -11,7 +11,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Request, RowError
 from cmasd.engine import Pair
 from cmasd.evaluation.speed.against_ar import EngineDecoder
-from cmasd.evaluation.speed.timing import RequestDecoder
+from cmasd.evaluation.speed.timing import Measured, RequestDecoder
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ def translate(decoder: RequestDecoder, pair: Pair, texts: list[str]) -> list[str
     rows = decoder.decode(requests)
     decoded = dict(zip(rows, pair.codec.decode(list(rows.values())), strict=True))
     return [text if isinstance(text := decoded.get(i), str) else "" for i in range(len(texts))]
+
+
+def output_texts(pair: Pair, measured: Measured, keys: Sequence[int]) -> list[str]:
+    """Output texts of those rows; empty where a row cannot be turned into text."""
+    decoded = pair.codec.decode([measured.outputs[key] for key in keys])
+    return [text if isinstance(text, str) else "" for text in decoded]
 
 
 def score_sets(
