@@ -34,7 +34,6 @@ def summarise(
         "seconds": round(seconds, 2),
         "tokens_per_second": _rounded(totals.output_tokens / seconds if seconds else 0.0),
         "tokens_per_iteration": _rounded(totals.tokens_per_iteration),
-        "drafted_tokens": totals.drafted_tokens,
         "acceptance_rate": _rounded(totals.acceptance_rate),
         "slot_occupancy": _rounded(stats.slot_occupancy),
         "rollback_rate": _rounded(stats.rollback_rate),

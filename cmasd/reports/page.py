@@ -126,7 +126,6 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
     elif baseline:
         low, high = baseline["speedup_low"], baseline["speedup_high"]
         speedup = (f"{baseline['speedup']:.2f} x", f"{low:.2f} to {high:.2f} (95 %)")
-    drafts = summary.get("drafted_tokens", 1)  # summaries of an earlier version lack it
     stats = [attempt["stats"] for attempt in evidence.attempts]
     drafting = sum(s["drafting_row_iterations"] for s in stats)
     everything = sum(s["row_iterations"] for s in stats)
@@ -138,8 +137,8 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
         ("Tokens/s", f"{summary['tokens_per_second']:,.1f}", f"{summary['attempts']} attempt(s)"),
         ("Speed-up over AR", *speedup),
         ("Tokens per iteration", f"{summary['tokens_per_iteration']:.2f}", "1 is plain decoding"),
-        ("Acceptance rate", f"{summary['acceptance_rate']:.1%}" if drafts else "-", "of drafted tokens"),
-        ("Rollback rate", f"{summary['rollback_rate']:.1%}" if drafts else "-", share),
+        ("Acceptance rate", f"{summary['acceptance_rate']:.1%}", "of drafted tokens"),
+        ("Rollback rate", f"{summary['rollback_rate']:.1%}", share),
         ("Slot occupancy", f"{summary['slot_occupancy']:.1%}", "until the input ran dry"),
     ]
 
