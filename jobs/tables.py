@@ -68,7 +68,7 @@ def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:
 
 def baseline_table(baseline: dict[str, Any]) -> str:
     """AR against CM-ASD on the same rows, side by side."""
-    drafted = baseline["drafted_tokens"]
+    drafted = baseline.get("drafted_tokens", 1)  # a result kept from an earlier version does not say
     speedup = f"{baseline['speedup']:.2f} ({baseline['speedup_low']:.2f}-{baseline['speedup_high']:.2f})"
     rows = [
         ["AR", f"{baseline['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
