@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmasd.evaluation.engines import ENGINES, OPTIONAL, Lineup
+from cmasd.evaluation.speed.engines import ENGINES, OPTIONAL, Lineup
 from jobs.arguments import add_config, read_config
 from jobs.bench_tables import conclusions, result_table, step_table
-from jobs.measuring import about_line, describe, watch, with_drafter
+from jobs.measuring import about_line, busy_lines, describe, watch, with_drafter
 from jobs.pareto_tables import pareto_table, promises
 from jobs.records import check_files, command, finish
 
@@ -105,9 +105,9 @@ def main(args: argparse.Namespace) -> int:
 
 def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
     """Every engine at every batch size."""
-    from cmasd.evaluation.bench import bench
-    from cmasd.evaluation.speed import CHUNKS
-    from cmasd.evaluation.step_cost import step_costs
+    from cmasd.evaluation.speed.bench import bench
+    from cmasd.evaluation.speed.steps import step_costs
+    from cmasd.evaluation.speed.timing import CHUNKS
 
     sizes = args.batch_sizes or (QUICK if args.quick else FULL)
     sources = [source for source, _ in encoded(config, pair, max(sizes), chunks=args.chunks)]
@@ -124,14 +124,15 @@ def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: fl
     steps = [cost.to_dict() for cost in costs]
     if steps:
         print(f"\n{step_table(steps)}")
-    print("", *conclusions(results), sep="\n", flush=True)
-    return {"results": results, "steps": steps, "skipped": watcher.left_out, **about}
+    print("", *busy_lines(watcher.load), *conclusions(results), sep="\n", flush=True)
+    measured = {"results": results, "steps": steps, "skipped": watcher.left_out}
+    return {**measured, "load": watcher.load.to_dict(), **about}
 
 
 def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
     """Every setting at one batch size."""
     from cmasd.engine.capacity import resolve
-    from cmasd.evaluation.pareto import pareto, settings
+    from cmasd.evaluation.quality.pareto import pareto, settings
 
     sized = resolve(pair, config, engines=len(settings(config))) if config.engine.slots is None else config
     [size] = args.batch_sizes or [sized.engine.slots]
@@ -145,8 +146,8 @@ def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pai
     )
     watcher.close()
     results = [point.to_dict() for point in points]
-    print(pareto_table(results), "", *promises(results), sep="\n", flush=True)
-    return {"results": results, "signatures": signatures, **about}
+    print(pareto_table(results), "", *busy_lines(watcher.load), *promises(results), sep="\n", flush=True)
+    return {"results": results, "signatures": signatures, "load": watcher.load.to_dict(), **about}
 
 
 def _seconds_left(args: argparse.Namespace, started: float) -> float | None:
@@ -156,7 +157,7 @@ def _seconds_left(args: argparse.Namespace, started: float) -> float | None:
 
 def introduce(args: argparse.Namespace, pair: "Pair", texts: int) -> dict[str, Any]:
     """Say what is measured where, in one line; returns it for the record."""
-    from cmasd.evaluation.lineup import dtype_name
+    from cmasd.evaluation.speed.lineup import dtype_name
 
     about = describe(command(args, "bench", OPTIONS, {"engines": ENGINES}), pair.device.type == "cuda")
     about["drafter_dtype"] = "int8" if pair.drafter_int8 else dtype_name(pair.verifier.dtype)
@@ -203,8 +204,8 @@ def encoded(
     """
     from cmasd.core import RowError
     from cmasd.errors import InputError
-    from cmasd.evaluation.references import first_pairs
-    from cmasd.evaluation.speed import MOST_CHUNKS, full_rounds
+    from cmasd.evaluation.quality.references import first_pairs
+    from cmasd.evaluation.speed.timing import MOST_CHUNKS, full_rounds
     from cmasd.io.plan import make_plan
     from cmasd.io.samples import first_texts
 

@@ -1,12 +1,12 @@
 """A bench as a person reads it: the table by batch size, the cost of a step, and what follows in words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from cmasd.evaluation.engines import drafts
 from cmasd.evaluation.plots import label
-from jobs.tables import table
+from cmasd.evaluation.speed.engines import SAME_DECODING, drafts
+from jobs.tables import share, table
 
 HEADER = (
     "engine",
@@ -41,13 +41,25 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row["batch_size"]),
         f"{row['tokens_per_second']:,.0f}",
         f"{row['chunk_low']:,.0f}-{row['chunk_high']:,.0f}",
-        f"{row['ratio_to_plain']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})",
+        to_plain(row),
         *(_ratio(row[f"ratio_to_{name}"]) for name in ("hf_generate", "ctranslate2", "best_fixed")),
         "-" if per_iteration is None else f"{per_iteration:.2f}",
         "-" if acceptance is None else f"{acceptance:.0%}",
-        f"{row['exact_match_to_plain']:.1%}",
+        share(row["exact_match_to_plain"]),
         row["lossless"],
     )
+
+
+def to_plain(row: Row) -> str:
+    """The ratio with its interval; of an engine of ours that drafted nothing there is none."""
+    if row["engine"] != "plain" and is_plain(row):
+        return SAME_DECODING
+    return f"{row['ratio_to_plain']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
+
+
+def is_plain(row: Row) -> bool:
+    """Whether it is an engine of ours, and drafted nothing."""
+    return bool(row["drafted_tokens"] == 0)
 
 
 def _ratio(value: float | None) -> str:
@@ -78,17 +90,35 @@ def conclusions(results: Sequence[Row]) -> list[str]:
 
 
 def _conclusion(batch_size: int, rows: Sequence[Row]) -> str:
-    best = max(rows, key=lambda row: float(row["tokens_per_second"]))
-    speculating = [row for row in rows if drafts(row["engine"])]
-    parts = [f"batch {batch_size}: fastest is {label(best)}, {best['ratio_to_plain']:.2f} x plain"]
-    loses = [row for row in speculating if row["ratio_high"] < 1]
-    wins = [row for row in speculating if row["ratio_low"] > 1]
-    even = [row for row in speculating if row not in loses and row not in wins]
+    others = [row for row in rows if row["engine"] != "plain" and not is_plain(row)]
+    speculating = [row for row in others if drafts(row["engine"])]
+    parts = [f"batch {batch_size}: {_fastest([row for row in others if row['ratio_low'] > 1])}"]
     for what, group in (
-        ("speculation LOSES to plain", loses),
-        ("speculation beats plain", wins),
-        ("not told apart from plain", even),
+        ("speculation LOSES to plain", [row for row in speculating if row["ratio_high"] < 1]),
+        ("speculation beats plain", [row for row in speculating if row["ratio_low"] > 1]),
+        ("not told apart from plain", [row for row in speculating if row["ratio_low"] <= 1 <= row["ratio_high"]]),
     ):
         if group:
             parts.append(f"{what}: " + ", ".join(f"{row['engine']} {row['ratio_to_plain']:.2f}" for row in group))
+    if idle := [row["engine"] for row in rows if row["engine"] != "plain" and is_plain(row)]:
+        parts.append(f"drafted nothing, the same decoding as plain: {', '.join(idle)}")
     return "; ".join(parts)
+
+
+def _fastest(faster: Sequence[Row]) -> str:
+    """Of those that are faster than plain beyond the noise; and of those with its rows, where that is another."""
+    if not faster:
+        return "nothing is faster than plain beyond the noise"
+    best = max(faster, key=_to_plain)
+    same = [row for row in faster if row["exact_match_to_plain"] == 1]
+    said = f"fastest is {label(best)}, {_to_plain(best):.2f} x plain"
+    if best in same:
+        return said
+    said += f" with {share(best['exact_match_to_plain'])} of the rows equal to its"
+    if not same:
+        return f"{said}, and nothing with all of them is faster than plain beyond the noise"
+    return f"{said}, and with all of them {label(max(same, key=_to_plain))}, {_to_plain(max(same, key=_to_plain)):.2f}"
+
+
+def _to_plain(row: Mapping[str, Any]) -> float:
+    return float(row["ratio_to_plain"])

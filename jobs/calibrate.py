@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Fitted
-    from cmasd.evaluation.judged import Judged
+    from cmasd.evaluation.calibration.fit import Fitted
+    from cmasd.evaluation.calibration.judged import Judged
     from cmasd.io.run_folder import RunFolder
 
 FILE_NAME = "calibration.json"
@@ -34,10 +34,10 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Fit, write, print."""
-    from cmasd.evaluation.calibration import count_judged, fit
-    from cmasd.evaluation.drift import drift
+    from cmasd.evaluation.calibration.drift import drift
+    from cmasd.evaluation.calibration.fit import count_judged, fit
     from cmasd.io.run_folder import RunFolder
-    from jobs.calibrate_tables import drift_table, report
+    from jobs.calibrate_tables import advice, drift_table, report
 
     folder = RunFolder(args.run)
     target = target_of(args, folder)
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
         theirs = count_judged(other, args.seed)
         drifts[other.address] = drift(fitted, theirs, other.address)
         print(f"\n{drift_table(folder.address, other.address, theirs, drifts[other.address])}")
-    print(f"\nTo use it: confidence.kind={fitted[0].score} confidence.calibration={target}")
+    print(f"\n{advice(fitted[0], str(target))}")
     figures = {"run": folder.address, "rows": judged.rows, "tokens": judged.tokens, "seed": judged.seed}
     scores = [one.to_dict() for one in fitted]
     against = {address: [one.to_dict() for one in found] for address, found in drifts.items()}

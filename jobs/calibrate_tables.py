@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cmasd.evaluation.judged import SHARES
+from cmasd.evaluation.calibration.judged import SHARES
 from jobs.tables import table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Fitted, Quality
-    from cmasd.evaluation.drift import Drift
-    from cmasd.evaluation.judged import Judged
+    from cmasd.evaluation.calibration.drift import Drift
+    from cmasd.evaluation.calibration.fit import Fitted
+    from cmasd.evaluation.calibration.judged import Judged
+    from cmasd.evaluation.calibration.reliability import Reliability
 
 MOST_POSITIONS = 8
 """Columns of a reliability table."""
@@ -27,10 +28,26 @@ def report(run: str, judged: "Judged", fitted: Sequence["Fitted"]) -> str:
         _positions(best),
         f"Share of drafts accepted, by {best.score} as it is and by draft position (tokens in brackets):",
         _curve(best.before, best.positions_before),
-        f"The same after calibration by {best.method}: each share should lie within the bounds on its left.",
-        _curve(best.after, best.positions_after),
     ]
+    if best.method != "none":
+        parts += [
+            f"The same after calibration by {best.method}: each share should lie within the bounds on its left.",
+            _curve(best.after, best.positions_after),
+        ]
     return "\n\n".join(parts)
+
+
+def advice(best: "Fitted", file: str) -> str:
+    """What to do with the maps; one that is not better than none is not recommended."""
+    if best.helps:
+        return f"To use it: confidence.kind={best.score} confidence.calibration={file}"
+    plain = f"confidence.kind={best.score} confidence.calibration=null"
+    if best.method == "none":
+        return f"No map of {best.score} is better than the score as it is. Use it so: {plain}"
+    return (
+        f"The map of {best.score}, by {best.method}, is not better than the score as it is on held-out rows "
+        f"({best.after.log_loss_nats:.4f} nats, {best.before.log_loss_nats:.4f} without). Use it so: {plain}"
+    )
 
 
 def _scores(fitted: Sequence["Fitted"]) -> str:
@@ -96,8 +113,8 @@ def _positions(best: "Fitted") -> str:
     return table(rows, header)
 
 
-def _curve(whole: "Quality", by_position: Sequence["Quality"]) -> str:
-    from cmasd.evaluation.calibration import GROUPS
+def _curve(whole: "Reliability", by_position: Sequence["Reliability"]) -> str:
+    from cmasd.evaluation.calibration.reliability import GROUPS
 
     columns = [whole, *by_position[:MOST_POSITIONS]]
     shares = [{group.low: f"{group.accepted_share:.0%} ({group.tokens:,})" for group in one.curve} for one in columns]

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import add_config, read_config
 from jobs.compare_tables import score_table, sentence, speed_table, worth_table
-from jobs.measuring import describe, threads_of_actor, watch, with_drafter
+from jobs.measuring import busy_lines, describe, threads_of_actor, watch, with_drafter
 from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
     from cmasd.config import Config
-    from cmasd.evaluation.compare import Comparison
+    from cmasd.evaluation.compare.comparison import Comparison
 
 OPTIONS = ("quick", "references", "threads", "record")
 QUICK_SECONDS = 270.0
@@ -39,8 +39,8 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from cmasd.engine import load_pair
-    from cmasd.evaluation.compare import compare
-    from cmasd.evaluation.sample import read_sample
+    from cmasd.evaluation.compare.comparison import compare
+    from cmasd.evaluation.compare.sample import read_sample
     from cmasd.runner.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     watcher = watch()
     comparison = compare(pair, config, sample, seconds, watcher)
     watcher.close()
-    say(args, config, comparison, {"skipped": skipped(watcher.left_out), **about})
+    say(args, config, comparison, {"skipped": skipped(watcher.left_out), "load": watcher.load.to_dict(), **about})
     return 0
 
 
@@ -70,14 +70,16 @@ def skipped(left_out: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def say(args: argparse.Namespace, config: "Config", comparison: "Comparison", about: dict[str, Any]) -> None:
     """Tables, recommendation, record, and the JSON line."""
-    from cmasd.evaluation.recommend import recommend
+    from cmasd.evaluation.compare.recommend import recommend
+    from cmasd.evaluation.speed.load import Load
 
     advice = recommend(comparison.results)
     plain, rows = comparison.results[0], [one.to_dict() for one in comparison.results]
     tables = [speed_table(rows), worth_table(rows)]
     tables += [score_table(rows)] if plain.scores else []
     said = sentence(advice, plain)
-    print("\n\n".join(tables), *reasons(about["skipped"]), basis(config, comparison), said, sep="\n\n", flush=True)
+    remarks = [*reasons(about["skipped"]), *busy_lines(Load(**about["load"])), basis(config, comparison)]
+    print("\n\n".join(tables), *remarks, said, sep="\n\n", flush=True)
     report = {
         "results": rows,
         "recommended": advice.choice.name,

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.tables import table
+from cmasd.evaluation.speed.engines import SAME_DECODING
+from jobs.tables import share, table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.compare import Compared
-    from cmasd.evaluation.recommend import Recommendation
+    from cmasd.evaluation.compare.comparison import Compared
+    from cmasd.evaluation.compare.recommend import Recommendation
 
+PLAIN = "ar_greedy"
 Row = dict[str, Any]
 SPEED = ("engine", "tokens/s", "x AR (95 %)", "tok/iter", "accepted", "rolled back", "wasted/token", "by position")
 WORTH = ("engine", "lossless", "= AR", "BLEU to AR", "gap nats/token", "accelerator-hours (95 %)", "cost (95 %)")
@@ -42,7 +44,7 @@ def _worth_cells(row: Row) -> tuple[str, ...]:
     return (
         row["name"],
         row["lossless"],
-        f"{row['exact_match']:.1%}",
+        share(row["exact_match"]),
         f"{row['relative_bleu']:.2f}",
         _or_dash(row["mean_gap_nats"], "{:.4f}"),
         _interval(row, "accelerator_hours", number),
@@ -67,7 +69,9 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def speedup(row: Row) -> str:
-    """Over plain decoding, with its interval."""
+    """Over plain decoding, with its interval; of a way that drafted nothing there is none."""
+    if row["drafted_tokens"] == 0 and row["name"] != PLAIN:
+        return SAME_DECODING
     return f"{row['speedup']:.2f} ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})"
 
 
@@ -89,8 +93,13 @@ def sentence(one: "Recommendation", plain: "Compared") -> str:
     if choice is not plain:
         saved = f"{number(plain.accelerator_hours - choice.accelerator_hours)} of {number(plain.accelerator_hours)}"
         said = (
-            f"Use {choice.name} ({settings(choice.name)}): {speedup(choice.to_dict())} times plain decoding with the "
-            f"same output, which saves {saved} accelerator-hours{_money(plain, choice)}"
+            f"Use {choice.name} ({settings(choice.name)}): {speedup(choice.to_dict())} times plain decoding with "
+            f"{_same_output(choice)}, which saves {saved} accelerator-hours{_money(plain, choice)}"
+        )
+    elif best is None and one.same_decoding:
+        said = (
+            f"Use plain decoding (policy.kind=plain): {' and '.join(one.same_decoding)} drafted nothing, which is the "
+            "same decoding"
         )
     elif best is None:
         said = "Use plain decoding (policy.kind=plain): no lossless way of drafting was measured"
@@ -105,13 +114,17 @@ def sentence(one: "Recommendation", plain: "Compared") -> str:
             "to its output"
         )
     if (peer := one.faster_peer) is not None:
-        said += f"; {peer.name} reaches {peer.speedup:.2f} times"
+        said += f"; {peer.name} reaches {peer.speedup:.2f} times with {_same_output(peer)}"
     return said + "."
+
+
+def _same_output(one: "Compared") -> str:
+    return "the same output" if one.exact_match == 1 else f"the same output in {share(one.exact_match)} of the rows"
 
 
 def settings(name: str) -> str:
     """The overrides that choose a way of decoding."""
-    from cmasd.evaluation.ways import WAYS
+    from cmasd.evaluation.compare.ways import WAYS
 
     return f"policy.kind={WAYS[name].policy} verification.kind={WAYS[name].verification}"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmasd.config import Config
+    from cmasd.evaluation.speed.load import Load
 
 LINE_EVERY_SECONDS = 10.0
 LEAST_SHARE = 0.05
@@ -57,14 +58,31 @@ def about_line(report: dict[str, Any]) -> str:
     return f"{report['machine']}, {report['threads']} threads, {report['date'][:10]}"
 
 
+def busy_lines(load: "Load") -> list[str]:
+    """One line where the machine was busy with other things."""
+    if not load.is_busy:
+        return []
+    stolen = f", its hypervisor {load.stolen_share:.0%}" if load.stolen_share >= 0.005 else ""
+    return [
+        f"The machine was busy: other processes took {load.others_share:.0%} of its processors' time{stolen} (load "
+        f"average {load.load_average:.1f}). Speeds are lower than on a free machine, and intervals wide."
+    ]
+
+
 def watch() -> Any:
-    """Progress on stderr: one line that is overwritten on a terminal, else a line every ten seconds."""
-    from cmasd.evaluation.bench import Watcher
+    """Progress on stderr: one line that is overwritten on a terminal, else a line every ten seconds.
+
+    Once closed, its `load` is what else the machine did meanwhile.
+    """
+    from cmasd.evaluation.speed.bench import BenchWatcher
+    from cmasd.evaluation.speed.load import Clocks, Load, load_between
     from jobs.progress import clock
 
-    class Progress(Watcher):
+    class Progress(BenchWatcher):
         def __init__(self) -> None:
             self.left_out: list[dict[str, str]] = []
+            self.load: Load | None = None
+            self._clocks = Clocks.now()
             self._started = self._line_at = time.monotonic()
 
         def skipped(self, engine: str, reason: str) -> None:
@@ -83,6 +101,7 @@ def watch() -> Any:
             print(line, file=sys.stderr, flush=True, **ends)
 
         def close(self) -> None:
+            self.load = load_between(self._clocks, Clocks.now())
             if sys.stderr.isatty():
                 print("\033[K", end="", file=sys.stderr, flush=True)
 

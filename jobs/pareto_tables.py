@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.tables import table
+from jobs.bench_tables import to_plain
+from jobs.tables import share, table
 
 HEADER = (
     "setting",
@@ -32,14 +33,14 @@ def _cells(point: Point) -> tuple[str, ...]:
     return (
         point["engine"],
         f"{point['tokens_per_second']:,.0f}",
-        f"{point['ratio_to_plain']:.2f} ({point['ratio_low']:.2f}-{point['ratio_high']:.2f})",
+        to_plain(point),
         f"{point['mean_gap_nats_per_token']:.4f}",
-        f"{point['exact_match_to_plain']:.1%}",
+        share(point["exact_match_to_plain"]),
         f"{point['bleu_to_plain']:.2f}",
         f"{point['chrf_to_plain']:.2f}",
         "-" if reference is None else f"{reference:.2f}",
         f"{point['tokens_per_iteration']:.2f}",
-        f"{point['acceptance_rate']:.0%}",
+        "-" if point["acceptance_rate"] is None else f"{point['acceptance_rate']:.0%}",
         point["lossless"],
         front(point),
     )

@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
 
 def compare(pair: "Pair", config: "Config", sources: list[list[int]]) -> dict[str, Any]:
     """The check against AR decoding; runs where the models are."""
-    from cmasd.evaluation.baseline import compare_with_ar
+    from cmasd.evaluation.speed.against_ar import compare_with_ar
 
     return compare_with_ar(pair, config, sources).to_dict()
 

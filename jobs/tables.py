@@ -1,9 +1,11 @@
 """Plain aligned tables, the same on a terminal and in a log."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from cmasd.config.tree import Config
+from cmasd.evaluation.speed.engines import SAME_DECODING
 from cmasd.io.runs import Run
 
 
@@ -27,6 +29,11 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values, both left-aligned."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def share(value: float) -> str:
+    """In percent, rounded down: only the whole is 100 %."""
+    return f"{math.floor(1000 * value + 1e-9) / 10:.1f}%"
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -61,16 +68,17 @@ def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:
 
 def baseline_table(baseline: dict[str, Any]) -> str:
     """AR against CM-ASD on the same rows, side by side."""
+    drafted = baseline.get("drafted_tokens", 1)  # a result kept from an earlier version does not say
     speedup = f"{baseline['speedup']:.2f} ({baseline['speedup_low']:.2f}-{baseline['speedup_high']:.2f})"
     rows = [
         ["AR", f"{baseline['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
         [
             "CM-ASD",
             f"{baseline['tokens_per_second']:,.0f}",
-            speedup,
+            speedup if drafted else SAME_DECODING,
             f"{baseline['tokens_per_iteration']:.2f}",
-            f"{baseline['acceptance_rate']:.1%}",
-            f"{baseline['exact_match']:.1%}",
+            f"{baseline['acceptance_rate']:.1%}" if drafted else "-",
+            share(baseline["exact_match"]),
         ],
     ]
     header = ["", "tokens/s", "speed-up (95 %)", "tokens per iteration", "acceptance rate", "exact-match to AR"]

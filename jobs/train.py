@@ -15,8 +15,8 @@ from jobs.machine import machine
 if TYPE_CHECKING:
     import torch
 
-    from cmasd.evaluation.drafting import Drafting
-    from cmasd.evaluation.quality import Quality
+    from cmasd.evaluation.quality.drafter_gain import DrafterGain
+    from cmasd.evaluation.quality.sets import SetScores
     from cmasd.training.corpus import Corpus
     from cmasd.training.recipe import Recipe
     from cmasd.training.trainer import Progress, Task
@@ -199,13 +199,12 @@ def show(progress: "Progress") -> None:
     )
 
 
-def evaluate(recipe: "Recipe") -> "list[Quality] | list[Drafting]":
+def evaluate(recipe: "Recipe") -> "list[SetScores] | list[DrafterGain]":
     """Scores of the exported model, in our engine: by AR greedy decoding, or as the drafter of its verifier."""
     from cmasd.config import Config
     from cmasd.engine import load_pair
-    from cmasd.evaluation import drafting
-    from cmasd.evaluation.quality import TestSets
-    from cmasd.evaluation.quality import evaluate as score_sets
+    from cmasd.evaluation.quality.drafter_gain import draft_sets
+    from cmasd.evaluation.quality.sets import TestSets, score_sets
 
     base = Config()
     config = replace(
@@ -229,7 +228,7 @@ def evaluate(recipe: "Recipe") -> "list[Quality] | list[Drafting]":
             ),
         )
         lengths = [length for length in (1, 2, 3, 4, 6, 8) if length <= recipe.parallel.queries]
-        return drafting.evaluate(
+        return draft_sets(
             load_pair(drafts),
             drafts,
             sets,

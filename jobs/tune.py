@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import add_config, read_config
-from jobs.measuring import about_line, describe, threads_of_actor, watch, with_drafter
+from jobs.measuring import about_line, busy_lines, describe, threads_of_actor, watch, with_drafter
 from jobs.pareto_tables import pareto_table
 from jobs.records import check_files, command, finish
 from jobs.tune_tables import knob_table, searched, sentence
@@ -18,10 +18,11 @@ from jobs.tune_tables import knob_table, searched, sentence
 if TYPE_CHECKING:
     from cmasd.config import Config
     from cmasd.engine import Pair
-    from cmasd.evaluation.pareto import ParetoPoint
-    from cmasd.evaluation.sample import Sample
-    from cmasd.evaluation.tune import Search
-    from cmasd.evaluation.tuned import Candidate
+    from cmasd.evaluation.compare.sample import Sample
+    from cmasd.evaluation.quality.pareto import ParetoPoint
+    from cmasd.evaluation.speed.load import Load
+    from cmasd.evaluation.tuning.candidates import Candidate
+    from cmasd.evaluation.tuning.search import Search
 
 OPTIONS = (
     *("quick", "seconds", "trials", "rows", "max-draft-tokens", "max-gap", "references"),
@@ -80,8 +81,8 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from cmasd.engine import load_pair
-    from cmasd.evaluation.sample import read_sample
-    from cmasd.evaluation.tune import check_optuna, check_tunable
+    from cmasd.evaluation.compare.sample import read_sample
+    from cmasd.evaluation.tuning.search import check_optuna, check_tunable
     from cmasd.runner.allocator import keep_freed_memory
 
     check_optuna()
@@ -95,9 +96,10 @@ def main(args: argparse.Namespace) -> int:
     tuned = tune(args, config, pair, sample, started, about)
     best = tuned.best
     said = sentence(best, tuned.rows, args.max_gap)
-    print("\n\n".join([searched(tuned.search), knob_table(tuned.rows), pareto_table(tuned.rows), said]), flush=True)
+    tables = [searched(tuned.search), knob_table(tuned.rows), pareto_table(tuned.rows)]
+    print("\n\n".join([*tables, *busy_lines(tuned.load), said]), flush=True)
     report = {"results": tuned.rows, "chosen": best.engine, "said": said, "search": counts(tuned.search)}
-    report |= {"signatures": tuned.signatures, **about}
+    report |= {"signatures": tuned.signatures, "load": tuned.load.to_dict(), **about}
     save(args, tuned, report)
     finish(args, report)
     return 0
@@ -115,6 +117,8 @@ class Tuned:
     best: "ParetoPoint"
     config: "Config"
     """Of the best."""
+    load: "Load"
+    """What else the machine did meanwhile."""
 
 
 def tune(
@@ -122,9 +126,9 @@ def tune(
 ) -> Tuned:
     """Search on some rows, measure on others."""
     from cmasd.engine.capacity import resolve
-    from cmasd.evaluation.pareto import measure
-    from cmasd.evaluation.tune import divide, search
-    from cmasd.evaluation.tuned import candidates, choose
+    from cmasd.evaluation.quality.pareto import measure
+    from cmasd.evaluation.tuning.candidates import candidates, choose
+    from cmasd.evaluation.tuning.search import divide, search
 
     places, others = divide(sample, args.rows or (QUICK_ROWS if args.quick else ROWS), args.seed)
     print(
@@ -165,13 +169,13 @@ def tune(
     # The user's own number of slots, which may be `auto`, is kept.
     final = replace(setting.config, engine=replace(setting.config.engine, slots=config.engine.slots))
     rows = [row(point, one) for point, one in zip(points, chosen, strict=True)]
-    return Tuned(found, rows, signatures, best, final)
+    return Tuned(found, rows, signatures, best, final, watcher.load)
 
 
 def save(args: argparse.Namespace, tuned: Tuned, report: dict[str, Any]) -> None:
     """Configuration and plot, where asked."""
     from cmasd.evaluation.plots import plot_pareto
-    from cmasd.evaluation.tuned import configuration_file
+    from cmasd.evaluation.tuning.candidates import configuration_file
 
     if args.write:
         origin = f"Written by {report['command']} on {report['date'][:10]}, {about_line(report)}."

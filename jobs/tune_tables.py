@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cmasd.evaluation.speed.engines import SAME_DECODING
 from jobs.tables import table
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.pareto import ParetoPoint
-    from cmasd.evaluation.tune import Search
+    from cmasd.evaluation.quality.pareto import ParetoPoint
+    from cmasd.evaluation.tuning.search import Search
 
 KNOBS = ("setting", "k_max", "alpha", "entropy", "margin", "softmax", "tau", "tau_base", "gamma", "x plain, searched",
          "measured", "gap, searched", "measured")  # fmt: skip
@@ -41,7 +42,7 @@ def _knob_cells(row: Row) -> tuple[str, ...]:
         f"{knobs['tau_base']:g}" if lossy else "-",
         f"{knobs['gamma']:g}" if lossy else "-",
         f"{tried['speedup']:.2f}",
-        f"{row['ratio_to_plain']:.2f}",
+        f"{row['ratio_to_plain']:.2f}" if row["drafted_tokens"] else SAME_DECODING,
         f"{tried['gap_nats']:.4f}",
         f"{row['mean_gap_nats_per_token']:.4f}",
     )
@@ -55,9 +56,12 @@ def sentence(best: "ParetoPoint", rows: Sequence[Row], max_gap_nats: float) -> s
             f"Use {best.engine}: {best.ratio_to_plain:.2f} ({best.ratio_low:.2f}-{best.ratio_high:.2f}) times plain "
             f"decoding, with {asked}; BLEU {best.bleu_to_plain:.1f} to plain's output."
         )
-    fastest = max(rows[1:], key=lambda row: float(row["ratio_to_plain"]))
+    drafting = [row for row in rows if row["drafted_tokens"]]
+    if not drafting:
+        return "Use plain decoding: no setting drafted anything, which is the same decoding."
+    fastest = max(drafting, key=lambda row: float(row["ratio_to_plain"]))
     return (
-        f"Use plain decoding: with {asked}, no setting is faster beyond the noise. The fastest at all is "
+        f"Use plain decoding: with {asked}, no setting is faster beyond the noise. The fastest that drafts is "
         f"{fastest['engine']} with {fastest['ratio_to_plain']:.2f} ({fastest['ratio_low']:.2f}-"
         f"{fastest['ratio_high']:.2f}) times plain's speed, a gap of {fastest['mean_gap_nats_per_token']:.3f} nats per "
         f"token and BLEU {fastest['bleu_to_plain']:.1f} to plain's output."

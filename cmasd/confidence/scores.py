@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cmasd.confidence.calibration import CalibrationMap, load_calibration
 from cmasd.confidence.largest import Statistics, statistics
+from cmasd.confidence.maps import CalibrationMap, load_calibration
 from cmasd.config.tree import ConfidenceConfig
 
 

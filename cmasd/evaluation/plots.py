@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from cmasd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cmasd.evaluation.calibration import Fitted, Quality
+    from cmasd.evaluation.calibration.fit import Fitted
+    from cmasd.evaluation.calibration.reliability import Reliability
 
 ENDINGS = (".png", ".svg")
 LEAST_GAP = 1e-3
@@ -124,7 +125,7 @@ def plot_reliability(fitted: "Sequence[Fitted]", path: Path, title: str) -> None
     figure.savefig(path, dpi=150)
 
 
-def _draw_curves(axes: Any, lines: "Sequence[tuple[str, Quality]]", title: str) -> None:
+def _draw_curves(axes: Any, lines: "Sequence[tuple[str, Reliability]]", title: str) -> None:
     """One reliability curve for each name, with its figures."""
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="calibrated")
     for (name, quality), marker, dash in zip(lines, cycle(MARKERS), cycle(DASHES), strict=False):

@@ -53,13 +53,22 @@ def own_notices(config: Config, baseline: dict[str, Any] | None) -> list[str]:
     """What the settings and the check against AR mean for a user."""
     notices = []
     if config.lossless == "lossy":
-        notices.append(f"verification.kind={config.verification.kind} is lossy: outputs may differ from AR decoding.")
-    if baseline and baseline["speedup"] < 1:
+        notices.append(f"{_lossy_by(config)} is lossy: outputs may differ from AR decoding.")
+    if baseline and baseline.get("drafted_tokens") == 0:
+        notices.append("Nothing was drafted in the check against AR: it is the same decoding.")
+    elif baseline and baseline["speedup"] < 1:
         notices.append(
             f"No speed-up here: {baseline['speedup']:.2f} times AR. Try policy.kind=plain, fewer engine.slots "
             "or a smaller drafter."
         )
     return notices
+
+
+def _lossy_by(config: Config) -> str:
+    """The setting that makes a run lossy."""
+    if config.quality_budget:
+        return f"policy.quality_budget_nats_per_token={config.quality_budget:g}"
+    return f"verification.kind={config.verification.kind}"
 
 
 def _cost(config: Config, attempts: Sequence[dict[str, Any]], totals: Totals) -> dict[str, float] | None:

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from cmasd.config import from_dict
 from cmasd.config.tree import Config
-from cmasd.evaluation import judged
-from cmasd.evaluation.calibration import Sample
-from cmasd.evaluation.judged import Array, Counts, Judged, Places, flat, lengths, places
+from cmasd.evaluation.calibration import judged
+from cmasd.evaluation.calibration.judged import Array, Counts, Judged, Places, flat, lengths, places
+from cmasd.evaluation.calibration.reliability import ScoredTokens
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.status import status
 from cmasd.pipeline.summary import summarise
@@ -166,10 +166,10 @@ class Evidence:
         """The key of `judged.counts` that holds what the run called confidence."""
         return self.config.score
 
-    def sample(self, score: str, position: int | None = None) -> Sample | None:
+    def sample(self, score: str, position: int | None = None) -> ScoredTokens | None:
         """Judged tokens of all rows by a score; null where the telemetry cannot tell it."""
         counts = self.judged.counts.get(score)
-        return None if counts is None else Sample.of(_one_part(counts), 0, position)
+        return None if counts is None else ScoredTokens.of(_one_part(counts), 0, position)
 
     def add(self, batch: pa.RecordBatch, place: tuple[int, ...]) -> None:
         """Rows of an output."""

@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from cmasd.evaluation.calibration import (
+from cmasd.evaluation.calibration.judged import Array, Places
+from cmasd.evaluation.calibration.reliability import (
     GROUPS,
-    Sample,
+    ScoredTokens,
     area_under_curve,
     expected_calibration_error,
-    reliability,
+    reliability_curve,
 )
-from cmasd.evaluation.judged import Array, Places
 from cmasd.reports.charts import Bar, Chart, Line
 from cmasd.reports.evidence import Evidence, ShardFacts
 
@@ -145,8 +145,8 @@ def confidence(evidence: Evidence) -> list[Chart]:
     return list(_of_sample(sample)) if sample is not None and sample.size else []
 
 
-def _of_sample(sample: Sample) -> Iterator[Chart]:
-    groups = reliability(sample)
+def _of_sample(sample: ScoredTokens) -> Iterator[Chart]:
+    groups = reliability_curve(sample)
     by_low = {round(group.low * GROUPS): group for group in groups}
     table = [
         [

@@ -13,7 +13,8 @@ from typing import Any
 import jinja2
 
 from cmasd import __version__
-from cmasd.evaluation.calibration import Quality
+from cmasd.evaluation.calibration.reliability import Reliability
+from cmasd.evaluation.speed.engines import SAME_DECODING
 from cmasd.reports import charts, figures, palette
 from cmasd.reports.evidence import Evidence
 from cmasd.reports.signatures import Signature, signatures
@@ -119,11 +120,12 @@ def _time(stamp: str | None) -> str:
 def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
     """Name, figure, remark."""
     summary, baseline = evidence.summary, evidence.summary["baseline"]
-    speedup = (
-        (f"{baseline['speedup']:.2f} x", f"{baseline['speedup_low']:.2f} to {baseline['speedup_high']:.2f} (95 %)")
-        if baseline
-        else ("-", "no AR baseline in this run")
-    )
+    speedup = ("-", "no AR baseline in this run")
+    if baseline and not drafted_in(baseline):
+        speedup = ("-", "nothing was drafted: the same decoding")
+    elif baseline:
+        low, high = baseline["speedup_low"], baseline["speedup_high"]
+        speedup = (f"{baseline['speedup']:.2f} x", f"{low:.2f} to {high:.2f} (95 %)")
     stats = [attempt["stats"] for attempt in evidence.attempts]
     drafting = sum(s["drafting_row_iterations"] for s in stats)
     everything = sum(s["row_iterations"] for s in stats)
@@ -141,6 +143,11 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
     ]
 
 
+def drafted_in(baseline: dict[str, Any]) -> bool:
+    """Whether the check against AR drafted anything; one of an earlier version did not say."""
+    return bool(baseline.get("drafted_tokens", 1))
+
+
 def _baseline(evidence: Evidence) -> list[list[str]] | None:
     baseline = evidence.summary["baseline"]
     if not baseline:
@@ -151,9 +158,9 @@ def _baseline(evidence: Evidence) -> list[list[str]] | None:
         [
             "this run's settings",
             f"{baseline['tokens_per_second']:,.0f}",
-            interval,
+            interval if drafted_in(baseline) else SAME_DECODING,
             f"{baseline['tokens_per_iteration']:.2f}",
-            f"{baseline['acceptance_rate']:.1%}",
+            f"{baseline['acceptance_rate']:.1%}" if drafted_in(baseline) else "-",
             f"{baseline['exact_match']:.1%}",
         ],
     ]
@@ -166,7 +173,7 @@ def _scores(evidence: Evidence) -> list[list[str]]:
         sample = evidence.sample(name)
         if sample is None or not sample.size:
             continue
-        quality = Quality.of(sample)
+        quality = Reliability.of(sample)
         title = f"{name} (in force)" if name == evidence.score_in_force else name
         rows.append([title, f"{quality.mean_confidence:.3f}", f"{quality.accepted_share:.1%}",
                      f"{quality.ece:.3f}", f"{quality.auc:.3f}"])  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cmasd.evaluation.calibration import GROUPS, Group, expected_calibration_error, falls, reliability
+from cmasd.evaluation.calibration.reliability import GROUPS, Group, expected_calibration_error, falls, reliability_curve
 from cmasd.reports.evidence import Evidence
 
 MOST_ROLLBACKS = 0.4
@@ -78,7 +78,7 @@ def _quality(evidence: Evidence) -> Iterator[Signature]:
 
 def _no_speedup(evidence: Evidence) -> Iterator[Signature]:
     baseline = evidence.summary["baseline"]
-    if not baseline or baseline["speedup"] >= 1:
+    if not baseline or baseline.get("drafted_tokens") == 0 or baseline["speedup"] >= 1:
         return
     sure = baseline["speedup_high"] < 1
     sample = evidence.sample(evidence.score_in_force)
@@ -98,7 +98,7 @@ def _not_monotone(evidence: Evidence) -> Iterator[Signature]:
     sample = evidence.sample(evidence.score_in_force)
     if sample is None:
         return
-    if found := falls(reliability(sample)):
+    if found := falls(reliability_curve(sample)):
         shown = ", ".join(
             f"from {low.accepted_share:.1%} at {_range(low)} to {high.accepted_share:.1%} at {_range(high)}"
             for low, high in found

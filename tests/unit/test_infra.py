@@ -340,3 +340,15 @@ def test_the_board_is_one_that_grafana_can_load() -> None:
 
 def _of(target: dict[str, Any]) -> list[Any]:
     return selectors(target["expr"].replace("$__rate_interval", "1m"))
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_every_record_is_described_and_every_record_described_is_there() -> None:
+    folder = INFRA / "benchmarks"
+    said = set(re.findall(r"`(\d{4}-\d\d-\d\d-[\w-]+)`", (folder / "README.md").read_text(encoding="utf-8")))
+    there = {path.stem for path in folder.iterdir() if path.name != "README.md"}
+    assert said == there == {path.stem for path in folder.glob("*.json")}
+    for path in folder.glob("*.json"):
+        assert json.loads(path.read_text(encoding="utf-8"))["date"].startswith(path.stem[:10])

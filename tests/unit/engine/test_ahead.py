@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmasd.confidence.calibration import CalibrationMap, calibration_file
+from cmasd.confidence.maps import CalibrationMap, calibration_file
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair, ahead

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cmasd.evaluation import speed
+from cmasd.evaluation.speed import timing as speed
 
 
 @pytest.fixture(scope="package", autouse=True)

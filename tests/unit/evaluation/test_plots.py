@@ -9,9 +9,9 @@ import pytest
 
 from cmasd.confidence import CalibrationMap
 from cmasd.errors import ConfigError
-from cmasd.evaluation.calibration import fit
+from cmasd.evaluation.calibration.fit import fit
 from cmasd.evaluation.plots import check_plot, label, plot_pareto, plot_reliability, plot_throughput
-from tests.unit.evaluation.drawn import judged_from
+from tests.unit.evaluation.calibration.drawn import judged_from
 
 
 def row(engine: str, batch_size: int, rate: float, dtype: str = "float32") -> dict[str, Any]:

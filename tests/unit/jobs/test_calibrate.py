@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,13 +12,13 @@ import pytest
 from cmasd.confidence import CalibrationMap, load_calibration
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.errors import ConfigError
-from cmasd.evaluation.calibration import fit
-from cmasd.evaluation.drift import drift
+from cmasd.evaluation.calibration.drift import drift
+from cmasd.evaluation.calibration.fit import AS_IS, fit
 from cmasd.io.run_folder import RunFolder
 from jobs.calibrate import OPTIONS, content, register, target_of
-from jobs.calibrate_tables import drift_table, report
+from jobs.calibrate_tables import advice, drift_table, report
 from jobs.records import command
-from tests.unit.evaluation.drawn import judged_from
+from tests.unit.evaluation.calibration.drawn import judged_from
 
 TRUTH = {"max_prob": CalibrationMap("platt", a=0.4, b=-1.0), "entropy": CalibrationMap("platt", a=0.0, b=0.4)}
 
@@ -37,6 +38,24 @@ def test_the_report_has_every_score_and_the_best_by_position_and_confidence() ->
     assert len(curves) == 2, "before and after"
     before = float(curves[0].split()[3].rstrip("%"))
     assert before < 75, "the raw score promises more than it keeps"
+
+
+def test_a_map_that_was_rejected_is_not_recommended() -> None:
+    """A score that tells the truth already: no second table of it, and no map."""
+    judged = judged_from({"max_prob": AS_IS})
+    [one] = fit(judged, "runs/x")
+    kept = replace(one, method="none", calibration=AS_IS, after=one.before, positions_after=one.positions_before)
+    text = report("runs/x", judged, [kept])
+    assert len([line for line in text.splitlines() if line.startswith("90% to 100%")]) == 1
+    assert "after calibration" not in text
+    assert advice(kept, "maps.json") == (
+        "No map of max_prob is better than the score as it is. Use it so: "
+        "confidence.kind=max_prob confidence.calibration=null"
+    )
+    worse = replace(one, method="platt", after=replace(one.after, log_loss_nats=one.before.log_loss_nats + 0.01))
+    assert advice(worse, "maps.json").startswith("The map of max_prob, by platt, is not better than the score as it is")
+    [best, _] = fit(judged_from(TRUTH), "runs/x")
+    assert advice(best, "maps.json") == "To use it: confidence.kind=max_prob confidence.calibration=maps.json"
 
 
 def test_the_file_holds_a_map_for_each_score_and_where_it_comes_from(tmp_path: Path) -> None:

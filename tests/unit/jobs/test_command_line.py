@@ -36,7 +36,7 @@ def imported(code: str) -> set[str]:
 
 
 def test_help_and_plan_import_neither_torch_nor_ray(config_file: Path) -> None:
-    heavy = {"torch", "ray", "transformers", "datasets"}
+    heavy = {"torch", "ray", "transformers", "datasets", "scipy", "sklearn"}
     plan = f"from jobs.main import main\nassert main(['plan', {str(config_file)!r}]) == 0"
     assert not heavy & imported(plan)
     modules = imported("from jobs.main import parser\nparser(None).format_help()")
@@ -165,19 +165,23 @@ def test_an_empty_input_is_a_complete_run_without_ray(config_file: Path, capsys:
 
 def test_tables_align() -> None:
     assert table([["a", "1"], ["bbb", "22"]], ["", "n"]) == "      n\n---  --\na     1\nbbb  22"
-    text = baseline_table(
-        {
-            "rows": 9,
-            "ar_tokens_per_second": 100.0,
-            "tokens_per_second": 150.0,
-            "speedup": 1.5,
-            "speedup_low": 1.4,
-            "speedup_high": 1.6,
-            "tokens_per_iteration": 2.0,
-            "acceptance_rate": 0.5,
-            "exact_match": 1.0,
-        }
-    )
+    baseline = {
+        "rows": 9,
+        "ar_tokens_per_second": 100.0,
+        "tokens_per_second": 150.0,
+        "speedup": 1.5,
+        "speedup_low": 1.4,
+        "speedup_high": 1.6,
+        "drafted_tokens": 8,
+        "tokens_per_iteration": 2.0,
+        "acceptance_rate": 0.5,
+        "exact_match": 1.0,
+    }
+    idle = baseline_table({**baseline, "drafted_tokens": 0, "acceptance_rate": None, "exact_match": 0.9999})
+    assert idle.splitlines()[-1].split() == ["CM-ASD", "150", "same", "decoding", "2.00", "-", "99.9%"]
+    earlier = baseline_table({key: value for key, value in baseline.items() if key != "drafted_tokens"})
+    text = baseline_table(baseline)
+    assert earlier == text
     for part in (
         "tokens/s",
         "speed-up",

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from cmasd.evaluation.compare import Compared
-from cmasd.evaluation.recommend import Recommendation
+from cmasd.evaluation.compare.comparison import Compared
+from cmasd.evaluation.compare.recommend import Recommendation
 from jobs.compare import OPTIONS, register, skipped
 from jobs.compare_tables import SCORES, SPEED, WORTH, number, score_table, sentence, speed_table, worth_table
 from jobs.main import main
@@ -106,6 +106,7 @@ def test_the_command_means_the_same(line: str) -> None:
 def way(name: str, speedup: float, **more: Any) -> Any:
     speed = {"speedup": speedup, "speedup_low": 0.9 * speedup, "speedup_high": 1.1 * speedup}
     hours = {"accelerator_hours": 10 / speedup, "cost": 30 / speedup, "relative_bleu": 93.21}
+    hours |= {"exact_match": 1.0, "drafted_tokens": 9}
     one = SimpleNamespace(name=name, **{**speed, **hours, **more})
     one.to_dict = lambda: vars(one)
     return cast(Compared, one)
@@ -113,7 +114,7 @@ def way(name: str, speedup: float, **more: Any) -> Any:
 
 def test_advice_is_one_sentence() -> None:
     plain, goodput = way("ar_greedy", 1.0), way("goodput", 2.0)
-    lossy, peer = way("fixed_relaxed", 3.0), way("ctranslate2", 4.0)
+    lossy, peer = way("fixed_relaxed", 3.0), way("ctranslate2", 4.0, exact_match=0.88799)
     assert sentence(Recommendation(plain, goodput, None, None), plain) == (
         "Use plain decoding (policy.kind=plain): no lossless way of drafting is faster beyond the noise, the best "
         "being goodput with 2.00 (1.80-2.20) times its speed."
@@ -121,7 +122,11 @@ def test_advice_is_one_sentence() -> None:
     assert sentence(Recommendation(goodput, goodput, lossy, peer), plain) == (
         "Use goodput (policy.kind=goodput verification.kind=exact): 2.00 (1.80-2.20) times plain decoding with the "
         "same output, which saves 5.00 of 10.0 accelerator-hours and 15.0 of 30.0 in money; fixed_relaxed, which is "
-        "lossy, reaches 3.00 times at BLEU 93.2 to its output; ctranslate2 reaches 4.00 times."
+        "lossy, reaches 3.00 times at BLEU 93.2 to its output; ctranslate2 reaches 4.00 times with the same output in "
+        "88.7% of the rows."
+    )
+    assert sentence(Recommendation(plain, None, None, None, ("goodput", "adaptive_k")), plain) == (
+        "Use plain decoding (policy.kind=plain): goodput and adaptive_k drafted nothing, which is the same decoding."
     )
     free = way("goodput", 2.0, cost=None)
     assert "money" not in sentence(Recommendation(free, free, None, None), plain)
@@ -136,12 +141,21 @@ def test_tables_have_a_dash_for_what_was_not_measured() -> None:
     hours = {"accelerator_hours": 1234.5, "accelerator_hours_low": 12.34, "accelerator_hours_high": 0.01234}
     row = {"name": "ar_beam", "lossless": "beam search", "tokens_per_second": 1234.5, "speedup": 0.1}
     row |= {"speedup_low": 0.05, "speedup_high": 0.2, "exact_match": 0.5, "relative_bleu": 60.0, "cost": None}
-    row |= {"bleu": 30.0, "bleu_ci": 1.0, "chrf": 60.0, "chrf_ci": 1.0, "acceptance_by_position": None}
+    row |= {
+        "bleu": 30.0,
+        "bleu_ci": 1.0,
+        "chrf": 60.0,
+        "chrf_ci": 1.0,
+        "acceptance_by_position": None,
+        "drafted_tokens": None,
+    }
     row = {**spread, **counters, **rouge, **hours, **row}
     lines = [show([row]).splitlines() for show in (speed_table, worth_table, score_table)]
     assert [line[0].split()[0] for line in lines] == [SPEED[0], WORTH[0], SCORES[0]]
     assert lines[0][2].split() == ["ar_beam", "1,234", "0.10", "(0.05-0.20)", "-", "-", "-", "-", "-"]
     assert lines[1][2].split()[3:] == ["50.0%", "60.00", "-", "1,234", "(12.3-0.0123)", "-"]
+    idle = speed_table([{**row, "name": "goodput", "drafted_tokens": 0}]).splitlines()[2]
+    assert idle.split()[:5] == ["goodput", "1,234", "same", "decoding", "-"]
     shares = {**row, "acceptance_by_position": [0.5, None, 0.25]}
     assert speed_table([shares]).splitlines()[2].endswith("50% - 25%")
 

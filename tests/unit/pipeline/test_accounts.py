@@ -10,7 +10,7 @@ from cmasd.io.plan import Shard
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.run import check_failures
-from cmasd.pipeline.summary import summarise
+from cmasd.pipeline.summary import own_notices, summarise
 from cmasd.pipeline.tally import Tally
 from cmasd.telemetry.stats import EngineStats
 from cmasd.telemetry.totals import Totals
@@ -97,7 +97,19 @@ def test_the_summary_covers_all_attempts() -> None:
     assert summary["cost"] == {"total": 0.02, "per_million_output_tokens": 200.0}
     assert summary["lossless"] == "lossy"
     greedy, lossy, slow = summary["notices"]
+    assert lossy.startswith("verification.kind=relaxed is lossy: ")
     assert (greedy, "lossy" in lossy, "No speed-up here: 0.90" in slow) == ("greedy is used", True, True)
+
+
+def test_what_makes_a_run_lossy_is_named() -> None:
+    budget = config(policy={"kind": "goodput", "quality_budget_nats_per_token": 0.02})
+    [notice] = own_notices(budget, None)
+    assert notice == "policy.quality_budget_nats_per_token=0.02 is lossy: outputs may differ from AR decoding."
+
+
+def test_where_nothing_was_drafted_no_ratio_is_told() -> None:
+    [notice] = own_notices(config(), {"rows": 5, "speedup": 0.97, "drafted_tokens": 0})
+    assert notice == "Nothing was drafted in the check against AR: it is the same decoding."
 
 
 def test_a_summary_of_nothing() -> None:

@@ -136,6 +136,7 @@ BASELINE = {
     "speedup": 0.8,
     "speedup_low": 0.7,
     "speedup_high": 0.9,
+    "drafted_tokens": 40,
     "tokens_per_iteration": 1.2,
     "acceptance_rate": 0.5,
     "exact_match": 1.0,

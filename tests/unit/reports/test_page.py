@@ -99,6 +99,16 @@ def test_data_is_escaped_wherever_it_is_shown(tmp_path: Path) -> None:
     assert re.search(r"<i>\d+</i>", shown)
 
 
+def test_where_nothing_was_drafted_no_ratio_is_shown(tmp_path: Path) -> None:
+    _, root = rendered(tmp_path, baseline={**BASELINE, "drafted_tokens": 0, "acceptance_rate": None})
+    shown = says(root)
+    assert "nothing was drafted: the same decoding" in shown
+    assert not [ratio for ratio in ("0.80 x", "0.80 (0.70") if ratio in shown]
+    earlier = {key: value for key, value in BASELINE.items() if key != "drafted_tokens"}
+    _, root = rendered(tmp_path, address=str(tmp_path / "earlier"), baseline=earlier)
+    assert "0.80 x" in says(root)
+
+
 def test_the_headline_and_every_chart(tmp_path: Path) -> None:
     _, root = rendered(tmp_path, baseline=BASELINE)
     shown = says(root)

@@ -30,6 +30,7 @@ def test_each_signature_is_found_where_it_is_and_only_there(tmp_path: Path) -> N
         (["rollback", "no-speed-up"], {"baseline": BASELINE}),
         (["rollback"], {"baseline": fast}),
         (["rollback", "no-speed-up"], {"baseline": perhaps}),
+        (["rollback"], {"baseline": {**BASELINE, "drafted_tokens": 0, "acceptance_rate": None}}),
         (["rollback", "quality"], {"baseline": unequal}),
         (["rollback", "quality"], {"baseline": unequal, "verification": {"kind": "relaxed"}}),
         (["rollback", "not-monotone"], {"truth": lambda confidence: 1 - confidence}),

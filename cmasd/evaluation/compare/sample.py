@@ -1,0 +1,62 @@
+"""A sample of a corpus that stands for the whole: read from all over it, and cut into chunks of like lengths.
+
+Rows are sorted by source length and divided into as many strata as a chunk has rows; every chunk takes one row of each
+stratum. So chunks differ little from each other and from the corpus, and few of them give a narrow interval.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cmasd.config.tree import Config
+from cmasd.core import RowError
+from cmasd.errors import InputError
+from cmasd.evaluation.quality.references import with_kept
+from cmasd.io.formats.base import KEEP_PREFIX
+from cmasd.io.plan import make_plan
+from cmasd.io.samples import spread_tables
+from cmasd.runner.text import TextCodec
+
+ROWS = 4096
+"""Read at most, about."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a corpus that can be decoded."""
+
+    sources: list[list[int]]
+    """Token ids."""
+    references: list[str] | None
+    """One per source, empty where it has none; None without a column of them."""
+    corpus_rows: float
+    """Rows of the whole corpus that can be decoded, from the share in the sample."""
+
+    def chunks(self, rows: int, most: int, seed: int = 0) -> list[list[int]]:
+        """Up to `most` chunks of `rows` places in `sources`; places come again where there are too few."""
+        order = np.argsort([len(source) for source in self.sources], kind="stable")
+        order = np.repeat(order, -(-rows // len(order)))
+        random = np.random.default_rng(seed)
+        strata = [random.permutation(stratum).tolist() for stratum in np.array_split(order, rows)]
+        return [[stratum[i % len(stratum)] for stratum in strata] for i in range(most)]
+
+
+def read_sample(config: Config, codec: TextCodec, column: str | None = None, rows: int = ROWS) -> Sample:
+    """About so many rows, with their references where a column of them is named; raises `InputError`."""
+    config = config if column is None else with_kept(config, column)
+    plan = make_plan(config)
+    texts, references, read = [], [], 0
+    for table in spread_tables(config, plan, rows):
+        read += table.num_rows
+        kept = [""] * table.num_rows if column is None else table[KEEP_PREFIX + column].cast(pa.string()).to_pylist()
+        good = [(text, ref or "") for text, ref in zip(table["text"].to_pylist(), kept, strict=True) if text]
+        texts += [text for text, _ in good]
+        references += [reference for _, reference in good]
+    encodings = codec.encode(texts)
+    places = [i for i, ids in enumerate(encodings) if not isinstance(ids, RowError)]
+    if not places:
+        raise InputError(f"input.path: none of {read} rows can be encoded, got {config.input.path}.")
+    sources = [ids for ids in encodings if not isinstance(ids, RowError)]
+    kept_references = None if column is None else [references[i] for i in places]
+    return Sample(sources, kept_references, plan.rows * len(places) / read)

@@ -1,0 +1,111 @@
+"""The ways of decoding that `cmasd compare` sets side by side: plain AR, peers, and each part of the method by itself.
+
+A way of ours is a policy and a verification rule; all else is the user's configuration. `adaptive_k` has the paper's
+draft length and checks exactly, `adaptive_tau` has a fixed length and the paper's tolerance, `paper_*` has both. What
+cannot be built, or fails on its first batch, is left out with the reason; `ar_greedy` alone must work.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cmasd.config.tree import Config
+from cmasd.core import Request
+from cmasd.engine import Pair
+from cmasd.errors import ModelError
+from cmasd.evaluation.speed.engines import GREEDY
+from cmasd.evaluation.speed.lineup import (
+    NO_DRAFTER,
+    Contender,
+    can_draft,
+    ct2_contenders,
+    hf_contender,
+    our_contender,
+)
+from cmasd.evaluation.speed.peers import HfGenerate, load_ctranslate2, stock_verifier
+from cmasd.evaluation.speed.timing import seconds_of
+
+PLAIN = "ar_greedy"
+BEAMS = 5
+
+
+@dataclass(frozen=True)
+class Way:
+    """A policy and a verification rule."""
+
+    policy: Any
+    """`policy.kind`."""
+    verification: Any
+    """`verification.kind`."""
+    tau_form: Any = "prose"
+    """`verification.tau_form`, where verification is `modulated`."""
+
+
+WAYS = {
+    PLAIN: Way("plain", "exact"),
+    "fixed_exact": Way("fixed", "exact"),
+    "fixed_relaxed": Way("fixed", "relaxed"),
+    "adaptive_k": Way("paper", "exact"),
+    "adaptive_tau": Way("fixed", "modulated"),
+    "adaptive_tau_printed": Way("fixed", "modulated", "printed"),
+    "paper_printed": Way("paper", "modulated", "printed"),
+    "paper_prose": Way("paper", "modulated"),
+    "goodput": Way("goodput", "exact"),
+    "goodput_budget": Way("goodput", "exact"),
+}
+"""Our own, by name."""
+
+
+def way_config(name: str, config: Config) -> Config:
+    """`config` with the policy and the verification of a way of ours."""
+    way = WAYS[name]
+    budget = config.compare.quality_budget_nats_per_token if name == "goodput_budget" else 0.0
+    policy = replace(config.policy, kind=way.policy, quality_budget_nats_per_token=budget)
+    verification = replace(config.verification, kind=way.verification, tau_form=way.tau_form)
+    return replace(config, policy=policy, verification=verification)
+
+
+def first_batch(
+    pair: Pair, config: Config, batch_size: int, batch: list[Request], on_skip: Callable[[str, str], None]
+) -> tuple[list[Contender], float]:
+    """The contenders that `compare.engines` names, `ar_greedy` first, warm: each has decoded `batch` once.
+
+    And the seconds that all of them took for it, which is what a round takes at most.
+    """
+    warm, seconds = [], 0.0
+    for name in dict.fromkeys([PLAIN, *config.compare.engines]):
+        try:
+            for contender in _build(name, pair, config, batch_size):
+                seconds += seconds_of([contender.decoder], batch)
+                warm.append(contender)
+        except Exception as error:  # peers raise what their models make them
+            if name == PLAIN:
+                raise
+            on_skip(name, _reason(error, name))
+    return warm, seconds
+
+
+def _reason(error: Exception, name: str) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removeprefix(f"{name}: ")
+
+
+def _build(name: str, pair: Pair, config: Config, batch_size: int) -> Iterator[Contender]:
+    if name in WAYS:
+        own = way_config(name, config)
+        if own.policy.kind != "plain" and not can_draft(pair, own):
+            raise ModelError(NO_DRAFTER)
+        yield our_contender(name, pair, own, batch_size)
+        return
+    stock = stock_verifier(pair, config)
+    if name == "ctranslate2":
+        for one in ct2_contenders(pair, load_ctranslate2(pair, stock, torch.get_num_threads()), batch_size):
+            yield replace(one, engine=name if one.lossless == GREEDY else f"{name}_{one.dtype}")
+    elif name == "hf_generate":
+        yield hf_contender(pair, stock, batch_size)
+    else:
+        assert name == "ar_beam", f"no way of decoding is called {name}"
+        beam = HfGenerate(pair, batch_size, stock, beams=BEAMS)
+        yield replace(hf_contender(pair, stock, batch_size), engine=name, lossless="beam search", decoder=beam)

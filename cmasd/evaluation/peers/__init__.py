@@ -1,6 +1,0 @@
-"""Other decoders on the same requests, for side-by-side measurements."""
-
-from cmasd.evaluation.peers.ct2 import Converted, CTranslate2, load_ctranslate2
-from cmasd.evaluation.peers.hf import HfGenerate, stock_verifier
-
-__all__ = ["CTranslate2", "Converted", "HfGenerate", "load_ctranslate2", "stock_verifier"]

@@ -1,0 +1,1 @@
+"""How fast ways of decoding are, side by side on the same rows."""

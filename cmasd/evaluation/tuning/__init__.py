@@ -1,0 +1,1 @@
+"""The settings of CM-ASD that suit a corpus, a pair and a machine."""

@@ -1,0 +1,111 @@
+"""Seconds of an iteration by live rows and drafted tokens, for replays: a table of forwards at the engine's level.
+
+The table (`cmasd.engine.costs`) holds forwards alone; what an engine does besides is a factor on it, one for plain and
+one for drafting iterations, from rows decoded both ways in turns. A machine that does other work as well makes both too
+long, never too short, and is allowed for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from cmasd.config.tree import Config
+from cmasd.core import Request
+from cmasd.engine import Engine, Pair
+from cmasd.evaluation.speed.against_ar import EngineDecoder, plain_config
+from cmasd.policies import GoodputPolicy, Observation, Policy
+from cmasd.policies.costs import StepTable
+
+ROUNDS = 2
+Iteration = tuple[int, int, float]
+"""Live rows, drafted tokens, seconds."""
+
+
+@dataclass(frozen=True)
+class IterationTimes:
+    """Never changes, so that trials are judged alike."""
+
+    seconds_RK: tuple[tuple[float, ...], ...]
+    """By live rows - 1, and tokens of the longest draft."""
+    plain_level: float
+    """What iterations took over what their forwards take by the table."""
+    drafting_level: float
+
+    def seconds(self, rows: int, drafted: int) -> float:
+        """Of one iteration."""
+        return self.seconds_RK[rows - 1][drafted]
+
+
+def measure_times(pair: Pair, config: Config, requests: Sequence[Request]) -> IterationTimes:
+    """For up to `engine.slots` rows and `drafter.max_draft_tokens`; three engines decode the requests in turns."""
+    most, slots = config.drafter.max_draft_tokens, config.engine.slots
+    assert slots is not None, "resolved"
+    exact = replace(config, verification=replace(config.verification, kind="exact"))
+    table = enveloped(_table(pair, exact))
+    ways = {0: plain_config(exact), 1: _fixed(exact, 1), most: _fixed(exact, most)}
+    decoders = {k: EngineDecoder(pair, way) for k, way in ways.items()}
+    logs: dict[int, _Log] = {}
+    for _ in range(1 + ROUNDS):
+        for k, decoder in decoders.items():
+            decoder.decode(list(requests))
+            if k not in logs:  # the first time warms up
+                decoder.engine.policy = logs[k] = _Log(decoder.engine.policy)
+    plain = logs[0].iterations
+    drafting = [iteration for k, log in logs.items() for iteration in log.iterations if 0 < k == iteration[1]]
+    levels = [_level(table, iterations) for iterations in (plain, drafting)]
+    seconds = tuple(
+        tuple(levels[k > 0] * table.seconds(rows, k) for k in range(most + 1)) for rows in range(1, slots + 1)
+    )
+    return IterationTimes(seconds, *levels)
+
+
+def enveloped(table: StepTable) -> StepTable:
+    """No forward takes longer than one with as many rows and tokens or more: what was measured so was disturbed."""
+    verify_RT, draft_R = np.array(table.verify)[::-1, ::-1], np.array(table.draft)[::-1]
+    least_RT = np.minimum.accumulate(np.minimum.accumulate(verify_RT, axis=0), axis=1)[::-1, ::-1]
+    least_R = np.minimum.accumulate(draft_R)[::-1]
+    return replace(table, verify=tuple(map(tuple, least_RT.tolist())), draft=tuple(least_R.tolist()))
+
+
+def _table(pair: Pair, config: Config) -> StepTable:
+    policy = Engine(pair, replace(config, policy=replace(config.policy, kind="goodput"))).policy
+    assert isinstance(policy, GoodputPolicy), "the policy that was asked for"
+    assert policy.costs is not None, "the engine measures for it"
+    return policy.costs.table
+
+
+def _fixed(config: Config, k: int) -> Config:
+    return replace(
+        config,
+        policy=replace(config.policy, kind="fixed", quality_budget_nats_per_token=0.0),
+        drafter=replace(config.drafter, max_draft_tokens=k, min_draft_tokens=1),
+    )
+
+
+def _level(table: StepTable, iterations: Sequence[Iteration]) -> float:
+    """The lower quartile: what disturbs an iteration lengthens it."""
+    ratios = [seconds / table.seconds(rows, drafted) for rows, drafted, seconds in iterations]
+    return float(np.quantile(ratios, 0.25)) if ratios else 1.0
+
+
+class _Log(Policy):
+    """Decides as another policy does, and keeps what the engine tells it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.max_draft_tokens = policy.max_draft_tokens
+        self.plans_ahead = policy.plans_ahead
+        self.iterations: list[Iteration] = []
+
+    def plan(self, rows: int) -> int:
+        return self.policy.plan(rows)
+
+    def go_on(self, confidence_BJ: Tensor) -> Tensor:
+        return self.policy.go_on(confidence_BJ)
+
+    def observe(self, observation: Observation) -> None:
+        if observation.is_typical:
+            self.iterations.append((*observation.draft.tokens_BK.shape, observation.seconds))
+        self.policy.observe(observation)
