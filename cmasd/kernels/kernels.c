@@ -591,6 +591,7 @@ static const REAL *share_norm(const struct norm *norm, const REAL *x, int64_t co
     return room;
 }
 
+/* Without `starts` each window is a whole source, whose places are counted without the padding id. */
 static void share_embedding(const struct decoder *decoder, const int64_t *tokens, const int64_t *starts, int64_t count,
                             int64_t window, REAL *x)
 {
@@ -598,6 +599,8 @@ static void share_embedding(const struct decoder *decoder, const int64_t *tokens
     #pragma omp for schedule(static)
     for (int64_t n = 0; n < count; n++) {
         int64_t place = (starts ? starts[n / window] : 0) + n % window, id = tokens[n];
+        if (decoder->padding >= 0 && !starts)
+            for (int64_t m = n - n % window; m < n; m++) place -= tokens[m] == decoder->padding;
         if (decoder->padding >= 0) place = id == decoder->padding ? 0 : place + 1;
         place = place < decoder->places ? place : decoder->places - 1;
         id = id < decoder->vocabulary ? id : decoder->vocabulary - 1;
