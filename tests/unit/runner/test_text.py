@@ -50,6 +50,7 @@ def codec(tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> T
         "on_too_long": "error",
         "max_source_tokens": 60,
         "is_encoder_decoder": True,
+        "known_ids": 1_000_000,
     }
     return TextCodec(tokenizer or bytes_tokenizer("$A </s>"), **{**settings, **options})
 
