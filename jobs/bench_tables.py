@@ -6,7 +6,7 @@ from typing import Any
 
 from cmasd.evaluation.engines import drafts
 from cmasd.evaluation.plots import label
-from jobs.tables import table
+from jobs.tables import claim, table
 
 HEADER = (
     "engine",
@@ -46,7 +46,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if per_iteration is None else f"{per_iteration:.2f}",
         "-" if acceptance is None else f"{acceptance:.0%}",
         f"{row['exact_match_to_plain']:.1%}",
-        row["lossless"],
+        claim(row),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.tables import table
+from jobs.tables import claim, table
 
 if TYPE_CHECKING:
     from cmasd.evaluation.compare import Compared
@@ -41,7 +41,7 @@ def worth_table(rows: Sequence[Row]) -> str:
 def _worth_cells(row: Row) -> tuple[str, ...]:
     return (
         row["name"],
-        row["lossless"],
+        claim(row),
         f"{row['exact_match']:.1%}",
         f"{row['relative_bleu']:.2f}",
         _or_dash(row["mean_gap_nats"], "{:.4f}"),

@@ -29,6 +29,12 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
 
+def claim(row: dict[str, Any]) -> str:
+    """What may be said of an engine's output: exact output of a rounded model is exact to that model."""
+    said, dtype = str(row["lossless"]), row.get("dtype", "float32")
+    return said if said not in ("exact", "in distribution") or dtype in ("float32", "float64") else f"{said} to {dtype}"
+
+
 def summary_table(summary: dict[str, Any]) -> str:
     """The run in a dozen lines."""
     reasons = summary["finish_reasons"]
@@ -92,7 +98,7 @@ def plan_table(config: Config, run: Run) -> str:
         ("output", f"{run.folder.address}/outputs"),
         ("verifier", config.models.verifier),
         ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(config.drafter_name)),
-        ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.lossless})"),
+        ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.claim})"),
         ("actors", f"{actors}, {slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
         ("would run", f"{len(todo):,} shard(s)" if todo else "nothing: the run is complete"),
     ]

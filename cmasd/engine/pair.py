@@ -10,7 +10,7 @@ import torch
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import kernels
-from cmasd.runner.checkpoints import check_end, decoder_start, limits
+from cmasd.runner.checkpoints import check_end, decoder_start, limits, rounding
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.early_exit import early_exit
 from cmasd.runner.families import family_of
@@ -19,6 +19,7 @@ from cmasd.runner.models import (
     Model,
     Tokenizer,
     check_pair,
+    load_config,
     load_model,
     load_shortlist,
     load_tokenizer,
@@ -118,7 +119,9 @@ def load_pair(config: Config) -> Pair:
         forced_bos_token_id=codec.forced_bos_token_id,
         samples=config.verification.kind == "sampling",
     )
-    constraints = replace(constraints, notices=(*constraints.notices, *lengths.notices))
+    stored = load_config(models.verifier, trust_remote_code=models.trust_remote_code).dtype
+    told = *constraints.notices, *lengths.notices, *rounding(models.dtype, stored)
+    constraints = replace(constraints, notices=told)
     shortlist = _shortlist(config, verifier, constraints) if drafter is not None or parallel is not None else None
     pair = Pair(
         verifier,

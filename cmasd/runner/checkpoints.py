@@ -134,6 +134,17 @@ def check_end(name: str, generation: GenerationConfig, tokenizer: PreTrainedToke
         )
 
 
+def rounding(asked: str, stored: object) -> tuple[str, ...]:
+    """A notice where `models.dtype` has fewer bits than the checkpoint, whose dtype is `stored` if it says so."""
+    own = str(stored or "float32").removeprefix("torch.")
+    if asked in ("auto", "float32", "float64", own):
+        return ()
+    return (
+        f"models.dtype: {asked} rounds the verifier's {own} weights; what is said of outputs is said of the rounded "
+        "model, and the checkpoint itself may answer otherwise.",
+    )
+
+
 def decoder_start(generation: GenerationConfig, config: PretrainedConfig, vocabulary_size: int) -> int:
     """The decoder's first token; as in transformers, the beginning of a sequence where no other is named."""
     name, start = "decoder_start_token_id", generation.decoder_start_token_id

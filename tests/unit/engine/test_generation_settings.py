@@ -209,6 +209,15 @@ def test_odd_generation_configs_of_every_family(family: str, tmp_path: Path) -> 
     equal(folder, [[choose.choice([0, 1, 2, choose.randrange(3, 64)]) for _ in range(n)] for n in (1, 2, 4, 7)])
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32"])
+def test_a_rounded_checkpoint_is_named(dtype: str, tmp_path: Path) -> None:
+    pair = loaded(save_checkpoint(tmp_path, "marian", IDS), models={"dtype": dtype})
+    told = (
+        f"models.dtype: {dtype} rounds the verifier's float32 weights; what is said of outputs is said of the rounded"
+    )
+    assert [notice.startswith(told) for notice in pair.notices] == ([] if dtype == "float32" else [True])
+
+
 class TestTokensPastTheModel:
     """A tokenizer that knows more tokens than the model has embeddings for."""
 

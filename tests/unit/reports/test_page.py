@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from cmasd.config import from_dict
 from cmasd.reports import page, palette
 from cmasd.reports.evidence import gather
 from cmasd.reports.tokens import Splitter
@@ -97,6 +98,13 @@ def test_data_is_escaped_wherever_it_is_shown(tmp_path: Path) -> None:
     assert shown.count('<script>alert(1)</script> & "quoted"') >= 10
     assert "<b>7</b>" in shown
     assert re.search(r"<i>\d+</i>", shown)
+
+
+def test_the_headline_names_a_rounded_verifier() -> None:
+    head, text = page._claim(from_dict({"models": {"dtype": "int8"}}))
+    assert head == "Lossless."
+    assert text.endswith("two logits. This is said against the verifier rounded to int8.")
+    assert page._claim(from_dict({})) == page.LOSSLESS["exact"]
 
 
 def test_the_headline_and_every_chart(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from cmasd.config import from_dict
@@ -16,6 +17,7 @@ from cmasd.runner.checkpoints import (
     limits,
     notices,
     refuse,
+    rounding,
 )
 from tests.unit.runner.test_models import word_tokenizer
 from tests.unit.runner.tiny import POSITIONS, tiny_model
@@ -199,6 +201,26 @@ def test_a_checkpoint_that_samples_is_told_how_it_is_sampled_from() -> None:
     given = GenerationConfig(eos_token_id=1, do_sample=True, top_p=0.8)
     [notice] = notices(given, samples=True)
     assert "samples are drawn at verification.temperature, and not by its temperature, top_k or top_p" in notice
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "told"),
+    [
+        ("auto", torch.float32, ""),
+        ("float32", torch.bfloat16, ""),
+        ("float64", None, ""),
+        ("bfloat16", torch.bfloat16, ""),
+        ("float16", "float16", ""),
+        ("bfloat16", torch.float32, "bfloat16 rounds the verifier's float32 weights"),
+        ("bfloat16", None, "bfloat16 rounds the verifier's float32 weights"),
+        ("float16", torch.bfloat16, "float16 rounds the verifier's bfloat16 weights"),
+        ("int8", torch.bfloat16, "int8 rounds the verifier's bfloat16 weights"),
+        ("int8", None, "int8 rounds the verifier's float32 weights"),
+    ],
+)
+def test_rounding_is_named(asked: str, stored: object, told: str) -> None:
+    said = rounding(asked, stored)
+    assert [notice.partition(";")[0] for notice in said] == ([f"models.dtype: {told}"] if told else [])
 
 
 def test_rows_without_an_end_are_named() -> None:
