@@ -154,11 +154,9 @@ class TextCodec:
         if isinstance(ids, RowError) or max(ids) < self._known_ids:
             return ids
         stranger = next(one for one in ids if one >= self._known_ids)
-        return RowError(
-            "encode",
-            f"the model has no embedding for token {stranger} ({self._tokenizer.convert_ids_to_tokens(stranger)!r}); "
-            f"expected ids below {self._known_ids}, the size of its table",
-        )
+        piece = self._tokenizer.convert_ids_to_tokens(stranger)
+        table = f"expected ids below {self._known_ids}, the size of its table"
+        return RowError("encode", f"the model has no embedding for token {stranger} ({piece!r}); {table}")
 
     def _fit(self, text: object, ids: Ids | RowError) -> Ids | RowError:
         if isinstance(ids, RowError) or 0 < len(ids) <= self._limit:

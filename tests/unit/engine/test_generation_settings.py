@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from cmasd.core import RowError
+from cmasd.core import Request, RowError
 from cmasd.errors import ModelError
 from cmasd.runner.checkpoints import SETTINGS
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.checkpoints import VOCABULARY, generated, loaded, outputs, save_checkpoint, words
+from tests.unit.engine.pairs import decode, tiny_config, tokens_of
 from tests.unit.runner.tiny import ENCODER_DECODER, FAMILIES, POSITIONS, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -190,7 +191,7 @@ def test_a_tokenizer_without_an_end_of_sequence(family: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_odd_generation_configs_of_every_family(family: str, tmp_path: Path) -> None:
-    """Drawn settings together, special tokens in the text, a drafter that shares the rules."""
+    """Drawn settings together, special tokens in the text; and the same again with drafts."""
     choose = random.Random(FAMILIES.index(family))
     drawn: dict[str, Any] = {
         "max_length": choose.choice([16, 24, 40]),
@@ -206,7 +207,11 @@ def test_odd_generation_configs_of_every_family(family: str, tmp_path: Path) -> 
     model: Any = tiny_model(family, layers=1)
     start = {"decoder_start_token_id": model.config.decoder_start_token_id} if family in ENCODER_DECODER else {}
     folder = save_checkpoint(tmp_path, family, {"pad_token_id": 0, "bos_token_id": 1, **start, **drawn})
-    equal(folder, [[choose.choice([0, 1, 2, choose.randrange(3, 64)]) for _ in range(n)] for n in (1, 2, 4, 7)])
+    sources = [[choose.choice([0, 1, 2, choose.randrange(3, 64)]) for _ in range(n)] for n in (1, 2, 4, 7)]
+    plain, pair = equal(folder, sources), loaded(folder)
+    requests = [Request(i, source, pair.max_new_tokens) for i, source in enumerate(sources)]
+    drafting = tiny_config(policy={"kind": "fixed"}, drafter={"kind": "lookup", "max_draft_tokens": 3})
+    assert tokens_of(decode(pair, drafting, requests)) == dict(enumerate(plain))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32"])

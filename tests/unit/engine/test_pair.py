@@ -12,8 +12,8 @@ import torch
 from cmasd.config import from_dict
 from cmasd.core import Request
 from cmasd.engine.capacity import need_of, resolve
-from cmasd.engine.pair import _drafts_in_int8, choose_device, load_pair
-from cmasd.errors import ConfigError
+from cmasd.engine.pair import _drafts_in_int8, _shortlist, choose_device, load_pair
+from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import kernels
 from tests.unit.engine.pairs import decode, tiny_pair, tokens_of
 from tests.unit.runner.tiny import tiny_model
@@ -29,6 +29,19 @@ def test_a_verifier_that_drafts_for_itself_needs_no_drafter() -> None:
     alone = load_pair(from_dict({"policy": {"kind": "plain"}}))
     assert need_of(pair, config).slot_bytes > need_of(alone, config).slot_bytes
     assert resolve(pair, config) == config
+
+
+@pytest.mark.parametrize("stranger", [64, -1])
+def test_a_shortlist_of_tokens_that_the_verifier_lacks(stranger: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny_pair("marian")
+    config = from_dict({"models": {"drafter": "d"}, "drafter": {"shortlist": 3}})
+    monkeypatch.setattr("cmasd.engine.pair.load_shortlist", lambda name: [5, 9, 7, stranger])
+    with pytest.raises(
+        ModelError, match=rf"drafter\.shortlist: d lists a token .* got {stranger}; expected ids from 0 to 63"
+    ):
+        _shortlist(config, pair.verifier, pair.constraints)
+    monkeypatch.setattr("cmasd.engine.pair.load_shortlist", lambda name: [5, 9, 7, 63])
+    assert _shortlist(config, pair.verifier, pair.constraints) == (1, 5, 7, 9)
 
 
 def test_notices_are_those_of_the_checkpoint() -> None:
