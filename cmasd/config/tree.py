@@ -180,7 +180,7 @@ class EngineConfig:
     slots: int | None = 32
     """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 32 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
-    """Most tokens generated per row; null: the checkpoint's own limit."""
+    """Most tokens generated per row; null: the checkpoint's `max_new_tokens` or `max_length`, else 256."""
     max_source_tokens: int = 512
     """Longest source, or prompt, in tokens; capped by what the model takes."""
     graphs: Literal["auto", "on", "off"] = "auto"
