@@ -35,7 +35,8 @@ class Window:
         """Runs of one length, of slots 0..R-1."""
         runs, length = tokens_RT.shape
         steps_R1 = torch.arange(runs + 1, device=tokens_RT.device)
-        return cls(tokens_RT.reshape(-1), steps_R1[:-1], starts_R, steps_R1 * length, length, covers_first=True)
+        tokens_N = tokens_RT.reshape(-1).contiguous()
+        return cls(tokens_N, steps_R1[:-1], starts_R.contiguous(), steps_R1 * length, length, covers_first=True)
 
     @classmethod
     def prefixes(cls, tokens_RT: Tensor, lengths_R: Tensor, slots_R: Tensor | None = None) -> "Window":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cmasd.evaluation.speed.engines import ENGINES, OPTIONAL, Lineup
 from jobs.arguments import add_config, read_config
 from jobs.bench_tables import conclusions, result_table, step_table
-from jobs.measuring import about_line, busy_lines, describe, watch, with_drafter
+from jobs.measuring import about_line, busy_lines, describe, tell, watch, with_drafter
 from jobs.pareto_tables import pareto_table, promises
 from jobs.records import check_files, command, finish
 
@@ -95,6 +95,7 @@ def main(args: argparse.Namespace) -> int:
     keep_freed_memory()
     torch.set_num_threads(args.threads or torch.get_num_threads())
     pair = load_pair(with_drafter(config))
+    tell(pair)
     measure = speed_against_quality if args.pareto else speeds
     report = measure(args, config, pair, started)
     if args.plot:

@@ -6,7 +6,7 @@ from typing import Any
 
 from cmasd.evaluation.plots import label
 from cmasd.evaluation.speed.engines import SAME_DECODING, drafts
-from jobs.tables import share, table
+from jobs.tables import claim, share, table
 
 HEADER = (
     "engine",
@@ -46,7 +46,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if per_iteration is None else f"{per_iteration:.2f}",
         "-" if acceptance is None else f"{acceptance:.0%}",
         share(row["exact_match_to_plain"]),
-        row["lossless"],
+        claim(row),
     )
 
 

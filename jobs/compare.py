@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import add_config, read_config
 from jobs.compare_tables import score_table, sentence, speed_table, worth_table
-from jobs.measuring import busy_lines, describe, threads_of_actor, watch, with_drafter
+from jobs.measuring import busy_lines, describe, tell, threads_of_actor, watch, with_drafter
 from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads or threads_of_actor(config))
     config = with_drafter(config)
     pair = load_pair(config)
+    tell(pair)
     sample = read_sample(config, pair.codec, args.references)
     about = describe(command(args, "compare", OPTIONS), pair.device.type == "cuda")
     print(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cmasd.evaluation.speed.engines import SAME_DECODING
-from jobs.tables import share, table
+from jobs.tables import claim, share, table
 
 if TYPE_CHECKING:
     from cmasd.evaluation.compare.comparison import Compared
@@ -43,7 +43,7 @@ def worth_table(rows: Sequence[Row]) -> str:
 def _worth_cells(row: Row) -> tuple[str, ...]:
     return (
         row["name"],
-        row["lossless"],
+        claim(row),
         share(row["exact_match"]),
         f"{row['relative_bleu']:.2f}",
         _or_dash(row["mean_gap_nats"], "{:.4f}"),

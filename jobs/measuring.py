@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmasd.config import Config
+    from cmasd.engine import Pair
     from cmasd.evaluation.speed.load import Load
 
 LINE_EVERY_SECONDS = 10.0
@@ -24,6 +25,12 @@ def with_drafter(config: "Config") -> "Config":
     if config.policy.kind != "plain" or lacks_drafter:
         return config
     return replace(config, policy=replace(config.policy, kind="fixed"))
+
+
+def tell(pair: "Pair") -> None:
+    """What a user should know of how the checkpoint is decoded."""
+    for notice in pair.notices:
+        print(notice, file=sys.stderr, flush=True)
 
 
 def threads_of_actor(config: "Config") -> int:

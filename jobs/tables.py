@@ -36,6 +36,13 @@ def share(value: float) -> str:
     return f"{math.floor(1000 * value + 1e-9) / 10:.1f}%"
 
 
+def claim(row: dict[str, Any]) -> str:
+    """What may be said of an engine's output: exact output of a rounded model is exact to that model."""
+    said, dtype = str(row["lossless"]), row.get("dtype", "float32")
+    is_exact_to_it = said in ("exact", "exact but for ties", "in distribution")
+    return f"{said} to {dtype}" if is_exact_to_it and dtype not in ("float32", "float64") else said
+
+
 def summary_table(summary: dict[str, Any]) -> str:
     """The run in a dozen lines."""
     reasons = summary["finish_reasons"]
@@ -100,7 +107,7 @@ def plan_table(config: Config, run: Run) -> str:
         ("output", f"{run.folder.address}/outputs"),
         ("verifier", config.models.verifier),
         ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(config.drafter_name)),
-        ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.lossless})"),
+        ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.claim})"),
         ("actors", f"{actors}, {slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
         ("would run", f"{len(todo):,} shard(s)" if todo else "nothing: the run is complete"),
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import add_config, read_config
-from jobs.measuring import about_line, busy_lines, describe, threads_of_actor, watch, with_drafter
+from jobs.measuring import about_line, busy_lines, describe, tell, threads_of_actor, watch, with_drafter
 from jobs.pareto_tables import pareto_table
 from jobs.records import check_files, command, finish
 from jobs.tune_tables import knob_table, searched, sentence
@@ -90,6 +90,7 @@ def main(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads or threads_of_actor(config))
     config = with_drafter(config)
     pair = load_pair(config)
+    tell(pair)
     check_tunable(pair, config)
     sample = read_sample(config, pair.codec, args.references)
     about = describe(command(args, "tune", OPTIONS, DEFAULTS), pair.device.type == "cuda")

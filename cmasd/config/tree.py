@@ -67,8 +67,8 @@ class ModelsConfig:
     """Model that proposes tokens, for `drafter.kind` model (same tokenizer as the verifier) or parallel (trained for
     the verifier)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"] = "auto"
-    """`auto`: bfloat16 on a GPU, float32 on a CPU; `int8`, on a CPU: weights and, where it multiplies bytes, inputs in
-    8 bits.
+    """`auto`: the checkpoint's own on a GPU, float32 on a CPU; `int8`, on a CPU: weights and, where it multiplies
+    bytes, inputs in 8 bits.
     """
     drafter_dtype: Literal["auto", "same", "int8"] = "auto"
     """Of what `models.drafter` names; exact output does not depend on it. `same`: the verifier's; `int8`: as above;
@@ -183,7 +183,7 @@ class EngineConfig:
     slots: int | None = 32
     """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 32 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
-    """Most tokens generated per row; null: the checkpoint's own limit."""
+    """Most tokens generated per row; null: the checkpoint's `max_new_tokens` or `max_length`, else 256."""
     max_source_tokens: int = 512
     """Longest source, or prompt, in tokens; capped by what the model takes."""
     graphs: Literal["auto", "on", "off"] = "auto"
@@ -322,6 +322,14 @@ class Config:
         """Nats per output token that may be spent; 0 unless policy and verification can spend any."""
         spends = self.policy.kind == "goodput" and self.verification.kind == "exact"
         return self.policy.quality_budget_nats_per_token if spends else 0.0
+
+    @property
+    def claim(self) -> str:
+        """`lossless`, and against what: a verifier of fewer bits is another model than the checkpoint."""
+        dtype = self.models.dtype
+        if dtype in ("auto", "float32", "float64"):
+            return self.lossless
+        return f"{self.lossless} against the verifier {'rounded to' if dtype == 'int8' else 'in'} {dtype}"
 
     @property
     def lossless(self) -> str:

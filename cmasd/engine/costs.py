@@ -125,9 +125,7 @@ def _name(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: in
 
 def _from_json(text: str, window: int) -> StepTable:
     """Raises ValueError, KeyError or TypeError for anything but a whole table."""
-    read = json.loads(text)
-    verify, draft = tuple(tuple(row) for row in read["verify"]), tuple(read["draft"])
-    table = StepTable(tuple(read["rows"]), verify, draft, bool(read["one_pass"]))
+    table = StepTable.of(json.loads(text))
     shape = [len(table.verify), len(table.draft), *map(len, table.verify)]
     if not table.rows or shape != [len(table.rows)] * 2 + [window] * len(table.rows):
         raise ValueError(f"a table of another shape: {shape}")

@@ -3,13 +3,14 @@
 Models are shared by every engine built on the pair; caches belong to an engine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import kernels
+from cmasd.runner.checkpoints import check_end, decoder_start, limits, rounding
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.early_exit import early_exit
 from cmasd.runner.families import family_of
@@ -18,17 +19,16 @@ from cmasd.runner.models import (
     Model,
     Tokenizer,
     check_pair,
+    load_config,
     load_model,
     load_shortlist,
     load_tokenizer,
+    source_vocabulary,
     vocabulary_size,
 )
 from cmasd.runner.parallel import ParallelNetwork
 from cmasd.runner.parallel_folder import is_parallel, load_parallel
 from cmasd.runner.text import TextCodec
-
-DEFAULT_MAX_NEW_TOKENS = 256
-"""Where neither the configuration nor the checkpoint sets a limit."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Pair:
     """Whether the drafter's does."""
     parallel: ParallelNetwork | None = None
     """For `drafter.kind: parallel`."""
+    max_length: int | None = None
+    """Of a decoder-only row, prompt and output together at most; None: whatever the two make."""
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -71,13 +73,14 @@ class Pair:
     @property
     def decoder_start(self) -> list[int]:
         """The decoder's first tokens, for encoder-decoder models."""
-        start = self.verifier.generation_config.decoder_start_token_id
-        start = self.verifier.config.decoder_start_token_id if start is None else start
-        if start is None:
-            raise ModelError(
-                "models.verifier: its configuration names no decoder_start_token_id, so decoding cannot begin."
-            )
-        return [start]
+        model = self.verifier
+        return [decoder_start(model.generation_config, model.config, vocabulary_size(model.config))]
+
+    def room(self, prompt_tokens: int) -> int:
+        """Tokens generated at most behind a prompt, or a decoder's start, of this length."""
+        if self.max_length is None or self.is_encoder_decoder:
+            return self.max_new_tokens
+        return min(self.max_new_tokens, self.max_length - prompt_tokens)
 
 
 def choose_device(name: str) -> torch.device:
@@ -95,9 +98,10 @@ def load_pair(config: Config) -> Pair:
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
     verifier = load_model(models.verifier, models.dtype, device, **trust)
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
+    check_end(models.verifier, verifier.generation_config, tokenizer)
     drafter, parallel = _load_drafter(config, verifier, tokenizer)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
-    max_source, max_new = _limits(config, verifier, encoder_decoder)
+    lengths = limits(config.engine, verifier.generation_config, verifier.config)
     codec = TextCodec(
         tokenizer,
         template=config.input.template,
@@ -105,25 +109,35 @@ def load_pair(config: Config) -> Pair:
         source_language=models.source_language,
         target_language=models.target_language,
         on_too_long=config.input.on_too_long,
-        max_source_tokens=max_source,
+        max_source_tokens=lengths.max_source_tokens,
         is_encoder_decoder=encoder_decoder,
+        known_ids=source_vocabulary(verifier),
     )
     constraints = Constraints.from_generation_config(
-        verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=codec.forced_bos_token_id
+        verifier.generation_config,
+        vocabulary_size(verifier.config),
+        forced_bos_token_id=codec.forced_bos_token_id,
+        samples=config.verification.kind == "sampling",
     )
+    stored = load_config(models.verifier, trust_remote_code=models.trust_remote_code).dtype
+    told = *constraints.notices, *lengths.notices, *rounding(models.dtype, stored)
+    constraints = replace(constraints, notices=told)
     shortlist = _shortlist(config, verifier, constraints) if drafter is not None or parallel is not None else None
-    return Pair(
+    pair = Pair(
         verifier,
         drafter,
         codec,
         constraints,
-        max_new,
-        max_source,
+        lengths.max_new_tokens,
+        lengths.max_source_tokens,
         shortlist,
         int8=models.dtype == "int8",
         drafter_int8=_drafts_in_int8(config, verifier, drafter),
         parallel=parallel,
+        max_length=lengths.max_length,
     )
+    _ = pair.decoder_start if encoder_decoder else None  # raises where there is none
+    return pair
 
 
 def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tuple[Model | None, ParallelNetwork | None]:
@@ -171,36 +185,14 @@ def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tup
     """Ids that a trained drafter drafts from; None: all."""
     if config.drafter.shortlist is None or config.drafter.kind == "self":
         return None
-    known = vocabulary_size(verifier.config)
-    ids = [one for one in load_shortlist(config.models.drafter or "") if one < known][: config.drafter.shortlist]
+    known, listed = vocabulary_size(verifier.config), load_shortlist(config.models.drafter or "")
+    if strangers := [one for one in listed if not 0 <= one < known]:
+        raise ModelError(
+            f"drafter.shortlist: {config.models.drafter} lists a token that the verifier cannot say, got "
+            f"{strangers[0]}; expected ids from 0 to {known - 1}. Train the drafter for this verifier."
+        )
+    ids = listed[: config.drafter.shortlist]
     shortlist = tuple(sorted({*ids, *constraints.eos_token_ids} - set(constraints.banned)))
     if len(shortlist) < 2:
         raise ConfigError(f"drafter.shortlist: leaves one token to draft, got {config.drafter.shortlist}. Raise it.")
     return shortlist
-
-
-def _limits(config: Config, verifier: Model, encoder_decoder: bool) -> tuple[int, int]:
-    """(longest source, most new tokens) that configuration, checkpoint and positions allow."""
-    positions = getattr(verifier.config, "max_position_embeddings", None)
-    generation = verifier.generation_config
-    own = generation.max_new_tokens or (generation.max_length and generation.max_length - 1) or DEFAULT_MAX_NEW_TOKENS
-    if not encoder_decoder:
-        own = generation.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
-    max_new = config.engine.max_new_tokens or own
-    max_source = config.engine.max_source_tokens
-    if positions is None:
-        return max_source, max_new
-    if encoder_decoder:
-        return min(max_source, positions), min(max_new, positions - 1)
-    return _share_positions(positions, max_source, config.engine.max_new_tokens, own)
-
-
-def _share_positions(positions: int, max_source: int, asked: int | None, own: int) -> tuple[int, int]:
-    """Prompt and output lie in the same positions; what the user asked of the output goes first."""
-    if asked is not None and asked >= positions:
-        raise ConfigError(
-            f"engine.max_new_tokens: leaves no room for a prompt, got {asked}; expected at most {positions - 1}, "
-            "because the model has that many positions and one more."
-        )
-    max_source = min(max_source, positions - (asked or min(own, positions // 2)))
-    return max_source, asked or min(own, positions - max_source)

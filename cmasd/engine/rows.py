@@ -82,7 +82,7 @@ class Rows:
     def _new(self, request: Request) -> NewRow:
         encoder = self._pair.is_encoder_decoder
         prompt = self._pair.decoder_start if encoder else request.source
-        limit = len(prompt) + min(request.max_new_tokens, self._shape.max_new_tokens)
+        limit = len(prompt) + min(request.max_new_tokens, self._pair.room(len(prompt)))
         return NewRow(request.key, prompt, request.source if encoder else [], limit)
 
     def _unstage(self, targets: list[int]) -> None:

@@ -160,7 +160,7 @@ static void share_recalling(const struct drafter *drafter, const struct window *
 {
     const struct decoder *decoder = drafter->decoder;
     const int64_t width = decoder->width, count = size_of(window);
-    share_embedding(decoder, window, pairs);
+    share_embedding(decoder, window, 0, pairs);
     #pragma omp for schedule(static)
     for (int64_t run = 0; run < window->runs; run++)
         for (int64_t n = window->firsts[run]; n < window->firsts[run + 1]; n++) {

@@ -32,13 +32,15 @@ static const REAL *share_norm(const struct norm *norm, const REAL *x, int64_t co
     return room;
 }
 
-static void share_embedding(const struct decoder *decoder, const struct window *window, REAL *x)
+/* With `is_whole` runs are whole sources, whose places are counted without the padding id. */
+static void share_embedding(const struct decoder *decoder, const struct window *window, int is_whole, REAL *x)
 {
     const int64_t width = decoder->width, base = window->firsts[0];
     #pragma omp for schedule(static)
     for (int64_t run = 0; run < window->runs; run++)
-        for (int64_t n = window->firsts[run]; n < window->firsts[run + 1]; n++) {
-            int64_t place = window->starts[run] + n - window->firsts[run], id = window->tokens[n];
+        for (int64_t n = window->firsts[run], pads = 0; n < window->firsts[run + 1]; n++) {
+            int64_t place = window->starts[run] + n - window->firsts[run] - pads, id = window->tokens[n];
+            if (is_whole) pads += id == decoder->padding;
             if (decoder->padding >= 0) place = id == decoder->padding ? 0 : place + 1;
             place = place < decoder->places ? place : decoder->places - 1;
             id = id < decoder->vocabulary ? id : decoder->vocabulary - 1;
@@ -123,7 +125,7 @@ static void states_together(const struct decoder *decoder, const struct window *
     const int64_t width = decoder->width, count = size_of(window);
     #pragma omp parallel
     {
-        share_embedding(decoder, window, room);
+        share_embedding(decoder, window, how == WHOLE, room);
         const REAL *x = share_layers(decoder, window, how, past, source, room);
         share_last_norm(decoder->last, x, count, width, out);
     }

@@ -37,7 +37,7 @@ def summarise(
         "acceptance_rate": _rounded(totals.acceptance_rate),
         "slot_occupancy": _rounded(stats.slot_occupancy),
         "rollback_rate": _rounded(stats.rollback_rate),
-        "lossless": config.lossless,
+        "lossless": config.claim,
         "finish_reasons": {"stop": totals.stopped, "length": totals.cut, "error": totals.errors},
         "rows_done_before": rows_done_before,
         "attempts": len(attempts),

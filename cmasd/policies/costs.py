@@ -6,6 +6,7 @@ engine's own work included, is learned apart (`cmasd.policies.speeds`).
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,12 @@ class StepTable:
     """One forward of the drafter, by row count; zeros without a drafting model."""
     one_pass: bool = False
     """Whether that forward drafts all tokens, or one."""
+
+    @classmethod
+    def of(cls, read: dict[str, Any]) -> "StepTable":
+        """From JSON; raises KeyError or TypeError for anything but a table."""
+        verify = tuple(tuple(row) for row in read["verify"])
+        return cls(tuple(read["rows"]), verify, tuple(read["draft"]), bool(read["one_pass"]))
 
     def verify_seconds(self, rows: int, tokens: float) -> float:
         """`tokens` in all, of `rows` rows; between row counts and between windows by interpolation."""

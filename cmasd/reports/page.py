@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from cmasd import __version__
+from cmasd.config.tree import Config
 from cmasd.evaluation.calibration.reliability import Reliability
 from cmasd.evaluation.speed.engines import SAME_DECODING
 from cmasd.reports import charts, figures, palette
@@ -52,6 +53,13 @@ def render(evidence: Evidence) -> str:
     return environment.get_template(TEMPLATE).render(**content(evidence, signatures(evidence)))
 
 
+def _claim(config: Config) -> tuple[str, str]:
+    """What may be said of the output, and of which model."""
+    head, text = LOSSLESS[config.lossless]
+    against = config.claim.removeprefix(config.lossless).strip()
+    return head, f"{text} This is said {against}." if against else text
+
+
 def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
     """What the template shows."""
     rows, note = _sample_rows(evidence)
@@ -59,7 +67,7 @@ def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
         "version": __version__,
         "address": evidence.folder.address,
         "state": _state(evidence),
-        "lossless": LOSSLESS[evidence.config.lossless],
+        "lossless": _claim(evidence.config),
         "settings": _settings(evidence),
         "cards": _cards(evidence),
         "signatures": found,

@@ -41,7 +41,8 @@ class Embedding:
     """Scaled."""
     positions_Pd: Tensor
     padding: int | None
-    """Families that count no position for this id give it place 0, and the others one more."""
+    """Families that count no position for this id give it place 0, and the others one more. A whole source is counted
+    without it; a decoder is fed token by token, and counts it like any other."""
     norm: Norm | None
 
     @classmethod
@@ -60,6 +61,12 @@ class Embedding:
         weight_Vd = side.embed_tokens.weight
         tokens_Vd = weight_Vd if scale == 1.0 else weight_Vd * scale
         return cls(tokens_Vd, positions_Pd, padding, norm_of(norm) if norm else None)
+
+    def whole(self, tokens_BS: Tensor) -> Tensor:
+        """(B, S, d) of sources from their first token on."""
+        if self.padding is None:
+            return self(tokens_BS, torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS))
+        return self(tokens_BS, (tokens_BS != self.padding).cumsum(1) - 1)
 
     def __call__(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """(B, T, d). Positions past the table are those of padding or of drafts past a row's end: never used."""
@@ -236,8 +243,7 @@ class Encoder:
             window = Window.prefixes(ids_BS, lengths_B)
             return window.padded(self._kernels.encode(self._packed, window))
         rows, length = ids_BS.shape
-        positions_BS = torch.arange(length, device=ids_BS.device).expand(rows, -1)
-        x_BSd = self._embed(ids_BS, positions_BS)
+        x_BSd = self._embed.whole(ids_BS)
         mask = source_mask(lengths_B, length, x_BSd.dtype)
         x_Nd = x_BSd.view(rows * length, -1)
         for attention, _, feed_forward in self._layers:

@@ -2,12 +2,12 @@
 
 Users know a checkpoint by its greedy output, and that includes banned pads, forced language codes and minimum lengths.
 Each rule equals the logits processor of the same name in transformers, applied in transformers' order; a test compares
-the two. Whatever else would change greedy output is refused by name, so that no answer differs in silence.
-Beams and sampling are not run: they give a notice. Settings that act only on beams or samples are ignored.
+the two. Settings that are refused or replaced are listed in `checkpoints.py`, so that no answer differs in silence.
 
 Shapes: B rows, T window, V vocabulary, L tokens held, N = L + T, E listed ids, K banned words, W n-grams.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,26 +15,9 @@ import torch
 from torch import Tensor
 
 from cmasd.errors import ModelError
+from cmasd.runner.checkpoints import notices, refuse
 
 _INF = float("inf")
-
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "guidance_scale": (None, 1, 1.0),
-    "sequence_bias": (None,),
-    "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "exponential_decay_length_penalty": (None,),
-    "watermarking_config": (None,),
-    "stop_strings": (None, []),
-    "max_time": (None,),
-    "token_healing": (None, False),
-    "penalty_alpha": (None, 0, 0.0),
-    "dola_layers": (None,),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "is_assistant": (None, False),
-}
-"""Name -> the values that leave greedy output alone."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ class Constraints:
     min_new_tokens: int = 0
     """Generated tokens before the row may end."""
     forced_bos_token_id: int | None = None
-    """The token after a row's first one."""
+    """The token after a row's first one; of several the lowest id."""
     forced_eos_token_ids: tuple[int, ...] = ()
     """The token at a row's last allowed position; the lowest id wins."""
     remove_invalid_values: bool = False
@@ -72,17 +55,23 @@ class Constraints:
 
     @classmethod
     def from_generation_config(
-        cls, config: Any, vocabulary_size: int, *, forced_bos_token_id: int | None = None
+        cls, config: Any, vocabulary_size: int, *, forced_bos_token_id: int | None = None, samples: bool = False
     ) -> "Constraints":
         """Read a `GenerationConfig`; `forced_bos_token_id` (a target language) overrides the checkpoint's own.
 
-        Raises ModelError for a setting that would change greedy output and is not supported.
+        Raises ModelError for a setting that would change greedy output and is not supported. `samples`: notices are for
+        speculative sampling.
         """
-        _refuse(config)
-        eos = _as_ids(config.eos_token_id)
+        refuse(config)
+        eos = _below(_as_ids(config.eos_token_id), vocabulary_size)
         words = {tuple(word) for word in config.bad_words_ids or ()} - {(token,) for token in eos}
         _check_words(words, vocabulary_size)
-        own_bos = config.forced_bos_token_id
+        forced_eos = _as_ids(config.forced_eos_token_id)
+        _check_forced("generation_config.forced_eos_token_id", forced_eos, vocabulary_size)
+        first, name = _as_ids(config.forced_bos_token_id), "generation_config.forced_bos_token_id"
+        if forced_bos_token_id is not None:
+            first, name = (forced_bos_token_id,), "models.target_language"
+        _check_forced(name, first, vocabulary_size)
         return cls(
             eos_token_ids=eos,
             repetition_penalty=float(config.repetition_penalty or 1.0),
@@ -91,12 +80,12 @@ class Constraints:
             banned_words=tuple(sorted(word for word in words if len(word) > 1)),
             min_length=(config.min_length or 0) if config.min_new_tokens is None else 0,
             min_new_tokens=config.min_new_tokens or 0,
-            forced_bos_token_id=own_bos if forced_bos_token_id is None else forced_bos_token_id,
-            forced_eos_token_ids=_as_ids(config.forced_eos_token_id),
+            forced_bos_token_id=min(first, default=None),
+            forced_eos_token_ids=forced_eos,
             remove_invalid_values=bool(config.remove_invalid_values),
             suppressed=_below(config.suppress_tokens, vocabulary_size),
             begin_suppressed=_below(config.begin_suppress_tokens, vocabulary_size),
-            notices=_notices(config),
+            notices=notices(config, samples),
         )
 
     @property
@@ -239,21 +228,6 @@ def _ban_matches(logits_BTV: Tensor, ids: Tensor, matches: Tensor) -> None:
     logits_BTV.scatter_reduce_(2, ids.clamp(0, vocabulary_size - 1).expand(matches.shape), values, "amin")
 
 
-def _refuse(config: Any) -> None:
-    for name, harmless in _REFUSED.items():
-        value = getattr(config, name, None)
-        if value not in harmless:
-            raise ModelError(
-                f"generation_config.{name}: changes greedy output and is not supported, got {value!r}; expected "
-                f"{harmless[-1]!r}. Remove it from the checkpoint's generation_config.json."
-            )
-    if (config.num_beams or 1) > 1 and getattr(config, "diversity_penalty", None):
-        raise ModelError(
-            f"generation_config.diversity_penalty: needs beam search, which is not supported, got "
-            f"{config.diversity_penalty!r}; expected 0.0. Remove it from the checkpoint's generation_config.json."
-        )
-
-
 def _check_words(words: set[tuple[int, ...]], vocabulary_size: int) -> None:
     for word in sorted(words):
         if not word or not all(0 <= token < vocabulary_size for token in word):
@@ -263,13 +237,13 @@ def _check_words(words: set[tuple[int, ...]], vocabulary_size: int) -> None:
             )
 
 
-def _notices(config: Any) -> tuple[str, ...]:
-    notices = []
-    if (config.num_beams or 1) > 1:
-        notices.append(f"generation_config.num_beams: {config.num_beams} in the checkpoint; greedy decoding is used.")
-    if config.do_sample:
-        notices.append("generation_config.do_sample: true in the checkpoint; greedy decoding is used.")
-    return tuple(notices)
+def _check_forced(name: str, ids: tuple[int, ...], vocabulary_size: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocabulary_size:
+            raise ModelError(
+                f"{name}: forces a token that the model cannot say, got {token}; expected an id from 0 to "
+                f"{vocabulary_size - 1}. Use the tokenizer and the generation_config.json that belong to the model."
+            )
 
 
 def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
@@ -278,6 +252,6 @@ def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _below(ids: list[int] | None, vocabulary_size: int) -> tuple[int, ...]:
+def _below(ids: Sequence[int] | None, vocabulary_size: int) -> tuple[int, ...]:
     """The ids that exist; transformers ignores the others, such as -1 for none."""
     return tuple(token for token in ids or () if 0 <= token < vocabulary_size)

@@ -235,9 +235,8 @@ def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> 
 
 
 def output_scale(model: Any) -> float | None:
-    """T5 with tied embeddings divides the last hidden states by the square root of their width."""
-    if not isinstance(getattr(model, "model_dim", None), int):
-        return None
-    config = model.config
-    scaled: bool = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
-    return float(model.model_dim**-0.5) if scaled else None
+    """T5 whose checkpoint ties its embeddings divides the last hidden states by the square root of their width.
+
+    mT5 does not, though its configuration says that it ties them.
+    """
+    return float(model.model_dim**-0.5) if getattr(model.config, "scale_decoder_outputs", False) else None

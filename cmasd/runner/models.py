@@ -136,13 +136,12 @@ def load_model(
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A model's tokenizer; it has an end-of-sequence token."""
+    """A model's tokenizer."""
     source = resolve(name)
     if isinstance(source, Path):
         _check_tokenizer_files(name, source)
     tokenizer = _from_pretrained(AutoTokenizer, name, source, "the tokenizer", trust_remote_code=trust_remote_code)
     _check_tokenizer_files(name, source)
-    _check_end_token(name, tokenizer)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -173,7 +172,6 @@ def check_pair(
     A drafter that comes without a tokenizer (None) is taken to share the verifier's when the vocabulary sizes agree.
     Sizes may differ by padding: columns that neither tokenizer has a piece for.
     """
-    _check_end_token("models.verifier", verifier_tokenizer)
     kinds = [_kind(verifier_config), _kind(drafter_config)]
     if kinds[0] != kinds[1]:
         raise ModelError(
@@ -196,6 +194,12 @@ def vocabulary_size(config: PretrainedConfig) -> int:
     return int(config.get_text_config(decoder=True).vocab_size)
 
 
+def source_vocabulary(model: Model) -> int:
+    """Rows of the table that reads sources, or prompts."""
+    reader: Any = model.get_encoder() if model.config.is_encoder_decoder else model
+    return int(reader.get_input_embeddings().weight.shape[0])
+
+
 def _check_pieces(verifier_tokenizer: PreTrainedTokenizerBase, drafter_tokenizer: PreTrainedTokenizerBase) -> None:
     """Both may know ids that the other lacks (added tokens); an id that both know must be the same piece."""
     verifier_pieces = {index: piece for piece, index in verifier_tokenizer.get_vocab().items()}
@@ -215,14 +219,6 @@ def _disagreement(what: str) -> ModelError:
         f"Drafter and verifier disagree on the vocabulary: {what}. "
         "Speculative decoding compares token ids, so both must share one tokenizer."
     )
-
-
-def _check_end_token(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"{name}: the tokenizer has no end-of-sequence token, got eos_token None; expected one that the model "
-            "generates at the end of a row. Set eos_token in tokenizer_config.json."
-        )
 
 
 def _check_tokenizer_files(name: str, source: Path | str) -> None:

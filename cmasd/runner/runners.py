@@ -60,7 +60,6 @@ class _SlotRunner:
         self.vocabulary_size: int = cast(Any, model).lm_head.weight.shape[0]
         self.device = geometry.device
         self.dtype = geometry.dtype
-        self._filler: int = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
         self._head = output_head(model, words, int8)
         self.shortlist = words.tensor(geometry.device)
         bucketed = uses_graphs(graphs, geometry.device)
@@ -179,7 +178,7 @@ class EncoderDecoderRunner(_SlotRunner):
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`."""
         assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
-        ids_BS, lengths_B = padded(sources, self._filler, self.device)
+        ids_BS, lengths_B = padded(sources, 0, self.device)
         self.ran = self.hidden_BTd = None
         self.encoded_BSd = self._stack.encode(sources, ids_BS, lengths_B)
         self._stack.store(torch.tensor(slots, device=self.device), self.encoded_BSd, lengths_B)
@@ -243,7 +242,7 @@ class DecoderOnlyRunner(_SlotRunner):
         self.ran = self.hidden_BTd = None
         if max(map(len, sources)) == 1:
             return
-        ids_BT, _ = padded([source[:-1] for source in sources], self._filler, self.device)
+        ids_BT, _ = padded([source[:-1] for source in sources], 0, self.device)
         length = ids_BT.shape[1]
         positions_1T = self._steps_L[None, :length]
         self._cache.open_prompt(torch.tensor(slots, device=self.device), positions_1T)

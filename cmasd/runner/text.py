@@ -32,8 +32,12 @@ class TextCodec:
         on_too_long: Literal["error", "truncate"],
         max_source_tokens: int,
         is_encoder_decoder: bool,
+        known_ids: int,
     ) -> None:
-        """Raise ConfigError for a template without `{text}`, ModelError for what the tokenizer lacks."""
+        """Raise ConfigError for a template without `{text}`, ModelError for what the tokenizer lacks.
+
+        `known_ids`: the model has an embedding for the ids below this; tokenizers may have gained others.
+        """
         if template is not None and _PLACE not in template:
             raise ConfigError(
                 f"input.template: has no {_PLACE}, got {template!r}; expected {_PLACE} where the row goes."
@@ -48,12 +52,18 @@ class TextCodec:
         self._chat = chat
         self._truncates = on_too_long == "truncate"
         self._limit = max_source_tokens
+        self._known_ids = known_ids
         self._is_encoder_decoder = is_encoder_decoder
         self._is_bare = self._template == _PLACE and not chat
         self.forced_bos_token_id: int | None = None
         """The target language's token, which must be generated first; None where there is none."""
         if source_language is not None:
-            _language_token_id(self._tokenizer, "source", source_language)
+            token = _language_token_id(self._tokenizer, "source", source_language)
+            if token >= known_ids:
+                raise ModelError(
+                    f"models.source_language: {source_language} is no token of the model, got id {token}; expected an "
+                    f"id below {known_ids}, the size of its embeddings. Use the tokenizer that belongs to the model."
+                )
             self._tokenizer.src_lang = source_language
         if target_language is not None:
             self.forced_bos_token_id = _language_token_id(self._tokenizer, "target", target_language)
@@ -65,7 +75,7 @@ class TextCodec:
         good = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = iter(self._tokenize(good))
         return [
-            prompt if isinstance(prompt, RowError) else self._fit(text, next(encoded))
+            prompt if isinstance(prompt, RowError) else self._known(self._fit(text, next(encoded)))
             for text, prompt in zip(texts, prompts, strict=True)
         ]
 
@@ -138,6 +148,15 @@ class TextCodec:
         """A chat template writes the special tokens itself."""
         encoding = self._tokenizer(prompts, add_special_tokens=not self._chat, verbose=False, **options)
         return cast(list[Ids], encoding["input_ids"])
+
+    def _known(self, ids: Ids | RowError) -> Ids | RowError:
+        """A row that holds an id without an embedding would be read as other words, or end the run."""
+        if isinstance(ids, RowError) or max(ids) < self._known_ids:
+            return ids
+        stranger = next(one for one in ids if one >= self._known_ids)
+        piece = self._tokenizer.convert_ids_to_tokens(stranger)
+        table = f"expected ids below {self._known_ids}, the size of its table"
+        return RowError("encode", f"the model has no embedding for token {stranger} ({piece!r}); {table}")
 
     def _fit(self, text: object, ids: Ids | RowError) -> Ids | RowError:
         if isinstance(ids, RowError) or 0 < len(ids) <= self._limit:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cmasd.runner.checkpoints import decoder_start
 from cmasd.runner.masks import source_mask
+from cmasd.runner.models import vocabulary_size
 from cmasd.runner.runners import padded
 
 
@@ -46,7 +48,10 @@ def listen(model: PreTrainedModel, sources: list[list[int]], targets: list[list[
     device = model.device
     filler = verifier.config.pad_token_id or 0
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
-    prompts = [[verifier.config.decoder_start_token_id]] * len(sources) if encoder_decoder else sources
+    prompts = sources
+    if encoder_decoder:
+        first = decoder_start(verifier.generation_config, verifier.config, vocabulary_size(verifier.config))
+        prompts = [[first]] * len(sources)
     tokens_BU, lengths_B = padded([a + b for a, b in zip(prompts, targets, strict=True)], filler, device)
     first_B = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
     inputs_BT, ends_B = tokens_BU[:, :-1], lengths_B - 1

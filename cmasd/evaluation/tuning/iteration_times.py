@@ -1,4 +1,4 @@
-"""Seconds of an iteration by live rows and drafted tokens, for replays: a table of forwards at the engine's level.
+"""Seconds of an iteration by its rows' drafts, for replays: a table of forwards at the engine's level.
 
 The table (`cmasd.engine.costs`) holds forwards alone; what an engine does besides is a factor on it, one for plain and
 one for drafting iterations, from rows decoded both ways in turns. A machine that does other work as well makes both too
@@ -7,35 +7,46 @@ long, never too short, and is allowed for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
-from torch import Tensor
 
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Engine, Pair
 from cmasd.evaluation.speed.against_ar import EngineDecoder, plain_config
-from cmasd.policies import GoodputPolicy, Observation, Policy
+from cmasd.evaluation.tuning.replay import Lengths
+from cmasd.policies import GoodputPolicy, Observation, Policy, Rule
 from cmasd.policies.costs import StepTable
 
 ROUNDS = 2
-Iteration = tuple[int, int, float]
-"""Live rows, drafted tokens, seconds."""
+Iteration = tuple[Lengths, float]
+"""The rows' drafts, and seconds."""
 
 
 @dataclass(frozen=True)
 class IterationTimes:
     """Never changes, so that trials are judged alike."""
 
-    seconds_RK: tuple[tuple[float, ...], ...]
-    """By live rows - 1, and tokens of the longest draft."""
+    table: StepTable
     plain_level: float
     """What iterations took over what their forwards take by the table."""
     drafting_level: float
 
-    def seconds(self, rows: int, drafted: int) -> float:
+    def seconds(self, lengths: Lengths) -> float:
         """Of one iteration."""
-        return self.seconds_RK[rows - 1][drafted]
+        level = self.drafting_level if any(lengths) else self.plain_level
+        return level * forward_seconds(self.table, lengths)
+
+
+@lru_cache(maxsize=1 << 16)
+def forward_seconds(table: StepTable, lengths: Lengths) -> float:
+    """Of the drafter over the rows that still go on, then of the verifier over each row's last token and its draft."""
+    rows = len(lengths)
+    going = [sum(length > j for length in lengths) for j in range(max(lengths))]
+    if table.one_pass:
+        going = [rows] if going else []
+    return table.verify_seconds(rows, rows + sum(lengths)) + sum(map(table.draft_seconds, going))
 
 
 def measure_times(pair: Pair, config: Config, requests: Sequence[Request]) -> IterationTimes:
@@ -53,12 +64,9 @@ def measure_times(pair: Pair, config: Config, requests: Sequence[Request]) -> It
             if k not in logs:  # the first time warms up
                 decoder.engine.policy = logs[k] = _Log(decoder.engine.policy)
     plain = logs[0].iterations
-    drafting = [iteration for k, log in logs.items() for iteration in log.iterations if 0 < k == iteration[1]]
+    drafting = [iteration for k, log in logs.items() for iteration in log.iterations if 0 < k == max(iteration[0])]
     levels = [_level(table, iterations) for iterations in (plain, drafting)]
-    seconds = tuple(
-        tuple(levels[k > 0] * table.seconds(rows, k) for k in range(most + 1)) for rows in range(1, slots + 1)
-    )
-    return IterationTimes(seconds, *levels)
+    return IterationTimes(table, *levels)
 
 
 def enveloped(table: StepTable) -> StepTable:
@@ -73,7 +81,7 @@ def _table(pair: Pair, config: Config) -> StepTable:
     policy = Engine(pair, replace(config, policy=replace(config.policy, kind="goodput"))).policy
     assert isinstance(policy, GoodputPolicy), "the policy that was asked for"
     assert policy.costs is not None, "the engine measures for it"
-    return policy.costs.table
+    return policy.costs
 
 
 def _fixed(config: Config, k: int) -> Config:
@@ -86,7 +94,7 @@ def _fixed(config: Config, k: int) -> Config:
 
 def _level(table: StepTable, iterations: Sequence[Iteration]) -> float:
     """The lower quartile: what disturbs an iteration lengthens it."""
-    ratios = [seconds / table.seconds(rows, drafted) for rows, drafted, seconds in iterations]
+    ratios = [seconds / forward_seconds(table, lengths) for lengths, seconds in iterations]
     return float(np.quantile(ratios, 0.25)) if ratios else 1.0
 
 
@@ -96,16 +104,17 @@ class _Log(Policy):
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.max_draft_tokens = policy.max_draft_tokens
-        self.plans_ahead = policy.plans_ahead
         self.iterations: list[Iteration] = []
 
-    def plan(self, rows: int) -> int:
+    def plan(self, rows: int) -> Rule | None:
         return self.policy.plan(rows)
 
-    def go_on(self, confidence_BJ: Tensor) -> Tensor:
-        return self.policy.go_on(confidence_BJ)
+    def observe(self, seen: Observation) -> None:
+        if seen.is_typical:
+            self.iterations.append((lengths_of(seen), seen.seconds))
+        self.policy.observe(seen)
 
-    def observe(self, observation: Observation) -> None:
-        if observation.is_typical:
-            self.iterations.append((*observation.draft.tokens_BK.shape, observation.seconds))
-        self.policy.observe(observation)
+
+def lengths_of(seen: Observation) -> Lengths:
+    """What the rows of an iteration sent."""
+    return tuple(sorted(seen.lengths_B.tolist(), reverse=True))

@@ -4,7 +4,7 @@ Under exact verification the output is the verifier's own, whatever is drafted. 
 before each of its tokens, and keeps none, knows what any policy would have drafted there and how much of it would have
 been accepted: for a policy that goes by the row's own confidences (fixed, paper) the iterations are exactly those of
 decoding. Which rows share an iteration follows from the order in which the engine takes them. Seconds are not
-replayed: they are those of a table by live rows and drafted tokens.
+replayed: they are those of a table by the rows' drafts.
 
 Not replayed: `goodput`, which learns while running, and lossy verification, whose output is another.
 
@@ -22,15 +22,17 @@ from torch import Tensor
 from cmasd.confidence import build_confidence
 from cmasd.confidence.largest import argmax
 from cmasd.config.tree import Config
-from cmasd.core import Draft, Request, Result, Verdict
+from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Engine, Pair
 from cmasd.policies import build_policy
 from cmasd.verification.exact import ExactVerification
 
 REPLAYED = ("fixed", "paper")
 """Policies whose iterations follow from a recording."""
-Seconds = Callable[[int, int], float]
-"""Of an iteration, by live rows and drafted tokens of the longest draft."""
+Lengths = tuple[int, ...]
+"""Draft tokens that each live row of an iteration sends to the verifier, longest first."""
+Seconds = Callable[[Lengths], float]
+"""Of an iteration."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ class Walk:
 class Schedule:
     """Rows in the slots of one engine, from the first iteration to the last."""
 
-    shapes: list[tuple[int, int]]
-    """Live rows and drafted tokens of the longest draft, by iteration."""
+    shapes: list[Lengths]
+    """By iteration."""
     walks: Sequence[Walk]
 
     def seconds(self, seconds: Seconds) -> float:
         """By a table."""
-        return sum(seconds(rows, drafted) for rows, drafted in self.shapes)
+        return sum(map(seconds, self.shapes))
 
     @property
     def output_tokens(self) -> int:
@@ -80,7 +82,7 @@ def schedule(walks: Sequence[Walk], slots: int) -> Schedule:
     while queue or live:
         while queue and len(live) < slots:
             live.append((queue.popleft(), 0))
-        shapes.append((len(live), max(walk.drafted[at] for walk, at in live)))
+        shapes.append(tuple(sorted((walk.drafted[at] for walk, at in live), reverse=True)))
         live = [(walk, at + 1) for walk, at in live if at + 1 < len(walk.drafted)]
     return Schedule(shapes, walks)
 
@@ -105,13 +107,15 @@ class Recording:
     def walks(self, config: Config) -> list[Walk]:
         """Every row under another policy, k_max or confidence, exactly verified."""
         assert config.policy.kind in REPLAYED, f"policy {config.policy.kind} cannot be replayed"
-        k_max, policy = config.drafter.max_draft_tokens, build_policy(config)
+        k_max = config.drafter.max_draft_tokens
+        rule = build_policy(config).plan(rows=1)
+        assert rule is not None, "what is replayed drafts"
         assert k_max <= self.k_max, "no draft was longer"
         entropy, margin, softmax = self.components_NK3[:, :k_max].unbind(-1)
         scores = _Recorded(entropy, margin, softmax)
         confidence = build_confidence(config.confidence, config.score)
         assert confidence.kind in ("entropy", "margin", "softmax", "ensemble"), "made from what was recorded"
-        sent_N = policy.cut(confidence.combine(scores), self.drafted_N.clamp_max(k_max))
+        sent_N = rule.lengths(confidence.combine(scores), self.drafted_N.clamp_max(k_max))
         return self._walks(sent_N.tolist(), self.accepted_N.minimum(sent_N).tolist())
 
     def plain(self) -> list[Walk]:
@@ -156,15 +160,15 @@ class _Rejection:
         self.seen: dict[int, list[tuple[Tensor, int, int]]] = {}
         """By key, for every output token so far: components (k, 3), drafted, accepted."""
 
-    def verify(self, draft: Draft, logits_BTV: Tensor) -> Verdict:
+    def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """One token of the verifier's own for each row."""
-        verdict = self._exact.verify(draft, logits_BTV)
+        verdict = self._exact.verify(draft, logits)
         numbers = zip(draft.lengths_B.tolist(), verdict.accepted_B.tolist(), strict=True)
         components_BK3 = draft.components_BK3.cpu().clone()
         for row, (drafted, accepted) in enumerate(numbers):
             kept = components_BK3[row, :drafted]
             self.seen.setdefault(self._engine.state.keys[row], []).append((kept, drafted, accepted))
-        none_B, own_B = torch.zeros_like(verdict.accepted_B), argmax(logits_BTV[:, :1])[:, 0]
+        none_B, own_B = torch.zeros_like(verdict.accepted_B), argmax(logits.values_NV[logits.firsts_B1[:-1]])
         return replace(verdict, accepted_B=none_B, next_B=own_B)
 
 

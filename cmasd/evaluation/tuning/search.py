@@ -30,6 +30,7 @@ from cmasd.evaluation.tuning.iteration_times import IterationTimes, measure_time
 from cmasd.evaluation.tuning.knobs import starts, suggest
 from cmasd.evaluation.tuning.lab import Lab, Trial, Tried, best_first
 from cmasd.evaluation.tuning.replay import record
+from cmasd.policies.costs import StepTable
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the rows that lossy settings are decoded on, one after the other."""
@@ -221,7 +222,7 @@ def _times(study: Any, pair: Pair, config: Config, requests: list[Request]) -> I
     """Of the study, whose trials were judged by them; else measured."""
     known = study.user_attrs.get("times")
     if known:
-        return IterationTimes(**{**known, "seconds_RK": tuple(map(tuple, known["seconds_RK"]))})
+        return IterationTimes(**{**known, "table": StepTable.of(known["table"])})
     slots = config.engine.slots or 1
     found = measure_times(pair, config, requests[:slots])
     study.set_user_attr("times", asdict(found))

@@ -258,6 +258,23 @@ def test_what_may_be_said_of_the_output(policy: Any, verification: Any, claim: s
 
 
 @pytest.mark.parametrize(
+    ("dtype", "against"),
+    [
+        ("auto", ""),
+        ("float32", ""),
+        ("float64", ""),
+        ("int8", " against the verifier rounded to int8"),
+        ("bfloat16", " against the verifier in bfloat16"),
+        ("float16", " against the verifier in float16"),
+    ],
+)
+def test_a_claim_names_the_model_that_it_is_about(dtype: Any, against: str) -> None:
+    for kind, said in (("exact", "exact"), ("relaxed", "lossy")):
+        config = from_dict({"models": {"dtype": dtype}, "verification": {"kind": kind}, "policy": {"kind": "fixed"}})
+        assert (config.lossless, config.claim) == (said, said + against)
+
+
+@pytest.mark.parametrize(
     ("address", "shown"),
     [
         ("s3://AKIAKEY:se/cr+et@bucket/in", "s3://***@bucket/in"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context
 from cmasd.engine import Engine
+from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
@@ -30,7 +31,6 @@ class ScriptedDrafter:
     moves: list[tuple[int, int]] = field(default_factory=list)
     caught_up: bool = True
     one_pass: bool = True
-    drafts_at_once: bool = False
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
         raise AssertionError("nothing is timed with a fixed length")
@@ -44,7 +44,7 @@ class ScriptedDrafter:
     def reserve(self, extent: Extent) -> bool:
         raise AssertionError("without graphs nothing runs ahead")
 
-    def draft(self, context: Context, room_B: Tensor, extent: Extent | None = None) -> Draft:
+    def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         rows = len(context.lengths_B)
         tokens_BK = torch.zeros(rows, LONGEST, dtype=torch.int64)
         for row in range(rows):

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from cmasd.config import load
 from cmasd.core import Request
 from cmasd.engine import Pair
-from cmasd.engine.pair import _limits
+from cmasd.runner.checkpoints import limits
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.models import vocabulary_size
 from cmasd.runner.text import TextCodec
@@ -299,12 +299,13 @@ def pair_of(published: Published, name: str) -> Pair:
     torch.manual_seed(0)
     verifier = scatter(published.build(2), seed=0)
     verifier.generation_config = GenerationConfig(**published.generation)
-    max_source, max_new = _limits(config, verifier, bool(verifier.config.is_encoder_decoder))
+    lengths = limits(config.engine, verifier.generation_config, verifier.config)
     constraints = Constraints.from_generation_config(
         verifier.generation_config, vocabulary_size(verifier.config), forced_bos_token_id=published.forced_bos
     )
     drafter = distilled(published.build(1), verifier)
-    return Pair(verifier, drafter, cast(TextCodec, None), constraints, max_new, min(max_source, 24))
+    source = min(lengths.max_source_tokens, 24)
+    return Pair(verifier, drafter, cast(TextCodec, None), constraints, lengths.max_new_tokens, source)
 
 
 def requests_of(published: Published, pair: Pair) -> list[Request]:

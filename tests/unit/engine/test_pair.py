@@ -9,63 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from cmasd.config import Config, from_dict
+from cmasd.config import from_dict
 from cmasd.core import Request
 from cmasd.engine.capacity import need_of, resolve
-from cmasd.engine.pair import DEFAULT_MAX_NEW_TOKENS, _drafts_in_int8, _limits, choose_device, load_pair
+from cmasd.engine.pair import _drafts_in_int8, _shortlist, choose_device, load_pair
 from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import kernels
 from tests.unit.engine.pairs import decode, tiny_pair, tokens_of
-from tests.unit.runner.tiny import POSITIONS, tiny_model
-
-
-def engine_config(**engine: Any) -> Config:
-    return from_dict({"engine": engine})
-
-
-def limits(family: str, generation: dict[str, Any], **engine: Any) -> tuple[int, int]:
-    """(longest source, most new tokens) of a checkpoint with these generation settings."""
-    model = tiny_model(family, layers=1)
-    for name in ("max_length", "max_new_tokens"):
-        setattr(model.generation_config, name, generation.get(name))
-    return _limits(engine_config(**engine), model, bool(model.config.is_encoder_decoder))
-
-
-@pytest.mark.parametrize(
-    ("family", "generation", "engine", "expected"),
-    [
-        ("marian", {}, {}, (POSITIONS, POSITIONS - 1)),
-        ("marian", {"max_length": 30}, {}, (POSITIONS, 29)),
-        ("marian", {"max_length": 30, "max_new_tokens": 12}, {}, (POSITIONS, 12)),
-        ("marian", {"max_length": 30}, {"max_new_tokens": 50, "max_source_tokens": 20}, (20, 50)),
-        ("marian", {}, {"max_new_tokens": 5000}, (POSITIONS, POSITIONS - 1)),
-        ("t5", {}, {}, (512, DEFAULT_MAX_NEW_TOKENS)),
-        ("t5", {}, {"max_new_tokens": 5000, "max_source_tokens": 4000}, (4000, 5000)),
-        ("llama", {"max_new_tokens": 40}, {"max_source_tokens": 50}, (50, 40)),
-        ("llama", {}, {"max_source_tokens": 50}, (50, POSITIONS - 50)),
-        ("llama", {}, {"max_new_tokens": 28}, (POSITIONS - 28, 28)),
-        ("llama", {}, {}, (POSITIONS // 2, POSITIONS // 2)),
-        ("gpt2", {}, {"max_new_tokens": 28, "max_source_tokens": 1000}, (POSITIONS - 28, 28)),
-    ],
-)
-def test_limits(family: str, generation: dict[str, Any], engine: dict[str, Any], expected: tuple[int, int]) -> None:
-    assert limits(family, generation, **engine) == expected
-
-
-def test_more_new_tokens_than_a_decoder_only_model_has_positions() -> None:
-    with pytest.raises(ConfigError, match=r"engine\.max_new_tokens: .*got 128; expected at most 127"):
-        limits("llama", {}, max_new_tokens=POSITIONS)
-
-
-def test_the_decoder_starts_as_the_checkpoint_says() -> None:
-    pair: Any = tiny_pair("bart")
-    assert pair.decoder_start == [2]
-    pair.verifier.generation_config.decoder_start_token_id = 7
-    assert pair.decoder_start == [7]
-    pair.verifier.generation_config.decoder_start_token_id = None
-    pair.verifier.config.decoder_start_token_id = None
-    with pytest.raises(ModelError, match="names no decoder_start_token_id"):
-        _ = pair.decoder_start
+from tests.unit.runner.tiny import tiny_model
 
 
 def test_a_verifier_that_drafts_for_itself_needs_no_drafter() -> None:
@@ -78,6 +29,19 @@ def test_a_verifier_that_drafts_for_itself_needs_no_drafter() -> None:
     alone = load_pair(from_dict({"policy": {"kind": "plain"}}))
     assert need_of(pair, config).slot_bytes > need_of(alone, config).slot_bytes
     assert resolve(pair, config) == config
+
+
+@pytest.mark.parametrize("stranger", [64, -1])
+def test_a_shortlist_of_tokens_that_the_verifier_lacks(stranger: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny_pair("marian")
+    config = from_dict({"models": {"drafter": "d"}, "drafter": {"shortlist": 3}})
+    monkeypatch.setattr("cmasd.engine.pair.load_shortlist", lambda name: [5, 9, 7, stranger])
+    with pytest.raises(
+        ModelError, match=rf"drafter\.shortlist: d lists a token .* got {stranger}; expected ids from 0 to 63"
+    ):
+        _shortlist(config, pair.verifier, pair.constraints)
+    monkeypatch.setattr("cmasd.engine.pair.load_shortlist", lambda name: [5, 9, 7, 63])
+    assert _shortlist(config, pair.verifier, pair.constraints) == (1, 5, 7, 9)
 
 
 def test_notices_are_those_of_the_checkpoint() -> None:

@@ -221,6 +221,21 @@ RESULTS = [
 ]
 
 
+def test_exact_output_of_a_rounded_model_is_exact_to_that_model() -> None:
+    rows = [{**row("plain", 1, 1.0, 1.0, 1.0, dtype), "lossless": said} for dtype, said in CLAIMS]
+    shown = [line.split("100.0%")[1].strip() for line in result_table(rows).splitlines() if "100.0%" in line]
+    assert shown == ["exact", "exact to int8", "exact to bfloat16", "in distribution to int8", "lossy"]
+
+
+CLAIMS = [
+    ("float32", "exact"),
+    ("int8", "exact"),
+    ("bfloat16", "exact"),
+    ("int8", "in distribution"),
+    ("int8", "lossy"),
+]
+
+
 def test_conclusions_name_the_winner_and_the_losers() -> None:
     assert conclusions(RESULTS) == [
         "batch 1: fastest is goodput, 1.50 x plain; speculation beats plain: goodput 1.50; "

@@ -12,7 +12,8 @@ from cmasd.runner.runners import EncoderDecoderRunner, padded
 from cmasd.runner.stacks import BartStack
 from tests.unit.runner.tiny import tiny_model
 
-SOURCES = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18]]
+SOURCES = [[5, 1, 7, 8, 9], [10, 11], [1, 13, 14, 1, 1, 17, 18]]
+"""With the padding id of m2m100 inside, as its text in a row makes it."""
 PAST = torch.tensor([[3, 1, 20, 21, 22], [4, 23, 24, 1, 25], [6, 26, 27, 28, 29]])
 WINDOW, STARTS = torch.tensor([[30, 1, 31], [32, 33, 34], [0, 35, 36]]), torch.tensor([5, 2, 3])
 

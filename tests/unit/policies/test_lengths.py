@@ -127,8 +127,8 @@ def test_any_number_of_rows_can_be_planned_for(rows: int, remembered: int) -> No
 
 def test_where_nobody_may_look_every_row_drafts_to_one_length() -> None:
     """The best of all lengths, by the mean survival; and no confidence matters to it."""
-    survival_NK = np.cumprod(np.random.default_rng(0).uniform(0.3, 1.0, (400, 4)), axis=1)
-    curve = Curve(4, 1 + 0.05 * np.arange(17), np.array([0.0, 0.05, 0.05, 0.05, 0.05]), one_pass=False)
+    survival_NK: Float64 = np.random.default_rng(0).uniform(0.3, 1.0, (400, 4)).cumprod(1)
+    curve = Curve(4, 1 + 0.05 * np.arange(17.0), np.array([0.0, 0.05, 0.05, 0.05, 0.05]), one_pass=False)
     rule = choose(survival_NK, np.full(4, 0.65), curve, looks=False).rule(1.0, np.zeros(4))
     assert not rule.looks
     speeds = [

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from cmasd.config import from_dict
 from cmasd.reports import page, palette
 from cmasd.reports.evidence import gather
 from cmasd.reports.tokens import Splitter
@@ -107,6 +108,13 @@ def test_where_nothing_was_drafted_no_ratio_is_shown(tmp_path: Path) -> None:
     earlier = {key: value for key, value in BASELINE.items() if key != "drafted_tokens"}
     _, root = rendered(tmp_path, address=str(tmp_path / "earlier"), baseline=earlier)
     assert "0.80 x" in says(root)
+
+
+def test_the_headline_names_a_rounded_verifier() -> None:
+    head, text = page._claim(from_dict({"models": {"dtype": "int8"}}))
+    assert head == "Lossless."
+    assert text.endswith("two logits. This is said against the verifier rounded to int8.")
+    assert page._claim(from_dict({})) == page.LOSSLESS["exact"]
 
 
 def test_the_headline_and_every_chart(tmp_path: Path) -> None:

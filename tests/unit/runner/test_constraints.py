@@ -168,31 +168,6 @@ def test_a_target_language_overrides_the_checkpoints_first_token() -> None:
     assert Constraints.from_generation_config(config, V).forced_bos_token_id == 7
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("guidance_scale", 1.5),
-        ("sequence_bias", [[[3], 0.5]]),
-        ("encoder_repetition_penalty", 1.2),
-        ("encoder_no_repeat_ngram_size", 3),
-        ("exponential_decay_length_penalty", (5, 1.1)),
-        ("watermarking_config", {"bias": 2.0}),
-        ("stop_strings", ["\n"]),
-        ("max_time", 1.0),
-        ("token_healing", True),
-        ("penalty_alpha", 0.6),
-        ("dola_layers", "high"),
-        ("constraints", [1]),
-        ("force_words_ids", [[3]]),
-    ],
-)
-def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> None:
-    config = GenerationConfig(eos_token_id=EOS)
-    setattr(config, name, GenerationConfig(**{name: value}).watermarking_config if "water" in name else value)
-    with pytest.raises(ModelError, match=f"generation_config.{name}: .*not supported"):
-        Constraints.from_generation_config(config, V)
-
-
 def test_diverse_beams_are_refused_and_plain_beams_are_not() -> None:
     config = GenerationConfig(eos_token_id=EOS, num_beams=4)
     assert "num_beams: 4" in Constraints.from_generation_config(config, V).notices[0]
@@ -207,6 +182,38 @@ def test_sampling_settings_give_one_notice_and_no_rule() -> None:
     assert constraints.is_free
     [notice] = constraints.notices
     assert "do_sample" in notice
+
+
+def test_a_list_of_first_tokens_forces_its_lowest() -> None:
+    _check({"forced_bos_token_id": [7]}, _batch(4, ENCODER_DECODER, window=3))
+    config = GenerationConfig(eos_token_id=EOS, forced_bos_token_id=[9, 7])
+    assert Constraints.from_generation_config(config, V).forced_bos_token_id == 7
+
+
+@pytest.mark.parametrize("name", ["forced_bos_token_id", "forced_eos_token_id"])
+@pytest.mark.parametrize("token", [V, -1])
+def test_a_forced_token_that_the_model_cannot_say_is_refused(name: str, token: int) -> None:
+    config = GenerationConfig(eos_token_id=EOS, **{name: token})
+    with pytest.raises(
+        ModelError, match=rf"generation_config\.{name}: .* got {token}; expected an id from 0 to {V - 1}"
+    ):
+        Constraints.from_generation_config(config, V)
+
+
+def test_a_target_language_that_the_model_cannot_say_is_refused() -> None:
+    with pytest.raises(ModelError, match=rf"models\.target_language: .* got {V};"):
+        Constraints.from_generation_config(GenerationConfig(eos_token_id=EOS), V, forced_bos_token_id=V)
+
+
+@pytest.mark.parametrize("strangers", [[V, V + 40], [-1]])
+def test_end_tokens_outside_the_output_layer_end_nothing(strangers: list[int]) -> None:
+    options = {"eos_token_id": [*strangers, EOS], "min_new_tokens": 3}
+    constraints = Constraints.from_generation_config(GenerationConfig(**options), V)
+    assert constraints.eos_token_ids == (EOS,)
+    batch = _batch(5, DECODER_ONLY, window=4)
+    expected = _batch(5, DECODER_ONLY, window=4)
+    alone = Constraints.from_generation_config(GenerationConfig(eos_token_id=EOS, min_new_tokens=3), V)
+    assert torch.equal(constraints.apply(**batch), alone.apply(**expected))
 
 
 def test_a_bad_word_outside_the_vocabulary_is_refused() -> None:

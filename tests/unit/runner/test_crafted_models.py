@@ -142,6 +142,7 @@ def test_chat_templates_are_caged(template: str) -> None:
         on_too_long="error",
         max_source_tokens=10,
         is_encoder_decoder=True,
+        known_ids=100,
     )
     [outcome] = codec.encode(["a"])
     assert isinstance(outcome, RowError)

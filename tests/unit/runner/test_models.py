@@ -211,12 +211,6 @@ def test_a_damaged_tokenizer(folder: Path) -> None:
         models.load_tokenizer(str(folder))
 
 
-def test_a_tokenizer_without_an_end_token(folder: Path) -> None:
-    word_tokenizer("a", eos=None).save_pretrained(folder)
-    with pytest.raises(ModelError, match="the tokenizer has no end-of-sequence token"):
-        models.load_tokenizer(str(folder))
-
-
 def test_loading_is_silent(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
     transformers.logging.set_verbosity_info()
     transformers.logging.enable_progress_bar()
@@ -273,11 +267,6 @@ def test_vocabularies_of_one_size_with_other_pieces() -> None:
 def test_an_encoder_decoder_cannot_be_drafted_for_by_a_language_model() -> None:
     with pytest.raises(ModelError, match=r"got a decoder-only model \(llama\); expected an encoder-decoder model"):
         _check(LlamaConfig(**LLAMA), word_tokenizer("a", "b"))
-
-
-def test_a_pair_needs_an_end_token() -> None:
-    with pytest.raises(ModelError, match=r"models\.verifier: the tokenizer has no end-of-sequence token"):
-        _check(verifier=word_tokenizer("a", "b", eos=None))
 
 
 @pytest.mark.parametrize(

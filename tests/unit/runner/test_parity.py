@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cmasd.errors import ModelError
-from cmasd.runner import Runner, load_runner
+from cmasd.runner import Runner, families, load_runner
 from tests.unit.runner.tiny import ENCODER_DECODER, FAMILIES, POSITIONS, tiny_model
 
 SLOTS, MAX_LENGTH, MAX_SOURCE = 4, 40, 12
@@ -211,6 +211,17 @@ def test_m2m100_gives_padding_ids_the_positions_of_stepwise_decoding() -> None:
     runner.prefill([0], [source])
     logits_TV = runner.forward(torch.tensor([window]), torch.tensor([0]))[0]
     torch.testing.assert_close(logits_TV, torch.stack(steps), atol=1e-5, rtol=0)
+
+
+def test_mt5_does_not_scale_what_its_output_layer_reads() -> None:
+    model: Any = tiny_model("mt5", seed=9)
+    assert model.config.tie_word_embeddings
+    assert walk(model, rounds=6, seed=9) < 1e-5
+
+
+def test_every_supported_architecture_has_a_tiny_model() -> None:
+    tiny = {type(tiny_model(family, layers=1)).__name__ for family in [*FAMILIES, "mt5"]}
+    assert tiny == set(families.FAMILIES)
 
 
 def test_output_layers_keep_bias_scale_and_cap() -> None:

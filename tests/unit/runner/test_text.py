@@ -50,6 +50,7 @@ def codec(tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> T
         "on_too_long": "error",
         "max_source_tokens": 60,
         "is_encoder_decoder": True,
+        "known_ids": 1_000_000,
     }
     return TextCodec(tokenizer or bytes_tokenizer("$A </s>"), **{**settings, **options})
 
@@ -57,6 +58,19 @@ def codec(tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> T
 def message(row: list[int] | str | RowError) -> str:
     assert isinstance(row, RowError)
     return str(row)
+
+
+def test_ids_that_the_model_lacks_are_told_with_their_text() -> None:
+    tokenizer = bytes_tokenizer("$A </s>")
+    tokenizer.add_tokens(["<mask>"])
+    mask = len(tokenizer) - 1
+    plain, masked, doubly, whole = codec(tokenizer, known_ids=mask).encode(["ab", "a<mask>b", "<mask><mask>", "~"])
+    assert plain == tokenizer("ab")["input_ids"]
+    assert isinstance(whole, list)
+    told = f"encode: the model has no embedding for token {mask} ('<mask>'); expected ids below {mask}, the size of "
+    assert message(masked) == message(doubly) == f"{told}its table"
+    [known] = codec(tokenizer, known_ids=mask + 1).encode(["a<mask>b"])
+    assert known == tokenizer("a<mask>b")["input_ids"]
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, row: list[int] | RowError) -> str:
@@ -246,6 +260,8 @@ def _check_languages(tokenizer: Any, source: str, target: str, target_id: int, s
     assert isinstance(cut, list)
     assert len(cut) == 3
     assert {source_id, tokenizer.eos_token_id} <= set(cut)
+    with pytest.raises(ModelError, match=rf"models\.source_language: {source} is no token of the model, got id "):
+        codec(tokenizer, source_language=source, known_ids=source_id)
     plain = tokenizer("the cat", add_special_tokens=False)["input_ids"]
     assert converter.decode([[target_id, *plain]]) == [tokenizer.decode(plain, skip_special_tokens=True)]
     with pytest.raises(ModelError, match=r"models\.target_language: unknown language, got 'xx_Nope'.* such as \w+"):

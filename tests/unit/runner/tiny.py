@@ -79,7 +79,7 @@ def _m2m100(v: int, n: int) -> PreTrainedModel:
     return hf.M2M100ForConditionalGeneration(hf.M2M100Config(**_seq2seq(v, n, **ids)))
 
 
-def _t5(v: int, n: int) -> PreTrainedModel:
+def _t5(v: int, n: int, kind: Callable[[dict[str, Any]], PreTrainedModel]) -> PreTrainedModel:
     settings: dict[str, Any] = {
         "vocab_size": v,
         "d_model": WIDTH,
@@ -93,7 +93,7 @@ def _t5(v: int, n: int) -> PreTrainedModel:
         "eos_token_id": 1,
         "decoder_start_token_id": 0,
     }
-    return hf.T5ForConditionalGeneration(hf.T5Config(**settings))
+    return kind(settings)
 
 
 def _gpt2(v: int, n: int) -> PreTrainedModel:
@@ -117,7 +117,8 @@ _BUILDERS: dict[str, Callable[[int, int], PreTrainedModel]] = {
     "bart": _bart,
     "mbart": _mbart,
     "pegasus": _pegasus,
-    "t5": _t5,
+    "t5": lambda v, n: _t5(v, n, lambda settings: hf.T5ForConditionalGeneration(hf.T5Config(**settings))),
+    "mt5": lambda v, n: _t5(v, n, lambda settings: hf.MT5ForConditionalGeneration(hf.MT5Config(**settings))),
     "m2m100": _m2m100,
     "llama": lambda v, n: hf.LlamaForCausalLM(hf.LlamaConfig(**_causal(v, n))),
     "qwen2": lambda v, n: hf.Qwen2ForCausalLM(hf.Qwen2Config(**_causal(v, n))),
@@ -137,8 +138,8 @@ _BUILDERS: dict[str, Callable[[int, int], PreTrainedModel]] = {
     ),
 }
 
-FAMILIES = list(_BUILDERS)
-"""Names that `tiny_model` knows."""
+FAMILIES = [family for family in _BUILDERS if family != "mt5"]
+"""Names that `tiny_model` knows; and mt5, which is t5 but for the scale of its output."""
 ENCODER_DECODER = ["marian", "bart", "mbart", "pegasus", "t5", "m2m100"]
 DECODER_ONLY = [family for family in FAMILIES if family not in ENCODER_DECODER]
 

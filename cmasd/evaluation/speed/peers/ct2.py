@@ -123,14 +123,15 @@ class CTranslate2:
         if not requests:
             return {}
         rows = [[self._names[token] for token in request.source] for request in requests]
-        longest = max(request.max_new_tokens for request in requests)
+        most = [min(request.max_new_tokens, self.pair.room(len(request.source))) for request in requests]
+        longest = max(most)
         options = {**self._options, **self._lengths(rows, longest)}
         if self.layout is None:
             self.layout = self._fastest(rows, options)
         outputs = self._run(self.layout, rows, options)[0]
         return {
-            request.key: list(map(int, output))[: request.max_new_tokens]
-            for request, output in zip(requests, outputs, strict=True)
+            request.key: list(map(int, output))[:limit]
+            for request, output, limit in zip(requests, outputs, most, strict=True)
         }
 
     def _run(self, layout: Layout, rows: list[list[str]], options: dict[str, Any]) -> tuple[list[list[str]], float]:

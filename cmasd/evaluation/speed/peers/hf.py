@@ -63,12 +63,13 @@ class HfGenerate:
             attention_mask=mask_BS.to(self.pair.device),
             do_sample=False,
             num_beams=self.beams,
-            max_new_tokens=max(request.max_new_tokens for request in batch),
+            max_new_tokens=max(min(r.max_new_tokens, self.pair.room(len(r.source))) for r in batch),
             forced_bos_token_id=self.pair.constraints.forced_bos_token_id,
         )
         start = longest if left else 1
         rows = (row[start:] for row in generated.tolist())
-        return {r.key: self._row(row)[: r.max_new_tokens] for r, row in zip(batch, rows, strict=True)}
+        most = [min(r.max_new_tokens, self.pair.room(len(r.source))) for r in batch]
+        return {r.key: self._row(row)[:limit] for r, row, limit in zip(batch, rows, most, strict=True)}
 
     def _row(self, tokens: list[int]) -> list[int]:
         """Up to the end of sequence, which is kept; the padding behind it is not."""

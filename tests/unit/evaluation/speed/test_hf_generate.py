@@ -34,6 +34,14 @@ def test_equals_plain_decoding(family: str, batch_size: int) -> None:
     assert eos in {row[-1] for row in expected.values()}
 
 
+def test_a_length_that_counts_the_prompt_holds() -> None:
+    pair = replace(pair_with_end("llama"), max_length=14)
+    requests = ragged_requests(6, seed=2)
+    expected = tokens_of(decode_plain(pair, requests))
+    assert max(len(request.source) + len(expected[request.key]) for request in requests) == 14
+    assert HfGenerate(pair, 3).decode(requests) == expected
+
+
 def test_rules_of_the_checkpoint_hold() -> None:
     pair, requests = pair_with_end("marian", no_repeat_ngram_size=2, min_new_tokens=3), ragged_requests(4, seed=2)
     assert HfGenerate(pair, 3).decode(requests) == tokens_of(decode_plain(pair, requests))

@@ -9,8 +9,10 @@ import pytest
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Engine
-from cmasd.evaluation.tuning.replay import Recording, Walk, decode, record, schedule
+from cmasd.evaluation.tuning.iteration_times import forward_seconds, lengths_of
+from cmasd.evaluation.tuning.replay import Lengths, Recording, Walk, decode, record, schedule
 from cmasd.policies import Observation, Policy
+from cmasd.policies.costs import StepTable
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 K_MAX = 6
@@ -42,15 +44,14 @@ def recorded(family: str, kind: str) -> Recording:
     return record(shared_pair(family), configured(kind), requests())
 
 
-def eavesdropped(family: str, config: Config) -> tuple[Engine, list[tuple[int, int]]]:
+def eavesdropped(family: str, config: Config) -> tuple[Engine, list[Lengths]]:
     """An engine that has decoded the requests, and the shapes of its iterations."""
     engine = Engine(shared_pair(family), config)
-    shapes: list[tuple[int, int]] = []
+    shapes: list[Lengths] = []
     own = engine.policy.observe
 
     def observe(self: Policy, observation: Observation) -> None:
-        rows, drafted = observation.draft.tokens_BK.shape
-        shapes.append((rows, drafted))
+        shapes.append(lengths_of(observation))
         own(observation)
 
     engine.policy.observe = observe.__get__(engine.policy)  # type: ignore[method-assign]
@@ -117,6 +118,13 @@ def test_telemetry_of_a_decoded_row_is_its_walk() -> None:
 def test_seconds_follow_from_the_table() -> None:
     walks = [Walk(0, 5, [2, 0], [1, 0], 3), Walk(1, 9, [3], [3], 4), Walk(2, 9, [1, 1, 1], [0, 0, 0], 3)]
     found = schedule(walks, slots=2)
-    assert found.shapes == [(2, 3), (2, 2), (2, 1)]
+    assert found.shapes == [(3, 1), (2, 1), (1, 0)]
     assert found.output_tokens == 10
-    assert found.seconds(lambda rows, drafted: rows + drafted / 10) == pytest.approx(6.6)
+    assert found.seconds(lambda lengths: len(lengths) + sum(lengths) / 10) == pytest.approx(6.8)
+
+
+@pytest.mark.parametrize(("one_pass", "drafting"), [(False, 0.25 + 0.2 + 0.2), (True, 0.4)])
+def test_an_iteration_pays_for_the_tokens_that_there_are(one_pass: bool, drafting: float) -> None:
+    """Four rows send 3, 1, 0 and 0 tokens: eight are verified, and two, one and one rows are drafted for."""
+    table = StepTable((1, 2, 3, 4), ((1.0, 2.0),) * 4, (0.2, 0.25, 0.3, 0.4), one_pass)
+    assert forward_seconds(table, (3, 1, 0, 0)) == pytest.approx(2.0 + drafting)

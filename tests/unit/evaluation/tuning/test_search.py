@@ -119,11 +119,12 @@ def test_times_are_levelled_tables() -> None:
     config = tiny_config(drafter={"max_draft_tokens": 2}, engine={"slots": 4})
     requests = [Request(key, source, 8) for key, source in enumerate(SOURCES)]
     times = measure_times(shared_pair("marian"), config, requests)
-    assert [len(row) for row in times.seconds_RK] == [3] * 4
-    assert min(min(row) for row in times.seconds_RK) > 0
+    assert [len(row) for row in times.table.verify] == [3] * 2
+    assert min(min(row) for row in times.table.verify) > 0
     assert times.plain_level > 0
     assert times.drafting_level > 0
-    assert times.seconds(4, 2) == times.seconds_RK[3][2]
+    assert times.seconds((2, 2, 2, 2)) == pytest.approx(times.drafting_level * times.table.seconds(4, 2))
+    assert times.seconds((0, 0, 0, 0)) == pytest.approx(times.plain_level * times.table.seconds(4, 0))
     assert measure_times(shared_pair("marian"), config, [replace(requests[0], max_new_tokens=1)]).drafting_level == 1
 
 
@@ -149,7 +150,7 @@ def test_what_cannot_be_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---------------------------------------------------------------- what is measured, and chosen
 
-NO_TIMES = IterationTimes((), 1.0, 1.0)
+NO_TIMES = IterationTimes(StepTable((), (), ()), 1.0, 1.0)
 FRONT = [tried(1 + i / 10, i / 10) for i in range(1, 10)]
 
 
