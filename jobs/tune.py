@@ -1,6 +1,6 @@
 """`cmasd tune CONFIG`: settings of CM-ASD for a corpus: speed against quality, and a configuration that runs.
 
-Prints progress on stderr; on stdout what was tried, what was measured, what follows, and last one line of JSON.
+Prints progress on stderr; on stdout what was tried, what was measured, what follows, and one line of JSON for programs.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_config, read_config
+from jobs.arguments import add_config, add_json, read_config
 from jobs.measuring import about_line, describe, threads_of_actor, watch, with_drafter
 from jobs.pareto_tables import pareto_table
 from jobs.records import check_files, command, finish
@@ -40,6 +40,7 @@ MOST_ENGINES = 9
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_config(parser)
+    add_json(parser)
     parser.add_argument("--quick", action="store_true", help="under four minutes, and fewer rows")
     parser.add_argument("--seconds", type=_positive(float), default=0, metavar="S", help=f"default {SECONDS:.0f}")
     parser.add_argument("--trials", type=_positive(int), default=0, metavar="N", help="lossy settings at most")
