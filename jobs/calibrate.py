@@ -56,7 +56,10 @@ def main(args: argparse.Namespace) -> int:
         theirs = count_judged(other, args.seed)
         drifts[other.address] = drift(fitted, theirs, other.address)
         print(f"\n{drift_table(folder.address, other.address, theirs, drifts[other.address])}")
-    print(f"\nTo use it: confidence.kind={fitted[0].score} confidence.calibration={target}")
+    print(
+        f"\nTo use it: confidence.kind={fitted[0].score} confidence.calibration={target} "
+        f"output.path={folder.address}-calibrated"
+    )
     figures = {"run": folder.address, "rows": judged.rows, "tokens": judged.tokens, "seed": judged.seed}
     scores = [one.to_dict() for one in fitted]
     against = {address: [one.to_dict() for one in found] for address, found in drifts.items()}

@@ -176,10 +176,17 @@ def save(args: argparse.Namespace, tuned: Tuned, report: dict[str, Any]) -> None
 
     if args.write:
         origin = f"Written by {report['command']} on {report['date'][:10]}, {about_line(report)}."
-        args.write.write_text(configuration_file(tuned.config, [origin, report["said"]]), encoding="utf-8")
-        print(f"\nconfiguration  {args.write}", flush=True)
+        config = elsewhere(tuned.config)
+        args.write.write_text(configuration_file(config, [origin, report["said"]]), encoding="utf-8")
+        print(f"\nconfiguration  {args.write}, whose run goes to {config.output.path}", flush=True)
     if args.plot:
         plot_pareto(tuned.rows, args.plot, about_line(report))
+
+
+def elsewhere(config: "Config") -> "Config":
+    """With a run folder of its own: the one it was tuned from may hold a run, which other settings cannot go on with."""
+    path = f"{config.output.path.rstrip('/')}-tuned"
+    return replace(config, output=replace(config.output, path=path))
 
 
 def check_longest(args: argparse.Namespace, config: "Config") -> None:
