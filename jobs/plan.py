@@ -13,8 +13,12 @@ def register(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print the plan."""
     from cmasd.io.runs import look_at
+    from cmasd.pipeline.resuming import as_started
     from jobs.tables import plan_table
 
     config = read_config(args)
-    print(plan_table(config, look_at(config)))
+    known, changes = as_started(config)
+    print(plan_table(config, look_at(known)))
+    for change in changes:
+        print(f"notice: {change}")
     return 0

@@ -184,7 +184,7 @@ def save(args: argparse.Namespace, tuned: Tuned, report: dict[str, Any]) -> None
 
 
 def elsewhere(config: "Config") -> "Config":
-    """With a run folder of its own: the one it was tuned from may hold a run, which other settings cannot go on with."""
+    """With a run folder of its own: the one it was tuned from may hold a run, which other settings cannot resume."""
     path = f"{config.output.path.rstrip('/')}-tuned"
     return replace(config, output=replace(config.output, path=path))
 

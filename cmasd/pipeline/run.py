@@ -31,6 +31,7 @@ from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.gate import limits, open_gate
 from cmasd.pipeline.metrics import RunMetrics
 from cmasd.pipeline.report import ShardReport
+from cmasd.pipeline.resuming import as_started
 from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Progress, Tally
 from cmasd.telemetry.totals import Totals
@@ -65,9 +66,10 @@ def run(
     folder = RunFolder(config.output.path)
     seen = newest_lease(folder.storage)
     refuse_if_live(folder.address, seen)
-    state = look_at(config)
+    known, changes = as_started(config)
+    state = look_at(known)
     with Lease(folder.storage, folder.address, "run", after=seen) as lease:
-        return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain(), began)
+        return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain(), began, changes)
 
 
 def _run(
@@ -78,6 +80,7 @@ def _run(
     watcher: Watcher,
     drain: Drain,
     began: float,
+    changes: list[str],
 ) -> dict[str, Any]:
     folder = state.folder
     folder.clean(state.plan)
@@ -85,6 +88,7 @@ def _run(
         folder.start(config, state.plan, provenance())
     watcher.planned(state)
     tally = Tally(state.plan.rows, state.done)
+    tally.notices += changes
     check_failures(config, tally)
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
@@ -228,6 +232,7 @@ def _close(
     notices = tally.notices or list(earlier.get("pair_notices", []))
     summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, [*notices, *remarks])
     summary["pair_notices"] = notices
+    summary["fingerprint"] = (state.folder.manifest() or summary)["fingerprint"]
     state.folder.write_json(summary, "summary.json")
     return summary
 
