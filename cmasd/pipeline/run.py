@@ -27,6 +27,7 @@ from cmasd.pipeline.baseline import Compare, compare_in_cluster
 from cmasd.pipeline.cluster import Resources, connected, resources
 from cmasd.pipeline.crashes import forget as forget_crashes
 from cmasd.pipeline.drain import Drain, Drained
+from cmasd.pipeline.estimate import note_run
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.gate import limits, open_gate
 from cmasd.pipeline.metrics import RunMetrics
@@ -100,6 +101,7 @@ def _run(
                 _decode(config, state, has, lease, attempt, watcher, drain)
         lease.check()
         summary = _close(config, state, tally, baseline)
+        note_run(config, summary)
         if compare is not None and wants_baseline:
             try:
                 has = has or _connect(config, state, stack, watcher, tally)
