@@ -31,14 +31,15 @@ def main(args: argparse.Namespace) -> int:
     from jobs.tables import pairs, plan_table
 
     config = read_config(args)
-    known, notices = as_started(config)
+    known, changes = as_started(config)
     state = look_at(known)
     print(plan_table(config, state))
     problems: list[str] = []
+    notices: list[str] = []
     if state.todo:
         outlook = look_ahead(config)
         problems = outlook.problems
-        notices += outlook.remarks
+        notices = [*changes, *outlook.remarks]
         print("\n" + pairs(forecast(config, state, outlook)))
     for notice in notices:
         print(f"notice: {notice}")

@@ -89,7 +89,7 @@ def _run(
         folder.start(config, state.plan, provenance())
     watcher.planned(state)
     tally = Tally(state.plan.rows, state.done)
-    tally.notices += changes
+    tally.notices += changes if state.todo else []
     check_failures(config, tally)
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0

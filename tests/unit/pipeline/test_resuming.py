@@ -9,7 +9,8 @@ import pytest
 from cmasd.config import Config, flatten, from_dict
 from cmasd.core import RowError
 from cmasd.errors import RunFolderError
-from cmasd.io.runs import look_at
+from cmasd.io.runs import Run, look_at
+from cmasd.pipeline import run as pipeline
 from cmasd.pipeline.resuming import as_started, is_free
 from cmasd.pipeline.run import run
 from cmasd.telemetry.recorder import Row, record
@@ -52,16 +53,26 @@ def test_slots_may_be_lowered_and_raised_and_drafting_given_up(tmp_path: Path) -
 
 
 def test_a_summary_names_what_changed_and_keeps_the_fingerprint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(tmp_path, shards=2, engine={"slots": 32})
+    """The other shard is decoded by nobody here, only written."""
+
+    def decode(asked: Config, state: Run, *_: object) -> None:
+        for shard in state.todo:
+            state.folder.write_shard(shard, record([Row("1", RowError("read", "no"), None)] * shard.rows, "token"))
+
+    monkeypatch.setattr(pipeline, "_connect", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_decode", decode)
+    begin(tmp_path, shards=1, engine={"slots": 32})
+    paths = [f"input.path={tmp_path}/in.jsonl", f"output.path={tmp_path}/run"]
+    notice = "engine.slots: 32 -> 8 since the run began; exact output does not depend on it."
+    assert main(["plan", *paths, "engine.slots=8"]) == 0
+    assert f"notice: {notice}" in capsys.readouterr().out
     summary = run(config(tmp_path, engine={"slots": 8}))
-    assert summary["notices"] == ["engine.slots: 32 -> 8 since the run began; exact output does not depend on it."]
+    assert summary["notices"] == [notice]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert summary["fingerprint"] == manifest["fingerprint"]
-    paths = [f"input.path={tmp_path}/in.jsonl", f"output.path={tmp_path}/run"]
-    assert main(["plan", *paths, "engine.slots=8"]) == 0
-    assert "notice: engine.slots: 32 -> 8 since" in capsys.readouterr().out
+    assert run(config(tmp_path, engine={"slots": 4}))["notices"] == [notice], "with 4, nothing was decoded"
 
 
 LOSSY: dict[str, Any] = {"verification": {"kind": "relaxed"}}
