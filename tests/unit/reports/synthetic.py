@@ -29,14 +29,14 @@ Truth = Callable[[float], float]
 """Probability of acceptance by confidence."""
 
 
-def drawn(rng: np.random.Generator, truth: Truth, iterations: int) -> Result:
+def drawn(rng: np.random.Generator, truth: Truth, iterations: int, most_drafted: int = MOST_DRAFTED) -> Result:
     """One row, whose traces hold together as the engine's do."""
     nothing = [np.nan] * 4
     tokens: list[list[float]] = []
     steps: list[list[float]] = []
     confidences: list[float] = []
     for _ in range(iterations):
-        drafted, accepted, rejected = int(rng.integers(0, MOST_DRAFTED + 1)), 0, list(nothing)
+        drafted, accepted, rejected = int(rng.integers(0, most_drafted + 1)), 0, list(nothing)
         for confidence in rng.random(drafted):
             confidences.append(float(confidence))
             if rng.random() >= truth(confidence):

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from cmasd.reports import page, palette
 from cmasd.reports.evidence import gather
 from cmasd.reports.tokens import Splitter
-from tests.unit.reports.synthetic import BASELINE, HOSTILE, make_run
+from tests.unit.reports.synthetic import BASELINE, HOSTILE, drawn, make_run
 
 Element = ElementTree.Element
 
@@ -235,3 +236,15 @@ def test_wide_tables_scroll_by_themselves(tmp_path: Path) -> None:
     assert all(div.get("tabindex") == "0" and div.get("role") == "region" for div in scrolling), "by keyboard as well"
     assert sum(len(list(div.iter("table"))) for div in scrolling) == len(list(root.iter("table"))) > 0
     assert ".scroll { overflow-x: auto; max-width: 100%;" in "".join(next(root.iter("style")).itertext())
+
+
+def test_shares_of_nothing_are_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that drafted nothing accepted and rolled back nothing, which is not 0 %."""
+    plain = drawn(np.random.default_rng(0), lambda confidence: 1.0, 5, most_drafted=0)
+    monkeypatch.setattr("tests.unit.reports.synthetic.drawn", lambda *_: plain)
+    shown = says(rendered(tmp_path, errors=False, drafting=0.0)[1])
+    assert "Acceptance rate - of drafted tokens" in shown
+    assert "Rollback rate - 0.0% of iterations drafted" in shown
+    assert "nothing drafted." in shown
+    assert "part-00000-000009 11.0 12 60 60 - 0" in shown, "of a shard, too"
+    assert "No failure signature was found." in shown
