@@ -39,5 +39,6 @@ def wants_json(args: argparse.Namespace) -> bool:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One line; letters beyond ASCII as they are where the output takes all of them."""
-    takes_all = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
-    print(json.dumps(value, ensure_ascii=not takes_all), flush=True)
+    from cmasd.pipeline.escaping import takes_all_letters
+
+    print(json.dumps(value, ensure_ascii=not takes_all_letters(sys.stdout)), flush=True)

@@ -86,6 +86,9 @@ def keep_token_to_ourselves() -> None:
     """A token for a Ray of our own, where the user has none: Ray would write one into the home folder, and from then
     on every cluster that is started there would want it.
     """
-    has_file = (Path.home() / ".ray" / "auth_token").exists()
+    try:
+        has_file = (Path.home() / ".ray" / "auth_token").exists()
+    except (OSError, RuntimeError):  # no home, or one that may not be looked into
+        has_file = False
     if not has_file and not any(name in os.environ for name in TOKEN_VARIABLES):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

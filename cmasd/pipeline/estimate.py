@@ -107,15 +107,15 @@ def recall(config: Config, what: str) -> dict[str, Any]:
     """A note; empty where there is none."""
     try:
         value = json.loads(_path(config, what).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _keep(config: Config, what: str, value: dict[str, Any]) -> None:
-    """Whole or not at all; a folder that cannot be written to costs an estimate."""
-    path = _path(config, what)
-    with suppress(OSError):
+    """Whole or not at all; a folder that cannot be written to, or that nobody has, costs an estimate."""
+    with suppress(OSError, RuntimeError):
+        path = _path(config, what)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         fresh.write_text(json.dumps(value))
@@ -123,6 +123,7 @@ def _keep(config: Config, what: str, value: dict[str, Any]) -> None:
 
 
 def _path(config: Config, what: str) -> Path:
+    """Raises RuntimeError for a user without a home."""
     models, actors = config.models, config.actors
     about = [models.verifier, models.dtype, models.device, config.engine.slots, actors.cpus_each, actors.gpus_each]
     text = json.dumps([*about, platform.node(), __version__])

@@ -14,6 +14,7 @@ from cmasd.engine.capacity import need_of, resolve
 from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import cache_folder
 from cmasd.pipeline import estimate, foresight, models_there
+from cmasd.pipeline.address import keep_token_to_ourselves
 from cmasd.pipeline.foresight import look_ahead, machine_problems, memory_problems, row_bytes, size, weight_bytes
 from cmasd.pipeline.models_there import find
 from cmasd.runner import models, parallel_folder
@@ -214,6 +215,20 @@ def test_damaged_notes_are_no_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for text in ("{", "[]", "{}", '{"slots": 4, "rows": [1], "plain_seconds": []}'):
         estimate._path(config(), estimate.STEPS).write_text(text)
         assert estimate.estimate(config(), ["a"], 5, 1, None, 9).seconds is None
+
+
+def test_a_user_without_a_home_has_no_notes_and_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers that run under whatever number the cluster chooses."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    estimate.note_steps(config(), 4, (1, 4), (0.1, 0.2))
+    assert estimate.recall(config(), estimate.STEPS) == {}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "kept by the test")
+    keep_token_to_ourselves()
 
 
 def test_an_engine_with_a_step_table_notes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
