@@ -1,6 +1,6 @@
 """`cmasd bench CONFIG`: tokens/s of every way of decoding, side by side in one run; or speed against quality.
 
-Prints progress on stderr; on stdout a table, what it says in words, and last one line of JSON with every figure.
+Prints progress on stderr; on stdout a table, what it says in words, and one line of JSON for programs.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmasd.evaluation.speed.engines import ENGINES, OPTIONAL, Lineup
-from jobs.arguments import add_config, read_config
+from jobs.arguments import add_config, add_json, read_config
 from jobs.bench_tables import conclusions, result_table, step_table
 from jobs.measuring import about_line, busy_lines, describe, tell, watch, with_drafter
 from jobs.pareto_tables import pareto_table, promises
@@ -41,13 +41,18 @@ OPTIONS = (
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_config(parser)
+    add_json(parser)
     quick, full = (",".join(map(str, sizes)) for sizes in (QUICK, FULL))
     names = ",".join(ENGINES)
     parser.add_argument("--quick", action="store_true", help=f"batch sizes {quick}, fewer rows: under four minutes")
     parser.add_argument("--batch-sizes", type=_numbers, metavar="N,..", help=f"default {full}")
     parser.add_argument("--chunks", type=_number, default=0, metavar="N", help="of rows, each timed; default 5")
     parser.add_argument(
-        "--engines", type=_engines, default=ENGINES, metavar="NAME,..", help=f"default {names}; also {OPTIONAL}"
+        "--engines",
+        type=_engines,
+        default=ENGINES,
+        metavar="NAME,..",
+        help=f"default {names}; also {','.join(OPTIONAL)}",
     )
     parser.add_argument("--fixed", type=_numbers, default=[], metavar="K,..", help="more draft lengths of fixed")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all")

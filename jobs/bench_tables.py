@@ -6,7 +6,7 @@ from typing import Any
 
 from cmasd.evaluation.plots import label
 from cmasd.evaluation.speed.engines import SAME_DECODING, drafts
-from jobs.tables import claim, share, table
+from jobs.tables import claim, table, whole_share
 
 HEADER = (
     "engine",
@@ -45,7 +45,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         *(_ratio(row[f"ratio_to_{name}"]) for name in ("hf_generate", "ctranslate2", "best_fixed")),
         "-" if per_iteration is None else f"{per_iteration:.2f}",
         "-" if acceptance is None else f"{acceptance:.0%}",
-        share(row["exact_match_to_plain"]),
+        whole_share(row["exact_match_to_plain"]),
         claim(row),
     )
 
@@ -114,7 +114,7 @@ def _fastest(faster: Sequence[Row]) -> str:
     said = f"fastest is {label(best)}, {_to_plain(best):.2f} x plain"
     if best in same:
         return said
-    said += f" with {share(best['exact_match_to_plain'])} of the rows equal to its"
+    said += f" with {whole_share(best['exact_match_to_plain'])} of the rows equal to its"
     if not same:
         return f"{said}, and nothing with all of them is faster than plain beyond the noise"
     return f"{said}, and with all of them {label(max(same, key=_to_plain))}, {_to_plain(max(same, key=_to_plain)):.2f}"

@@ -1,7 +1,7 @@
 """`cmasd calibrate RUN`: maps from confidence to the probability of acceptance, fitted to the telemetry of a run.
 
-Prints how good each score is before and after, on rows that the fit has not seen; the last line is JSON with every
-figure. The maps go to a file that `confidence.calibration` names. `--against` other runs shows how far they carry.
+Prints how good each score is before and after, on rows that the fit has not seen, and for programs a line of JSON with
+every figure. The maps go to a file that `confidence.calibration` names; `--against` says how far they carry.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.arguments import add_json
 from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ OPTIONS = ("output", "against", "plot", "record", "seed")
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
+    add_json(parser)
     parser.add_argument("run", metavar="RUN", help="run folder, local or s3://, finished or not")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"where the maps go; default RUN/{FILE_NAME}")
     parser.add_argument(
@@ -54,7 +56,8 @@ def main(args: argparse.Namespace) -> int:
         theirs = count_judged(other, args.seed)
         drifts[other.address] = drift(fitted, theirs, other.address)
         print(f"\n{drift_table(folder.address, other.address, theirs, drifts[other.address])}")
-    print(f"\n{advice(fitted[0], str(target))}")
+    told = advice(fitted[0], str(target), f"{folder.address}-calibrated")
+    print(f"\n{told}")
     figures = {"run": folder.address, "rows": judged.rows, "tokens": judged.tokens, "seed": judged.seed}
     scores = [one.to_dict() for one in fitted]
     against = {address: [one.to_dict() for one in found] for address, found in drifts.items()}

@@ -37,11 +37,11 @@ def report(run: str, judged: "Judged", fitted: Sequence["Fitted"]) -> str:
     return "\n\n".join(parts)
 
 
-def advice(best: "Fitted", file: str) -> str:
-    """What to do with the maps; one that is not better than none is not recommended."""
+def advice(best: "Fitted", file: str, output: str) -> str:
+    """What to do with the maps, in a run folder of its own; one that is not better than none is not recommended."""
     if best.helps:
-        return f"To use it: confidence.kind={best.score} confidence.calibration={file}"
-    plain = f"confidence.kind={best.score} confidence.calibration=null"
+        return f"To use it: confidence.kind={best.score} confidence.calibration={file} output.path={output}"
+    plain = f"confidence.kind={best.score} confidence.calibration=null output.path={output}"
     if best.method == "none":
         return f"No map of {best.score} is better than the score as it is. Use it so: {plain}"
     return (

@@ -1,6 +1,6 @@
 """`cmasd compare CONFIG`: ways of decoding on a sample of the corpus, side by side: speed, quality, cost.
 
-Prints progress on stderr; on stdout tables, a recommendation, and last one line of JSON with every figure.
+Prints progress on stderr; on stdout tables, a recommendation, and one line of JSON for programs.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_config, read_config
+from jobs.arguments import add_config, add_json, read_config
 from jobs.compare_tables import score_table, sentence, speed_table, worth_table
 from jobs.measuring import busy_lines, describe, tell, threads_of_actor, watch, with_drafter
 from jobs.records import check_files, command, finish
@@ -25,6 +25,7 @@ QUICK_SECONDS = 270.0
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_config(parser)
+    add_json(parser)
     parser.add_argument("--quick", action="store_true", help="less time than compare.max_seconds: under six minutes")
     parser.add_argument("--references", metavar="COLUMN", help="also BLEU, chrF and ROUGE against this column")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: those of an actor")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cmasd.evaluation.speed.engines import SAME_DECODING
-from jobs.tables import claim, share, table
+from jobs.tables import claim, table, whole_share
 
 if TYPE_CHECKING:
     from cmasd.evaluation.compare.comparison import Compared
@@ -44,7 +44,7 @@ def _worth_cells(row: Row) -> tuple[str, ...]:
     return (
         row["name"],
         claim(row),
-        share(row["exact_match"]),
+        whole_share(row["exact_match"]),
         f"{row['relative_bleu']:.2f}",
         _or_dash(row["mean_gap_nats"], "{:.4f}"),
         _interval(row, "accelerator_hours", number),
@@ -119,7 +119,8 @@ def sentence(one: "Recommendation", plain: "Compared") -> str:
 
 
 def _same_output(one: "Compared") -> str:
-    return "the same output" if one.exact_match == 1 else f"the same output in {share(one.exact_match)} of the rows"
+    rows = "" if one.exact_match == 1 else f" in {whole_share(one.exact_match)} of the rows"
+    return f"the same output{rows}"
 
 
 def settings(name: str) -> str:

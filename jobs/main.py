@@ -8,6 +8,7 @@ configuration is at fault, 3 too many bad rows, 130 and 143 stopped by a signal.
 import argparse
 import importlib
 import importlib.util
+import io
 import os
 import shlex
 import sys
@@ -28,7 +29,7 @@ VERBS = {
     "compare": "Compare ways of decoding on a sample of a corpus: speed, quality, cost.",
     "tune": "Search the settings of confidence modulation for a corpus: speed against quality.",
 }
-INTERRUPTED, TERMINATED = 130, 143
+NO_VERB, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 class Terminated(BaseException):
@@ -71,6 +72,12 @@ def available() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal cannot show must not end a run
+    if not argv:
+        # A script whose verb got lost must not go on as if something had been done: not 0.
+        parser(None).print_help(sys.stderr)
+        return NO_VERB
     verb = next((word for word in argv if not word.startswith("-")), None)
     args = parse(parser(verb if verb in available() else None), argv)
     try:

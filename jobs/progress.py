@@ -1,4 +1,7 @@
-"""Progress on the screen: one live line on a terminal, else a log line every ten seconds and every tenth of the way."""
+"""Progress on stderr: one live line on a terminal, else a log line every ten seconds and every tenth of the way.
+
+Stdout is left to the results.
+"""
 
 import logging
 import sys
@@ -10,6 +13,7 @@ from typing import Any
 from cmasd.io.runs import Run
 from cmasd.pipeline.run import Watcher
 from cmasd.pipeline.tally import Progress
+from jobs.tables import share
 
 _log = logging.getLogger("cmasd.jobs")
 
@@ -25,23 +29,25 @@ class Printer(Watcher):
         self._status: Any = None
         self._line_at = 0.0
         self._line_share = 0.0
-        if sys.stdout.isatty():
+        if sys.stderr.isatty():
             from rich.console import Console
 
-            self._status = self._stack.enter_context(Console().status("planning"))
+            self._status = self._stack.enter_context(Console(stderr=True).status("planning"))
 
     def planned(self, run: Run) -> None:
         """What there is, and what is left."""
         files, shards, todo = len(run.plan.files), sum(1 for _ in run.plan.shards()), len(run.todo)
         part = f"{shards - todo:,} of {shards:,} shards done" if todo < shards else f"{shards:,} shard(s)"
-        print(f"{run.plan.rows:,} rows in {files:,} file(s), {part} -> {run.folder.address}", flush=True)
+        print(
+            f"{run.plan.rows:,} rows in {files:,} file(s), {part} -> {run.folder.address}", file=sys.stderr, flush=True
+        )
 
     def stage(self, text: str) -> None:
         """A new stage."""
         if self._status is not None:
             self._status.update(text)
         else:
-            print(text, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def progress(self, progress: Progress) -> None:
         """Another shard."""
@@ -49,11 +55,11 @@ class Printer(Watcher):
         if self._status is not None:
             self._status.update(line)
             return
-        share = progress.rows_done / progress.rows_total
+        done = progress.rows_done / progress.rows_total
         late = time.monotonic() - self._line_at >= LINE_EVERY_SECONDS
-        if late or share >= self._line_share + LINE_EVERY_SHARE or share == 1:
-            self._line_at, self._line_share = time.monotonic(), share
-            print(line, flush=True)
+        if late or done >= self._line_share + LINE_EVERY_SHARE or done == 1:
+            self._line_at, self._line_share = time.monotonic(), done
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -85,11 +91,11 @@ class LogLines(Watcher):
 
 def progress_line(progress: Progress) -> str:
     """All figures on one line."""
-    share = progress.rows_done / progress.rows_total
+    done = progress.rows_done / progress.rows_total
     eta = "?" if progress.eta_seconds is None else clock(progress.eta_seconds)
     return (
-        f"{progress.rows_done}/{progress.rows_total} rows ({share:.0%}), "
-        f"{progress.tokens_per_second:,.0f} tokens/s, acceptance {progress.acceptance_rate:.1%}, "
+        f"{progress.rows_done}/{progress.rows_total} rows ({done:.0%}), "
+        f"{progress.tokens_per_second:,.0f} tokens/s, acceptance {share(progress.acceptance_rate)}, "
         f"{progress.tokens_per_iteration:.2f} tokens/iteration, {progress.errors} errors, "
         f"{clock(progress.seconds)} elapsed, ETA {eta}"
     )

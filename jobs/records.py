@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.arguments import print_json, wants_json
+
 REPEATED = ("against",)
 """Options that are given once for each value."""
 
@@ -28,10 +30,11 @@ def check_files(args: argparse.Namespace, *options: str) -> None:
 
 
 def finish(args: argparse.Namespace, report: Mapping[str, Any]) -> None:
-    """The record where asked; the JSON line in any case."""
+    """The record, and the JSON line, where asked."""
     if args.record:
         args.record.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report), flush=True)
+    if wants_json(args):
+        print_json(report)
 
 
 def command(

@@ -1,15 +1,17 @@
 """`cmasd report RUN`: one HTML file that shows how a run went, read from its folder alone, finished or not.
 
-Prints what is wrong, if anything, and where the page is; the last line is JSON.
+Prints what is wrong, if anything, and where the page is; the last line, for programs, is JSON.
 """
 
 import argparse
-import json
 from pathlib import Path
+
+from jobs.arguments import add_json, print_json, wants_json
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
+    add_json(parser)
     parser.add_argument("run", metavar="RUN", help="run folder, local or s3://, finished or not")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the page goes; default RUN/report.html")
 
@@ -36,5 +38,6 @@ def main(args: argparse.Namespace) -> int:
         print(f"{one.weight}: {one.title}. {one.says}\n  {one.advice}")
     print(f"report  {target}")
     figures = {"run": evidence.folder.address, "report": target, "state": evidence.state["state"]}
-    print(json.dumps({**figures, "signatures": [one.key for one in found]}, ensure_ascii=False), flush=True)
+    if wants_json(args):
+        print_json({**figures, "signatures": [one.key for one in found]})
     return 0

@@ -1,17 +1,16 @@
-"""`cmasd run`: complete a run, show its progress, and close with a table and one JSON line.
+"""`cmasd run`: complete a run, show its progress on stderr, and close with a table, and one JSON line for programs.
 
 The first SIGTERM or Ctrl-C lets the shards being decoded finish, for `limits.drain_seconds` at most; the second stops
 at once. Either way the exit code is the signal's, and the same command resumes.
 """
 
 import argparse
-import json
 import os
 import signal
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_config, read_config
+from jobs.arguments import add_config, add_json, print_json, read_config, wants_json
 
 if TYPE_CHECKING:
     from cmasd.config import Config
@@ -24,6 +23,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("--quiet", action="store_true", help="print the JSON line only")
+    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -62,7 +62,8 @@ def main(args: argparse.Namespace) -> int:
         print(summary_table(summary))
         if summary["baseline"]:
             print(baseline_table(summary["baseline"]))
-    print(json.dumps(summary, ensure_ascii=False), flush=True)
+    if args.quiet or logs_json or wants_json(args):
+        print_json(summary)
     return 0
 
 

@@ -1,7 +1,8 @@
 """`cmasd status`: how far a run is, from its folder alone; the process that runs it is not asked."""
 
 import argparse
-import json
+
+from jobs.arguments import print_json
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -16,5 +17,8 @@ def main(args: argparse.Namespace) -> int:
     from jobs.tables import status_table
 
     state = status(args.run)
-    print(json.dumps(state, ensure_ascii=False) if args.json else status_table(state))
+    if args.json:
+        print_json(state)
+    else:
+        print(status_table(state))
     return 0

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cmasd.config.tree import Config
 from cmasd.evaluation.speed.engines import SAME_DECODING
-from cmasd.io.runs import Run
+
+if TYPE_CHECKING:
+    from cmasd.config import Config
+    from cmasd.io.runs import Run
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -31,7 +33,12 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
 
 
-def share(value: float) -> str:
+def share(value: float | None) -> str:
+    """A dash where there is nothing that it could be a share of."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def whole_share(value: float) -> str:
     """In percent, rounded down: only the whole is 100 %."""
     return f"{math.floor(1000 * value + 1e-9) / 10:.1f}%"
 
@@ -44,24 +51,25 @@ def claim(row: dict[str, Any]) -> str:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The run in a dozen lines."""
-    reasons = summary["finish_reasons"]
+    """The run in a dozen lines: what everyone asks first, the field's own words after."""
+    reasons, done_before = summary["finish_reasons"], summary["rows_done_before"]
     ends = f"{reasons['stop']:,} stopped, {reasons['length']:,} cut, {summary['errors']:,} failed"
+    ends += f"; {done_before:,} done before" if done_before else ""
+    phases, times = summary["seconds_by_phase"], summary["attempts"]
+    started = "" if times == 1 else f" in {times} starts"
+    seconds = f"{phases['start_up']:,.1f} start-up, {phases['decoding']:,.1f} decoding"
+    seconds += f", {phases['comparing']:,.1f} comparing" if phases["comparing"] else ""
     rows = [
-        (
-            "rows",
-            f"{summary['rows']:,} ({ends})",
-        ),
-        ("rows done before", f"{summary['rows_done_before']:,}"),
+        ("rows", f"{summary['rows']:,} ({ends})"),
         ("output tokens", f"{summary['output_tokens']:,}"),
-        ("seconds", f"{summary['seconds']:,.1f} in {summary['attempts']} attempt(s)"),
-        ("tokens/s", f"{summary['tokens_per_second']:,.1f}"),
-        ("tokens per iteration", f"{summary['tokens_per_iteration']:.2f}"),
-        ("acceptance rate", f"{summary['acceptance_rate']:.1%}"),
-        ("rollback rate", f"{summary['rollback_rate']:.1%}"),
-        ("slot occupancy", f"{summary['slot_occupancy']:.1%}"),
-        ("lossless", summary["lossless"]),
+        ("seconds", f"{sum(phases.values()):,.1f} ({seconds}){started}"),
+        ("tokens/s", f"{summary['tokens_per_second']:,.1f} while decoding"),
         *_cost_rows(summary["cost"]),
+        ("tokens per iteration", f"{summary['tokens_per_iteration']:.2f}"),
+        ("acceptance rate", share(summary["acceptance_rate"])),
+        ("rollback rate", share(summary["rollback_rate"])),
+        ("slot occupancy", share(summary["slot_occupancy"])),
+        ("lossless", summary["lossless"]),
         ("output", f"{summary['output']}/outputs"),
     ]
     return "\n" + pairs(rows) + "\n"
@@ -70,7 +78,13 @@ def summary_table(summary: dict[str, Any]) -> str:
 def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:
     if cost is None:
         return []
-    return [("cost", f"{cost['total']:.4f} ({cost['per_million_output_tokens']:.2f} per million output tokens)")]
+    return [
+        (name, f"{cost[total]:.4f} ({cost[each]:.2f} per million output tokens)")
+        for name, total, each in (
+            ("cost of decoding", "total", "per_million_output_tokens"),
+            ("cost of the whole job", "whole_job", "whole_job_per_million_output_tokens"),
+        )
+    ]
 
 
 def baseline_table(baseline: dict[str, Any]) -> str:
@@ -84,15 +98,15 @@ def baseline_table(baseline: dict[str, Any]) -> str:
             f"{baseline['tokens_per_second']:,.0f}",
             speedup if drafted else SAME_DECODING,
             f"{baseline['tokens_per_iteration']:.2f}",
-            f"{baseline['acceptance_rate']:.1%}" if drafted else "-",
-            share(baseline["exact_match"]),
+            share(baseline["acceptance_rate"] if drafted else None),
+            whole_share(baseline["exact_match"]),
         ],
     ]
     header = ["", "tokens/s", "speed-up (95 %)", "tokens per iteration", "acceptance rate", "exact-match to AR"]
-    return f"AR against CM-ASD on {baseline['rows']:,} rows, side by side:\n\n{table(rows, header)}\n"
+    return f"AR against CM-ASD on {baseline['rows']:,} rows, side by side:\n{table(rows, header)}\n"
 
 
-def plan_table(config: Config, run: Run) -> str:
+def plan_table(config: "Config", run: "Run") -> str:
     """What would be read, run and written."""
     shards, todo = sum(1 for _ in run.plan.shards()), run.todo
     rows_todo = sum(shard.rows for shard in todo)

@@ -1,7 +1,6 @@
 """`cmasd train RECIPE`: train a verifier or a drafter, export it, score it, write its model card."""
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.arguments import add_json, print_json, wants_json
 from jobs.machine import machine
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
+    add_json(parser)
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, see configs/train_*.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="override a key, e.g. schedule.steps=200")
 
@@ -45,7 +46,11 @@ def main(args: argparse.Namespace) -> int:
 
         everywhere = absolute(recipe)
         together(partial(take_part, everywhere), recipe.workers, recipe.threads or 1, Path(everywhere.work) / "ray")
-    return train(recipe, args.recipe)
+    made = train(recipe, args.recipe)
+    print(f"{made['output']}: {made['parameters']:,} trained parameters, {made['seconds']:,} s", flush=True)
+    if wants_json(args):
+        print_json(made)
+    return 0
 
 
 def absolute(recipe: "Recipe") -> "Recipe":
@@ -104,8 +109,8 @@ def check(recipe: "Recipe", file: str) -> None:
         raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)}, got {recipe.dtype}.")
 
 
-def train(recipe: "Recipe", file: str) -> int:
-    """Tokenizer, corpus, training, export, scores, card."""
+def train(recipe: "Recipe", file: str) -> dict[str, Any]:
+    """Tokenizer, corpus, training, export, scores, card; returns what came of it."""
     import torch
 
     from cmasd.training.card import write_card
@@ -119,8 +124,7 @@ def train(recipe: "Recipe", file: str) -> int:
     scores = [asdict(score) for score in evaluate(recipe)] if recipe.test.path else []
     parameters = sum(weight.numel() for weight in course.task.model.parameters() if weight.requires_grad)
     write_card(recipe, scores, seconds, machine(torch.cuda.is_available()), parameters, file)
-    print(json.dumps({"output": recipe.output, "seconds": round(seconds), "parameters": parameters, "scores": scores}))
-    return 0
+    return {"output": recipe.output, "seconds": round(seconds), "parameters": parameters, "scores": scores}
 
 
 def prepare(recipe: "Recipe", threads: int) -> "Course":

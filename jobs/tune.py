@@ -1,6 +1,6 @@
 """`cmasd tune CONFIG`: settings of CM-ASD for a corpus: speed against quality, and a configuration that runs.
 
-Prints progress on stderr; on stdout what was tried, what was measured, what follows, and last one line of JSON.
+Prints progress on stderr; on stdout what was tried, what was measured, what follows, and one line of JSON for programs.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_config, read_config
+from jobs.arguments import add_config, add_json, read_config
 from jobs.measuring import about_line, busy_lines, describe, tell, threads_of_actor, watch, with_drafter
 from jobs.pareto_tables import pareto_table
 from jobs.records import check_files, command, finish
@@ -41,6 +41,7 @@ MOST_ENGINES = 9
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_config(parser)
+    add_json(parser)
     parser.add_argument("--quick", action="store_true", help="under four minutes, and fewer rows")
     parser.add_argument("--seconds", type=_positive(float), default=0, metavar="S", help=f"default {SECONDS:.0f}")
     parser.add_argument("--trials", type=_positive(int), default=0, metavar="N", help="lossy settings at most")
@@ -180,10 +181,17 @@ def save(args: argparse.Namespace, tuned: Tuned, report: dict[str, Any]) -> None
 
     if args.write:
         origin = f"Written by {report['command']} on {report['date'][:10]}, {about_line(report)}."
-        args.write.write_text(configuration_file(tuned.config, [origin, report["said"]]), encoding="utf-8")
-        print(f"\nconfiguration  {args.write}", flush=True)
+        config = elsewhere(tuned.config)
+        args.write.write_text(configuration_file(config, [origin, report["said"]]), encoding="utf-8")
+        print(f"\nconfiguration  {args.write}, whose run goes to {config.output.path}", flush=True)
     if args.plot:
         plot_pareto(tuned.rows, args.plot, about_line(report))
+
+
+def elsewhere(config: "Config") -> "Config":
+    """With a run folder of its own: the one it was tuned from may hold a run, which other settings cannot resume."""
+    path = f"{config.output.path.rstrip('/')}-tuned"
+    return replace(config, output=replace(config.output, path=path))
 
 
 def check_longest(args: argparse.Namespace, config: "Config") -> None:

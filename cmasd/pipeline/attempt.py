@@ -18,11 +18,13 @@ RENEWED_EVERY_SECONDS = 2.0
 class Attempt:
     """Writes the record of this start, and on exit how it ended."""
 
-    def __init__(self, folder: RunFolder, tally: Tally) -> None:
+    def __init__(self, folder: RunFolder, tally: Tally, began: float | None = None) -> None:
+        """`began` is when the command did, in seconds since the epoch; null: now."""
         self.earlier = folder.attempts()
         self._folder = folder
         self.tally = tally
         self._number = 1 + max((int(record["number"]) for record in self.earlier), default=0)
+        self._began = time.time() if began is None else began
         self._started_at = _now()
         self._written = 0.0
 
@@ -50,7 +52,9 @@ class Attempt:
 
     def record(self, state: str, error: str | None = None) -> dict[str, Any]:
         """What is written."""
-        times = {"started_at": self._started_at, "updated_at": _now()}
+        ready = time.time() if self.tally.ready_at is None else self.tally.ready_at
+        times: dict[str, Any] = {"started_at": self._started_at, "updated_at": _now()}
+        times |= {"start_up_seconds": round(max(0.0, ready - self._began), 3)}
         before = {"errors_before": self.tally.before.errors}
         return {"number": self._number, "state": state, "error": error, **times, **before, **self.tally.to_dict()}
 

@@ -3,7 +3,9 @@
 What is compared, and how, is the caller's: this room provides the first rows, the loaded pair and the place to run.
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cmasd.config.tree import Config
@@ -17,22 +19,48 @@ if TYPE_CHECKING:
     from cmasd.engine import Pair
 
 Compare = Callable[["Pair", Config, list[list[int]]], dict[str, Any]]
+ENGINES = 2
+"""That a comparison has in memory at once."""
 
 
-def compare_in_cluster(config: Config, plan: Plan, has: Resources, compare: Compare) -> dict[str, Any] | None:
-    """Null when no row can be encoded."""
+def compare_in_cluster(
+    config: Config, plan: Plan, has: Resources, compare: Compare
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The comparison and its seconds, null when no row can be encoded; and what users should know of it."""
     import ray
 
+    started = time.monotonic()
     task = ray.remote(num_cpus=has.cpus_each, num_gpus=has.gpus_each, max_retries=1)(_compare)
-    result: dict[str, Any] | None = ray.get(task.remote(config, plan, compare))
-    return result
+    result, notices = ray.get(task.remote(config, plan, compare))
+    if result is not None:
+        result["seconds"] = round(time.monotonic() - started, 2)
+    return result, notices
 
 
-def _compare(config: Config, plan: Plan, compare: Compare) -> dict[str, Any] | None:
+def _compare(config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
     from cmasd.engine import load_pair
 
     set_torch_threads(config.actors.cpus_each)
     pair = load_pair(config)
     texts = first_texts(config, plan, config.baseline.rows)
     sources = [source for source in pair.codec.encode(list(texts)) if not isinstance(source, RowError)]
-    return {**compare(pair, config, sources), "rows_asked": config.baseline.rows} if sources else None
+    if not sources:
+        return None, ["baseline.rows: not compared with AR decoding, since none of the first rows can be encoded."]
+    result, notices = _with_what_fits(pair, config, sources, compare)
+    return {**result, "rows_asked": config.baseline.rows}, notices
+
+
+def _with_what_fits(
+    pair: "Pair", config: Config, sources: list[list[int]], compare: Compare
+) -> tuple[dict[str, Any], list[str]]:
+    """In as many slots as the run, or in fewer where two engines side by side do not fit into memory."""
+    from cmasd.engine.capacity import fits, free_bytes
+
+    slots, free = config.engine.slots, free_bytes(pair.device) // ENGINES
+    if slots is None or fits(pair, config, slots, free):
+        return compare(pair, config, sources), []
+    fewer = replace(config, engine=replace(config.engine, slots=None))
+    said = (
+        f"baseline.rows: compared in fewer slots than engine.slots ({slots}), since two engines need twice the memory."
+    )
+    return compare(pair, fewer, sources), [said]

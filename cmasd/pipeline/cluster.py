@@ -15,6 +15,7 @@ from typing import Any
 
 from cmasd.config.tree import ActorsConfig
 from cmasd.errors import ConfigError
+from cmasd.pipeline.address import check_answers, keep_token_to_ourselves, named, refusal
 
 OBJECT_STORE_BYTES = 400_000_000
 """Of a local Ray: shards wait in it, and they are small."""
@@ -69,24 +70,36 @@ def connected() -> Iterator[bool]:
     _set_environment()
     import ray
 
-    local = not os.environ.get("RAY_ADDRESS")
+    address = named()
+    local = address is None
     level = logging.INFO if logs_wanted() else logging.CRITICAL
     if ray.is_initialized():
         _quieten(level)
         yield local
         return
     handler = signal.getsignal(signal.SIGTERM)
-    if local:
+    if address is None:
         start_local(level)
     else:
-        with _quiet_start():
-            ray.init(log_to_driver=logs_wanted(), logging_level=level)
+        _connect(address, level)
     signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by an immediate exit
     _quieten(level)
     try:
         yield local
     finally:
         ray.shutdown()
+
+
+def _connect(address: str, level: int) -> None:
+    """Raises `ConfigError` where that cannot be."""
+    import ray
+
+    with _quiet_start():
+        check_answers(address)
+        try:
+            ray.init(address=address, log_to_driver=logs_wanted(), logging_level=level)
+        except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+            raise refusal(address, error) from None
 
 
 def _set_environment() -> None:
@@ -98,6 +111,7 @@ def _set_environment() -> None:
 def start_local(level: int, **options: Any) -> None:
     """Ray allows its processes 30 s to start, which a cold, busy machine can exceed; the next try finds warm files."""
     _set_environment()
+    keep_token_to_ourselves()
     import ray
 
     for tries_left in reversed(range(START_TRIES)):

@@ -13,19 +13,20 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cmasd.config.tree import ActorsConfig, Config
 from cmasd.core import Request, Result
 from cmasd.errors import CmasdError, DecodingError
 from cmasd.pipeline.backlog import Backlog
+from cmasd.pipeline.estimate import note_steps
 from cmasd.pipeline.metrics import EngineMetrics
 from cmasd.telemetry.stats import EngineStats
 
 if TYPE_CHECKING:
-    from cmasd.engine import Pair
+    from cmasd.engine import Engine, Pair
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class EngineThread:
             config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
             engine = Engine(pair, config)
             engine.warm_up()
+        note_step_table(self._config, engine)
         self.notices = [*pair.notices, *slots_notice(self._config, config)]
         metrics.loaded(time.monotonic() - started)
         _log.info("models loaded in %.1f s", time.monotonic() - started)
@@ -156,6 +158,14 @@ class EngineThread:
             job.future.set_exception(failure)
         if not self._pair.done():
             self._pair.set_exception(failure)
+
+
+def note_step_table(config: Config, engine: "Engine") -> None:
+    """For the estimates of `cmasd plan`, where the policy has measured one; an estimate is not worth a run."""
+    with suppress(AttributeError):  # of an engine whose policy knows no costs
+        policy: Any = engine.policy
+        table = policy.costs.table
+        note_steps(config, engine.shape.slots, table.rows, [by_window[0] for by_window in table.verify])
 
 
 def engines_beside(config: ActorsConfig, device: str) -> int:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cmasd.config.tree import Config
+from cmasd.pipeline.escaping import takes_all_letters
 
 _PROCESS: dict[str, str] = {}
 _ABOUT: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
@@ -70,7 +71,7 @@ class JsonFormatter(logging.Formatter):
         line |= {"message": record.getMessage(), **fields_of(record)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, ensure_ascii=not takes_all_letters(sys.stderr), default=str)
 
 
 class TextFormatter(logging.Formatter):

@@ -3,16 +3,21 @@
 Each node's Ray serves them on its metrics port under `ray_<name>`, counters with `_total` behind. Nouns are vLLM's
 where it has one. `METRICS` is the whole list: boards and alerts are tested against it. Engines count by themselves;
 what they counted is passed on a few times per second, so that no token costs anything here.
+Rows never depend on it: an exporter that fails is told nothing more, and the log says so once.
 """
 
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cmasd.pipeline.escaping import PRINTABLE, as_ascii
 from cmasd.pipeline.tally import Progress
 from cmasd.telemetry.stats import EngineStats
 from cmasd.telemetry.totals import Totals
+
+_log = logging.getLogger(__name__)
 
 UPDATED_EVERY_SECONDS = 0.5
 MOST_OBSERVATIONS = 100
@@ -98,25 +103,35 @@ class _Series:
     """Ray's own metric objects, with this process's tags."""
 
     def __init__(self, metrics: Iterable[Metric], **tags: str) -> None:
-        self._tags = tags
-        self._of = {metric.name: _build(metric) for metric in metrics}
-
-    def __getitem__(self, metric: Metric) -> Any:
-        return self._of[metric.name]
+        # Ray's tags are ASCII.
+        self._tags = {name: as_ascii(text, PRINTABLE + " ") for name, text in tags.items()}
+        self._of: dict[str, Any] = {}
+        self._fails = False
+        self._attempt(lambda: self._of.update({metric.name: _build(metric) for metric in metrics}))
 
     def add(self, metric: Metric, amount: float, **more: str) -> None:
         """Counters take no zeros."""
         if amount > 0:
-            self[metric].inc(amount, tags={**self._tags, **more})
+            self._attempt(lambda: self._of[metric.name].inc(amount, tags={**self._tags, **more}))
 
     def set(self, metric: Metric, value: float) -> None:
         """Of a gauge."""
-        self[metric].set(value, tags=self._tags)
+        self._attempt(lambda: self._of[metric.name].set(value, tags=self._tags))
 
     def observe(self, metric: Metric, values: Iterable[float]) -> None:
         """Into a histogram."""
         for value in values:
-            self[metric].observe(value, tags=self._tags)
+            self._attempt(lambda one=value: self._of[metric.name].observe(one, tags=self._tags))  # type: ignore[misc]
+
+    def _attempt(self, tell: Callable[[], object]) -> None:
+        """Nothing more is told after a failure."""
+        if self._fails:
+            return
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001 - of whatever kind: a metric is not worth a row
+            self._fails = True
+            _log.warning("metrics: the exporter fails, and is told nothing more (%s: %s)", type(error).__name__, error)
 
 
 def _build(metric: Metric) -> Any:

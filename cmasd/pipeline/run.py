@@ -1,15 +1,18 @@
 """One start of a run, from a configuration to a summary.
 
-    look -> take the lease -> (connect -> decode what is missing -> compare with AR) -> audit -> summarise
+    look -> take the lease -> (connect -> decode what is missing) -> audit -> summarise -> (compare with AR, and add it)
 
 Only the audit decides whether a run is complete: every planned shard is in a file whose footer counts its planned rows,
-each with a result or with the error that it has instead. What Ray reports decides nothing.
+each with a result or with the error that it has instead. What Ray reports decides nothing, nor does the comparison,
+which has its place in the summary or a notice why not.
 """
 
 import gc
+import logging
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cmasd.config.tree import MOST_SLOTS, Config
@@ -24,13 +27,17 @@ from cmasd.pipeline.baseline import Compare, compare_in_cluster
 from cmasd.pipeline.cluster import Resources, connected, resources
 from cmasd.pipeline.crashes import forget as forget_crashes
 from cmasd.pipeline.drain import Drain, Drained
+from cmasd.pipeline.estimate import note_run
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.gate import limits, open_gate
 from cmasd.pipeline.metrics import RunMetrics
 from cmasd.pipeline.report import ShardReport
+from cmasd.pipeline.resuming import as_started
 from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Progress, Tally
 from cmasd.telemetry.totals import Totals
+
+_log = logging.getLogger(__name__)
 
 ROWS_IN_FLIGHT_PER_SLOT = 16
 """Rows handed to an actor per slot: slots stay full across shard borders, by rows of like length."""
@@ -56,16 +63,25 @@ def run(
     config: Config, compare: Compare | None = None, watcher: Watcher | None = None, drain: Drain | None = None
 ) -> dict[str, Any]:
     """Complete the run and return its summary; raises a `CmasdError` when that fails, `Drained` when asked to end."""
+    began = time.time()
     folder = RunFolder(config.output.path)
     seen = newest_lease(folder.storage)
     refuse_if_live(folder.address, seen)
-    state = look_at(config)
+    known, changes = as_started(config)
+    state = look_at(known)
     with Lease(folder.storage, folder.address, "run", after=seen) as lease:
-        return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain())
+        return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain(), began, changes)
 
 
 def _run(
-    config: Config, state: Run, lease: Lease, compare: Compare | None, watcher: Watcher, drain: Drain
+    config: Config,
+    state: Run,
+    lease: Lease,
+    compare: Compare | None,
+    watcher: Watcher,
+    drain: Drain,
+    began: float,
+    changes: list[str],
 ) -> dict[str, Any]:
     folder = state.folder
     folder.clean(state.plan)
@@ -73,28 +89,48 @@ def _run(
         folder.start(config, state.plan, provenance())
     watcher.planned(state)
     tally = Tally(state.plan.rows, state.done)
+    tally.notices += changes if state.todo else []
     check_failures(config, tally)
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
-    if state.todo or wants_baseline:
-        with Attempt(folder, tally) if state.todo else nullcontext() as attempt:
+    has: Resources | None = None
+    with ExitStack() as stack:
+        if state.todo:
+            with _causes(), Attempt(folder, tally, began) as attempt:
+                has = _connect(config, state, stack, watcher, tally)
+                _decode(config, state, has, lease, attempt, watcher, drain)
+        lease.check()
+        summary = _close(config, state, tally, baseline)
+        note_run(config, summary)
+        if compare is not None and wants_baseline:
             try:
-                watcher.stage("starting Ray")
-                with connected() as local:
-                    has = resources(config.actors, local)
-                    tally.notices += has.notices(config.actors, len(state.todo))
-                    if attempt is not None:
-                        _decode(config, state, has, lease, attempt, watcher, drain)
-                    if wants_baseline and compare is not None:
-                        rows = min(config.baseline.rows, state.plan.rows)
-                        watcher.stage(f"comparing with AR decoding on {rows} rows")
-                        baseline = compare_in_cluster(config, state.plan, has, compare)
-            except Drained:
-                raise
-            except Exception as error:
-                raise cause_of(error) from error
-    lease.check()
-    return _close(config, state, tally, baseline)
+                has = has or _connect(config, state, stack, watcher, tally)
+                watcher.stage(f"comparing with AR decoding on {min(config.baseline.rows, state.plan.rows)} rows")
+                baseline, notices = compare_in_cluster(config, state.plan, has, compare)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the rows are there
+                _log.info("the comparison with AR decoding failed", exc_info=error)
+                notices = [f"baseline.rows: not compared with AR decoding ({cause_of(error)}). The run is complete."]
+            lease.check()
+            summary = _close(config, state, tally, baseline, notices)
+    return summary
+
+
+@contextmanager
+def _causes() -> Iterator[None]:
+    """Ray's exceptions as the one error that a user can act on."""
+    try:
+        yield
+    except Drained:
+        raise
+    except Exception as error:
+        raise cause_of(error) from error
+
+
+def _connect(config: Config, state: Run, stack: ExitStack, watcher: Watcher, tally: Tally) -> Resources:
+    watcher.stage("starting Ray")
+    has = resources(config.actors, stack.enter_context(connected()))
+    tally.notices += has.notices(config.actors, len(state.todo))
+    return has
 
 
 def _decode(
@@ -189,12 +225,16 @@ def _known_baseline(config: Config, folder: RunFolder) -> dict[str, Any] | None:
     return known if known and known["rows_asked"] == config.baseline.rows else None
 
 
-def _close(config: Config, state: Run, tally: Tally, baseline: dict[str, Any] | None) -> dict[str, Any]:
+def _close(
+    config: Config, state: Run, tally: Tally, baseline: dict[str, Any] | None, remarks: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`remarks` are notices of this start alone."""
     totals = audit(state)
     earlier = state.folder.read_json("summary.json") or {}
     notices = tally.notices or list(earlier.get("pair_notices", []))
-    summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, notices)
+    summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, [*notices, *remarks])
     summary["pair_notices"] = notices
+    summary["fingerprint"] = (state.folder.manifest() or summary)["fingerprint"]
     state.folder.write_json(summary, "summary.json")
     return summary
 

@@ -24,29 +24,52 @@ def summarise(
     notices: Sequence[str],
 ) -> dict[str, Any]:
     """`attempts` are the records of all starts, this one included."""
-    seconds = sum(attempt["seconds"] for attempt in attempts)
+    phases, hours = seconds_by_phase(attempts, baseline), actor_hours(attempts, baseline)
+    seconds = phases["decoding"]
     stats = sum((EngineStats(**attempt["stats"]) for attempt in attempts), start=EngineStats())
     return {
         "rows": totals.rows,
         "errors": totals.errors,
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
+        "drafted_tokens": totals.drafted_tokens,
         "seconds": round(seconds, 2),
+        "seconds_by_phase": {name: round(value, 2) for name, value in phases.items()},
         "tokens_per_second": _rounded(totals.output_tokens / seconds if seconds else 0.0),
         "tokens_per_iteration": _rounded(totals.tokens_per_iteration),
-        "acceptance_rate": _rounded(totals.acceptance_rate),
+        "acceptance_rate": _rounded(totals.acceptance_rate) if totals.drafted_tokens else None,
         "slot_occupancy": _rounded(stats.slot_occupancy),
-        "rollback_rate": _rounded(stats.rollback_rate),
+        "rollback_rate": _rounded(stats.rollback_rate) if stats.drafting_row_iterations else None,
         "lossless": config.claim,
         "finish_reasons": {"stop": totals.stopped, "length": totals.cut, "error": totals.errors},
         "rows_done_before": rows_done_before,
         "attempts": len(attempts),
-        "cost": _cost(config, attempts, totals),
+        "actor_hours": {name: round(value, 6) for name, value in hours.items()},
+        "cost": _cost(config, hours, totals),
         "baseline": baseline,
         "notices": [*notices, *own_notices(config, baseline)],
         "fingerprint": fingerprint(config),
         "output": config.output.path,
     }
+
+
+def seconds_by_phase(attempts: Sequence[dict[str, Any]], baseline: dict[str, Any] | None) -> dict[str, float]:
+    """Start-up: until the first models were loaded; decoding: from then to the last shard; comparing: `baseline.rows`,
+    loading the models again included.
+    """
+    return {
+        "start_up": sum(attempt.get("start_up_seconds", 0.0) for attempt in attempts),
+        "decoding": sum(attempt["seconds"] for attempt in attempts),
+        "comparing": (baseline or {}).get("seconds", 0.0),
+    }
+
+
+def actor_hours(attempts: Sequence[dict[str, Any]], baseline: dict[str, Any] | None) -> dict[str, float]:
+    """What the actors were held for: while decoding, and in the whole job; comparing takes one."""
+    decoding = sum(attempt["seconds"] * attempt["actors"] for attempt in attempts)
+    start_up = sum(attempt.get("start_up_seconds", 0.0) * max(1, attempt["actors"]) for attempt in attempts)
+    whole = decoding + start_up + (baseline or {}).get("seconds", 0.0)
+    return {"decoding": decoding / SECONDS_PER_HOUR, "whole_job": whole / SECONDS_PER_HOUR}
 
 
 def own_notices(config: Config, baseline: dict[str, Any] | None) -> list[str]:
@@ -71,13 +94,22 @@ def _lossy_by(config: Config) -> str:
     return f"verification.kind={config.verification.kind}"
 
 
-def _cost(config: Config, attempts: Sequence[dict[str, Any]], totals: Totals) -> dict[str, float] | None:
+def _cost(config: Config, hours: dict[str, float], totals: Totals) -> dict[str, float] | None:
+    """`total` is of decoding; `whole_job` has start-up and comparing in it."""
     price = config.cost.accelerator_per_hour
     if price is None:
         return None
-    total = price * sum(attempt["seconds"] * attempt["actors"] for attempt in attempts) / SECONDS_PER_HOUR
-    per_million = total / totals.output_tokens * 1e6 if totals.output_tokens else 0.0
-    return {"total": round(total, 6), "per_million_output_tokens": round(per_million, 4)}
+
+    def per_million(total: float) -> float:
+        return round(total / totals.output_tokens * 1e6 if totals.output_tokens else 0.0, 4)
+
+    total, whole = price * hours["decoding"], price * hours["whole_job"]
+    return {
+        "total": round(total, 6),
+        "per_million_output_tokens": per_million(total),
+        "whole_job": round(whole, 6),
+        "whole_job_per_million_output_tokens": per_million(whole),
+    }
 
 
 def _rounded(value: float) -> float:

@@ -23,7 +23,8 @@ class Progress:
     """Since the first models were loaded; 0 until then."""
     tokens_per_second: float
     tokens_per_iteration: float
-    acceptance_rate: float
+    acceptance_rate: float | None
+    """Null where nothing was drafted."""
     eta_seconds: float | None
     """Null until the first shard is done."""
 
@@ -67,6 +68,11 @@ class Tally:
         return self.rows_total - self.before.rows - self.now.rows
 
     @property
+    def ready_at(self) -> float | None:
+        """When the first models were loaded, in seconds since the epoch; null until a shard has told."""
+        return self._started
+
+    @property
     def seconds(self) -> float:
         """From the first loaded models to the latest finished shard."""
         return 0.0 if self._started is None else max(1e-3, self._last - self._started)
@@ -92,7 +98,7 @@ class Tally:
             seconds=self.seconds,
             tokens_per_second=self.now.output_tokens / self.seconds if self.now.rows else 0.0,
             tokens_per_iteration=self.now.tokens_per_iteration,
-            acceptance_rate=self.now.acceptance_rate,
+            acceptance_rate=self.now.acceptance_rate if self.now.drafted_tokens else None,
             eta_seconds=(self.rows_total - done) / rate if rate else None,
         )
 

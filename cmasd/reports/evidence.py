@@ -25,6 +25,7 @@ from cmasd.io.status import status
 from cmasd.pipeline.summary import summarise
 from cmasd.reports.picks import Picks
 from cmasd.telemetry import timing, totals
+from cmasd.telemetry.stats import EngineStats
 from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
 
@@ -162,6 +163,17 @@ class Evidence:
         return self.gap_nats / tokens if tokens else 0.0
 
     @property
+    def stats(self) -> EngineStats:
+        """Of all starts."""
+        return sum((EngineStats(**attempt["stats"]) for attempt in self.attempts), start=EngineStats())
+
+    @property
+    def drafting_share(self) -> float | None:
+        """Of the iterations of rows, those that drafted; null where none is recorded."""
+        stats = self.stats
+        return stats.drafting_row_iterations / stats.row_iterations if stats.row_iterations else None
+
+    @property
     def score_in_force(self) -> str:
         """The key of `judged.counts` that holds what the run called confidence."""
         return self.config.score
@@ -201,7 +213,7 @@ def gather(address: str) -> Evidence:
     config = from_dict(manifest["config"])
     attempts = folder.attempts()
     shards = _shards(folder)
-    known = state["summary"] if state["state"] == "complete" else None
+    known = (state["summary"] if state["state"] == "complete" else None) or {}
     done = sum((shard.totals for shard in shards), start=Totals())
     evidence = Evidence(
         folder=folder,
@@ -209,7 +221,9 @@ def gather(address: str) -> Evidence:
         manifest=manifest,
         state=state,
         attempts=attempts,
-        summary=known or summarise(config, done, attempts, 0, None, []),
+        summary=known
+        if known.keys() >= {"seconds_by_phase", "actor_hours"}
+        else summarise(config, done, attempts, 0, known.get("baseline"), known.get("pair_notices", [])),
         shards=shards,
         # What counts here is the confidence that the run went by: calibrated, where it was.
         judged=Judged(replace(config, confidence=replace(config.confidence, calibration=None)), seed=0),

@@ -268,7 +268,7 @@ def slowest(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
             f"{shard.totals.rows:,}",
             f"{shard.totals.output_tokens:,}",
             f"{shard.totals.iterations:,}",
-            f"{shard.totals.acceptance_rate:.1%}",
+            f"{shard.totals.acceptance_rate:.1%}" if shard.totals.drafted_tokens else "-",
             f"{shard.totals.errors:,}",
         ]
         for value, shard in ranked

@@ -16,9 +16,12 @@ from cmasd import __version__
 from cmasd.config.tree import Config
 from cmasd.evaluation.calibration.reliability import Reliability
 from cmasd.evaluation.speed.engines import SAME_DECODING
+from cmasd.pipeline.summary import own_notices
 from cmasd.reports import charts, figures, palette
 from cmasd.reports.evidence import Evidence
+from cmasd.reports.picks import Place
 from cmasd.reports.signatures import Signature, signatures
+from cmasd.reports.sources import source_texts
 from cmasd.reports.tokens import MOST_TOKENS, SampleRow, sample_row, splitter
 
 FILE_NAME = "report.html"
@@ -31,6 +34,7 @@ LOSSLESS = {
     "in distribution": ("Lossless in distribution.", "Outputs are distributed as by AR sampling."),
     "lossy": ("Lossy.", "Outputs may differ from AR decoding."),
 }
+PHASES = {"start_up": "start-up", "decoding": "decoding", "comparing": "comparing"}
 LEVEL_NOTES = {
     "none": "telemetry.level is none: draft positions, draft lengths along a row, confidences and tokens were not "
     "recorded. Run with telemetry.level=token to see them.",
@@ -62,7 +66,7 @@ def _claim(config: Config) -> tuple[str, str]:
 
 def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
     """What the template shows."""
-    rows, note = _sample_rows(evidence)
+    rows, notes = _sample_rows(evidence)
     return {
         "version": __version__,
         "address": evidence.folder.address,
@@ -71,10 +75,10 @@ def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
         "settings": _settings(evidence),
         "cards": _cards(evidence),
         "signatures": found,
-        "notices": evidence.summary["notices"],
+        "notices": _notices(evidence),
         "baseline": _baseline(evidence),
         "level_note": LEVEL_NOTES[evidence.level],
-        "has_drafts": evidence.summary["acceptance_rate"] > 0 or any(s.totals.drafted_tokens for s in evidence.shards),
+        "has_drafts": any(shard.totals.drafted_tokens for shard in evidence.shards),
         "drafting": figures.drafting(evidence),
         "confidence": figures.confidence(evidence),
         "scores": _scores(evidence),
@@ -88,7 +92,7 @@ def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
         ],
         "error_kinds_left": max(0, len(evidence.errors) - MOST_ERROR_ROWS),
         "samples": rows,
-        "samples_note": note,
+        "samples_notes": notes,
         "most_tokens": MOST_TOKENS,
         "origin": _origin(evidence.manifest),
         "manifest_config": json.dumps(evidence.manifest["config"], indent=1, ensure_ascii=False),
@@ -105,6 +109,12 @@ def _state(evidence: Evidence) -> tuple[str, str]:
         return "Complete.", f"{counts}."
     why = f" {state['error']}" if state["error"] else ""
     return f"Not finished ({state['state']}).", f"Figures are of {counts}.{why}"
+
+
+def _notices(evidence: Evidence) -> list[str]:
+    """Without what header and findings say in words of their own."""
+    said = own_notices(evidence.config, evidence.summary["baseline"])
+    return [notice for notice in evidence.summary["notices"] if notice not in said]
 
 
 def _settings(evidence: Evidence) -> list[tuple[str, str]]:
@@ -134,26 +144,29 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
     elif baseline:
         low, high = baseline["speedup_low"], baseline["speedup_high"]
         speedup = (f"{baseline['speedup']:.2f} x", f"{low:.2f} to {high:.2f} (95 %)")
-    stats = [attempt["stats"] for attempt in evidence.attempts]
-    drafting = sum(s["drafting_row_iterations"] for s in stats)
-    everything = sum(s["row_iterations"] for s in stats)
-    share = f"{drafting / everything:.1%} of iterations drafted" if everything else "not recorded"
-    cut = summary["finish_reasons"]["length"]
+    drafting = evidence.drafting_share
+    drafted = "not recorded" if drafting is None else f"{drafting:.1%} of iterations drafted"
+    cut, phases = summary["finish_reasons"]["length"], summary["seconds_by_phase"]
+    seconds = ", ".join(f"{value:,.1f} s {PHASES[name]}" for name, value in phases.items() if value)
     return [
         ("Rows", f"{summary['rows']:,}", f"{summary['errors']:,} failed, {cut:,} cut"),
-        ("Output tokens", f"{summary['output_tokens']:,}", f"in {summary['seconds']:,.1f} s"),
-        ("Tokens/s", f"{summary['tokens_per_second']:,.1f}", f"{summary['attempts']} attempt(s)"),
+        ("Output tokens", f"{summary['output_tokens']:,}", seconds or "-"),
+        ("Tokens/s", f"{summary['tokens_per_second']:,.1f}", f"while decoding; {summary['attempts']} start(s)"),
         ("Speed-up over AR", *speedup),
         ("Tokens per iteration", f"{summary['tokens_per_iteration']:.2f}", "1 is plain decoding"),
-        ("Acceptance rate", f"{summary['acceptance_rate']:.1%}", "of drafted tokens"),
-        ("Rollback rate", f"{summary['rollback_rate']:.1%}", share),
-        ("Slot occupancy", f"{summary['slot_occupancy']:.1%}", "until the input ran dry"),
+        ("Acceptance rate", _share(summary["acceptance_rate"]), "of drafted tokens"),
+        ("Rollback rate", _share(summary["rollback_rate"]), drafted),
+        ("Slot occupancy", f"{summary['slot_occupancy']:.1%}", "of all iterations"),
     ]
 
 
 def drafted_in(baseline: dict[str, Any]) -> bool:
     """Whether the check against AR drafted anything; one of an earlier version did not say."""
     return bool(baseline.get("drafted_tokens", 1))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _baseline(evidence: Evidence) -> list[list[str]] | None:
@@ -168,7 +181,7 @@ def _baseline(evidence: Evidence) -> list[list[str]] | None:
             f"{baseline['tokens_per_second']:,.0f}",
             interval if drafted_in(baseline) else SAME_DECODING,
             f"{baseline['tokens_per_iteration']:.2f}",
-            f"{baseline['acceptance_rate']:.1%}" if drafted_in(baseline) else "-",
+            _share(baseline["acceptance_rate"] if drafted_in(baseline) else None),
             f"{baseline['exact_match']:.1%}",
         ],
     ]
@@ -194,6 +207,7 @@ def _attempts(evidence: Evidence) -> list[list[str]]:
             str(attempt["number"]),
             attempt["state"],
             _time(attempt["started_at"]),
+            f"{attempt.get('start_up_seconds', 0.0):,.1f}",
             f"{attempt['seconds']:,.1f}",
             str(attempt["actors"]),
             f"{attempt['totals']['rows']:,}",
@@ -204,27 +218,35 @@ def _attempts(evidence: Evidence) -> list[list[str]]:
 
 
 def _cost(evidence: Evidence) -> list[tuple[str, str]]:
-    hours = sum(attempt["seconds"] * attempt["actors"] for attempt in evidence.attempts) / 3600
-    cost, price = evidence.summary["cost"], evidence.config.cost.accelerator_per_hour
-    rows = [("actor-hours", f"{hours:,.4f}")]
-    if cost is not None:
-        rows += [
-            ("price of an actor-hour", f"{price:g}"),
-            ("total", f"{cost['total']:,.4f}"),
-            ("per million output tokens", f"{cost['per_million_output_tokens']:,.2f}"),
-        ]
-    return rows
+    hours, cost = evidence.summary["actor_hours"], evidence.summary["cost"]
+    rows = [("actor-hours decoding", f"{hours['decoding']:,.4f}"), ("of the whole job", f"{hours['whole_job']:,.4f}")]
+    if cost is None:
+        return rows
+    return [
+        *rows,
+        ("price of an actor-hour", f"{evidence.config.cost.accelerator_per_hour:g}"),
+        ("decoding", f"{cost['total']:,.4f}"),
+        ("per million output tokens", f"{cost['per_million_output_tokens']:,.2f}"),
+        ("the whole job", f"{cost['whole_job']:,.4f}"),
+        ("per million output tokens", f"{cost['whole_job_per_million_output_tokens']:,.2f}"),
+    ]
 
 
-def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], str | None]:
-    """Rows, and why they are shown without tokens."""
-    chosen = evidence.picks.read(evidence.folder)
-    split = splitter(evidence.config) if chosen and evidence.level == "token" else None
+def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], list[str]]:
+    """Rows, and what they are shown without."""
+    chosen, config = evidence.picks.read(evidence.folder), evidence.config
+    texts: dict[Place, str] = {}
+    notes: list[str] = []
+    if chosen and config.input.text_column not in chosen[0][2]:
+        rows = [(place, row["id"]) for _, place, row in chosen]
+        texts, why_not = source_texts(config, evidence.manifest, evidence.folder.address, rows)
+        notes += [why_not] if why_not else []
+    split = splitter(config) if chosen and evidence.level == "token" else None
     if isinstance(split, str):
-        return [sample_row(why, row, None) for why, row in chosen], (
-            f"The verifier's tokenizer cannot be loaded here, so rows are not split into tokens: {split}"
-        )
-    return [sample_row(why, row, split) for why, row in chosen], None
+        notes.append(f"The verifier's tokenizer cannot be loaded here, so rows are not split into tokens: {split}")
+        split = None
+    shown = [sample_row(why, row, split, texts.get(place), config.input.text_column) for why, place, row in chosen]
+    return shown, notes
 
 
 def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -47,8 +47,8 @@ class Picks:
             *(("at random", place) for place in others),
         ]
 
-    def read(self, folder: RunFolder) -> list[tuple[str, dict[str, Any]]]:
-        """The chosen rows with all their columns."""
+    def read(self, folder: RunFolder) -> list[tuple[str, Place, dict[str, Any]]]:
+        """Why, where, and the chosen rows with all their columns."""
         chosen = self.chosen()
         wanted: dict[Place, list[int]] = {}
         for _, place in chosen:
@@ -58,7 +58,7 @@ class Picks:
         for place, batch in folder.read_outputs(None, positions=shards):
             for row in wanted.get(place, ()):
                 found[(*place, row)] = batch.slice(row, 1).to_pylist()[0]
-        return [(why, found[place]) for why, place in chosen if place in found]
+        return [(why, place, found[place]) for why, place in chosen if place in found]
 
 
 def _keep(heap: list[tuple[float, Place]], value_R: Any, place: Place, most: int) -> None:

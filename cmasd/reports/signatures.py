@@ -16,7 +16,12 @@ LEAST_EXACT_MATCH = 0.9
 """Share of rows that equal AR decoding, under which a lossy run is named."""
 MOST_GAP_NATS = 0.02
 """Mean log-probability gap per output token, above which a lossy run is named."""
+LEAST_DRAFTING = 0.1
+"""Share of iterations that drafted, under which drafts are no problem of the run, however poor: one that drafts takes
+about twice as long as one that does not, so all of them together cost a tenth of the time at most."""
 LEAST_OCCUPANCY = 0.8
+LEAST_ROWS_PER_SLOT = 10
+"""With fewer, the end of a run, where slots run empty because no row is left, is a large part of it."""
 MOST_CUT = 0.05
 
 
@@ -38,15 +43,22 @@ def signatures(evidence: Evidence) -> list[Signature]:
     return sorted(found, key=lambda signature: signature.weight, reverse=True)
 
 
+def _weight_of_drafts(evidence: Evidence) -> Literal["problem", "notice"]:
+    """What is wrong with drafts is no problem of a run that hardly drafts."""
+    drafting = evidence.drafting_share
+    return "problem" if drafting is None or drafting >= LEAST_DRAFTING else "notice"
+
+
 def _rollbacks(evidence: Evidence) -> Iterator[Signature]:
-    rate = evidence.summary["rollback_rate"]
+    rate, drafting = evidence.summary["rollback_rate"] or 0.0, evidence.drafting_share
     if rate > MOST_ROLLBACKS:
+        of_all = "" if drafting is None else f"{drafting:.1%} of all; "
         yield Signature(
             "rollback",
-            "problem",
+            _weight_of_drafts(evidence),
             "Many drafts are rolled back",
-            f"{rate:.1%} of the iterations that drafted had a rejection (above {MOST_ROLLBACKS:.0%}): drafter and "
-            "verifier disagree.",
+            f"{rate:.1%} of the iterations that drafted ({of_all}above {MOST_ROLLBACKS:.0%}) had a rejection: drafter "
+            "and verifier disagree.",
             "Distil the drafter from the verifier's own outputs (cmasd train), or lower drafter.max_draft_tokens.",
         )
 
@@ -105,7 +117,7 @@ def _not_monotone(evidence: Evidence) -> Iterator[Signature]:
         )
         yield Signature(
             "not-monotone",
-            "problem",
+            _weight_of_drafts(evidence),
             "More confidence does not mean more acceptance",
             f"The accepted share falls {shown}.",
             "Fit a calibration map (cmasd calibrate RUN), or switch confidence.kind to a single component.",
@@ -117,13 +129,17 @@ def _range(group: Group) -> str:
 
 
 def _idle_slots(evidence: Evidence) -> Iterator[Signature]:
-    occupancy = evidence.summary["slot_occupancy"]
-    if 0 < occupancy < LEAST_OCCUPANCY:
+    occupancy, stats = evidence.summary["slot_occupancy"], evidence.stats
+    if not 0 < occupancy < LEAST_OCCUPANCY:
+        return
+    actors = max([1, *(attempt["actors"] for attempt in evidence.attempts)])
+    slots = actors * stats.slot_iterations / stats.iterations
+    if evidence.summary["rows"] >= LEAST_ROWS_PER_SLOT * slots:
         yield Signature(
             "idle-slots",
             "notice",
             "Slots stand idle",
-            f"{occupancy:.1%} of the slots were in use until the input ran dry (under {LEAST_OCCUPANCY:.0%}).",
+            f"{occupancy:.1%} of the slots held a row, over all iterations (under {LEAST_OCCUPANCY:.0%}).",
             "Raise actors.shards_in_flight or output.rows_per_shard, or lower engine.slots.",
         )
 

@@ -46,9 +46,11 @@ class SampleRow:
     identity: str
     why: str
     """Chosen."""
+    source: str | None
+    """Null where it cannot be had."""
     output: str
     kept: list[tuple[str, str]]
-    """Kept input columns by name."""
+    """Other kept input columns by name."""
     drafted: int
     accepted: int
     iterations: int
@@ -58,13 +60,18 @@ class SampleRow:
     """The first of them; empty where the telemetry or the tokenizer cannot tell."""
 
 
-def sample_row(why: str, row: dict[str, Any], split: Splitter | None) -> SampleRow:
-    """From a row of the output."""
+def sample_row(
+    why: str, row: dict[str, Any], split: Splitter | None, source: str | None = None, text_column: str = "text"
+) -> SampleRow:
+    """From a row of the output; `source` is shown unless the row holds `text_column` itself."""
+    kept = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
+    source = kept.pop(text_column, source)
     return SampleRow(
         identity=row["id"],
         why=why,
+        source=None if source is None else _short(str(source)),
         output=_short(row["output"] or ""),
-        kept=[(name, _short(str(value))) for name, value in row.items() if name not in _OWN_COLUMNS],
+        kept=[(name, _short(str(value))) for name, value in kept.items()],
         drafted=row["num_drafted_tokens"],
         accepted=row["num_accepted_tokens"],
         iterations=row["num_iterations"],

@@ -56,8 +56,11 @@ class EngineStats:
 
     @property
     def slot_occupancy(self) -> float:
-        """Share of slots in use until the input ran dry."""
-        return self.steady_row_iterations / self.steady_slot_iterations if self.steady_slot_iterations else 0.0
+        """Share of slots that held a row, over all iterations; a run's last rows leave slots empty, and count too.
+
+        No part of a run is left out: where its input ran dry depends on when shards arrived, and differs every time.
+        """
+        return self.row_iterations / self.slot_iterations if self.slot_iterations else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and Arrow."""

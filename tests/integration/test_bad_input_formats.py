@@ -109,7 +109,7 @@ def test_what_cannot_be_read_ends_a_run_with_code_2(
     path = tmp_path / ("in" if ending in FOLDERS else f"in.{ending}")
     write(path, content)
     words = [f"input.path={path}", f"output.path={tmp_path}/run", "engine.slots=4"]
-    assert main(["run", *words, *(f"models.{name}={pair}/{name}" for name in ("verifier", "drafter"))]) == 2
+    assert main(["run", "--quiet", *words, *(f"models.{name}={pair}/{name}" for name in ("verifier", "drafter"))]) == 2
     assert isinstance(outcome, Refused)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("error: ")

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, pair: Path) -> None:
 
     first = (tmp_path / "run" / "outputs" / "part-00000-000000.parquet").stat().st_mtime_ns
     (tmp_path / "run" / "outputs" / "part-00000-000002.parquet").unlink()
-    again = run(asked)
+    again = run(replace(asked, engine=replace(asked.engine, slots=3)))
     exact = ["n", "id", "output", "finish_reason", "token_id", "iteration_accepted"]
     assert outputs(tmp_path).sort_by("n").select(exact).equals(table.sort_by("n").select(exact))
     assert (again["rows"], again["rows_done_before"], again["attempts"]) == (37, 29, 2)
@@ -82,16 +83,18 @@ def test_a_run_and_its_resumption(tmp_path: Path, pair: Path) -> None:
     assert (tmp_path / "run" / "outputs" / "part-00000-000000.parquet").stat().st_mtime_ns == first
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == again
     assert status(str(tmp_path / "run"))["state"] == "complete"
+    assert again["notices"] == [
+        f"engine.slots: {asked.engine.slots} -> 3 since the run began; exact output does not depend on it."
+    ]
     assert run(asked)["attempts"] == 2, "a complete run starts nothing"
 
-    with pytest.raises(RunFolderError, match=r"policy.kind: fixed -> plain"):
+    with pytest.raises(RunFolderError, match=r"input.on_too_long: error -> truncate"):
         run(
             config(
                 tmp_path,
                 pair,
                 tmp_path / "in.jsonl",
-                policy={"kind": "plain"},
-                input={"keep_columns": ["n"], "id_column": "id"},
+                input={"keep_columns": ["n"], "id_column": "id", "on_too_long": "truncate"},
             )
         )
 
@@ -146,7 +149,9 @@ def test_the_check_against_ar_runs_once(tmp_path: Path, pair: Path) -> None:
         return {**seen, "sources": len(sources), "first": sources[0][-1] == pair.codec.encode(["x"])[0][-1]}
 
     summary = run(asked, compare)
-    assert summary["baseline"] == {**seen, "sources": 5, "first": True, "rows_asked": 5}
+    seconds = summary["baseline"]["seconds"]
+    assert summary["baseline"] == {**seen, "sources": 5, "first": True, "rows_asked": 5, "seconds": seconds}
+    assert summary["seconds_by_phase"]["comparing"] == seconds > 0
     assert run(asked, None)["baseline"] == summary["baseline"], "an earlier result is kept"
 
 

@@ -89,10 +89,10 @@ def test_a_run_that_was_stopped_goes_on(
     assert sorted(map(str, ids)) == sorted(f"in.jsonl:{row}" for row in range(320))
     assert (summary["rows"], summary["attempts"]) == (320, 2)
     assert summary["rows_done_before"] == 4 * len(kept)
-    assert f"{len(kept)} of 80 shards done" in done.stdout
+    assert f"{len(kept)} of 80 shards done" in done.stderr
     assert kept.items() <= parts(tmp_path).items(), "finished shards are not done again"
     for part in ("tokens/s", "acceptance", "ETA"):
-        assert part in done.stdout
+        assert part in done.stderr
 
 
 def free_port() -> int:
@@ -101,21 +101,40 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def refused_without_its_mode(environment: dict[str, str], file: Path, folder: Path) -> None:
+    """A run at the address of a cluster that wants a token, which is there, but not told to be sent."""
+    del environment["RAY_AUTH_MODE"]
+    words = [*command("run", str(file)), f"output.path={folder}/other"]
+    refused = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "wants a token, got none; expected RAY_AUTH_MODE=token" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+TOKEN = "0123456789abcdef" * 4
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ray_job_submit(tmp_path: Path, pair: Path) -> None:
+@pytest.mark.parametrize("auth", ["disabled", "token"])
+def test_ray_job_submit(auth: str, tmp_path: Path, pair: Path) -> None:
     """Against a real head node of its own, which ends with its process group."""
     file = write_job(tmp_path, pair, rows=20)
     ray = str(Path(sys.executable).parent / "ray")
-    dashboard = free_port()
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    dashboard, port = free_port(), free_port()
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": auth,
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
     environment.pop("RAY_ADDRESS", None)
     start = [
         ray,
         "start",
         "--head",
         "--block",
-        f"--port={free_port()}",
+        f"--port={port}",
         f"--dashboard-port={dashboard}",
         "--num-cpus=2",
     ]
@@ -127,13 +146,20 @@ def test_ray_job_submit(tmp_path: Path, pair: Path) -> None:
         done = subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "succeeded" in done.stdout
+        if auth == "token":
+            refused_without_its_mode({**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}, file, tmp_path)
         lines = [line for line in done.stdout.splitlines() if line.startswith('{"rows"')]
         assert json.loads(lines[-1])["rows"] == 20
         failing = subprocess.run(
-            [*submit, "policy.kind=plain"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            [*submit, "input.on_too_long=truncate"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert failing.returncode != 0
-        assert "another configuration (policy.kind: goodput -> plain)" in failing.stdout
+        assert "another configuration (input.on_too_long: error -> truncate)" in failing.stdout
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()

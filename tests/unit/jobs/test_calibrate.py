@@ -48,14 +48,17 @@ def test_a_map_that_was_rejected_is_not_recommended() -> None:
     text = report("runs/x", judged, [kept])
     assert len([line for line in text.splitlines() if line.startswith("90% to 100%")]) == 1
     assert "after calibration" not in text
-    assert advice(kept, "maps.json") == (
+    assert advice(kept, "maps.json", "runs/y") == (
         "No map of max_prob is better than the score as it is. Use it so: "
-        "confidence.kind=max_prob confidence.calibration=null"
+        "confidence.kind=max_prob confidence.calibration=null output.path=runs/y"
     )
     worse = replace(one, method="platt", after=replace(one.after, log_loss_nats=one.before.log_loss_nats + 0.01))
-    assert advice(worse, "maps.json").startswith("The map of max_prob, by platt, is not better than the score as it is")
+    assert advice(worse, "maps.json", "runs/y").startswith(
+        "The map of max_prob, by platt, is not better than the score as it is"
+    )
     [best, _] = fit(judged_from(TRUTH), "runs/x")
-    assert advice(best, "maps.json") == "To use it: confidence.kind=max_prob confidence.calibration=maps.json"
+    told = advice(best, "maps.json", "runs/y")
+    assert told == "To use it: confidence.kind=max_prob confidence.calibration=maps.json output.path=runs/y"
 
 
 def test_the_file_holds_a_map_for_each_score_and_where_it_comes_from(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Verbs, exit codes and messages; help and plan stay light."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -58,6 +59,68 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(verb in text for verb in available())
     assert {"run", "plan", "status"} <= set(available()) <= set(VERBS)
+
+
+def test_no_verb_is_help_and_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("usage: cmasd")
+    assert all(verb in said.err for verb in available())
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_no_help_loads_arrays_or_shows_python(verb: str | None) -> None:
+    """Help that loads Arrow or numpy takes half a second, and needs neither to say what options there are."""
+    code = f"from jobs.main import parser\ntext = parser({verb!r}).format_help()"
+    if verb is not None:
+        code = f"from jobs.main import main\ntry:\n    main([{verb!r}, '--help'])\nexcept SystemExit:\n    pass"
+    program = f"{code}\nimport sys\nprint('MODULES', *sys.modules)"
+    said, modules = output(["-c", program]).split("MODULES")
+    assert not {"torch", "ray", "transformers", "datasets", "omegaconf", "pyarrow", "numpy", "rich"} & {
+        *modules.split()
+    }
+    assert not any(sign in said for sign in ("('", "['", "{'", "<class", "None"))
+
+
+def test_on_a_terminal_the_json_line_comes_when_asked_for(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config_file.parent / "in.jsonl").write_text("")
+    shown = {}
+    for terminal, option in ((True, []), (True, ["--json"]), (True, ["--quiet"]), (False, [])):
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+        assert main(["run", str(config_file), *option]) == 0
+        said = capsys.readouterr()
+        shown[terminal, *option] = [line for line in said.out.splitlines() if line.startswith("{")]
+        assert ("0 rows in 1 file(s)" in said.err) == (option != ["--quiet"]), "progress is on stderr"
+        assert "0 rows in 1 file(s)" not in said.out
+    assert {key: len(lines) for key, lines in shown.items()} == {
+        (True,): 0,
+        (True, "--json"): 1,
+        (True, "--quiet"): 1,
+        (False,): 1,
+    }
+    kept = json.loads((config_file.parent / "run" / "summary.json").read_text())
+    assert json.loads(shown[True, "--json"][0]) == kept
+
+
+def test_an_output_that_lacks_letters_shows_them_otherwise(tmp_path: Path) -> None:
+    """Latin-1 has no Japanese; what is printed stays JSON all the same."""
+    (tmp_path / "in.jsonl").write_text("")
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "run",
+        f"input.path={tmp_path}/in.jsonl",
+        f"output.path={tmp_path}/größe日本",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.decode("latin-1").splitlines()[-1])["output"] == f"{tmp_path}/größe日本"
+    assert f"{tmp_path}/größe\\u65e5\\u672c/outputs" in done.stdout.decode("latin-1")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,9 +267,47 @@ def test_the_summary_table_shows_cost_only_when_priced() -> None:
         assert ("cost" in summary_table(summarise(config, Totals(), [], 0, None, []))) == (price is not None)
 
 
+def test_the_summary_begins_with_plain_words_and_has_dashes_for_shares_of_nothing() -> None:
+    from cmasd.config import from_dict
+    from cmasd.pipeline.summary import summarise
+    from cmasd.telemetry.stats import EngineStats
+    from cmasd.telemetry.totals import Totals
+
+    config = from_dict({"input": {"path": "i"}, "output": {"path": "o"}, "cost": {"accelerator_per_hour": 36.0}})
+    stats = EngineStats(iterations=5, row_iterations=40, slot_iterations=160)
+    attempt = {"seconds": 2.0, "start_up_seconds": 10.0, "actors": 1, "stats": stats.to_dict()}
+    totals = Totals(rows=8, stopped=8, output_tokens=1000, iterations=1000)
+    summary = summarise(config, totals, [attempt], 3, {"speedup": 1.0, "seconds": 4.0}, [])
+    assert (
+        summary_table(summary)
+        == """
+rows                   8 (8 stopped, 0 cut, 0 failed; 3 done before)
+output tokens          1,000
+seconds                16.0 (10.0 start-up, 2.0 decoding, 4.0 comparing)
+tokens/s               500.0 while decoding
+cost of decoding       0.0200 (20.00 per million output tokens)
+cost of the whole job  0.1600 (160.00 per million output tokens)
+tokens per iteration   1.00
+acceptance rate        -
+rollback rate          -
+slot occupancy         25.0%
+lossless               exact
+output                 o/outputs
+"""
+    )
+
+
+def test_words_of_the_summary_are_explained_in_the_readme() -> None:
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split("## Words")[1]
+    explained = [line.split("|")[1].strip() for line in words.splitlines() if line.startswith("|")]
+    named = ["start-up, decoding, comparing", "tokens per iteration", "acceptance rate", "rollback rate"]
+    assert set(named) | {"slot occupancy"} <= set(explained)
+
+
 def test_progress_lines() -> None:
     from cmasd.pipeline.tally import Progress
 
+    assert "acceptance -, " in progress_line(Progress(200, 50, 1, 65.0, 1234.5, 1.0, None, 195.0))
     line = progress_line(Progress(200, 50, 1, 65.0, 1234.5, 2.5, 0.75, 195.0))
     assert line.startswith("50/200 rows (25%), 1,234 tokens/s, acceptance 75.0%, 2.50 tokens/iteration, 1 errors, ")
     assert line.endswith("1:05 elapsed, ETA 3:15")

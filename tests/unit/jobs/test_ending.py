@@ -62,7 +62,7 @@ def test_what_the_user_can_mend_is_told(config_file: Path) -> None:
 
 
 def test_failing_to_tell_changes_no_exit_code(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(config_file), f"notify.command=exit 9 # {SECRET}"]) == 0
+    assert main(["run", str(config_file), "--quiet", f"notify.command=exit 9 # {SECRET}"]) == 0
     said = capsys.readouterr()
     assert said.err == "warning: notify.command: ended with 9; the run itself is not affected.\n"
     assert main(["run", str(config_file), "input.path=/nowhere", "notify.command=exit 9"]) == 2

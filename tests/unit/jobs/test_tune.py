@@ -10,7 +10,7 @@ import pytest
 from cmasd.config import load
 from jobs.main import main
 from jobs.records import command
-from jobs.tune import DEFAULTS, OPTIONS, register
+from jobs.tune import DEFAULTS, OPTIONS, elsewhere, register
 from tests.unit.jobs.test_compare import folder, overrides
 
 __all__ = ["folder"]
@@ -41,7 +41,15 @@ def test_a_configuration_is_found_measured_and_written(
     chosen = {"plain": "plain", "as configured": own.policy.kind}.get(read["chosen"], "paper")
     assert (config.policy.kind, config.input, config.engine) == (chosen, own.input, own.engine)
     assert written.read_text().splitlines()[1] == f"# {read['said']}"
-    assert not (folder / "run").exists(), "tuning writes no run"
+    assert (config.output.path, own.output.path) == (f"{folder / 'run'}-tuned", str(folder / "run"))
+    assert not list(folder.glob("run*")), "tuning writes no run"
+
+
+@pytest.mark.parametrize("path", ["runs/demo", "runs/demo/", "s3://bucket/runs/demo"])
+def test_a_tuned_run_goes_elsewhere(path: str) -> None:
+    config = load([], ["input.path=x", f"output.path={path}"])
+    assert elsewhere(config).output.path == f"{path.rstrip('/')}-tuned"
+    assert elsewhere(config).input == config.input
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The driver's account of a run: tallies, the summary, and which error a user gets to see."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from cmasd.config import from_dict
 from cmasd.errors import DecodingError, ModelError, TooManyFailedRowsError
 from cmasd.io.plan import Shard
+from cmasd.io.run_folder import RunFolder
+from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.run import check_failures
@@ -30,7 +33,7 @@ TOTALS = Totals(
 
 def report(index: int, actor: str = "a", iterations: int = 10, ready_at: float = 1000.0) -> ShardReport:
     shard = Shard(0, index, 10 * index, 10 * index + 10)
-    stats = EngineStats(iterations=iterations, steady_row_iterations=iterations, steady_slot_iterations=2 * iterations)
+    stats = EngineStats(iterations=iterations, row_iterations=iterations, slot_iterations=2 * iterations)
     return ShardReport(shard, TOTALS, actor, ready_at, stats, ["greedy is used"], "in.jsonl:3: read: text is null")
 
 
@@ -85,16 +88,24 @@ def test_too_many_failed_rows() -> None:
 
 
 def test_the_summary_covers_all_attempts() -> None:
-    stats = EngineStats(steady_row_iterations=9, steady_slot_iterations=10, rollbacks=1, drafting_row_iterations=4)
-    attempt = {"seconds": 5.0, "actors": 2, "stats": stats.to_dict()}
+    stats = EngineStats(row_iterations=9, slot_iterations=10, rollbacks=1, drafting_row_iterations=4)
+    attempt = {"seconds": 5.0, "start_up_seconds": 20.0, "actors": 2, "stats": stats.to_dict()}
     priced = config(cost={"accelerator_per_hour": 3.6}, verification={"kind": "relaxed"})
-    baseline = {"rows": 5, "speedup": 0.9}
+    baseline = {"rows": 5, "speedup": 0.9, "seconds": 30.0}
     summary = summarise(priced, TOTALS, [attempt, attempt], 4, baseline, ["greedy is used"])
     assert (summary["rows"], summary["errors"], summary["seconds"], summary["tokens_per_second"]) == (10, 1, 10.0, 10.0)
     assert (summary["slot_occupancy"], summary["rollback_rate"], summary["rows_done_before"]) == (0.9, 0.25, 4)
     assert (summary["acceptance_rate"], summary["tokens_per_iteration"]) == (0.75, 2.5)
     assert summary["finish_reasons"] == {"stop": 8, "length": 1, "error": 1}
-    assert summary["cost"] == {"total": 0.02, "per_million_output_tokens": 200.0}
+    assert summary["seconds_by_phase"] == {"start_up": 40.0, "decoding": 10.0, "comparing": 30.0}
+    hours = {"decoding": 20 / 3600, "whole_job": (20 + 80 + 30) / 3600}
+    assert summary["actor_hours"] == pytest.approx(hours, abs=1e-6), "two actors, and one that compares"
+    assert summary["cost"] == {
+        "total": 0.02,
+        "per_million_output_tokens": 200.0,
+        "whole_job": 0.13,
+        "whole_job_per_million_output_tokens": 1300.0,
+    }
     assert summary["lossless"] == "lossy"
     greedy, lossy, slow = summary["notices"]
     assert lossy.startswith("verification.kind=relaxed is lossy: ")
@@ -120,6 +131,36 @@ def test_a_summary_of_nothing() -> None:
         None,
         [],
     )
+
+
+def test_where_nothing_was_drafted_nothing_was_accepted_or_rolled_back() -> None:
+    plain = EngineStats(row_iterations=9, slot_iterations=10)
+    attempt = {"seconds": 5.0, "actors": 1, "stats": plain.to_dict()}
+    summary = summarise(config(), Totals(rows=2, output_tokens=9, iterations=9), [attempt], 0, None, [])
+    assert (summary["acceptance_rate"], summary["rollback_rate"], summary["drafted_tokens"]) == (None, None, 0)
+    tally = Tally(10, Totals())
+    assert tally.progress().acceptance_rate is None
+
+
+def test_slot_occupancy_does_not_depend_on_when_rows_arrived() -> None:
+    """40 rows in 32 slots: what was noted at their arrival read 0.0, 0.25 or 1.0 of the same iterations."""
+    occupancy = []
+    for noted in ((0, 0), (8, 32), (32, 32)):
+        stats = EngineStats(4, 40, 128, steady_row_iterations=noted[0], steady_slot_iterations=noted[1])
+        occupancy.append(stats.slot_occupancy)
+    assert occupancy == [40 / 128] * 3
+
+
+@pytest.mark.parametrize(("ready", "seconds"), [(None, 30.0), (1012.5, 12.5), (990.0, 0.0)])
+def test_start_up_is_from_the_command_to_the_first_loaded_models(
+    ready: float | None, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmasd.pipeline.attempt.time.time", lambda: 1030.0)
+    tally = Tally(10, Totals())
+    if ready is not None:
+        tally.add(report(0, ready_at=ready))
+    record = Attempt(RunFolder(str(tmp_path)), tally, began=1000.0).record("finished")
+    assert record["start_up_seconds"] == seconds
 
 
 def test_the_projects_own_error_is_found_in_the_chain() -> None:

@@ -1,7 +1,9 @@
 """Log lines name run, actor and shard, whatever thread writes them."""
 
+import io
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -72,3 +74,12 @@ def test_the_level_is_kept_and_a_second_call_adds_no_second_line(capsys: pytest.
     logging.getLogger("cmasd.x").info("quiet")
     logging.getLogger("cmasd.x").warning("loud")
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_json_stays_json_where_letters_are_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(written, "latin-1", errors="backslashreplace"))
+    logs.configure(config(format="json"), actor="a1")
+    logging.getLogger("cmasd.x").info("größe 日本")
+    sys.stderr.flush()
+    assert json.loads(written.getvalue().decode("latin-1"))["message"] == "größe 日本"

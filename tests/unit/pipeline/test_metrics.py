@@ -121,3 +121,39 @@ def test_rays_own_objects_take_what_is_told() -> None:
     engine.stepped(stats, rows=0, slots=4)
     ShardMetrics("run", "a1").written(Totals(rows=1, errors=1))
     RunMetrics("run").update(Progress(2, 1, 0, 1.0, 1.0, 1.0, 1.0, 1.0), actors_seen=1)
+
+
+@pytest.mark.parametrize(
+    ("run", "tag"),
+    [
+        ("runs/größe", "runs/gr%C3%B6%C3%9Fe"),
+        ("läufe/日本", "l%C3%A4ufe/%E6%97%A5%E6%9C%AC"),
+        ("s3://bucket/a b=c,d:e", "s3://bucket/a b=c,d:e"),
+        ("a\nb", "a%0Ab"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_letters_beyond_ascii_reach_rays_own_objects_as_in_a_url(
+    run: str, tag: str, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ShardMetrics(run, "a1").written(Totals(rows=1, stopped=1))
+    assert exporter.values("shards", run=tag) == [1]
+    monkeypatch.undo()
+    series = metrics._Series([metrics.SHARDS], run=run, actor="a1")
+    series.add(metrics.SHARDS, 1)
+    assert not series._fails
+
+
+def test_an_exporter_that_fails_costs_one_line_and_nothing_else(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UnicodeEncodeError("ascii", "ö", 0, 1, "ordinal not in range(128)")
+
+    monkeypatch.setattr(Recorded, "set", fail)
+    run = RunMetrics("run")
+    for _ in range(3):
+        run.update(Progress(200, 50, 1, 65.0, 1234.5, 2.5, 0.75, None), actors_seen=2)
+    monkeypatch.setattr(metrics, "_build", fail)
+    EngineMetrics("run", "a1").loaded(1.0)
+    assert [record.getMessage().split(" (")[1][:18] for record in caplog.records] == ["UnicodeEncodeError"] * 2

@@ -100,3 +100,23 @@ def test_a_command_that_fails_or_hangs_is_told_without_its_text(tmp_path: Path) 
     (said,) = tell(NotifyConfig(command=f"exec sleep 60 # {TOKEN}", timeout_seconds=0.05), COMPLETE)
     assert said.startswith("notify.command: took longer than 0.3 seconds")
     assert TOKEN not in said
+
+
+def test_letters_beyond_ascii_in_an_address_and_in_a_run(server: Server) -> None:
+    server.codes = [200]
+    config = NotifyConfig(webhook=f"http://127.0.0.1:{server.server_port}/größe?für=ä b")
+    assert tell(config, Ending("läufe/\udcff", "failed", 1, "größe: 日本", None)) == []
+    (got,) = server.got
+    assert got["path"] == "/gr%C3%B6%C3%9Fe?f%C3%BCr=%C3%A4%20b"
+    assert got["body"]["text"] == "cmasd: läufe/\udcff failed: größe: 日本"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (NotifyConfig(webhook="http://[::1"), "notify.webhook: the address could not be reached (ValueError)"),
+        (NotifyConfig(command="true \x00"), "notify.command: failed (ValueError)"),
+    ],
+)
+def test_what_no_one_can_call_is_a_sentence(config: NotifyConfig, said: str) -> None:
+    assert tell(config, COMPLETE) == [f"{said}; the run itself is not affected."]

@@ -29,14 +29,14 @@ Truth = Callable[[float], float]
 """Probability of acceptance by confidence."""
 
 
-def drawn(rng: np.random.Generator, truth: Truth, iterations: int) -> Result:
+def drawn(rng: np.random.Generator, truth: Truth, iterations: int, most_drafted: int = MOST_DRAFTED) -> Result:
     """One row, whose traces hold together as the engine's do."""
     nothing = [np.nan] * 4
     tokens: list[list[float]] = []
     steps: list[list[float]] = []
     confidences: list[float] = []
     for _ in range(iterations):
-        drafted, accepted, rejected = int(rng.integers(0, MOST_DRAFTED + 1)), 0, list(nothing)
+        drafted, accepted, rejected = int(rng.integers(0, most_drafted + 1)), 0, list(nothing)
         for confidence in rng.random(drafted):
             confidences.append(float(confidence))
             if rng.random() >= truth(confidence):
@@ -76,9 +76,10 @@ def make_run(
     unfinished_shards: int = 0,
     timed: bool = True,
     errors: bool = True,
+    drafting: float = 1.0,
     **sections: dict[str, Any],
 ) -> str:
-    """Write a run and return its address; every 50th row failed."""
+    """Write a run and return its address; every 50th row failed, and such a share of the iterations drafted."""
     source = folder / "in.jsonl"
     lines = [{"id": f"<b>{i}</b>", "text": f"row {i}", "note": HOSTILE} for i in range(rows)]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -99,14 +100,23 @@ def make_run(
     attempt = Attempt(run, tally)
     shards = list(plan.shards())
     for shard in shards[: len(shards) - unfinished_shards]:
-        _write(run, config, shard, truth, tally, timed, errors)
+        _write(run, config, shard, truth, tally, timed, errors, drafting)
     attempt.write("interrupted" if unfinished_shards else "finished")
     if not unfinished_shards:
         run.write_json(summarise(config, tally.now, run.attempts(), 0, baseline, [f"notice {HOSTILE}"]), "summary.json")
     return config.output.path
 
 
-def _write(run: RunFolder, config: Config, shard: Shard, truth: Truth, tally: Tally, timed: bool, errors: bool) -> None:
+def _write(
+    run: RunFolder,
+    config: Config,
+    shard: Shard,
+    truth: Truth,
+    tally: Tally,
+    timed: bool,
+    errors: bool,
+    drafting: float,
+) -> None:
     rng = np.random.default_rng([1, shard.index])
     rows = []
     for number in range(shard.start, shard.stop):
@@ -119,12 +129,10 @@ def _write(run: RunFolder, config: Config, shard: Shard, truth: Truth, tally: Ta
     totals = run.write_shard(shard, record(rows, config.telemetry.level, keep), timing if timed else None)
     stats = EngineStats(
         iterations=100,
-        row_iterations=totals.iterations,
-        slot_iterations=totals.iterations,
-        steady_row_iterations=9 * totals.iterations,
-        steady_slot_iterations=10 * totals.iterations,
-        drafting_row_iterations=totals.iterations,
-        rollbacks=totals.iterations // 2,
+        row_iterations=9 * totals.iterations,
+        slot_iterations=10 * totals.iterations,
+        drafting_row_iterations=round(9 * totals.iterations * drafting),
+        rollbacks=round(9 * totals.iterations * drafting / 2),
     )
     tally.add(ShardReport(shard, totals, timing.actor, STARTED_AT, stats, [], None))
 

@@ -108,13 +108,13 @@ def test_picks_are_few_fixed_and_the_worst_first(tmp_path: Path) -> None:
     evidence = gather(make_run(tmp_path))
     chosen = evidence.picks.read(evidence.folder)
     worst = max(row["num_drafted_tokens"] - row["num_accepted_tokens"] for row in rows_of(evidence.folder.address))
-    assert [why for why, _ in chosen[:4]] == ["most draft tokens rejected"] * 3 + ["at random"]
-    assert chosen[0][1]["num_drafted_tokens"] - chosen[0][1]["num_accepted_tokens"] == worst
-    names = [row["id"] for _, row in chosen]
+    assert [why for why, _, _ in chosen[:4]] == ["most draft tokens rejected"] * 3 + ["at random"]
+    assert chosen[0][2]["num_drafted_tokens"] - chosen[0][2]["num_accepted_tokens"] == worst
+    names = [row["id"] for _, _, row in chosen]
     assert 7 <= len(names) == len(set(names)) <= 9
-    assert all(row["error"] is None for _, row in chosen)
+    assert all(row["error"] is None for _, _, row in chosen)
     again = gather(evidence.folder.address)
-    assert [row["id"] for _, row in again.picks.read(again.folder)] == names
+    assert [row["id"] for _, _, row in again.picks.read(again.folder)] == names
 
 
 def test_histograms_grow() -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from cmasd.config import from_dict
 from cmasd.reports import page, palette
 from cmasd.reports.evidence import gather
 from cmasd.reports.tokens import Splitter
-from tests.unit.reports.synthetic import BASELINE, make_run
+from tests.unit.reports.synthetic import BASELINE, HOSTILE, drawn, make_run
 
 Element = ElementTree.Element
 
@@ -122,6 +123,8 @@ def test_the_headline_and_every_chart(tmp_path: Path) -> None:
     shown = says(root)
     for text in ("Complete. 300 of 300 rows", "Lossless.", "0.80 x", "0.70 to 0.90 (95 %)", "6 failed", "90.0%"):
         assert text in shown
+    assert "while decoding; 1 start(s)" in shown
+    assert "90.0% of all iterations" in shown
     keys = {figure.attrib["id"] for figure in root.iter("figure")}
     drafting = {"chart-by-position", "chart-over-iterations", "chart-by-length", "chart-over-shards"}
     assert keys == drafting | {"chart-by-confidence", "chart-reliability", "chart-actors"}
@@ -154,15 +157,19 @@ def test_lossy_is_said_plainly(tmp_path: Path) -> None:
 def test_money_is_shown_where_a_price_is_set(tmp_path: Path) -> None:
     shown = says(rendered(tmp_path, cost={"accelerator_per_hour": 2.5})[1])
     assert "price of an actor-hour 2.5" in shown
-    assert "per million output tokens" in shown
+    assert "of the whole job" in shown
+    hours, cost = (gather(str(tmp_path / "run")).summary[name] for name in ("actor_hours", "cost"))
+    assert cost["total"] == pytest.approx(2.5 * hours["decoding"], abs=1e-4)
+    assert cost["whole_job"] == pytest.approx(2.5 * hours["whole_job"], abs=1e-4)
+    assert f"the whole job {cost['whole_job']:,.4f} per million" in shown
     assert "No price is set" in says(rendered(tmp_path, address=str(tmp_path / "free"))[1])
 
 
 def test_who_wrote_a_token_shows_without_colour(tmp_path: Path) -> None:
     _text, root = rendered(tmp_path)
     styles = "".join(next(root.iter("style")).itertext())
-    assert re.search(r"\.draft \{ border-bottom: \d+px solid", styles)
-    assert re.search(r"\.own \{ border: \d+px dashed", styles)
+    assert re.search(r"\.draft \{ border: \d+px solid", styles), "a frame around what was drafted"
+    assert not re.search(r"\.own \{[^}]*(border|outline|background)", styles), "and around nothing else"
     classes = [span.get("class", "") for p in root.iter("p") if p.get("class") == "tokens" for span in p]
     assert {name.split()[0] for name in classes} == {"draft", "own"}
     assert all(("tint" in name) == name.startswith("draft") for name in classes)
@@ -195,3 +202,67 @@ def test_contrast(colours: dict[str, str]) -> None:
         assert {pair: value for pair, value in low.items() if value < least} == {}
     tints = [luminance(colours[f"tint{level}"]) for level in range(palette.LEVELS)]
     assert tints in (sorted(tints), sorted(tints, reverse=True)), "confidence goes one way"
+
+
+def test_the_source_stands_beside_each_sample(tmp_path: Path) -> None:
+    """Read again from the input, by identity; from the output where it was kept there, and then once."""
+    for telemetry in ({"level": "token"}, {"level": "none"}):
+        _, root = rendered(tmp_path, telemetry=telemetry)
+        articles = [says(article) for article in root.iter("article")]
+        assert len(articles) >= 7
+        for article in articles:
+            number = re.match(r"<b>(\d+)</b>", article)
+            assert number is not None
+            assert f"Source: row {number[1]} " in article
+    address = make_run(tmp_path, address=str(tmp_path / "kept"), input={"text_column": "note"})
+    evidence = gather(address)
+    (tmp_path / "in.jsonl").unlink()
+    chosen, notes = page._sample_rows(evidence)
+    assert notes == []
+    assert {(row.source, len(row.kept)) for row in chosen} == {(HOSTILE, 0)}, "the column of the run"
+
+
+def test_a_source_that_cannot_be_had_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = make_run(tmp_path)
+    source = tmp_path / "in.jsonl"
+    source.write_text(source.read_text().replace("row 7", "row 8"))
+    shown = says(ElementTree.fromstring(page.render(gather(address))))
+    assert "Source texts are not shown, since the input cannot be read again" in shown
+    assert "in.jsonl has changed since the run was started" in shown
+    assert "input.keep_columns" in shown
+    assert "Source:" not in shown
+    make_run(tmp_path)
+    monkeypatch.setattr("cmasd.reports.sources.MOST_READ_BYTES", 10)
+    assert "GB of input would have to be read" in says(ElementTree.fromstring(page.render(gather(address))))
+
+
+def test_nothing_is_said_twice(tmp_path: Path) -> None:
+    """Notices that are the summary's own words for what header and findings say are left to these."""
+    slow = {"baseline": BASELINE, "verification": {"kind": "relaxed"}, "telemetry": {"level": "iteration"}}
+    shown = says(rendered(tmp_path, **slow)[1])
+    assert shown.count("Outputs may differ") == 1
+    assert "is lossy: outputs" not in shown
+    assert shown.count("0.80 times AR") == 1
+    assert "No speed-up here" not in shown
+    assert shown.count("telemetry.level is iteration") == 1
+    assert "notice <script>" in shown, "the others are there"
+
+
+def test_wide_tables_scroll_by_themselves(tmp_path: Path) -> None:
+    _text, root = rendered(tmp_path, baseline=BASELINE)
+    scrolling = [div for div in root.iter("div") if "scroll" in div.get("class", "").split()]
+    assert all(div.get("tabindex") == "0" and div.get("role") == "region" for div in scrolling), "by keyboard as well"
+    assert sum(len(list(div.iter("table"))) for div in scrolling) == len(list(root.iter("table"))) > 0
+    assert ".scroll { overflow-x: auto; max-width: 100%;" in "".join(next(root.iter("style")).itertext())
+
+
+def test_shares_of_nothing_are_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that drafted nothing accepted and rolled back nothing, which is not 0 %."""
+    plain = drawn(np.random.default_rng(0), lambda confidence: 1.0, 5, most_drafted=0)
+    monkeypatch.setattr("tests.unit.reports.synthetic.drawn", lambda *_: plain)
+    shown = says(rendered(tmp_path, errors=False, drafting=0.0)[1])
+    assert "Acceptance rate - of drafted tokens" in shown
+    assert "Rollback rate - 0.0% of iterations drafted" in shown
+    assert "nothing drafted." in shown
+    assert "part-00000-000009 11.0 12 60 60 - 0" in shown, "of a shard, too"
+    assert "No failure signature was found." in shown

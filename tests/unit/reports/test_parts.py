@@ -44,6 +44,32 @@ def test_each_signature_is_found_where_it_is_and_only_there(tmp_path: Path) -> N
     assert weights == {"sure": ["problem", "problem"], "perhaps": ["problem", "notice"]}
 
 
+def test_what_concerns_few_iterations_is_no_problem(tmp_path: Path) -> None:
+    """Drafts that fail, in a fiftieth of the iterations: told, but not as what is wrong with the run."""
+    weights = {}
+    for drafting in (0.02, 0.5):
+        address = str(tmp_path / f"run {drafting}")
+        run = make_run(tmp_path, address, errors=False, drafting=drafting, truth=lambda confidence: 1 - confidence)
+        found = signatures(gather(run))
+        weights[drafting] = {one.key: one.weight for one in found}
+        assert f"({drafting:.1%} of all; above 40%)" in next(one.says for one in found if one.key == "rollback")
+    assert weights == {
+        0.02: {"rollback": "notice", "not-monotone": "notice"},
+        0.5: {"rollback": "problem", "not-monotone": "problem"},
+    }
+
+
+@pytest.mark.parametrize(("rows", "found"), [(300, True), (60, False)])
+def test_empty_slots_are_named_unless_the_run_is_hardly_more_than_its_end(
+    tmp_path: Path, rows: int, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmasd.reports.signatures.LEAST_OCCUPANCY", 0.95)
+    evidence = gather(make_run(tmp_path, rows=rows, errors=False))
+    slots = 2 * evidence.stats.slot_iterations / evidence.stats.iterations
+    monkeypatch.setattr("cmasd.reports.signatures.LEAST_ROWS_PER_SLOT", 150 / slots)
+    assert ("idle-slots" in [one.key for one in signatures(evidence)]) == found
+
+
 @pytest.mark.parametrize("truth", [lambda confidence: confidence, lambda confidence: 0.6], ids=["rising", "flat"])
 def test_noise_is_not_a_fall(tmp_path: Path, truth: Truth) -> None:
     assert "not-monotone" not in keys(tmp_path, truth=truth, rows=150)

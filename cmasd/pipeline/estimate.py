@@ -1,0 +1,131 @@
+"""How long a run will take and what it will cost, from what earlier starts on this machine left in the cache folder.
+
+An actor notes what a plain iteration takes by rows, as the goodput policy measured it; a complete run notes how many
+tokens came out for each that went in, how long its start took, and how many times the table's seconds its decoding did:
+encoding, text and the last rows' empty slots are in no table. Notes are of one verifier, precision, device, number
+of slots, share of the processors, machine and version. Imports neither torch nor ray.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmasd import __version__
+from cmasd.config.tree import Config
+
+STEPS, RUN = "steps", "run"
+SAMPLE_ROWS = 200
+BYTES_PER_TOKEN = 4
+"""Where the tokenizer has no tokenizer.json."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of the rows that are left."""
+
+    input_tokens: float
+    output_tokens: float
+    ratio: float | None
+    """Output tokens for an input token, of the last complete run; null: taken to be as many."""
+    seconds: float | None
+    """Decoding; null where no step table was measured."""
+    is_least: bool
+    """Whether the seconds are of the table alone, which no run has corrected yet."""
+    start_up_seconds: float | None
+    """Of the last complete run."""
+    actors: int
+    cost: float | None
+    """Of the whole job; null without a price, or without a time."""
+
+
+def estimate(config: Config, texts: Sequence[str], rows: int, actors: int, folder: Path | None, most: int) -> Estimate:
+    """`texts` are a sample of the `rows`; `folder` is the verifier's; a row has `most` output tokens at most."""
+    steps, before = recall(config, STEPS), recall(config, RUN)
+    ratio = before.get("output_tokens_per_input_token")
+    each = tokens_in(config, texts, folder) / max(1, len(texts))
+    output = rows * min(each * (1.0 if ratio is None else ratio), most)
+    seconds, level = table_seconds(steps, output, rows, actors), before.get("seconds_over_table")
+    if seconds is not None and level is not None:
+        seconds *= level
+    start_up = before.get("start_up_seconds")
+    price, cost = config.cost.accelerator_per_hour, None
+    if price is not None and seconds is not None:
+        cost = price * actors * (seconds + (start_up or 0.0)) / 3600
+    return Estimate(rows * each, output, ratio, seconds, level is None, start_up, actors, cost)
+
+
+def table_seconds(steps: dict[str, Any], output_tokens: float, rows: int, actors: int) -> float | None:
+    """Of plain decoding with all slots in use; null without a table."""
+    try:
+        live = max(1, min(int(steps["slots"]), -(-rows // actors)))
+        return output_tokens * float(np.interp(live, steps["rows"], steps["plain_seconds"])) / (live * actors)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def tokens_in(config: Config, texts: Sequence[str], folder: Path | None) -> int:
+    """Of all texts, with the prompt around them."""
+    prompts = [config.input.template.replace("{text}", text) if config.input.template else text for text in texts]
+    file = folder / "tokenizer.json" if folder else None
+    if file is not None and file.is_file():
+        from tokenizers import Tokenizer
+
+        with suppress(Exception):  # the tokenizer's own, of no public class
+            counted = Tokenizer.from_file(str(file)).encode_batch_fast(prompts)
+            return sum(min(len(one.ids), config.engine.max_source_tokens) for one in counted)
+    return sum(-(-len(prompt.encode(errors="replace")) // BYTES_PER_TOKEN) for prompt in prompts)
+
+
+def note_steps(config: Config, slots: int, rows: Sequence[int], plain_seconds: Sequence[float]) -> None:
+    """What a plain iteration takes on this machine, by live rows."""
+    _keep(config, STEPS, {"slots": slots, "rows": list(rows), "plain_seconds": list(plain_seconds)})
+
+
+def note_run(config: Config, summary: dict[str, Any]) -> None:
+    """What a complete run was like; of one that was resumed, or had no tokens, nothing is learned."""
+    if summary["attempts"] != 1 or not summary["input_tokens"] or not summary["output_tokens"]:
+        return
+    actor_seconds = 3600 * summary["actor_hours"]["decoding"]
+    table = table_seconds(recall(config, STEPS), summary["output_tokens"], summary["rows"], actors=1)
+    known = {
+        "output_tokens_per_input_token": summary["output_tokens"] / summary["input_tokens"],
+        "start_up_seconds": summary["seconds_by_phase"]["start_up"],
+        "seconds_over_table": actor_seconds / table if table else None,
+    }
+    _keep(config, RUN, known)
+
+
+def recall(config: Config, what: str) -> dict[str, Any]:
+    """A note; empty where there is none."""
+    try:
+        value = json.loads(_path(config, what).read_text())
+    except (OSError, ValueError, RuntimeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _keep(config: Config, what: str, value: dict[str, Any]) -> None:
+    """Whole or not at all; a folder that cannot be written to, or that nobody has, costs an estimate."""
+    with suppress(OSError, RuntimeError):
+        path = _path(config, what)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(value))
+        fresh.replace(path)
+
+
+def _path(config: Config, what: str) -> Path:
+    """Raises RuntimeError for a user without a home."""
+    models, actors = config.models, config.actors
+    about = [models.verifier, models.dtype, models.device, config.engine.slots, actors.cpus_each, actors.gpus_each]
+    text = json.dumps([*about, platform.node(), __version__])
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmasd" / "estimates"
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{what}.json"

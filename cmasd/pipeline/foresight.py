@@ -1,0 +1,198 @@
+"""What a run would stumble over, found by `cmasd plan` beforehand: models, GPUs, memory. Imports neither torch nor ray.
+
+A problem is named only where it is certain, in the words of the run. Where Ray is elsewhere (`RAY_ADDRESS`), so are its
+GPUs and its memory, and nothing is said of them.
+"""
+
+import math
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmasd.config.tree import Config
+from cmasd.io.provenance import provenance
+from cmasd.pipeline.address import named
+from cmasd.pipeline.engine_thread import engines_beside
+from cmasd.pipeline.models_there import Found, find, model_problems
+
+ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 4}
+"""Of keys and values; int8 is of weights alone."""
+DEFAULT_NEW_TOKENS = 256
+LAYERS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers", "n_layer")
+HEADS = ("decoder_attention_heads", "num_attention_heads", "num_heads", "n_head")
+WIDTHS = ("d_model", "hidden_size", "n_embd")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Of a run that is still to be done."""
+
+    verifier: Found
+    problems: list[str]
+    """What would end it, as the run would say it."""
+    remarks: list[str] = field(default_factory=list)
+    """What could not be told from here."""
+
+
+def look_ahead(config: Config) -> Outlook:
+    """Everything that can be told without loading a model."""
+    pickles = config.models.allow_pickle
+    verifier = find(config.models.verifier, pickles)
+    drafts = config.policy.kind != "plain"
+    drafter = find(config.models.drafter or "", pickles) if drafts and config.drafter.is_named else None
+    problems = model_problems(config, verifier, drafter)
+    remarks = [
+        f"{found.name}: not on this machine, so it would be fetched from the hub."
+        for found in (verifier, drafter)
+        if found is not None and found.folder is None and found.problem is None
+    ]
+    calibration = config.confidence.calibration
+    if calibration is not None and not Path(calibration).is_file():
+        problems.append(f"confidence.calibration: no such file, got {calibration}. cmasd calibrate RUN writes one.")
+    if (address := named()) is not None:
+        remarks.append(f"RAY_ADDRESS: processors, GPUs and memory are those of {address}, and were not looked at.")
+        return Outlook(verifier, problems, remarks)
+    gpus = len(visible_gpus())
+    problems += machine_problems(config, gpus)
+    takes_gpu = bool(gpus) and config.actors.gpus_each != 0 and config.models.device != "cpu"
+    models = [found for found in (verifier, drafter) if found is not None]
+    problems += memory_problems(config, models, "cuda" if takes_gpu else "cpu")
+    return Outlook(verifier, problems, remarks)
+
+
+def machine_problems(config: Config, gpus: int) -> list[str]:
+    """Of actors that ask for more than this machine has."""
+    actors, problems = config.actors, []
+    least = actors.count or actors.min
+    have = {"cpus_each": ("CPU", os.cpu_count() or 1), "gpus_each": ("GPU", gpus)}
+    for key, (name, there) in have.items():
+        each = getattr(actors, key) or 0
+        if each * least > there:
+            problems.append(
+                f"actors.{key}: {least} actor(s) of {each:g} {name} each need {each * least:g}, "
+                f"this machine has {there:g}. Lower actors.{key} or actors.count."
+            )
+    if config.models.device == "cuda" and not gpus:
+        problems.append("models.device: is cuda, but this machine has no GPU. Use models.device=auto.")
+    return problems
+
+
+def visible_gpus() -> list[str]:
+    """Those that Ray would count."""
+    gpus = [str(name) for name in provenance()["hardware"]["gpus"]]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        gpus if visible is None else gpus[: len([one for one in visible.split(",") if one.strip() not in ("", "-1")])]
+    )
+
+
+def memory_problems(config: Config, models: list[Found], kind: str) -> list[str]:
+    """By what is certain to be asked for: weights, and two rows of keys and values for each slot."""
+    free = free_bytes() if kind == "cpu" else gpu_free_bytes()
+    weights = sum(weight_bytes(config, found, kind) for found in models)
+    slot = 2 * sum(row_bytes(config, found, kind) for found in models if not found.is_parallel)
+    slots, engines = config.engine.slots or 1, engines_beside(config.actors, kind)
+    need = weights + slots * slot
+    if free is None or need <= free / engines:
+        return []
+    fitting = max(0, int((free / engines - weights) // slot)) if slot else 0
+    expected = f"at most {fitting}" if fitting else "more memory, because not even one slot fits"
+    return [
+        f"engine.slots: does not fit into memory, got {slots} ({size(need)} or more: {size(weights)} of weights, and "
+        f"{size(slot)} a slot; {size(free / engines)} are free for each of {engines} actor(s)); expected {expected}. "
+        "Lower it, engine.max_source_tokens or engine.max_new_tokens."
+    ]
+
+
+def weight_bytes(config: Config, found: Found, kind: str) -> int:
+    """In memory: `auto` is float32 on a CPU, whatever was stored, and what was stored on a GPU."""
+    stored = stored_bytes(found)
+    return found.weight_bytes * item_bytes(config, found, kind) // stored
+
+
+def stored_bytes(found: Found) -> int:
+    """Of one weight, in the file."""
+    return ITEM_BYTES.get(str(found.config.get("dtype") or found.config.get("torch_dtype")), 4)
+
+
+def item_bytes(config: Config, found: Found, kind: str) -> int:
+    """Of one number, in memory."""
+    if config.models.dtype == "auto":
+        return 4 if kind == "cpu" else stored_bytes(found)
+    return ITEM_BYTES[config.models.dtype]
+
+
+def row_bytes(config: Config, found: Found, kind: str) -> int:
+    """Keys and values of one row; 0 where `config.json` does not tell by the usual names."""
+    tree = found.config
+    layers, heads, width = (first(tree, names) for names in (LAYERS, HEADS, WIDTHS))
+    if not (layers and heads and width):
+        return 0
+    head_width = first(tree, ("head_dim", "d_kv")) or width // heads
+    kept = first(tree, ("num_key_value_heads",)) or heads
+    source, fresh = config.engine.max_source_tokens, new_tokens(config, found)
+    positions = first(tree, ("max_position_embeddings", "n_positions")) or source + fresh
+    if tree.get("is_encoder_decoder"):
+        length = min(source, positions) + min(fresh, positions)
+    else:
+        length = min(source + fresh, positions)
+    return layers * 2 * kept * head_width * item_bytes(config, found, kind) * length
+
+
+def new_tokens(config: Config, found: Found) -> int:
+    """Most that a row may have."""
+    own = found.read("generation_config.json")
+    known = first(own, ("max_new_tokens",)) or (
+        first(own, ("max_length",)) if found.config.get("is_encoder_decoder") else 0
+    )
+    return config.engine.max_new_tokens or known or DEFAULT_NEW_TOKENS
+
+
+def first(tree: dict[str, Any], names: tuple[str, ...]) -> int:
+    """The first of these keys that holds a number; 0 where none does."""
+    return next((tree[name] for name in names if isinstance(tree.get(name), int)), 0)
+
+
+def free_bytes(root: Path = Path("/")) -> int | None:
+    """What the machine, or the container that this is in, has left; null where that cannot be read."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        left = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        groups = root / "sys/fs/cgroup"
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        ):
+            if (groups / limit).is_file() and (text := (groups / limit).read_text().strip()) != "max":
+                left.append(
+                    max(0, int(text) - int((groups / used).read_text()) + _reclaimable((groups / limit).parent))
+                )
+        return min(left, default=None)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def gpu_free_bytes() -> int | None:
+    """Of the GPU with the most; null where that cannot be read."""
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        return max(2**20 * int(line) for line in said.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def _reclaimable(group: Path) -> int:
+    """Pages of files, which count as used but are given up when wanted."""
+    lines = (group / "memory.stat").read_text().splitlines()
+    return next(
+        (int(line.split()[1]) for line in lines if line.split()[0] in ("total_inactive_file", "inactive_file")), 0
+    )
+
+
+def size(count: float) -> str:
+    """1.23 GB."""
+    unit = min(4, int(math.log10(max(count, 1)) // 3))
+    return f"{count / 1000**unit:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[unit]}"
