@@ -98,7 +98,8 @@ def plan_table(config: Config, run: Run) -> str:
     ]
     files = [[f.file.name, f"{f.file.bytes:,}", f"{f.rows:,}"] for f in run.plan.files[:20]]
     more = f"\n... and {len(run.plan.files) - 20} more" if len(run.plan.files) > 20 else ""
-    return f"{pairs(rows)}\n\n{table(files, ['input file', 'bytes', 'rows'])}{more}"
+    notices = "".join(f"\nnotice: {notice}" for notice in run.plan.notices)
+    return f"{pairs(rows)}\n\n{table(files, ['input file', 'bytes', 'rows'])}{more}{notices}"
 
 
 def status_table(state: dict[str, Any]) -> str:

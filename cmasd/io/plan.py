@@ -6,7 +6,7 @@ run, stored in its manifest, and never changes; a resumed run checks that its in
 
 import base64
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 from cmasd.config.tree import Config
 from cmasd.errors import InputError, RunFolderError
 from cmasd.io.formats import FORMATS, ReadSpec, Source
-from cmasd.io.formats.base import UNREADABLE, one_line, printable
+from cmasd.io.formats.base import UNREADABLE, Count, one_line, printable
 from cmasd.io.formats.columnar import is_text
 from cmasd.io.inputs import InputFile, Listing, list_inputs
 from cmasd.io.storage import Storage
@@ -32,7 +32,17 @@ class PlannedFile:
     """One input file and its rows."""
 
     file: InputFile
-    rows: int
+    count: Count
+
+    @property
+    def rows(self) -> int:
+        """Of the input, hence of the output."""
+        return self.count.rows
+
+    @staticmethod
+    def stored(file: InputFile, entry: dict[str, Any]) -> "PlannedFile":
+        """From the manifest's entry."""
+        return PlannedFile(file, Count(**{name: entry[name] for name in Count._fields if name in entry}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,11 @@ class Plan:
         """Input rows that are decoded, hence output rows."""
         return sum(shard.rows for shard in self.shards())
 
+    @property
+    def notices(self) -> list[str]:
+        """What users should know about how the input was read."""
+        return list(_notices(self.files))
+
     def shards(self) -> Iterator[Shard]:
         """In input order."""
         for number in range(len(self.files)):
@@ -110,7 +125,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest. Paths are left out: they may differ on the next start."""
         files = [
-            {"name": f.file.name, "bytes": f.file.bytes, "stamp": f.file.stamp, "rows": f.rows} for f in self.files
+            {"name": f.file.name, "bytes": f.file.bytes, "stamp": f.file.stamp, **f.count._asdict()} for f in self.files
         ]
         return {
             "format": self.format,
@@ -129,7 +144,7 @@ def make_plan(config: Config) -> Plan:
     with ThreadPoolExecutor(8) as pool:
         probes = list(pool.map(lambda file: _probe(config, listing, file, names), listing.files))
     spec = _spec(config, listing, [types for types, _ in probes])
-    files = [PlannedFile(file, rows) for file, (_, rows) in zip(listing.files, probes, strict=True)]
+    files = [PlannedFile(file, count) for file, (_, count) in zip(listing.files, probes, strict=True)]
     rows = sum(file.rows for file in files)
     return Plan(
         listing.format, files, config.output.rows_per_shard or default_rows_per_shard(rows), spec, config.input.sample
@@ -167,7 +182,7 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
             "Use a new run folder, or restore the old value."
         )
     keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["keep_schema"])))
-    files = [PlannedFile(now[entry["name"]], entry["rows"]) for entry in stored["files"]]
+    files = [PlannedFile.stored(now[entry["name"]], entry) for entry in stored["files"]]
     spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
 
@@ -176,7 +191,7 @@ def outline(manifest: dict[str, Any]) -> Plan:
     """The shards of a manifest, for those who don't read the input; it need not exist any more."""
     stored = manifest["plan"]
     files = [
-        PlannedFile(InputFile(entry["name"], "", entry["bytes"], entry["stamp"]), entry["rows"])
+        PlannedFile.stored(InputFile(entry["name"], "", entry["bytes"], entry["stamp"]), entry)
         for entry in stored["files"]
     ]
     settings = manifest["config"]["input"]
@@ -186,7 +201,27 @@ def outline(manifest: dict[str, Any]) -> Plan:
 
 def source_of(config: Config, file: InputFile) -> Source:
     """The file, ready to be opened in this process."""
-    return Source(Storage(config.input.path), file.path, file.name)
+    return Source(Storage(config.input.path), file.path, file.name, config.input.quote)
+
+
+def _notices(files: Sequence[PlannedFile]) -> Iterator[str]:
+    if joined := [file for file in files if file.count.joined]:
+        lines = sum(file.count.joined for file in joined)
+        yield (
+            f"{_named(joined)}: {lines:,} line(s) were joined to the line before by quoted fields, which leaves "
+            f"{sum(file.rows for file in joined):,} row(s). If quotes are plain characters, set input.quote=none."
+        )
+    if in_quotes := [file for file in files if file.count.in_quotes]:
+        rows = sum(file.count.in_quotes for file in in_quotes)
+        yield (
+            f"{_named(in_quotes)}: {rows:,} row(s) have fields between quotes, which were read as plain characters. "
+            "If they enclose the fields, set input.quote=double."
+        )
+
+
+def _named(files: Sequence[PlannedFile]) -> str:
+    more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
+    return f"{printable(files[0].file.name)}{more}"
 
 
 def _kept_names(config: Config) -> list[str]:
@@ -210,18 +245,18 @@ def _untyped(names: list[str]) -> pa.Schema:
 
 def _probe(
     config: Config, listing: Listing, file: InputFile, names: list[str]
-) -> tuple[dict[str, pa.DataType] | None, int]:
-    """(column types, rows) of one file, checked."""
+) -> tuple[dict[str, pa.DataType] | None, Count]:
+    """(column types, what is in it) of one file, checked."""
     source, reader = source_of(config, file), FORMATS[listing.format]
     try:
-        types, rows = reader.columns(source, names), reader.count(source)
+        types, count = reader.columns(source, names), reader.count(source)
     except UNREADABLE as error:
         raise InputError(
             f"{file.name}: cannot be read as {listing.format}: {one_line(error)}. Copy it again, or leave it out."
         ) from None
-    if types is not None and rows:
+    if types is not None and count.rows:
         _check_columns(config, listing, file, types, names)
-    return types, rows
+    return types, count
 
 
 def _check_columns(

@@ -193,7 +193,8 @@ def _close(config: Config, state: Run, tally: Tally, baseline: dict[str, Any] | 
     totals = audit(state)
     earlier = state.folder.read_json("summary.json") or {}
     notices = tally.notices or list(earlier.get("pair_notices", []))
-    summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, notices)
+    told = [*state.plan.notices, *notices]
+    summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, told)
     summary["pair_notices"] = notices
     state.folder.write_json(summary, "summary.json")
     return summary

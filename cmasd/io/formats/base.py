@@ -8,7 +8,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -38,6 +38,18 @@ class Source:
     path: str
     name: str
     """How users see it, and the first half of default row ids."""
+    quote: str = "auto"
+    """See `input.quote`."""
+
+
+class Count(NamedTuple):
+    """What is in a file."""
+
+    rows: int
+    joined: int = 0
+    """Line ends inside quoted fields: so many lines are no rows of their own."""
+    in_quotes: int = 0
+    """Rows with a field between quotes that were read as plain characters."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Format(Protocol):
     typed: bool
     """Whether files state the types of their columns; else bad values are found row by row."""
 
-    def count(self, source: Source) -> int:
+    def count(self, source: Source) -> Count:
         """Rows in the file."""
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:

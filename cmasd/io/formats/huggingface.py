@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cmasd.io.formats.base import PIECE_ROWS, Pieces, ReadSpec, Source, Wanted, one_line, unreadable
+from cmasd.io.formats.base import PIECE_ROWS, Count, Pieces, ReadSpec, Source, Wanted, one_line, unreadable
 from cmasd.io.formats.columnar import check_schema, to_canonical
 
 
@@ -21,9 +21,9 @@ class ArrowFiles:
     endings: tuple[str, ...] = (".arrow",)
     typed = True
 
-    def count(self, source: Source) -> int:
+    def count(self, source: Source) -> Count:
         """By walking the batches; on disk they are mapped, not read."""
-        return sum(batch.num_rows for batch in _batches(source))
+        return Count(sum(batch.num_rows for batch in _batches(source)))
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the stream's schema."""
@@ -77,9 +77,9 @@ class HubDataset:
     endings: tuple[str, ...] = ()
     typed = True
 
-    def count(self, source: Source) -> int:
+    def count(self, source: Source) -> Count:
         """Known to the library."""
-        return len(load(source.path))
+        return Count(len(load(source.path)))
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the dataset's features."""

@@ -12,6 +12,7 @@ from cmasd.io.formats.base import (
     PIECE_BYTES,
     PIECE_ROWS,
     UNREADABLE,
+    Count,
     Pieces,
     ReadSpec,
     Source,
@@ -28,10 +29,10 @@ class Parquet:
     endings: tuple[str, ...] = (".parquet", ".pq")
     typed = True
 
-    def count(self, source: Source) -> int:
+    def count(self, source: Source) -> Count:
         """From the footer."""
         with source.storage.open_raw(source.path) as stream:
-            return int(pq.read_metadata(stream).num_rows)
+            return Count(int(pq.read_metadata(stream).num_rows))
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the footer."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cmasd.errors import InputError
 from cmasd.io.formats.base import (
     PIECE_BYTES,
     PIECE_ROWS,
@@ -32,17 +33,24 @@ PROBED_ROWS = 1000
 LONGEST_LINE_BYTES = PIECE_BYTES
 """A longer line is a bad row, and is not held in memory."""
 
+ENCODING_BYTES, LEAST_PAIRS = 64, 4
+"""Of a file's start, looked at to tell other encodings."""
+
 Line = bytes | int
 """A line with its end, or the bytes of one that is too long."""
+Numbered = tuple[int, Any]
+"""The number of a row's first line, as an editor shows it, and the row unparsed."""
 Record = dict[str, Any] | str
 """Values by column, or what is wrong with the row."""
 
 
-def to_canonical(records: Sequence[Record], first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
-    """`records` start at row `first_row` of the file."""
+def to_canonical(
+    records: Sequence[Record], lines: Sequence[int], first_row: int, source: Source, spec: ReadSpec
+) -> pa.Table:
+    """`records` start at row `first_row` of the file, each at its line."""
     ids, texts, errors = [], [], []
     kept: dict[str, list[Any]] = {name: [] for name in spec.keep.names}
-    for row, record in enumerate(records, first_row):
+    for row, (record, line) in enumerate(zip(records, lines, strict=True), first_row):
         values = record if isinstance(record, dict) else {}
         text, error = _text(record, values, spec)
         for name in kept:
@@ -51,7 +59,7 @@ def to_canonical(records: Sequence[Record], first_row: int, source: Source, spec
             error = error or (misfit and f"column '{name}' {misfit}")
         ids.append(_id(values, f"{source.name}:{row}", spec.id_column))
         texts.append(None if error else text)
-        errors.append(error)
+        errors.append(error and f"line {line}: {error}")
     return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep))
 
 
@@ -113,12 +121,15 @@ def _type(kinds: set[type]) -> pa.DataType:
     return pa.float64() if kinds and kinds <= {int, float} else pa.string()
 
 
-def pieces(groups: Iterator[list[Any]], parse: Any, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
+def pieces(
+    groups: Iterator[list[Numbered]], parse: Callable[[Any], Record], source: Source, spec: ReadSpec, wanted: Wanted
+) -> Pieces:
     """Parse only what is wanted, a group at a time."""
     row = 0
     for group in groups:
         if wanted(row, row + len(group)):
-            yield row, to_canonical([parse(item) for item in group], row, source, spec)
+            lines = [line for line, _ in group]
+            yield row, to_canonical([parse(item) for _, item in group], lines, row, source, spec)
         row += len(group)
 
 
@@ -134,6 +145,25 @@ def grouped(items: Iterable[Any], size: Callable[[Any], int]) -> Iterator[list[A
             group, total = [], 0
     if group:
         yield group
+
+
+def check_encoding(source: Source) -> None:
+    """Raises `InputError` for UTF-16 and UTF-32: with a byte order mark, or with every second byte NUL at the start."""
+    with source.storage.open(source.path) as stream:
+        start = stream.read(ENCODING_BYTES)
+    marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    pairs = len(start) // 2
+    unmarked = pairs >= LEAST_PAIRS and any(start[odd::2][:pairs] == bytes(pairs) for odd in (0, 1))
+    if marked or (unmarked and any(start)):
+        raise InputError(
+            f"{source.name}: is UTF-16 or UTF-32, expected UTF-8. Convert it, e.g. with iconv -f UTF-16 -t UTF-8."
+        )
+
+
+def numbered_lines(source: Source) -> Iterator[tuple[int, Line]]:
+    """All lines of a file, from 1."""
+    with source.storage.open(source.path) as stream:
+        yield from enumerate(lines(stream), 1)
 
 
 def lines(stream: BufferedIOBase) -> Iterator[Line]:
@@ -158,11 +188,11 @@ def _skip_line(stream: BufferedIOBase) -> int:
     return skipped
 
 
-def line_size(line: Line) -> int:
+def line_size(numbered: tuple[int, Line]) -> int:
     """Bytes in memory."""
-    return len(line) if isinstance(line, bytes) else 0
+    return len(numbered[1]) if isinstance(numbered[1], bytes) else 0
 
 
 def too_long(size: int) -> str:
     """What is wrong with a line of that many bytes."""
-    return f"line has {size} bytes; expected at most {LONGEST_LINE_BYTES}"
+    return f"has {size} bytes; expected at most {LONGEST_LINE_BYTES}"

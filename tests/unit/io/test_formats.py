@@ -90,7 +90,7 @@ def test_jsonl_kept_columns_have_one_type_and_misfits_are_row_errors(tmp_path: P
         True,
     )
     assert (second["keep.x"], second["keep.t"], second["keep.d"]) == (0.5, "3", None)
-    assert last["error"] == "column 'n' is 'three', expected int64 as in the first rows"
+    assert last["error"] == "line 1003: column 'n' is 'three', expected int64 as in the first rows"
     assert last["keep.x"] == 2.0
 
 
@@ -135,7 +135,7 @@ def test_csv_with_quotes_newlines_and_bad_records(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_bytes(b'\xef\xbb\xbfid,text\n1,"a, ""b""\nc"\n2,caf\xc3\xa9\n3\n4,\xff\n5,\n')
     _, rows = read(config(tmp_path / "in.csv", id_column="id"))
     assert texts(rows) == ['a, "b"\nc', "caf\u00e9", None, None, ""]
-    assert rows[2]["error"] == "record has 1 fields, the header 2"
+    assert rows[2]["error"] == "line 5: record has 1 fields, the header 2"
     assert "not valid Unicode" in rows[3]["error"]
     assert [row["id"] for row in rows] == ["1", "2", "in.csv:2", "4", "5"]
 
