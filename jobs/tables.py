@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from cmasd.config.tree import Config
+from cmasd.io.plan import Plan
 from cmasd.io.runs import Run
+from cmasd.io.storage import BY_CONTENT, BY_TAG, BY_TIME
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -86,6 +88,7 @@ def plan_table(config: Config, run: Run) -> str:
     why = "new run" if run.is_new else "same configuration and input as before"
     rows = [
         ("input", f"{config.input.path} ({run.plan.format}, {len(run.plan.files)} file(s))"),
+        ("changes told by", _stamps(run.plan)),
         ("rows", f"{run.plan.rows:,} total, {run.plan.rows - rows_todo:,} done, {rows_todo:,} to do"),
         ("shards", f"{shards:,} total, {shards - len(todo):,} done, {len(todo):,} to do ({why})"),
         ("rows per shard", f"{run.plan.rows_per_shard:,}"),
@@ -100,6 +103,17 @@ def plan_table(config: Config, run: Run) -> str:
     more = f"\n... and {len(run.plan.files) - 20} more" if len(run.plan.files) > 20 else ""
     notices = "".join(f"\nnotice: {notice}" for notice in run.plan.notices)
     return f"{pairs(rows)}\n\n{table(files, ['input file', 'bytes', 'rows'])}{more}{notices}"
+
+
+def _stamps(plan: Plan) -> str:
+    """How a later start will notice changed input."""
+    ways = {
+        BY_TAG: "the storage's content tags",
+        BY_CONTENT: "every byte",
+        BY_TIME: "size, modification time and samples (input.change_check=content: every byte)",
+    }
+    kinds = sorted({file.file.stamp.partition(":")[0] for file in plan.files})
+    return "; ".join(ways.get(kind, "the dataset's fingerprint") for kind in kinds)
 
 
 def status_table(state: dict[str, Any]) -> str:

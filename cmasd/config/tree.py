@@ -30,6 +30,9 @@ class InputConfig:
     quote: Literal["auto", "double", "none"] = "auto"
     """`double`: CSV fields may stand in double quotes, and hold line ends there; `none`: quotes are plain characters;
     `auto`: double, but none in .tsv files."""
+    change_check: Literal["auto", "content"] = "auto"
+    """How a later start notices that a file has changed, on a storage without content tags: `content`: by every byte;
+    `auto`: so for local input of up to 1 GiB in all, else by size, modification time and samples."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     sample: float = 1.0

@@ -19,7 +19,7 @@ from cmasd.io.formats import FORMATS, ReadSpec, Source
 from cmasd.io.formats.base import UNREADABLE, Count, one_line, printable
 from cmasd.io.formats.columnar import is_text
 from cmasd.io.inputs import InputFile, Listing, list_inputs
-from cmasd.io.storage import Storage
+from cmasd.io.storage import BY_TIME, Storage
 from cmasd.telemetry.schema import ROW_FIELDS, output_schema
 
 LEAST_ROWS_PER_SHARD, MOST_ROWS_PER_SHARD, AIMED_SHARDS = 32, 2048, 32
@@ -171,10 +171,7 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
         raise RunFolderError(f"{folder}: {name} {change} the input since the run was started. Use a new run folder.")
     for name, file in now.items():
         if (file.bytes, file.stamp) != (before[name]["bytes"], before[name]["stamp"]):
-            raise RunFolderError(
-                f"{folder}: {name} has changed since the run was started "
-                f"({before[name]['bytes']} bytes -> {file.bytes}). Use a new run folder, or restore the file."
-            )
+            raise _changed(folder, file, before[name])
     asked = config.output.rows_per_shard
     if asked not in (None, stored["rows_per_shard"]):
         raise RunFolderError(
@@ -185,6 +182,19 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
     files = [PlannedFile.stored(now[entry["name"]], entry) for entry in stored["files"]]
     spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
+
+
+def _changed(folder: str, file: InputFile, before: dict[str, Any]) -> RunFolderError:
+    (was, _, earlier), (now, _, later) = before["stamp"].rpartition(":"), file.stamp.rpartition(":")
+    if file.bytes == before["bytes"] and was == now and was.startswith(BY_TIME):
+        return RunFolderError(
+            f"{folder}: {file.name} was modified since the run was started, got {later} (seconds since 1970); expected "
+            f"{earlier}. Use a new run folder; or, if its content is the same, set the time: touch -d @{earlier} FILE."
+        )
+    return RunFolderError(
+        f"{folder}: {file.name} has changed since the run was started "
+        f"({before['bytes']} bytes -> {file.bytes}). Use a new run folder, or restore the file."
+    )
 
 
 def outline(manifest: dict[str, Any]) -> Plan:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,25 @@ def test_dataset_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert plan.format == "hub"
     assert texts(rows) == [f"row {i}" for i in range(5)]
     assert [row["keep.n"] for row in rows] == list(range(5))
+
+
+def test_a_named_dataset_is_known_by_more_than_its_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+
+    from cmasd.io.formats.huggingface import load, stamp
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "named").mkdir()
+    rows = [{"text": f"row {i}"} for i in range(50)]
+    path = write_jsonl(tmp_path / "named" / "train.jsonl", rows)
+    first = stamp(f"{tmp_path}/named@train")
+    load.cache_clear()
+    assert stamp(f"{tmp_path}/named@train") == first
+    load.cache_clear()
+    write_jsonl(path, [*rows[:25], {"text": "new 25"}, *rows[26:]])
+    os.utime(path, (7, 7))
+    assert stamp(f"{tmp_path}/named@train") != first
+    load.cache_clear()
 
 
 def test_folders_are_searched_and_files_named_by_their_path(tmp_path: Path) -> None:
