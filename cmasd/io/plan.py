@@ -15,12 +15,11 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.errors import InputError, RunFolderError
+from cmasd.io.columns import Known, check_columns, kept_names, kept_schema, missing
 from cmasd.io.formats import FORMATS, ReadSpec, Source
 from cmasd.io.formats.base import UNREADABLE, Count, one_line, printable
-from cmasd.io.formats.columnar import is_text
 from cmasd.io.inputs import InputFile, Listing, list_inputs
 from cmasd.io.storage import BY_TIME, Storage
-from cmasd.telemetry.schema import ROW_FIELDS, output_schema
 
 LEAST_ROWS_PER_SHARD, MOST_ROWS_PER_SHARD, AIMED_SHARDS = 32, 2048, 32
 MOST_SHARDS = 100_000
@@ -33,6 +32,8 @@ class PlannedFile:
 
     file: InputFile
     count: Count
+    missing: tuple[str, ...] = ()
+    """Kept columns that it lacks, which are null in its rows."""
 
     @property
     def rows(self) -> int:
@@ -42,7 +43,13 @@ class PlannedFile:
     @staticmethod
     def stored(file: InputFile, entry: dict[str, Any]) -> "PlannedFile":
         """From the manifest's entry."""
-        return PlannedFile(file, Count(**{name: entry[name] for name in Count._fields if name in entry}))
+        counts = {name: entry[name] for name in Count._fields if name in entry}
+        return PlannedFile(file, Count(**counts), tuple(entry.get("missing", ())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest, without the path: it may differ on the next start."""
+        named = {"name": self.file.name, "bytes": self.file.bytes, "stamp": self.file.stamp}
+        return {**named, **self.count._asdict(), "missing": list(self.missing)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,28 +130,29 @@ class Plan:
         return FilePlan(self.format, number, self.files[number], self.rows_per_shard, self.spec, self.sample)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest. Paths are left out: they may differ on the next start."""
-        files = [
-            {"name": f.file.name, "bytes": f.file.bytes, "stamp": f.file.stamp, **f.count._asdict()} for f in self.files
-        ]
+        """Plain values, for the manifest."""
         return {
             "format": self.format,
             "rows": self.rows,
             "rows_per_shard": self.rows_per_shard,
             "shards": sum(1 for _ in self.shards()),
             "keep_schema": base64.b64encode(self.spec.keep.serialize().to_pybytes()).decode(),
-            "files": files,
+            "files": [file.to_dict() for file in self.files],
         }
 
 
 def make_plan(config: Config) -> Plan:
     """List, check and count the input; raises `InputError`."""
-    listing = list_inputs(config.input)
-    names = ReadSpec(config.input.text_column, config.input.id_column, _untyped(_kept_names(config))).columns
+    listing, kept = list_inputs(config.input), kept_names(config.input)
     with ThreadPoolExecutor(8) as pool:
-        probes = list(pool.map(lambda file: _probe(config, listing, file, names), listing.files))
-    spec = _spec(config, listing, [types for types, _ in probes])
-    files = [PlannedFile(file, count) for file, (_, count) in zip(listing.files, probes, strict=True)]
+        probes = list(pool.map(lambda file: _probe(config, listing, file, kept), listing.files))
+    known = [known for known, count in probes if known and count.rows]
+    files = [
+        PlannedFile(file, count, missing(kept, known) if known and count.rows else ())
+        for file, (known, count) in zip(listing.files, probes, strict=True)
+    ]
+    keep = kept_schema(kept, known, FORMATS[listing.format].typed)
+    spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
     rows = sum(file.rows for file in files)
     return Plan(
         listing.format, files, config.output.rows_per_shard or default_rows_per_shard(rows), spec, config.input.sample
@@ -227,6 +235,8 @@ def _notices(files: Sequence[PlannedFile]) -> Iterator[str]:
             f"{_named(in_quotes)}: {rows:,} row(s) have fields between quotes, which were read as plain characters. "
             "If they enclose the fields, set input.quote=double."
         )
+    for name in dict.fromkeys(name for file in files for name in file.missing):
+        yield f"{_named([file for file in files if name in file.missing])}: no column '{name}', which is null there."
 
 
 def _named(files: Sequence[PlannedFile]) -> str:
@@ -234,68 +244,19 @@ def _named(files: Sequence[PlannedFile]) -> str:
     return f"{printable(files[0].file.name)}{more}"
 
 
-def _kept_names(config: Config) -> list[str]:
-    """`id` is in the output already when it identifies the rows."""
-    kept = [name for name in config.input.keep_columns if not name == config.input.id_column == "id"]
-    taken = set(output_schema("token", teacher_top_k=1).names)
-    for name in kept:
-        if name in taken:
-            own = (
-                "identifies the rows there; set input.id_column=id instead"
-                if name == ROW_FIELDS[0].name
-                else "is its own"
-            )
-            raise InputError(f"input.keep_columns: the output has a column '{name}' already, which {own}.")
-    return list(dict.fromkeys(kept))
-
-
-def _untyped(names: list[str]) -> pa.Schema:
-    return pa.schema([(name, pa.null()) for name in names])
-
-
-def _probe(
-    config: Config, listing: Listing, file: InputFile, names: list[str]
-) -> tuple[dict[str, pa.DataType] | None, Count]:
-    """(column types, what is in it) of one file, checked."""
+def _probe(config: Config, listing: Listing, file: InputFile, kept: list[str]) -> tuple[Known | None, Count]:
+    """(its columns, what is in it) of one file, checked; null where it has no rows to tell its columns."""
     source, reader = source_of(config, file), FORMATS[listing.format]
+    names = [config.input.text_column, *([config.input.id_column] if config.input.id_column else []), *kept]
     try:
         types, count = reader.columns(source, names), reader.count(source)
     except UNREADABLE as error:
         raise InputError(
             f"{file.name}: cannot be read as {listing.format}: {one_line(error)}. Copy it again, or leave it out."
         ) from None
-    if types is not None and count.rows:
-        _check_columns(config, listing, file, types, names)
-    return types, count
-
-
-def _check_columns(
-    config: Config, listing: Listing, file: InputFile, types: dict[str, pa.DataType], names: list[str]
-) -> None:
-    for name in names:
-        if name not in types:
-            keys = {config.input.text_column: "input.text_column", config.input.id_column: "input.id_column"}
-            key = keys.get(name, "input.keep_columns")
-            has = ", ".join(printable(one, 40) for one in list(types)[:20]) or "none"
-            raise InputError(f"{file.name}: no column '{name}' (has: {has}). Set {key}.")
-    kind = types[config.input.text_column]
-    if FORMATS[listing.format].typed and not is_text(kind):
-        raise InputError(
-            f"{file.name}: column '{config.input.text_column}' is {kind}, expected strings. Set input.text_column."
-        )
-
-
-def _spec(config: Config, listing: Listing, probes: list[dict[str, pa.DataType] | None]) -> ReadSpec:
-    """Kept columns take their types from the first file that tells."""
-    kept = _kept_names(config)
-    known = [(file, types) for file, types in zip(listing.files, probes, strict=True) if types]
-    fields = []
-    for name in kept:
-        kinds = {str(types[name]): file.name for file, types in known if name in types}
-        if len(kinds) > 1 and FORMATS[listing.format].typed:
-            stated = ", ".join(f"{kind} in {file}" for kind, file in kinds.items())
-            raise InputError(f"input.keep_columns: '{name}' has several types ({stated}), expected one.")
-        kind = next((types[name] for _, types in known if name in types), pa.string())
-        fields.append(pa.field(name, kind))
-    keep = pa.schema(fields)
-    return ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
+    if types is None:
+        return None, count
+    known = Known(file, types)
+    if count.rows:
+        check_columns(config.input, known, reader.typed)
+    return known, count

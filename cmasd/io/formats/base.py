@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -17,6 +18,8 @@ from cmasd.io.storage import Storage
 KEEP_PREFIX = "keep."
 PIECE_ROWS, PIECE_BYTES = 1024, 64 * 1024 * 1024
 """Rows parsed at a time: no more than both say, so that long rows do not add up."""
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""In the name of a folder: null."""
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, pa.ArrowException, zlib.error, lzma.LZMAError)
 """What parsers raise on content that is not what its name says; failures of a storage are `CmasdError` instead."""
 
@@ -24,6 +27,12 @@ Wanted = Callable[[int, int], bool]
 """Whether any row in [start, stop) is still to be read."""
 Pieces = Iterator[tuple[int, pa.Table]]
 """(number of the first row, rows) in file order; unwanted rows may be left out."""
+
+
+def partitions(path: str) -> dict[str, str | None]:
+    """Columns that the names of a file's folders give, as Hive writes them: `year=2024/`."""
+    parts = (part.partition("=") for part in path.split("/")[:-1] if "=" in part[1:])
+    return {unquote(name): None if value == NO_PARTITION else unquote(value) for name, _, value in parts}
 
 
 def _empty_schema() -> pa.Schema:
@@ -89,6 +98,13 @@ class Format(Protocol):
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """The rows, in the shape described above."""
+
+
+def partition_values(source: Source, spec: ReadSpec) -> dict[str, Any]:
+    """Values of the kept columns that the names of the file's folders give."""
+    given = partitions(source.path)
+    kept = [field for field in spec.keep if field.name in given]
+    return {field.name: pa.scalar(given[field.name], pa.string()).cast(field.type).as_py() for field in kept}
 
 
 def canonical(

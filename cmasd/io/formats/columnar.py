@@ -6,24 +6,57 @@ from typing import Any
 import pyarrow as pa
 
 from cmasd.errors import InputError
-from cmasd.io.formats.base import ReadSpec, Source, canonical, check_text
+from cmasd.io.formats.base import ReadSpec, Source, abbreviate, canonical, check_text, partition_values
 
 EXTENSION_KEY = b"ARROW:extension:name"
 
 
 def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
-    """`table` holds `spec.columns`; its first row is row `first_row` of the file."""
+    """`table` holds those of `spec.columns` that the file has; its first row is row `first_row` of the file."""
     checked = [check_text(value, spec.max_text_bytes) for value in _values(table[spec.text_column])]
     texts, errors = [text for text, _ in checked], [error for _, error in checked]
     given = ids_of(table[spec.id_column]) if spec.id_column else [None] * table.num_rows
     ids = [f"{source.name}:{row}" if one is None else one for row, one in enumerate(given, first_row)]
-    keep = table.select(spec.keep.names).cast(spec.keep)
-    for place, name in enumerate(spec.keep.names):
-        column, bad = _legible(keep[name])
-        keep = keep.set_column(place, spec.keep.field(name), column)
-        for row in bad:
-            texts[row], errors[row] = None, errors[row] or f"column '{name}' is not UTF-8"
-    return canonical(ids, texts, errors, keep)
+    kept = {}
+    for name in spec.keep.names:
+        kept[name], wrong = _kept(table, spec.keep.field(name), source, spec)
+        for row, what in wrong.items():
+            texts[row], errors[row] = None, errors[row] or f"column '{name}' {what}"
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep))
+
+
+def _kept(
+    table: pa.Table, field: "pa.Field[Any]", source: Source, spec: ReadSpec
+) -> tuple["pa.ChunkedArray[Any]", dict[int, str]]:
+    """A kept column as every reader can read it, and what was wrong in which rows."""
+    if field.name not in table.column_names:
+        value = partition_values(source, spec).get(field.name)
+        if value is None:
+            return pa.chunked_array([no_values(table.num_rows, field.type)]), {}
+        return pa.chunked_array([pa.array([value] * table.num_rows, field.type)]), {}
+    column, misfits = _cast(table[field.name], field.type)
+    column, bad = _legible(column)
+    return column, {**dict.fromkeys(bad, "is not UTF-8"), **misfits}
+
+
+def _cast(column: "pa.ChunkedArray[Any]", kind: pa.DataType) -> tuple["pa.ChunkedArray[Any]", dict[int, str]]:
+    """The column as another type, with nulls where a value does not fit, and which those are."""
+    if column.type == kind:
+        return column, {}
+    try:
+        return column.cast(kind), {}
+    except pa.ArrowException:
+        pass
+    parts: list[Any] = []
+    misfits: dict[int, str] = {}
+    for row in range(len(column)):
+        value = column.slice(row, 1)
+        try:
+            parts += value.cast(kind).chunks
+        except pa.ArrowException:
+            parts.append(no_values(1, kind))
+            misfits[row] = f"is {abbreviate(_values(value)[0])}, expected a value that {kind} can hold"
+    return pa.chunked_array(parts), misfits
 
 
 def ids_of(column: "pa.ChunkedArray[Any]") -> list[str | None]:
@@ -43,11 +76,18 @@ def _legible(column: "pa.ChunkedArray[Any]") -> tuple["pa.ChunkedArray[Any]", li
     except pa.ArrowInvalid:
         pass
     if not is_text(column.type):  # strings inside lists or structs
-        return pa.chunked_array([pa.nulls(len(column), column.type)]), list(range(len(column)))
+        return pa.chunked_array([no_values(len(column), column.type)]), list(range(len(column)))
     values = _values(column)
     bad = [row for row, value in enumerate(values) if isinstance(value, bytes)]
     array = pa.array([None if value is None else _as_text(value) for value in values], pa.string())
     return pa.chunked_array([array]).cast(column.type), bad
+
+
+def no_values(count: int, kind: pa.DataType) -> "pa.Array[Any]":
+    """So many nulls; the stubs know `pa.nulls` by type only."""
+    nulls: Any = pa.nulls
+    array: pa.Array[Any] = nulls(count, kind)
+    return array
 
 
 def check_schema(schema: pa.Schema, names: Sequence[str], source: Source) -> dict[str, pa.DataType]:

@@ -39,15 +39,19 @@ class ArrowFiles:
             for start in range(0, batch.num_rows, PIECE_ROWS):
                 part = batch.slice(start, PIECE_ROWS)
                 if wanted(row, row + part.num_rows):
-                    table = pa.Table.from_batches([part]).select(spec.columns)
+                    table = pa.Table.from_batches([part]).select(_present(spec, batch.schema.names))
                     lost = unreadable(row, [None] * part.num_rows, broken, source, spec) if broken else None
                     yield row, lost if lost is not None else to_canonical(table, row, source, spec)
                 row += part.num_rows
 
 
+def _present(spec: ReadSpec, names: Sequence[str]) -> list[str]:
+    return [name for name in spec.columns if name in names]
+
+
 def _broken(batch: pa.RecordBatch, spec: ReadSpec) -> str | None:
     """Why a batch must not be touched: offsets that lie would have us read anywhere in memory."""
-    for name in spec.columns:
+    for name in _present(spec, batch.schema.names):
         column = batch.column(name)
         try:
             _as_bytes(column).validate(full=True)
@@ -87,7 +91,8 @@ class HubDataset:
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Slice by slice."""
-        dataset = load(source.path).select_columns(spec.columns).with_format("arrow")
+        dataset = load(source.path)
+        dataset = dataset.select_columns(_present(spec, dataset.column_names)).with_format("arrow")
         for row in range(0, len(dataset), PIECE_ROWS):
             stop = min(row + PIECE_ROWS, len(dataset))
             if wanted(row, stop):

@@ -44,19 +44,22 @@ class Parquet:
         with source.storage.open_raw(source.path) as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
             check_schema(file.schema_arrow, spec.columns, source)
+            present = [name for name in spec.columns if name in file.schema_arrow.names]
             row = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if wanted(row, row + rows):
-                    yield from _group(file, group, row, source, spec, wanted)
+                    yield from _group(file, group, present, row, source, spec, wanted)
                 row += rows
 
 
-def _group(file: pq.ParquetFile, group: int, row: int, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
+def _group(
+    file: pq.ParquetFile, group: int, columns: list[str], row: int, source: Source, spec: ReadSpec, wanted: Wanted
+) -> Pieces:
     metadata = file.metadata.row_group(group)
     start, stop = row, row + metadata.num_rows
     size = PIECE_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
-    batches = file.iter_batches(min(max(size, 1), PIECE_ROWS), row_groups=[group], columns=spec.columns)
+    batches = file.iter_batches(min(max(size, 1), PIECE_ROWS), row_groups=[group], columns=columns)
     while row < stop:
         try:
             batch = next(batches, None)

@@ -25,6 +25,7 @@ from cmasd.io.formats.base import (
     canonical,
     check_text,
     legible,
+    partition_values,
 )
 
 PROBED_ROWS = 1000
@@ -50,11 +51,13 @@ def to_canonical(
     """`records` start at row `first_row` of the file, each at its line."""
     ids, texts, errors = [], [], []
     kept: dict[str, list[Any]] = {name: [] for name in spec.keep.names}
+    in_folders = partition_values(source, spec)
     for row, (record, line) in enumerate(zip(records, lines, strict=True), first_row):
         values = record if isinstance(record, dict) else {}
         text, error = _text(record, values, spec)
         for name in kept:
             value, misfit = _fit(values.get(name), spec.keep.field(name).type)
+            value = in_folders.get(name) if name not in values else value
             kept[name].append(value)
             error = error or (misfit and f"column '{name}' {misfit}")
         ids.append(_id(values, f"{source.name}:{row}", spec.id_column))
@@ -114,11 +117,13 @@ def infer(records: Iterable[Record], names: Sequence[str]) -> dict[str, pa.DataT
 
 
 def _type(kinds: set[type]) -> pa.DataType:
+    if not kinds:
+        return pa.null()
     if kinds == {bool}:
         return pa.bool_()
     if kinds == {int}:
         return pa.int64()
-    return pa.float64() if kinds and kinds <= {int, float} else pa.string()
+    return pa.float64() if kinds <= {int, float} else pa.string()
 
 
 def pieces(
