@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cmasd.config.tree import InputConfig
 from cmasd.errors import InputError
-from cmasd.io.formats.base import partitions, printable
+from cmasd.io.formats.base import UNREADABLE, partitions, printable
 from cmasd.io.formats.columnar import is_text, no_values
 from cmasd.io.inputs import InputFile
 from cmasd.telemetry.schema import ROW_FIELDS, output_schema
@@ -139,6 +139,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _can_be_written(kind: pa.DataType) -> bool:
     try:
         pq.write_table(pa.table({"": no_values(1, kind)}), pa.BufferOutputStream())
-    except (pa.ArrowException, NotImplementedError):
+    except UNREADABLE:
         return False
     return True

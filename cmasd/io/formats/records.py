@@ -99,8 +99,11 @@ _FITTING: dict[pa.DataType, tuple[type, ...]] = {pa.bool_(): (bool,), pa.int64()
 
 def _number(value: Any, kind: pa.DataType) -> tuple[Any, str | None]:
     if kind == pa.int64() and not -(2**63) <= value < 2**63:
-        return None, f"is {value}, expected a 64-bit integer"
-    return float(value) if kind == pa.float64() else value, None
+        return None, f"is {abbreviate(value)}, expected a 64-bit integer"
+    try:
+        return float(value) if kind == pa.float64() else value, None
+    except OverflowError:
+        return None, f"is {abbreviate(value)}, expected a 64-bit floating-point number"
 
 
 def infer(records: Iterable[Record], names: Sequence[str]) -> dict[str, pa.DataType] | None:
