@@ -121,11 +121,16 @@ def _common(kinds: list[pa.DataType], typed: bool) -> pa.DataType | None:
             schemas = [pa.schema([("", kind)]) for kind in candidates]
             common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type if schemas else pa.null()
             for kind in kinds:
-                no_values(0, kind).cast(common)
+                no_values(0, kind).cast(_without_dictionary(common))
         except pa.ArrowException:
             continue
-        return pa.string() if common == pa.null() and not typed else common
+        return pa.string() if common == pa.null() and not typed else _without_dictionary(common)
     return None if typed else pa.string()
+
+
+def _without_dictionary(kind: pa.DataType) -> pa.DataType:
+    """Dictionaries of texts alone can be made again where one has to be changed."""
+    return kind.value_type if isinstance(kind, pa.DictionaryType) and not is_text(kind) else kind
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

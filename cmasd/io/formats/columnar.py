@@ -50,12 +50,12 @@ def _kept(
 
 
 def _without_null_entries(column: "pa.ChunkedArray[Any]") -> "pa.ChunkedArray[Any]":
-    """Dictionaries may have null as an entry, which Parquet's do not."""
+    """Decoded where null is an entry of the dictionary, which Parquet does not allow."""
     kind, chunks = column.type, cast(Any, column.chunks)
     if not isinstance(kind, pa.DictionaryType) or not any(chunk.dictionary.null_count for chunk in chunks):
         return column
     decoded: pa.ChunkedArray[Any] = column.cast(kind.value_type)
-    return decoded.cast(kind)
+    return decoded
 
 
 def _cast(column: "pa.ChunkedArray[Any]", kind: pa.DataType) -> tuple["pa.ChunkedArray[Any]", dict[int, str]]:
