@@ -77,10 +77,11 @@ def _listing(storage: Storage, found: list[Listed], format: str, config: InputCo
     whole = config.change_check == "content" or small
     parents = [posixpath.dirname(file.path) for file in found]
     common = posixpath.commonpath(parents) if all(parents) else ""
+    folder = f"{common.rstrip('/')}/" if common else ""  # a store's keys are kept as they are: `a//b` is not `a/b`
     with ThreadPoolExecutor(16) as pool:
         stamps = list(pool.map(lambda file: storage.stamp(file, whole), found))
     files = [
-        InputFile(legible(posixpath.relpath(file.path, common or ".")), file.path, file.bytes, stamp)
+        InputFile(legible(file.path.removeprefix(folder)), file.path, file.bytes, stamp)
         for file, stamp in zip(found, stamps, strict=True)
     ]
     return Listing(format, files)

@@ -12,7 +12,7 @@ import io
 import os
 import posixpath
 import uuid
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -98,7 +98,7 @@ class Storage:
         try:
             with self._told(path, "looked at"):
                 return str(self.fs.info(path)["type"])
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
 
     def files(self, folder: str, recursive: bool = False) -> list[Listed]:
@@ -110,14 +110,15 @@ class Storage:
         try:
             with self._told(folder, "listed"):
                 entries = self.fs.find(folder, detail=True).values() if recursive else self.fs.ls(folder, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
         files = {entry["name"]: entry for entry in entries if entry["type"] == "file"}
         return [_listed(path, entry) for path, entry in sorted(files.items()) if path != folder]
 
     def glob(self, pattern: str) -> list[Listed]:
         """Files that match, by name."""
-        with self._told(pattern, "listed"):
+        found: dict[str, Any] = {}
+        with self._told(pattern, "listed"), suppress(FileNotFoundError):  # so `glob` tells of some missing buckets
             found = self.fs.glob(pattern, detail=True)
         if not found:
             self._type(pattern)  # a refusal, which `glob` takes for no match, is told here

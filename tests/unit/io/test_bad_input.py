@@ -178,6 +178,10 @@ CASES: dict[str, list[Case]] = {
         ("line ends of all kinds", b"text\r\na\rb\nc\r\n", ["a", "b", "c"]),
         ("a column twice", b"text,text\na,b\n", Refused("has 2 columns named 'text', expected one")),
         ("no such column", b"words\na\n", Refused("no column 'text' (has: words). Set input.text_column.")),
+        ("a space before a name", b"id, text\n1,a\n",
+         Refused("no column 'text' (has: id,  text). Did you mean ' text'? Set input.text_column.")),
+        ("another case", b"id,TEXT\n1,a\n", Refused("Did you mean 'TEXT'? Set input.text_column.")),
+        ("a typing error", b"id,txet\n1,a\n", Refused("Did you mean 'txet'?")),
         ("a header that is not UTF-8", b"t\xff\na\n", Refused(r"no column 'text' (has: t\udcff)")),
         ("a header that a terminal would obey", b'"a\n\x1b[2J","' + b"b" * 99 + b'"\n1,2\n',
          Refused(r"no column 'text' (has: a\n\x1b[2J, " + "b" * 37 + "...)")),
@@ -209,6 +213,8 @@ CASES: dict[str, list[Case]] = {
     "tsv": [
         ("fields that begin with a quote", b'n\ttext\n1\t"a\n2\tb\n3\t"c"\n4\td "e" f\n5\t""\n',
          ['"a', "b", '"c"', 'd "e" f', '""']),
+        ("names in quotes", b'"id"\t"text"\n1\ta\n',
+         Refused("Did you mean '\"text\"'? If quotes enclose the fields, set input.quote=double. Set ")),
         ("commas and backslashes", b"text\tn\na,b\\n\t1\n", ["a,b\\n"]),
     ],
     "txt.gz": [

@@ -206,6 +206,17 @@ def test_a_plan_says_how_changes_are_told(tmp_path: Path) -> None:
     assert "\nchanges told by  every byte\n" in plan_table(asked, look_at(asked))
 
 
+@pytest.mark.parametrize("below", ["", "/run", "/a/b"])
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    asked = config(tmp_path, path=f"{tmp_path}/file{below}")
+    with pytest.raises(RunFolderError, match=rf"^output\.path: {tmp_path}/file is a file; expected a folder\."):
+        look_at(asked)
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        status(f"{tmp_path}/file{below}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_outputs_of_unknown_origin_are_refused(tmp_path: Path) -> None:
     asked = config(tmp_path)
     folder, plan = started(asked)
