@@ -6,6 +6,7 @@ from typing import Any
 from cmasd.config.tree import Config
 from cmasd.io.plan import Plan
 from cmasd.io.runs import Run
+from cmasd.io.status import ENDED
 from cmasd.io.storage import BY_CONTENT, BY_TAG, BY_TIME
 
 
@@ -85,6 +86,7 @@ def plan_table(config: Config, run: Run) -> str:
     rows_todo = sum(shard.rows for shard in todo)
     actors = str(config.actors.count or f"{config.actors.min} to {config.actors.max}")
     slots = config.engine.slots or "as many as fit"
+    done = "there are no rows" if run.plan.nothing else "the run is complete"
     why = "new run" if run.is_new else "same configuration and input as before"
     rows = [
         ("input", f"{config.input.path} ({run.plan.format}, {len(run.plan.files)} file(s))"),
@@ -97,7 +99,7 @@ def plan_table(config: Config, run: Run) -> str:
         ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(config.drafter_name)),
         ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.lossless})"),
         ("actors", f"{actors}, {slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
-        ("would run", f"{len(todo):,} shard(s)" if todo else "nothing: the run is complete"),
+        ("would run", f"{len(todo):,} shard(s)" if todo else f"nothing: {done}"),
     ]
     files = [[f.file.name, f"{f.file.bytes:,}", f"{f.rows:,}"] for f in run.plan.files[:20]]
     more = f"\n... and {len(run.plan.files) - 20} more" if len(run.plan.files) > 20 else ""
@@ -125,7 +127,7 @@ def status_table(state: dict[str, Any]) -> str:
         ("shards", f"{state['shards_done']:,} of {state['shards']:,}, in {state['files']:,} file(s)"),
         ("rows", f"{state['rows_done']:,} of {state['rows']:,}, {state['errors']:,} failed"),
         ("tokens/s", "?" if state["tokens_per_second"] is None else f"{state['tokens_per_second']:,.1f}"),
-        *([] if state["state"] == "complete" else [("ETA", _eta(state["eta_seconds"]))]),
+        *([] if state["state"] in ENDED else [("ETA", _eta(state["eta_seconds"]))]),
         ("attempts", f"{state['attempts']}, started {state['started_at']}, last seen {state['updated_at']}"),
     ]
     return pairs(rows)

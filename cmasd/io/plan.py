@@ -118,7 +118,21 @@ class Plan:
     @property
     def notices(self) -> list[str]:
         """What users should know about how the input was read."""
-        return list(_notices(self.files))
+        return [*([self.nothing] if self.nothing else []), *_notices(self.files)]
+
+    @property
+    def nothing(self) -> str | None:
+        """Why no row is decoded."""
+        rows = sum(file.rows for file in self.files)
+        if rows == 0:
+            return f"The input has no rows: {len(self.files):,} file(s), all without any."
+        if self.rows == 0:
+            shards = sum(-(-file.rows // self.rows_per_shard) for file in self.files)
+            return (
+                f"input.sample={self.sample:g} takes none of {shards:,} shard(s), hence none of {rows:,} rows. "
+                "Raise it, or lower output.rows_per_shard."
+            )
+        return None
 
     def shards(self) -> Iterator[Shard]:
         """In input order."""

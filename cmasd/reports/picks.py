@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cmasd.io.formats.columnar import python_values
 from cmasd.io.run_folder import RunFolder
-from cmasd.telemetry.schema import output_schema
 
 RANDOM_ROWS, WORST_ROWS = 6, 3
-OWN_COLUMNS = frozenset(output_schema("token", teacher_top_k=1).names)
 Place = tuple[int, ...]
 """(file, index, piece, row in the piece)."""
 
@@ -50,7 +49,7 @@ class Picks:
         ]
 
     def read(self, folder: RunFolder) -> list[tuple[str, dict[str, Any]]]:
-        """The chosen rows with all columns of ours; in kept ones can be what Python has no value for."""
+        """The chosen rows with all their columns."""
         chosen = self.chosen()
         wanted: dict[Place, list[int]] = {}
         for _, place in chosen:
@@ -59,8 +58,8 @@ class Picks:
         shards = sorted({(place[0], place[1]) for place in wanted})
         for place, batch in folder.read_outputs(None, positions=shards):
             for row in wanted.get(place, ()):
-                own = [name for name in batch.schema.names if name in OWN_COLUMNS]
-                found[(*place, row)] = batch.select(own).slice(row, 1).to_pylist()[0]
+                table = pa.Table.from_batches([batch.slice(row, 1)])
+                found[(*place, row)] = {name: python_values(table[name])[0] for name in table.column_names}
         return [(why, found[place]) for why, place in chosen if place in found]
 
 

@@ -23,7 +23,7 @@ EXTENSION_KEY = b"ARROW:extension:name"
 
 def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
     """`table` holds those of `spec.columns` that the file has; its first row is row `first_row` of the file."""
-    checked = [check_text(value, spec.max_text_bytes) for value in _values(table[spec.text_column])]
+    checked = [check_text(value, spec.max_text_bytes) for value in python_values(table[spec.text_column])]
     texts, errors = [text for text, _ in checked], [error for _, error in checked]
     given = ids_of(table[spec.id_column]) if spec.id_column else [None] * table.num_rows
     ids = [f"{source.name}:{row}" if one is None else one for row, one in enumerate(given, first_row)]
@@ -74,13 +74,13 @@ def _cast(column: "pa.ChunkedArray[Any]", kind: pa.DataType) -> tuple["pa.Chunke
             parts += value.cast(kind).chunks
         except pa.ArrowException:
             parts.append(no_values(1, kind))
-            misfits[row] = f"is {abbreviate(_values(value)[0])}, expected a value that {kind} can hold"
+            misfits[row] = f"is {abbreviate(python_values(value)[0])}, expected a value that {kind} can hold"
     return pa.chunked_array(parts), misfits
 
 
 def ids_of(column: "pa.ChunkedArray[Any]") -> list[str | None]:
     """Ids as text; bytes that are not UTF-8 become escapes, and what has no text at all becomes null."""
-    return [None if value is None else _as_text(value) for value in _values(column)]
+    return [None if value is None else _as_text(value) for value in python_values(column)]
 
 
 def _as_text(value: Any) -> str:
@@ -93,7 +93,7 @@ def _sound(column: "pa.ChunkedArray[Any]") -> tuple["pa.ChunkedArray[Any]", dict
     if fault is None:
         return column, {}
     if is_text(column.type):
-        values = _values(column)
+        values = python_values(column)
         array = pa.array([None if value is None else _as_text(value) for value in values], pa.string())
         bad = [row for row, value in enumerate(values) if isinstance(value, bytes)]
         return pa.chunked_array([array]).cast(column.type), dict.fromkeys(bad, fault)
@@ -172,7 +172,7 @@ def _extensions(field: "pa.Field[Any]") -> Iterator[str]:
         yield from _extensions(kind.field(place))
 
 
-def _values(column: "pa.ChunkedArray[Any]") -> list[Any]:
+def python_values(column: "pa.ChunkedArray[Any]") -> list[Any]:
     """Python values; strings that are not UTF-8 come as bytes, and a time beyond Python's as its bare number.
 
     Null stands for what has neither.
