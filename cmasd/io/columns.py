@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cmasd.config.tree import InputConfig
 from cmasd.errors import InputError
-from cmasd.io.formats.base import UNREADABLE, partitions, printable
+from cmasd.io.formats.base import UNREADABLE, Count, partitions, printable
 from cmasd.io.formats.columnar import is_text, no_values
 from cmasd.io.inputs import InputFile
 from cmasd.telemetry.schema import ROW_FIELDS, output_schema
@@ -76,6 +76,16 @@ def _near(name: str, names: Types) -> str:
 def kept_schema(names: Sequence[str], known: Sequence[Known], typed: bool) -> pa.Schema:
     """Name and type of each kept column; raises `InputError` where a column is nowhere, or has no common type."""
     return pa.schema([(name, _kept_type(name, known, typed)) for name in names])
+
+
+def id_type(column: str | None, known: Sequence[tuple[Known, Count]]) -> pa.DataType:
+    """That of integers where all files have one in every row, else text."""
+    if column is None or not known or not all(count.ids_are_integers for _, count in known):
+        return pa.string()
+    kinds = sorted({one.types[column] for one, _ in known}, key=str)
+    signed = {bool(pa.types.is_signed_integer(kind)) for kind in kinds}
+    common = _common(kinds, typed=True) if len(signed) == 1 else None
+    return pa.string() if common is None else common
 
 
 def missing(names: Sequence[str], one: Known) -> tuple[str, ...]:

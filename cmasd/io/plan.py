@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.errors import InputError, RunFolderError
-from cmasd.io.columns import Known, check_columns, kept_names, kept_schema, missing
+from cmasd.io.columns import Known, check_columns, id_type, kept_names, kept_schema, missing
 from cmasd.io.formats import FORMATS, ReadSpec, Source
 from cmasd.io.formats.base import UNREADABLE, Count, one_line, printable
 from cmasd.io.inputs import InputFile, Listing, list_inputs
@@ -150,6 +150,7 @@ class Plan:
             "rows": self.rows,
             "rows_per_shard": self.rows_per_shard,
             "shards": sum(1 for _ in self.shards()),
+            "id_type": str(self.spec.id_type),
             "keep_schema": base64.b64encode(self.spec.keep.serialize().to_pybytes()).decode(),
             "files": [file.to_dict() for file in self.files],
         }
@@ -160,17 +161,23 @@ def make_plan(config: Config) -> Plan:
     listing, kept = list_inputs(config.input), kept_names(config.input)
     with ThreadPoolExecutor(8) as pool:
         probes = list(pool.map(lambda file: _probe(config, listing, file, kept), listing.files))
-    known = [known for known, count in probes if known and count.rows]
+    with_rows = [(known, count) for known, count in probes if known and count.rows]
+    known = [known for known, _ in with_rows]
     files = [
         PlannedFile(file, count, missing(kept, known) if known and count.rows else ())
         for file, (known, count) in zip(listing.files, probes, strict=True)
     ]
     keep = kept_schema(kept, known, FORMATS[listing.format].typed)
-    spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
+    spec = _spec(config, keep, id_type(config.input.id_column, with_rows))
     rows = sum(file.rows for file in files)
     return Plan(
         listing.format, files, config.output.rows_per_shard or default_rows_per_shard(rows), spec, config.input.sample
     )
+
+
+def _spec(config: Config, keep: pa.Schema, id_type: pa.DataType) -> ReadSpec:
+    settings = config.input
+    return ReadSpec(settings.text_column, settings.id_column, keep, settings.max_text_bytes, id_type)
 
 
 def is_sampled(file: int, index: int, sample: float) -> bool:
@@ -202,7 +209,7 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
         )
     keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["keep_schema"])))
     files = [PlannedFile.stored(now[entry["name"]], entry) for entry in stored["files"]]
-    spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
+    spec = _spec(config, keep, pa.type_for_alias(stored["id_type"]))
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
 
 
@@ -263,7 +270,7 @@ def _probe(config: Config, listing: Listing, file: InputFile, kept: list[str]) -
     source, reader = source_of(config, file), FORMATS[listing.format]
     names = [config.input.text_column, *([config.input.id_column] if config.input.id_column else []), *kept]
     try:
-        types, count = reader.columns(source, names), reader.count(source)
+        types, count = reader.columns(source, names), reader.count(source, config.input.id_column)
     except UNREADABLE as error:
         raise InputError(
             f"{file.name}: cannot be read as {listing.format}: {one_line(error)}. Copy it again, or leave it out."

@@ -189,7 +189,7 @@ class Evidence:
             if kind not in self.errors and len(self.errors) >= MOST_ERROR_KINDS:
                 kind = OTHER_ERRORS
             self.errors[kind] += 1
-            self.error_examples.setdefault(kind, identity)
+            self.error_examples.setdefault(kind, str(identity))
 
 
 def gather(address: str) -> Evidence:

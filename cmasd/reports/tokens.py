@@ -61,7 +61,7 @@ class SampleRow:
 def sample_row(why: str, row: dict[str, Any], split: Splitter | None) -> SampleRow:
     """From a row of the output."""
     return SampleRow(
-        identity=row["id"],
+        identity=str(row["id"]),
         why=why,
         output=_short(row["output"] or ""),
         kept=[(name, _short(str(value))) for name, value in row.items() if name not in _OWN_COLUMNS],

@@ -1,7 +1,7 @@
 """What a format must do, and the one table shape in which every format hands rows on.
 
-That shape is `id` (text), `text` (text, null when the row is bad), `error` (why it is bad, else null), and the kept
-columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
+That shape is `id` (text, or integers), `text` (text, null when the row is bad), `error` (why it is bad, else null), and
+the kept columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
 """
 
 import lzma
@@ -59,6 +59,8 @@ class Count(NamedTuple):
     """Line ends inside quoted fields: so many lines are no rows of their own."""
     in_quotes: int = 0
     """Rows with a field between quotes that were read as plain characters."""
+    ids_are_integers: bool = False
+    """Whether the id column was asked for, and has an integer of 64 bits in every row."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ class ReadSpec:
     """Names and types of `input.keep_columns`."""
     max_text_bytes: int = 1_000_000
     """See `input.max_text_bytes`."""
+    id_type: pa.DataType = field(default_factory=pa.string)
+    """Of integers where every row of all files has one as its id; else text."""
+
+    @property
+    def ids_are_text(self) -> bool:
+        """Whether a row without an id gets one by its place."""
+        return self.id_type == pa.string()
 
     @property
     def columns(self) -> list[str]:
@@ -87,8 +96,8 @@ class Format(Protocol):
     typed: bool
     """Whether files state the types of their columns; else bad values are found row by row."""
 
-    def count(self, source: Source) -> Count:
-        """Rows in the file."""
+    def count(self, source: Source, id_column: str | None = None) -> Count:
+        """Rows in the file, and what else a look at all of them tells."""
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """Type of each column; null when the file has no rows to tell.
@@ -108,21 +117,36 @@ def partition_values(source: Source, spec: ReadSpec) -> dict[str, Any]:
 
 
 def canonical(
-    ids: Sequence[str], texts: Sequence[str | None], errors: Sequence[str | None], keep: pa.Table
+    ids: Sequence[str | int | None],
+    texts: Sequence[str | None],
+    errors: Sequence[str | None],
+    keep: pa.Table,
+    id_type: pa.DataType,
 ) -> pa.Table:
     """Assemble the shape described above."""
-    table = pa.table({"id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
+    table = pa.table({"id": pa.array(list(ids), id_type), "text": pa.array(texts, pa.string())})
     table = table.append_column("error", pa.array(errors, pa.string()))
     for name in keep.column_names:
         table = table.append_column(pa.field(KEEP_PREFIX + name, keep.schema.field(name).type), keep[name])
     return table
 
 
-def unreadable(first_row: int, ids: Sequence[str | None], reason: str, source: Source, spec: ReadSpec) -> pa.Table:
-    """Rows whose content is lost: an id, and the reason; a null id is replaced by the default."""
-    names = [f"{source.name}:{row}" if given is None else given for row, given in enumerate(ids, first_row)]
+def unreadable(
+    first_row: int, ids: Sequence[str | int | None], reason: str, source: Source, spec: ReadSpec
+) -> pa.Table:
+    """Rows whose content is lost: an id, and the reason, with the row's place if it has lost an id that is no text."""
+    places = [f"{source.name}:{row}" for row in range(first_row, first_row + len(ids))]
+    names = named(ids, places, spec)
+    errors = [reason if name is not None else f"{place}: {reason}" for name, place in zip(names, places, strict=True)]
     keep = pa.table({field.name: pa.nulls(len(names), field.type) for field in spec.keep}, schema=spec.keep)
-    return canonical(names, [None] * len(names), [reason] * len(names), keep)
+    return canonical(names, [None] * len(names), errors, keep, spec.id_type)
+
+
+def named(ids: Sequence[str | int | None], places: Sequence[str], spec: ReadSpec) -> list[str | int | None]:
+    """Ids, with its place in place of one that is null."""
+    if not spec.ids_are_text:
+        return list(ids)
+    return [place if one is None else one for one, place in zip(ids, places, strict=True)]
 
 
 def legible(text: str) -> str:

@@ -14,6 +14,7 @@ from cmasd.io.formats.base import (
     abbreviate,
     canonical,
     check_text,
+    named,
     one_line,
     partition_values,
 )
@@ -25,14 +26,14 @@ def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec
     """`table` holds those of `spec.columns` that the file has; its first row is row `first_row` of the file."""
     checked = [check_text(value, spec.max_text_bytes) for value in python_values(table[spec.text_column])]
     texts, errors = [text for text, _ in checked], [error for _, error in checked]
-    given = ids_of(table[spec.id_column]) if spec.id_column else [None] * table.num_rows
-    ids = [f"{source.name}:{row}" if one is None else one for row, one in enumerate(given, first_row)]
+    given = ids_of(table[spec.id_column], spec) if spec.id_column else [None] * table.num_rows
+    ids = named(given, [f"{source.name}:{row}" for row in range(first_row, first_row + table.num_rows)], spec)
     kept = {}
     for name in spec.keep.names:
         kept[name], wrong = _kept(table, spec.keep.field(name), source, spec)
         for row, what in wrong.items():
             texts[row], errors[row] = None, errors[row] or f"column '{name}' {what}"
-    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep))
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
 
 
 def _kept(
@@ -78,8 +79,10 @@ def _cast(column: "pa.ChunkedArray[Any]", kind: pa.DataType) -> tuple["pa.Chunke
     return pa.chunked_array(parts), misfits
 
 
-def ids_of(column: "pa.ChunkedArray[Any]") -> list[str | None]:
-    """Ids as text; bytes that are not UTF-8 become escapes, and what has no text at all becomes null."""
+def ids_of(column: "pa.ChunkedArray[Any]", spec: ReadSpec) -> list[str | int | None]:
+    """Ids, as text unless all are integers; bytes that are not UTF-8 become escapes, and what has no text null."""
+    if not spec.ids_are_text:
+        return list(column.to_pylist())
     return [None if value is None else _as_text(value) for value in python_values(column)]
 
 

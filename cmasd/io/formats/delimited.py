@@ -26,7 +26,7 @@ class Csv:
     endings: tuple[str, ...] = (".csv", ".tsv")
     typed = False
 
-    def count(self, source: Source) -> Count:
+    def count(self, source: Source, id_column: str | None = None) -> Count:
         """By reading the file."""
         with _Reader(source) as reader:
             rows = in_quotes = 0

@@ -21,9 +21,13 @@ class ArrowFiles:
     endings: tuple[str, ...] = (".arrow",)
     typed = True
 
-    def count(self, source: Source) -> Count:
+    def count(self, source: Source, id_column: str | None = None) -> Count:
         """By walking the batches; on disk they are mapped, not read."""
-        return Count(sum(batch.num_rows for batch in _batches(source)))
+        rows, integers = 0, id_column is not None
+        for batch in _batches(source):
+            rows += batch.num_rows
+            integers = integers and _has_integers(pa.Table.from_batches([batch]), id_column)
+        return Count(rows, ids_are_integers=integers)
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the stream's schema."""
@@ -66,6 +70,13 @@ def _as_bytes(column: "pa.Array[Any]") -> "pa.Array[Any]":
     return column.view(views[column.type]) if column.type in views else column
 
 
+def _has_integers(table: Any, column: str | None) -> bool:
+    if column is None or table.column_names.count(column) != 1:
+        return False
+    ids = table.column(column)
+    return bool(pa.types.is_integer(ids.type)) and ids.null_count == 0
+
+
 def _batches(source: Source) -> Iterator[pa.RecordBatch]:
     if source.storage.is_local:
         with pa.memory_map(source.path) as stream:
@@ -81,9 +92,10 @@ class HubDataset:
     endings: tuple[str, ...] = ()
     typed = True
 
-    def count(self, source: Source) -> Count:
+    def count(self, source: Source, id_column: str | None = None) -> Count:
         """Known to the library."""
-        return Count(len(load(source.path)))
+        dataset = load(source.path)
+        return Count(len(dataset), ids_are_integers=_has_integers(dataset.data, id_column))
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the dataset's features."""

@@ -19,9 +19,15 @@ class JsonLines:
     endings: tuple[str, ...] = (".jsonl", ".ndjson", ".json")
     typed = False
 
-    def count(self, source: Source) -> Count:
-        """By reading the file."""
-        return Count(sum(1 for _ in _lines(source)))
+    def count(self, source: Source, id_column: str | None = None) -> Count:
+        """By reading the file; lines are parsed only as long as their ids are integers."""
+        rows, integers = 0, id_column is not None
+        for _, line in _lines(source):
+            rows += 1
+            if integers:
+                record = parse(line)
+                integers = isinstance(record, dict) and records.is_integer(record.get(id_column or ""))
+        return Count(rows, ids_are_integers=integers and rows > 0)
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """By the first rows."""

@@ -60,10 +60,10 @@ def to_canonical(
             value = in_folders.get(name) if name not in values else value
             kept[name].append(value)
             error = error or (misfit and f"column '{name}' {misfit}")
-        ids.append(_id(values, f"{source.name}:{row}", spec.id_column))
+        ids.append(_id(values, f"{source.name}:{row}", spec))
         texts.append(None if error else text)
         errors.append(error and f"line {line}: {error}")
-    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep))
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
 
 
 def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str | None, str | None]:
@@ -72,11 +72,17 @@ def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str |
     return None, record if isinstance(record, str) else f"no column '{spec.text_column}' in this row"
 
 
-def _id(values: dict[str, Any], default: str, column: str | None) -> str:
-    value = values.get(column) if column else None
-    if value is None:
-        return default
-    return _as_text(value)
+def _id(values: dict[str, Any], default: str, spec: ReadSpec) -> str | int:
+    value = values.get(spec.id_column) if spec.id_column else None
+    if not spec.ids_are_text:
+        assert isinstance(value, int), "every row of this file had an integer when it was counted"
+        return value
+    return default if value is None else _as_text(value)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether 64 bits hold it."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _as_text(value: Any) -> str:

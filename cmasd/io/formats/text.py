@@ -14,7 +14,7 @@ class TextLines:
     endings: tuple[str, ...] = (".txt", ".text")
     typed = False
 
-    def count(self, source: Source) -> Count:
+    def count(self, source: Source, id_column: str | None = None) -> Count:
         """By reading the file."""
         return Count(sum(1 for _ in records.numbered_lines(source)))
 

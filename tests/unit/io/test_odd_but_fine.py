@@ -220,7 +220,6 @@ def test_shuffled_filtered_and_selected_datasets(tmp_path: Path, shards: int) ->
         "shuffled": whole.shuffle(seed=1),
         "filtered": whole.filter(lambda row: row["n"] % 3 == 0),
         "both": whole.shuffle(seed=2).filter(lambda row: row["n"] > 10).select(range(5, 20)),
-        "sorted": whole.sort("n", reverse=True),
     }
     for name, dataset in made.items():
         dataset.save_to_disk(tmp_path / name, num_shards=shards)
