@@ -256,6 +256,9 @@ def _notices(files: Sequence[PlannedFile]) -> Iterator[str]:
             f"{_named(in_quotes)}: {rows:,} row(s) have fields between quotes, which were read as plain characters. "
             "If they enclose the fields, set input.quote=double."
         )
+    if blank := [file for file in files if file.count.blank]:
+        lines = sum(file.count.blank for file in blank)
+        yield f'{_named(blank)}: {lines:,} blank line(s) of one column are no rows. Write an empty value as "".'
     for name in dict.fromkeys(name for file in files for name in file.missing):
         yield f"{_named([file for file in files if name in file.missing])}: no column '{name}', which is null there."
 

@@ -59,6 +59,8 @@ class Count(NamedTuple):
     """Line ends inside quoted fields: so many lines are no rows of their own."""
     in_quotes: int = 0
     """Rows with a field between quotes that were read as plain characters."""
+    blank: int = 0
+    """Blank lines of a file of one column, which may have been meant as empty values, and are no rows."""
     ids_are_integers: bool = False
     """Whether the id column was asked for, and has an integer of 64 bits in every row."""
 

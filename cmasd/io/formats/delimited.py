@@ -33,7 +33,7 @@ class Csv:
             for _, fields in reader.records:
                 rows += 1
                 in_quotes += not reader.quoted and any(map(_is_in_quotes, fields))
-            return Count(rows, reader.joined, in_quotes)
+            return Count(rows, reader.joined, in_quotes, reader.blank if len(reader.names) == 1 else 0)
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """From the header."""
@@ -74,6 +74,8 @@ class _Reader:
         self.quoted = not tabs if source.quote == "auto" else source.quote == "double"
         self.joined = 0
         """Lines so far that continue the record of the line before."""
+        self.blank = 0
+        """Blank lines so far, before some row."""
         self._lines_before = 0
         """Read before the record that is being read."""
         self.current: list[str] = []
@@ -121,13 +123,17 @@ class _Reader:
                 ) from None
 
     def _checked(self) -> Iterator[Row]:
+        waiting = 0
         try:
             for row in self.rows:
                 first, self._lines_before = self._lines_before + 1, self.rows.line_num
                 self.joined += self.rows.line_num - first
                 self.current.clear()
                 if row:
+                    self.blank, waiting = self.blank + waiting, 0
                     yield first, row
+                else:
+                    waiting += 1
         except csv.Error as error:
             raise InputError(f"{self.name}: is not CSV at line {self.rows.line_num}: {error}.") from None
 

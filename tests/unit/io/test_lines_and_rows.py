@@ -54,6 +54,15 @@ def test_quotes_that_enclose_fields_of_tabs_are_told(tmp_path: Path) -> None:
     assert texts(read(config(tmp_path / "in.tsv", quote="double"))[1]) == ["one", "two", "three"]
 
 
+def test_blank_lines_that_may_be_empty_values_are_told(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text('text\na\n\n""\n\nb\n\n\n')
+    plan, rows = read(config(tmp_path / "in.csv"))
+    assert texts(rows) == ["a", "", "b"]
+    assert plan.notices == ['in.csv: 2 blank line(s) of one column are no rows. Write an empty value as "".']
+    (tmp_path / "in.csv").write_text("text,n\na,1\n\n")
+    assert read(config(tmp_path / "in.csv"))[0].notices == []
+
+
 def test_the_plan_shows_and_the_manifest_keeps_what_was_joined(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", "c.csv"):
         (tmp_path / name).write_text("text\nd\n" if name == "b.csv" else 'text\n"a\nb"\n')
