@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from cmasd.config import Config
 
+State = Literal["complete", "no rows", "failed", "interrupted"]
 _log = logging.getLogger("cmasd.jobs")
 
 
@@ -28,11 +29,12 @@ def _tell(config: "Config", error: BaseException | None, summary: dict[str, Any]
     from cmasd.pipeline.notify import Ending, tell
 
     state, code = how(error)
+    state = "no rows" if summary and not summary["rows"] else state
     said = " ".join(str(error).split()) if error is not None and state == "failed" else None
     problems = tell(config.notify, Ending(config.output.path, state, code, said, summary))
     if config.logging.format == "json":
         counts = {key: summary[key] for key in ("rows", "errors", "output_tokens", "seconds")} if summary else {}
-        level = logging.INFO if state == "complete" else logging.ERROR
+        level = logging.INFO if error is None else logging.ERROR
         _log.log(level, "run %s", state, extra={"fields": {"exit_code": code, "error": said, **counts}})
         for problem in problems:
             _log.warning(problem)
@@ -41,8 +43,8 @@ def _tell(config: "Config", error: BaseException | None, summary: dict[str, Any]
         print(f"warning: {problem}", file=sys.stderr)
 
 
-def how(error: BaseException | None) -> tuple[Literal["complete", "failed", "interrupted"], int]:
-    """State and exit code, as `jobs.main` will have it."""
+def how(error: BaseException | None) -> tuple[State, int]:
+    """State, if there were rows, and exit code, as `jobs.main` will have it."""
     from jobs.main import INTERRUPTED, TERMINATED, Terminated
 
     if error is None:

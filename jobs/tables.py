@@ -8,6 +8,7 @@ from cmasd.evaluation.speed.engines import SAME_DECODING
 
 if TYPE_CHECKING:
     from cmasd.config import Config
+    from cmasd.io.plan import Plan
     from cmasd.io.runs import Run
 
 
@@ -112,9 +113,11 @@ def plan_table(config: "Config", run: "Run") -> str:
     rows_todo = sum(shard.rows for shard in todo)
     actors = str(config.actors.count or f"{config.actors.min} to {config.actors.max}")
     slots = config.engine.slots or "as many as fit"
+    done = "there are no rows" if run.plan.nothing else "the run is complete"
     why = "new run" if run.is_new else "same configuration and input as before"
     rows = [
         ("input", f"{config.input.path} ({run.plan.format}, {len(run.plan.files)} file(s))"),
+        ("changes told by", _stamps(run.plan)),
         ("rows", f"{run.plan.rows:,} total, {run.plan.rows - rows_todo:,} done, {rows_todo:,} to do"),
         ("shards", f"{shards:,} total, {shards - len(todo):,} done, {len(todo):,} to do ({why})"),
         ("rows per shard", f"{run.plan.rows_per_shard:,}"),
@@ -123,15 +126,31 @@ def plan_table(config: "Config", run: "Run") -> str:
         ("drafter", "none (policy.kind plain)" if config.policy.kind == "plain" else str(config.drafter_name)),
         ("decoding", f"policy {config.policy.kind}, verification {config.verification.kind} ({config.claim})"),
         ("actors", f"{actors}, {slots} slots and {config.actors.cpus_each:g} CPU(s) each"),
-        ("would run", f"{len(todo):,} shard(s)" if todo else "nothing: the run is complete"),
+        ("would run", f"{len(todo):,} shard(s)" if todo else f"nothing: {done}"),
     ]
     files = [[f.file.name, f"{f.file.bytes:,}", f"{f.rows:,}"] for f in run.plan.files[:20]]
     more = f"\n... and {len(run.plan.files) - 20} more" if len(run.plan.files) > 20 else ""
-    return f"{pairs(rows)}\n\n{table(files, ['input file', 'bytes', 'rows'])}{more}"
+    notices = "".join(f"\nnotice: {notice}" for notice in run.plan.notices)
+    return f"{pairs(rows)}\n\n{table(files, ['input file', 'bytes', 'rows'])}{more}{notices}"
+
+
+def _stamps(plan: "Plan") -> str:
+    """How a later start will notice changed input."""
+    from cmasd.io.storage import BY_CONTENT, BY_TAG, BY_TIME
+
+    ways = {
+        BY_TAG: "the storage's content tags",
+        BY_CONTENT: "every byte",
+        BY_TIME: "size, modification time and samples (input.change_check=content: every byte)",
+    }
+    kinds = sorted({file.file.stamp.partition(":")[0] for file in plan.files})
+    return "; ".join(ways.get(kind, "the dataset's fingerprint") for kind in kinds)
 
 
 def status_table(state: dict[str, Any]) -> str:
     """The state of a run."""
+    from cmasd.io.status import ENDED
+
     rows = [
         ("run", state["run"]),
         ("state", state["state"] + (f": {state['error']}" if state["error"] else "")),
@@ -139,7 +158,7 @@ def status_table(state: dict[str, Any]) -> str:
         ("shards", f"{state['shards_done']:,} of {state['shards']:,}, in {state['files']:,} file(s)"),
         ("rows", f"{state['rows_done']:,} of {state['rows']:,}, {state['errors']:,} failed"),
         ("tokens/s", "?" if state["tokens_per_second"] is None else f"{state['tokens_per_second']:,.1f}"),
-        *([] if state["state"] == "complete" else [("ETA", _eta(state["eta_seconds"]))]),
+        *([] if state["state"] in ENDED else [("ETA", _eta(state["eta_seconds"]))]),
         ("attempts", f"{state['attempts']}, started {state['started_at']}, last seen {state['updated_at']}"),
     ]
     return pairs(rows)

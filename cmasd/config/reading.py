@@ -9,10 +9,11 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from cmasd.config.flat import flatten, to_dict
 from cmasd.config.rules import check, value_of
@@ -21,6 +22,10 @@ from cmasd.errors import ConfigError
 
 AUTO = {"engine.slots": None}
 """Keys for which `auto` may be said, and what it stands for."""
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+EXAMPLES = {int: ("1", "2"), float: ("0.5", "0.5"), str: ("a", "b")}
+"""Of elements of lists."""
 
 Tree = TypeVar("Tree")
 
@@ -105,6 +110,7 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
         hint = f" Did you mean {near[0]}?" if near else " `configs/reference.yaml` lists every key."
         raise ConfigError(f"{where}: unknown key.{hint}")
     value = AUTO[key] if value == "auto" and key in AUTO else value
+    value = [value] if isinstance(known[key], list) and isinstance(value, str) else value
     booleans = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, bool)]
     if booleans and not isinstance(known[key], bool):
         got = str(booleans[0]).lower()
@@ -115,8 +121,30 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
     try:
         with flag_override(node, "readonly", False):
             OmegaConf.update(merged, key, value, merge=False)
+    except ValidationError:
+        got = "null" if value is None else f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
+        raise ConfigError(f"{where}: must be {_expected(merged, key)}, got {got}.") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {_first_line(error)}.") from None
+
+
+def _expected(merged: DictConfig, key: str) -> str:
+    """What a key's type says, for people."""
+    kind: Any = OmegaConf.get_type(merged)
+    for part in key.split("."):
+        kind = get_type_hints(kind)[part]
+    return _named(kind)
+
+
+def _named(kind: Any) -> str:
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if get_origin(kind) is list:
+        return f"a list like [{', '.join(EXAMPLES.get(parts[0], ('...',)))}]"
+    if NoneType in parts:
+        return f"{_named(next(part for part in parts if part is not NoneType))}, or null"
+    return NAMES.get(kind, f"of type {kind}")
 
 
 def _first_line(error: Exception) -> str:

@@ -87,6 +87,10 @@ _SECRET = re.compile(
 """Credentials before the host of an address, or in its query."""
 
 
+_NO_ADDRESS = re.compile(r"(?P<scheme>s3a?|gs|gcs|az|abfss?|hdfs|https?):(?!//[^/])", re.IGNORECASE)
+"""Begins like an address, and would be taken for a folder of that name."""
+
+
 def value_of(config: object, key: str) -> Any:
     """The value at a dotted key."""
     for part in key.split("."):
@@ -108,6 +112,8 @@ def _check_addresses(config: Config) -> None:
     """What is in a configuration is kept in the manifest and shown in messages: no place for a secret."""
     for key in ("input.path", "output.path", "confidence.calibration", "models.verifier", "models.drafter"):
         value = str(value_of(config, key))
+        if broken := _NO_ADDRESS.match(value):
+            raise ConfigError(f"{key}: is no whole address, got {value}; expected {broken['scheme']}://BUCKET/PATH.")
         if _SECRET.search(value):
             shown = _SECRET.sub(lambda found: f"{found['keep'] or found['name']}***", value)
             raise ConfigError(

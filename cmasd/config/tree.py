@@ -27,6 +27,12 @@ class InputConfig:
     """File, folder, glob, s3:// address, or the name of a Hugging Face dataset."""
     format: Literal["auto", "parquet", "jsonl", "csv", "text", "datasets"] = "auto"
     """`auto` goes by the file name's ending."""
+    quote: Literal["auto", "double", "none"] = "auto"
+    """`double`: CSV fields may stand in double quotes, and hold line ends there; `none`: quotes are plain characters;
+    `auto`: double, but none in .tsv files."""
+    change_check: Literal["auto", "content"] = "auto"
+    """How a later start notices that a file has changed, on a storage without content tags: `content`: by every byte;
+    `auto`: so for local input of up to 1 GiB in all, else by size, modification time and samples."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     sample: float = 1.0

@@ -16,6 +16,7 @@ from cmasd.errors import CmasdError, StorageAccessError, StorageError
 
 _SECRETS = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _EXPIRED = ("expiredtoken", "requestexpired", "tokenrefreshrequired", "token has expired", "token is expired")
+_INVALID = ("ParamValidation", "Parameter validation failed", "InvalidBucketName")
 _MISSING = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "ProfileNotFound")
 
 
@@ -26,7 +27,9 @@ def told(address: str, what: str, missing: str | None = None) -> Iterator[None]:
         yield
     except (CmasdError, FileExistsError):
         raise
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if missing is None and isinstance(error, NotADirectoryError):  # below a file there is nothing
+            raise FileNotFoundError(*error.args) from None
         if missing is None:
             raise
         advice = "Create it, or correct the address."
@@ -56,7 +59,7 @@ def _fault(address: str, what: str, error: Exception) -> CmasdError:
         )
     if isinstance(error, PermissionError):
         return StorageAccessError(f"{start}: access is denied ({reason}). Check the credentials and their permissions.")
-    if isinstance(error, (ValueError, NotImplementedError, ImportError)):
+    if isinstance(error, (ValueError, NotImplementedError, ImportError)) or any(mark in said for mark in _INVALID):
         return StorageAccessError(f"{start}: {reason}. Correct the address.")
     return StorageError(f"{start}: {reason}. Run the same command again when the storage answers.")
 

@@ -6,7 +6,7 @@ run, stored in its manifest, and never changes; a resumed run checks that its in
 
 import base64
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,11 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.errors import InputError, RunFolderError
+from cmasd.io.columns import Known, check_columns, id_type, kept_names, kept_schema, missing
 from cmasd.io.formats import FORMATS, ReadSpec, Source
-from cmasd.io.formats.base import UNREADABLE, one_line, printable
-from cmasd.io.formats.columnar import is_text
+from cmasd.io.formats.base import UNREADABLE, Count, one_line, printable
 from cmasd.io.inputs import InputFile, Listing, list_inputs
-from cmasd.io.storage import Storage
-from cmasd.telemetry.schema import ROW_FIELDS, output_schema
+from cmasd.io.storage import BY_TIME, Storage
 
 LEAST_ROWS_PER_SHARD, MOST_ROWS_PER_SHARD, AIMED_SHARDS = 32, 2048, 32
 MOST_SHARDS = 100_000
@@ -32,7 +31,25 @@ class PlannedFile:
     """One input file and its rows."""
 
     file: InputFile
-    rows: int
+    count: Count
+    missing: tuple[str, ...] = ()
+    """Kept columns that it lacks, which are null in its rows."""
+
+    @property
+    def rows(self) -> int:
+        """Of the input, hence of the output."""
+        return self.count.rows
+
+    @staticmethod
+    def stored(file: InputFile, entry: dict[str, Any]) -> "PlannedFile":
+        """From the manifest's entry."""
+        counts = {name: entry[name] for name in Count._fields if name in entry}
+        return PlannedFile(file, Count(**counts), tuple(entry.get("missing", ())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest, without the path: it may differ on the next start."""
+        named = {"name": self.file.name, "bytes": self.file.bytes, "stamp": self.file.stamp}
+        return {**named, **self.count._asdict(), "missing": list(self.missing)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +115,25 @@ class Plan:
         """Input rows that are decoded, hence output rows."""
         return sum(shard.rows for shard in self.shards())
 
+    @property
+    def notices(self) -> list[str]:
+        """What users should know about how the input was read."""
+        return [*([self.nothing] if self.nothing else []), *_notices(self.files)]
+
+    @property
+    def nothing(self) -> str | None:
+        """Why no row is decoded."""
+        rows = sum(file.rows for file in self.files)
+        if rows == 0:
+            return f"The input has no rows: {len(self.files):,} file(s), all without any."
+        if self.rows == 0:
+            shards = sum(-(-file.rows // self.rows_per_shard) for file in self.files)
+            return (
+                f"input.sample={self.sample:g} takes none of {shards:,} shard(s), hence none of {rows:,} rows. "
+                "Raise it, or lower output.rows_per_shard."
+            )
+        return None
+
     def shards(self) -> Iterator[Shard]:
         """In input order."""
         for number in range(len(self.files)):
@@ -108,32 +144,40 @@ class Plan:
         return FilePlan(self.format, number, self.files[number], self.rows_per_shard, self.spec, self.sample)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest. Paths are left out: they may differ on the next start."""
-        files = [
-            {"name": f.file.name, "bytes": f.file.bytes, "stamp": f.file.stamp, "rows": f.rows} for f in self.files
-        ]
+        """Plain values, for the manifest."""
         return {
             "format": self.format,
             "rows": self.rows,
             "rows_per_shard": self.rows_per_shard,
             "shards": sum(1 for _ in self.shards()),
+            "id_type": str(self.spec.id_type),
             "keep_schema": base64.b64encode(self.spec.keep.serialize().to_pybytes()).decode(),
-            "files": files,
+            "files": [file.to_dict() for file in self.files],
         }
 
 
 def make_plan(config: Config) -> Plan:
     """List, check and count the input; raises `InputError`."""
-    listing = list_inputs(config.input)
-    names = ReadSpec(config.input.text_column, config.input.id_column, _untyped(_kept_names(config))).columns
+    listing, kept = list_inputs(config.input), kept_names(config.input)
     with ThreadPoolExecutor(8) as pool:
-        probes = list(pool.map(lambda file: _probe(config, listing, file, names), listing.files))
-    spec = _spec(config, listing, [types for types, _ in probes])
-    files = [PlannedFile(file, rows) for file, (_, rows) in zip(listing.files, probes, strict=True)]
+        probes = list(pool.map(lambda file: _probe(config, listing, file, kept), listing.files))
+    with_rows = [(known, count) for known, count in probes if known and count.rows]
+    known = [known for known, _ in with_rows]
+    files = [
+        PlannedFile(file, count, missing(kept, known) if known and count.rows else ())
+        for file, (known, count) in zip(listing.files, probes, strict=True)
+    ]
+    keep = kept_schema(kept, known, FORMATS[listing.format].typed)
+    spec = _spec(config, keep, id_type(config.input.id_column, with_rows))
     rows = sum(file.rows for file in files)
     return Plan(
         listing.format, files, config.output.rows_per_shard or default_rows_per_shard(rows), spec, config.input.sample
     )
+
+
+def _spec(config: Config, keep: pa.Schema, id_type: pa.DataType) -> ReadSpec:
+    settings = config.input
+    return ReadSpec(settings.text_column, settings.id_column, keep, settings.max_text_bytes, id_type)
 
 
 def is_sampled(file: int, index: int, sample: float) -> bool:
@@ -156,10 +200,7 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
         raise RunFolderError(f"{folder}: {name} {change} the input since the run was started. Use a new run folder.")
     for name, file in now.items():
         if (file.bytes, file.stamp) != (before[name]["bytes"], before[name]["stamp"]):
-            raise RunFolderError(
-                f"{folder}: {name} has changed since the run was started "
-                f"({before[name]['bytes']} bytes -> {file.bytes}). Use a new run folder, or restore the file."
-            )
+            raise _changed(folder, file, before[name])
     asked = config.output.rows_per_shard
     if asked not in (None, stored["rows_per_shard"]):
         raise RunFolderError(
@@ -167,16 +208,29 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
             "Use a new run folder, or restore the old value."
         )
     keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["keep_schema"])))
-    files = [PlannedFile(now[entry["name"]], entry["rows"]) for entry in stored["files"]]
-    spec = ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
+    files = [PlannedFile.stored(now[entry["name"]], entry) for entry in stored["files"]]
+    spec = _spec(config, keep, pa.type_for_alias(stored["id_type"]))
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
+
+
+def _changed(folder: str, file: InputFile, before: dict[str, Any]) -> RunFolderError:
+    (was, _, earlier), (now, _, later) = before["stamp"].rpartition(":"), file.stamp.rpartition(":")
+    if file.bytes == before["bytes"] and was == now and was.startswith(BY_TIME):
+        return RunFolderError(
+            f"{folder}: {file.name} was modified since the run was started, got {later} (seconds since 1970); expected "
+            f"{earlier}. Use a new run folder; or, if its content is the same, set the time: touch -d @{earlier} FILE."
+        )
+    return RunFolderError(
+        f"{folder}: {file.name} has changed since the run was started "
+        f"({before['bytes']} bytes -> {file.bytes}). Use a new run folder, or restore the file."
+    )
 
 
 def outline(manifest: dict[str, Any]) -> Plan:
     """The shards of a manifest, for those who don't read the input; it need not exist any more."""
     stored = manifest["plan"]
     files = [
-        PlannedFile(InputFile(entry["name"], "", entry["bytes"], entry["stamp"]), entry["rows"])
+        PlannedFile.stored(InputFile(entry["name"], "", entry["bytes"], entry["stamp"]), entry)
         for entry in stored["files"]
     ]
     settings = manifest["config"]["input"]
@@ -186,71 +240,47 @@ def outline(manifest: dict[str, Any]) -> Plan:
 
 def source_of(config: Config, file: InputFile) -> Source:
     """The file, ready to be opened in this process."""
-    return Source(Storage(config.input.path), file.path, file.name)
+    return Source(Storage(config.input.path), file.path, file.name, config.input.quote)
 
 
-def _kept_names(config: Config) -> list[str]:
-    """`id` is in the output already when it identifies the rows."""
-    kept = [name for name in config.input.keep_columns if not name == config.input.id_column == "id"]
-    taken = set(output_schema("token", teacher_top_k=1).names)
-    for name in kept:
-        if name in taken:
-            own = (
-                "identifies the rows there; set input.id_column=id instead"
-                if name == ROW_FIELDS[0].name
-                else "is its own"
-            )
-            raise InputError(f"input.keep_columns: the output has a column '{name}' already, which {own}.")
-    return list(dict.fromkeys(kept))
+def _notices(files: Sequence[PlannedFile]) -> Iterator[str]:
+    if joined := [file for file in files if file.count.joined]:
+        lines = sum(file.count.joined for file in joined)
+        yield (
+            f"{_named(joined)}: {lines:,} line(s) were joined to the line before by quoted fields, which leaves "
+            f"{sum(file.rows for file in joined):,} row(s). If quotes are plain characters, set input.quote=none."
+        )
+    if in_quotes := [file for file in files if file.count.in_quotes]:
+        rows = sum(file.count.in_quotes for file in in_quotes)
+        yield (
+            f"{_named(in_quotes)}: {rows:,} row(s) have fields between quotes, which were read as plain characters. "
+            "If they enclose the fields, set input.quote=double."
+        )
+    if blank := [file for file in files if file.count.blank]:
+        lines = sum(file.count.blank for file in blank)
+        yield f'{_named(blank)}: {lines:,} blank line(s) of one column are no rows. Write an empty value as "".'
+    for name in dict.fromkeys(name for file in files for name in file.missing):
+        yield f"{_named([file for file in files if name in file.missing])}: no column '{name}', which is null there."
 
 
-def _untyped(names: list[str]) -> pa.Schema:
-    return pa.schema([(name, pa.null()) for name in names])
+def _named(files: Sequence[PlannedFile]) -> str:
+    more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
+    return f"{printable(files[0].file.name)}{more}"
 
 
-def _probe(
-    config: Config, listing: Listing, file: InputFile, names: list[str]
-) -> tuple[dict[str, pa.DataType] | None, int]:
-    """(column types, rows) of one file, checked."""
+def _probe(config: Config, listing: Listing, file: InputFile, kept: list[str]) -> tuple[Known | None, Count]:
+    """(its columns, what is in it) of one file, checked; null where it has no rows to tell its columns."""
     source, reader = source_of(config, file), FORMATS[listing.format]
+    names = [config.input.text_column, *([config.input.id_column] if config.input.id_column else []), *kept]
     try:
-        types, rows = reader.columns(source, names), reader.count(source)
+        types, count = reader.columns(source, names), reader.count(source, config.input.id_column)
     except UNREADABLE as error:
         raise InputError(
             f"{file.name}: cannot be read as {listing.format}: {one_line(error)}. Copy it again, or leave it out."
         ) from None
-    if types is not None and rows:
-        _check_columns(config, listing, file, types, names)
-    return types, rows
-
-
-def _check_columns(
-    config: Config, listing: Listing, file: InputFile, types: dict[str, pa.DataType], names: list[str]
-) -> None:
-    for name in names:
-        if name not in types:
-            keys = {config.input.text_column: "input.text_column", config.input.id_column: "input.id_column"}
-            key = keys.get(name, "input.keep_columns")
-            has = ", ".join(printable(one, 40) for one in list(types)[:20]) or "none"
-            raise InputError(f"{file.name}: no column '{name}' (has: {has}). Set {key}.")
-    kind = types[config.input.text_column]
-    if FORMATS[listing.format].typed and not is_text(kind):
-        raise InputError(
-            f"{file.name}: column '{config.input.text_column}' is {kind}, expected strings. Set input.text_column."
-        )
-
-
-def _spec(config: Config, listing: Listing, probes: list[dict[str, pa.DataType] | None]) -> ReadSpec:
-    """Kept columns take their types from the first file that tells."""
-    kept = _kept_names(config)
-    known = [(file, types) for file, types in zip(listing.files, probes, strict=True) if types]
-    fields = []
-    for name in kept:
-        kinds = {str(types[name]): file.name for file, types in known if name in types}
-        if len(kinds) > 1 and FORMATS[listing.format].typed:
-            stated = ", ".join(f"{kind} in {file}" for kind, file in kinds.items())
-            raise InputError(f"input.keep_columns: '{name}' has several types ({stated}), expected one.")
-        kind = next((types[name] for _, types in known if name in types), pa.string())
-        fields.append(pa.field(name, kind))
-    keep = pa.schema(fields)
-    return ReadSpec(config.input.text_column, config.input.id_column, keep, config.input.max_text_bytes)
+    if types is None:
+        return None, count
+    known = Known(file, types)
+    if count.rows:
+        check_columns(config.input, known, reader.typed)
+    return known, count

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -67,6 +68,14 @@ class RunFolder:
         """Create or replace a file of the folder."""
         data = json.dumps(value, indent=2, ensure_ascii=False).encode()
         self.storage.write(join(self.storage.root, *names), data + b"\n")
+
+    def check_place(self) -> None:
+        """Raises `RunFolderError` where a file stands in the folder's place, or in that of one above it."""
+        if not self.storage.is_local:
+            return
+        for path in (Path(self.storage.root), *Path(self.storage.root).parents):
+            if path.is_file():
+                raise RunFolderError(f"output.path: {path} is a file; expected a folder. Use another path.")
 
     def manifest(self) -> dict[str, Any] | None:
         """Null before the first start."""

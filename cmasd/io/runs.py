@@ -37,6 +37,7 @@ def look_at(config: Config) -> Run:
     As long as no shard is finished, a run may be planned anew: nothing would be mixed.
     """
     folder = RunFolder(config.output.path)
+    folder.check_place()
     manifest = folder.manifest()
     if manifest is None or not folder.output_files():
         return Run(folder, make_plan(config), Finished(frozenset(), Totals()), is_new=True)

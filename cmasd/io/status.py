@@ -8,6 +8,9 @@ from cmasd.io.outputs import positions_held
 from cmasd.io.plan import outline
 from cmasd.io.run_folder import RunFolder
 
+ENDED = ("complete", "no rows")
+"""States in which nothing is left to do."""
+
 
 def status(address: str) -> dict[str, Any]:
     """Raises `RunFolderError` when there is no run."""
@@ -27,7 +30,7 @@ def status(address: str) -> dict[str, Any]:
     summary = folder.read_json("summary.json")
     return {
         "run": folder.address,
-        "state": _state(last, lease, len(done) == plan["shards"] and summary is not None),
+        "state": _state(last, lease, plan["rows"], len(done) == plan["shards"] and summary is not None),
         "shards": plan["shards"],
         "shards_done": len(done),
         "rows": plan["rows"],
@@ -46,15 +49,15 @@ def status(address: str) -> dict[str, Any]:
     }
 
 
-def _state(last: dict[str, Any] | None, lease: LeaseRecord | None, complete: bool) -> str:
-    """planned, running, compacting, killed, interrupted, failed, incomplete or complete.
+def _state(last: dict[str, Any] | None, lease: LeaseRecord | None, rows: int, complete: bool) -> str:
+    """planned, running, compacting, killed, interrupted, failed, incomplete, complete or no rows.
 
     Every shard may be there and the run still have failed, by its last shard's bad rows: the summary closes a run.
     """
     if lease is not None and lease.is_live:
         return "compacting" if lease.verb == "compact" else "running"
     if complete:
-        return "complete"
+        return "complete" if rows else "no rows"
     if last is None:
         return "planned"
     return {"running": "killed", "finished": "incomplete"}.get(last["state"], str(last["state"]))

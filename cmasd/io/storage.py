@@ -12,7 +12,7 @@ import io
 import os
 import posixpath
 import uuid
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,8 @@ from cmasd.io.faults import Guarded, told
 
 TEMPORARY_PREFIX = ".tmp-"
 """Of files being written; what a killed process leaves behind starts with it."""
+BY_TAG, BY_CONTENT, BY_TIME = "tag", "content", "time"
+"""Kinds of stamps."""
 _STAMP_CHUNK_BYTES = 64 * 1024
 _STAMP_CHUNKS = 10
 _READ_BUFFER_BYTES = 1024 * 1024
@@ -49,6 +51,8 @@ class Listed:
     bytes: int
     etag: str | None
     """The store's own content tag; null on disk."""
+    modified: str = ""
+    """When, in seconds on disk, else as the store says it; empty where it does not."""
 
 
 class Storage:
@@ -94,7 +98,7 @@ class Storage:
         try:
             with self._told(path, "looked at"):
                 return str(self.fs.info(path)["type"])
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
 
     def files(self, folder: str, recursive: bool = False) -> list[Listed]:
@@ -106,14 +110,15 @@ class Storage:
         try:
             with self._told(folder, "listed"):
                 entries = self.fs.find(folder, detail=True).values() if recursive else self.fs.ls(folder, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
         files = {entry["name"]: entry for entry in entries if entry["type"] == "file"}
         return [_listed(path, entry) for path, entry in sorted(files.items()) if path != folder]
 
     def glob(self, pattern: str) -> list[Listed]:
         """Files that match, by name."""
-        with self._told(pattern, "listed"):
+        found: dict[str, Any] = {}
+        with self._told(pattern, "listed"), suppress(FileNotFoundError):  # so `glob` tells of some missing buckets
             found = self.fs.glob(pattern, detail=True)
         if not found:
             self._type(pattern)  # a refusal, which `glob` takes for no match, is told here
@@ -191,20 +196,25 @@ class Storage:
     def _shown(self, path: str) -> str:
         return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
-    def stamp(self, file: Listed) -> str:
-        """Changes when the content does: the store's tag, or a digest of up to ten samples of 64 KiB over the file.
+    def stamp(self, file: Listed, whole: bool) -> str:
+        """What tells a changed file, behind its kind: the store's tag, or a digest of the whole content, or else the
+        time of modification with a digest of ten samples of 64 KiB.
 
-        Not the time of modification: a copied working directory must count as unchanged.
+        Only the first two tell a copy from a changed file.
         """
         if file.etag:
-            return file.etag.strip('"')
-        digest = hashlib.sha256(str(file.bytes).encode())
+            return BY_TAG + ":" + file.etag.strip('"')
+        digest = hashlib.blake2b(str(file.bytes).encode(), digest_size=16)
         with self.open_raw(file.path) as stream:
+            if whole:
+                while chunk := stream.read(_READ_BUFFER_BYTES):
+                    digest.update(chunk)
+                return f"{BY_CONTENT}:{digest.hexdigest()}"
             last = max(0, file.bytes - _STAMP_CHUNK_BYTES)
             for position in sorted({last * i // (_STAMP_CHUNKS - 1) for i in range(_STAMP_CHUNKS)}):
                 stream.seek(position)
                 digest.update(stream.read(_STAMP_CHUNK_BYTES))
-        return digest.hexdigest()[:32]
+        return f"{BY_TIME}:{digest.hexdigest()}:{file.modified}"
 
 
 def _options(address: str) -> dict[str, Any]:
@@ -215,7 +225,10 @@ def _options(address: str) -> dict[str, Any]:
 
 
 def _listed(path: str, info: dict[str, Any]) -> Listed:
-    return Listed(path, int(info.get("size") or 0), info.get("ETag") or info.get("etag"))
+    times = (info.get(key) for key in ("mtime", "LastModified", "last_modified", "updated", "created"))
+    time = next((time for time in times if time is not None), "")
+    modified = f"{time:.6f}" if isinstance(time, float) else str(time)
+    return Listed(path, int(info.get("size") or 0), info.get("ETag") or info.get("etag"), modified)
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -116,7 +116,7 @@ class Crashes:
         if deaths >= self._max_restarts:
             self._check_number(shard, note)
             error = RowError("crash", f"the worker died {deaths} times decoding this row alone")
-            return [Row(str(part["id"][0].as_py()), error, None)]
+            return [Row(part["id"][0].as_py(), error, None)]
         with self._noted(shard, note, name):
             return decode(part)
 

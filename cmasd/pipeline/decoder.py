@@ -82,7 +82,8 @@ class Decoder:
         started_at = time.time()
         decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
         telemetry = self._config.telemetry
-        table = record(decoded, telemetry.level, kept_columns(rows), telemetry.teacher_top_k)
+        id_type = rows.schema.field("id").type
+        table = record(decoded, telemetry.level, kept_columns(rows), telemetry.teacher_top_k, id_type)
         if self._watch.is_superseded():
             return None
         timing = ShardTiming(self._name, started_at, time.time() - started_at)
@@ -126,4 +127,4 @@ class Decoder:
         for (i, _), result, output in zip(ready, results, outputs, strict=True):
             outcomes[i] = output if isinstance(output, RowError) else result
             decoded[i] = output if isinstance(output, str) else ""
-        return [Row(str(ids[i]), outcome, decoded.get(i)) for i, outcome in enumerate(outcomes)]
+        return [Row(ids[i], outcome, decoded.get(i)) for i, outcome in enumerate(outcomes)]

@@ -27,11 +27,11 @@ class Ending:
 
     run: str
     """Address of the run folder."""
-    state: Literal["complete", "failed", "interrupted"]
+    state: Literal["complete", "no rows", "failed", "interrupted"]
     exit_code: int
     error: str | None
     summary: dict[str, Any] | None
-    """Of a complete run."""
+    """Of a run that is complete, or has no rows."""
 
     def to_json(self) -> bytes:
         """What is sent; `text` is what chat services show."""

@@ -232,7 +232,8 @@ def _close(
     totals = audit(state)
     earlier = state.folder.read_json("summary.json") or {}
     notices = tally.notices or list(earlier.get("pair_notices", []))
-    summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, [*notices, *remarks])
+    told = [*state.plan.notices, *notices, *remarks]
+    summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, told)
     summary["pair_notices"] = notices
     summary["fingerprint"] = (state.folder.manifest() or summary)["fingerprint"]
     state.folder.write_json(summary, "summary.json")

@@ -21,7 +21,7 @@ from cmasd.evaluation.calibration import judged
 from cmasd.evaluation.calibration.judged import Array, Counts, Judged, Places, flat, lengths, places
 from cmasd.evaluation.calibration.reliability import ScoredTokens
 from cmasd.io.run_folder import RunFolder
-from cmasd.io.status import status
+from cmasd.io.status import ENDED, status
 from cmasd.pipeline.summary import summarise
 from cmasd.reports.picks import Picks
 from cmasd.telemetry import timing, totals
@@ -154,7 +154,7 @@ class Evidence:
     @property
     def is_complete(self) -> bool:
         """Whether all rows are there and the run has closed."""
-        return bool(self.state["state"] == "complete")
+        return bool(self.state["state"] in ENDED)
 
     @property
     def mean_gap_nats(self) -> float:
@@ -201,7 +201,7 @@ class Evidence:
             if kind not in self.errors and len(self.errors) >= MOST_ERROR_KINDS:
                 kind = OTHER_ERRORS
             self.errors[kind] += 1
-            self.error_examples.setdefault(kind, identity)
+            self.error_examples.setdefault(kind, str(identity))
 
 
 def gather(address: str) -> Evidence:
@@ -213,7 +213,7 @@ def gather(address: str) -> Evidence:
     config = from_dict(manifest["config"])
     attempts = folder.attempts()
     shards = _shards(folder)
-    known = (state["summary"] if state["state"] == "complete" else None) or {}
+    known = (state["summary"] if state["state"] in ENDED else None) or {}
     done = sum((shard.totals for shard in shards), start=Totals())
     evidence = Evidence(
         folder=folder,

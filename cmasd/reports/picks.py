@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cmasd.io.formats.columnar import python_values
 from cmasd.io.run_folder import RunFolder
 
 RANDOM_ROWS, WORST_ROWS = 6, 3
@@ -57,7 +58,8 @@ class Picks:
         shards = sorted({(place[0], place[1]) for place in wanted})
         for place, batch in folder.read_outputs(None, positions=shards):
             for row in wanted.get(place, ()):
-                found[(*place, row)] = batch.slice(row, 1).to_pylist()[0]
+                table = pa.Table.from_batches([batch.slice(row, 1)])
+                found[(*place, row)] = {name: python_values(table[name])[0] for name in table.column_names}
         return [(why, place, found[place]) for why, place in chosen if place in found]
 
 

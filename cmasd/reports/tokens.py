@@ -67,7 +67,7 @@ def sample_row(
     kept = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
     source = kept.pop(text_column, source)
     return SampleRow(
-        identity=row["id"],
+        identity=str(row["id"]),
         why=why,
         source=None if source is None else _short(str(source)),
         output=_short(row["output"] or ""),

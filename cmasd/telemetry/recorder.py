@@ -28,15 +28,22 @@ TOKEN_NAMES = [field.name for field in TOKEN_FIELDS if field.name != "token_id"]
 class Row:
     """What became of one input row."""
 
-    id: str
+    id: str | int | None
+    """Null where the input does not tell an integer any more."""
     result: Result | RowError
     output: str | None
     """Decoded text; null for a `RowError`."""
 
 
-def record(rows: Sequence[Row], level: Level, keep: pa.Table | None = None, teacher_top_k: int = 0) -> pa.Table:
-    """The shard's table; `keep` holds the kept input columns, row for row."""
-    schema = output_schema(level, list(keep.schema) if keep is not None else (), teacher_top_k)
+def record(
+    rows: Sequence[Row],
+    level: Level,
+    keep: pa.Table | None = None,
+    teacher_top_k: int = 0,
+    id_type: pa.DataType | None = None,
+) -> pa.Table:
+    """The shard's table; `keep` holds the kept input columns, row for row; `id_type`: of integer ids."""
+    schema = output_schema(level, list(keep.schema) if keep is not None else (), teacher_top_k, id_type)
     results = [row.result if isinstance(row.result, Result) else None for row in rows]
     columns = _row_columns(rows, results)
     good = [result for result in results if result is not None]

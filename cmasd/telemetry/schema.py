@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Level = Literal["none", "iteration", "token"]
 
 
@@ -19,7 +19,12 @@ def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field[Any]:
 
 
 ROW_FIELDS = (
-    _field("id", pa.string(), "Identity of the input row: `input.id_column` as text, or `<file>:<row>`."),
+    _field(
+        "id",
+        pa.string(),
+        "Identity of the input row: `input.id_column`, in its own type where every row has an integer there, else as "
+        "text; or `<file>:<row>`. An integer that a damaged file has lost is null, and `error` names the row.",
+    ),
     _field("output", pa.string(), "Decoded text without special tokens; null when the row failed."),
     _field("finish_reason", pa.string(), "`stop` (end of sequence), `length` (token limit) or `error`."),
     _field("error", pa.string(), "Null when fine; else `<stage>: <message>`."),
@@ -75,9 +80,19 @@ def teacher_fields(top_k: int) -> tuple[pa.Field[Any], ...]:
     )
 
 
-def output_schema(level: Level, keep: Sequence[pa.Field[Any]] = (), teacher_top_k: int = 0) -> pa.Schema:
-    """The schema of `outputs/*.parquet` for a telemetry level, with the kept input columns at the end."""
+def output_schema(
+    level: Level,
+    keep: Sequence[pa.Field[Any]] = (),
+    teacher_top_k: int = 0,
+    id_type: pa.DataType | None = None,
+) -> pa.Schema:
+    """The schema of `outputs/*.parquet` for a telemetry level, with the kept input columns at the end.
+
+    `id_type` is that of integer ids; null: text.
+    """
     fields = list(ROW_FIELDS)
+    if id_type is not None:
+        fields[0] = fields[0].with_type(id_type)
     if level in ("iteration", "token"):
         fields += ITERATION_FIELDS
     if level == "token":

@@ -63,10 +63,10 @@ ROWS: list[tuple[bytes, str | None]] = [
     (line(id="/etc/cmasd\0x", text="Up and out."), None),
 ]
 NAMELESS: list[tuple[bytes, str | None]] = [
-    (b"{broken", "read: line is not JSON"),
-    (b'{"text": "\xff"}', "read: line is not UTF-8"),
-    (b"[1, 2]", "read: line is JSON but not an object"),
-    (b"\0\0\0", "read: line is not JSON"),
+    (b"{broken", "read: is not JSON"),
+    (b'{"text": "\xff"}', "read: is not UTF-8"),
+    (b"[1, 2]", "read: is JSON but not an object"),
+    (b"\0\0\0", "read: is not JSON"),
 ]
 
 
@@ -81,7 +81,8 @@ def test_bad_rows_of_all_kinds_and_one_that_kills(tmp_path: Path, fragile_pair: 
     expected = []
     for number, (content, error) in enumerate(rows):
         named = content.startswith(b'{"id"')
-        expected.append((json.loads(content)["id"] if named else f"in.jsonl:{number}", error))
+        said = error.replace("read: ", f"read: line {number + 1}: ") if error else None
+        expected.append((json.loads(content)["id"] if named else f"in.jsonl:{number}", said))
     command = [sys.executable, "-m", "jobs", "run", f"input.path={tmp_path}/in", f"output.path={tmp_path}/run"]
     command += ["input.id_column=id", "output.rows_per_shard=4", "engine.slots=4", "engine.max_new_tokens=6"]
     command += [f"models.{name}={fragile_pair}/{name}" for name in ("verifier", "drafter")]

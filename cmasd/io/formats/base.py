@@ -1,14 +1,15 @@
 """What a format must do, and the one table shape in which every format hands rows on.
 
-That shape is `id` (text), `text` (text, null when the row is bad), `error` (why it is bad, else null), and the kept
-columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
+That shape is `id` (text, or integers), `text` (text, null when the row is bad), `error` (why it is bad, else null), and
+the kept columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
 """
 
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -17,6 +18,8 @@ from cmasd.io.storage import Storage
 KEEP_PREFIX = "keep."
 PIECE_ROWS, PIECE_BYTES = 1024, 64 * 1024 * 1024
 """Rows parsed at a time: no more than both say, so that long rows do not add up."""
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""In the name of a folder: null."""
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, pa.ArrowException, zlib.error, lzma.LZMAError)
 """What parsers raise on content that is not what its name says; failures of a storage are `CmasdError` instead."""
 
@@ -24,6 +27,12 @@ Wanted = Callable[[int, int], bool]
 """Whether any row in [start, stop) is still to be read."""
 Pieces = Iterator[tuple[int, pa.Table]]
 """(number of the first row, rows) in file order; unwanted rows may be left out."""
+
+
+def partitions(path: str) -> dict[str, str | None]:
+    """Columns that the names of a file's folders give, as Hive writes them: `year=2024/`."""
+    parts = (part.partition("=") for part in path.split("/")[:-1] if "=" in part[1:])
+    return {unquote(name): None if value == NO_PARTITION else unquote(value) for name, _, value in parts}
 
 
 def _empty_schema() -> pa.Schema:
@@ -38,6 +47,22 @@ class Source:
     path: str
     name: str
     """How users see it, and the first half of default row ids."""
+    quote: str = "auto"
+    """See `input.quote`."""
+
+
+class Count(NamedTuple):
+    """What is in a file."""
+
+    rows: int
+    joined: int = 0
+    """Line ends inside quoted fields: so many lines are no rows of their own."""
+    in_quotes: int = 0
+    """Rows with a field between quotes that were read as plain characters."""
+    blank: int = 0
+    """Blank lines of a file of one column, which may have been meant as empty values, and are no rows."""
+    ids_are_integers: bool = False
+    """Whether the id column was asked for, and has an integer of 64 bits in every row."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,13 @@ class ReadSpec:
     """Names and types of `input.keep_columns`."""
     max_text_bytes: int = 1_000_000
     """See `input.max_text_bytes`."""
+    id_type: pa.DataType = field(default_factory=pa.string)
+    """Of integers where every row of all files has one as its id; else text."""
+
+    @property
+    def ids_are_text(self) -> bool:
+        """Whether a row without an id gets one by its place."""
+        return self.id_type == pa.string()
 
     @property
     def columns(self) -> list[str]:
@@ -66,8 +98,8 @@ class Format(Protocol):
     typed: bool
     """Whether files state the types of their columns; else bad values are found row by row."""
 
-    def count(self, source: Source) -> int:
-        """Rows in the file."""
+    def count(self, source: Source, id_column: str | None = None) -> Count:
+        """Rows in the file, and what else a look at all of them tells."""
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """Type of each column; null when the file has no rows to tell.
@@ -79,22 +111,44 @@ class Format(Protocol):
         """The rows, in the shape described above."""
 
 
+def partition_values(source: Source, spec: ReadSpec) -> dict[str, Any]:
+    """Values of the kept columns that the names of the file's folders give."""
+    given = partitions(source.path)
+    kept = [field for field in spec.keep if field.name in given]
+    return {field.name: pa.scalar(given[field.name], pa.string()).cast(field.type).as_py() for field in kept}
+
+
 def canonical(
-    ids: Sequence[str], texts: Sequence[str | None], errors: Sequence[str | None], keep: pa.Table
+    ids: Sequence[str | int | None],
+    texts: Sequence[str | None],
+    errors: Sequence[str | None],
+    keep: pa.Table,
+    id_type: pa.DataType,
 ) -> pa.Table:
     """Assemble the shape described above."""
-    table = pa.table({"id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
+    table = pa.table({"id": pa.array(list(ids), id_type), "text": pa.array(texts, pa.string())})
     table = table.append_column("error", pa.array(errors, pa.string()))
     for name in keep.column_names:
         table = table.append_column(pa.field(KEEP_PREFIX + name, keep.schema.field(name).type), keep[name])
     return table
 
 
-def unreadable(first_row: int, ids: Sequence[str | None], reason: str, source: Source, spec: ReadSpec) -> pa.Table:
-    """Rows whose content is lost: an id, and the reason; a null id is replaced by the default."""
-    names = [f"{source.name}:{row}" if given is None else given for row, given in enumerate(ids, first_row)]
+def unreadable(
+    first_row: int, ids: Sequence[str | int | None], reason: str, source: Source, spec: ReadSpec
+) -> pa.Table:
+    """Rows whose content is lost: an id, and the reason, with the row's place if it has lost an id that is no text."""
+    places = [f"{source.name}:{row}" for row in range(first_row, first_row + len(ids))]
+    names = named(ids, places, spec)
+    errors = [reason if name is not None else f"{place}: {reason}" for name, place in zip(names, places, strict=True)]
     keep = pa.table({field.name: pa.nulls(len(names), field.type) for field in spec.keep}, schema=spec.keep)
-    return canonical(names, [None] * len(names), [reason] * len(names), keep)
+    return canonical(names, [None] * len(names), errors, keep, spec.id_type)
+
+
+def named(ids: Sequence[str | int | None], places: Sequence[str], spec: ReadSpec) -> list[str | int | None]:
+    """Ids, with its place in place of one that is null."""
+    if not spec.ids_are_text:
+        return list(ids)
+    return [place if one is None else one for one, place in zip(ids, places, strict=True)]
 
 
 def legible(text: str) -> str:

@@ -1,53 +1,149 @@
 """Arrow tables with typed columns -> the common shape; shared by Parquet and Hugging Face datasets."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cmasd.errors import InputError
-from cmasd.io.formats.base import ReadSpec, Source, canonical, check_text
+from cmasd.io.formats.base import (
+    UNREADABLE,
+    ReadSpec,
+    Source,
+    abbreviate,
+    canonical,
+    check_text,
+    named,
+    one_line,
+    partition_values,
+)
 
 EXTENSION_KEY = b"ARROW:extension:name"
 
 
 def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
-    """`table` holds `spec.columns`; its first row is row `first_row` of the file."""
-    checked = [check_text(value, spec.max_text_bytes) for value in _values(table[spec.text_column])]
+    """`table` holds those of `spec.columns` that the file has; its first row is row `first_row` of the file."""
+    checked = [check_text(value, spec.max_text_bytes) for value in python_values(table[spec.text_column])]
     texts, errors = [text for text, _ in checked], [error for _, error in checked]
-    given = ids_of(table[spec.id_column]) if spec.id_column else [None] * table.num_rows
-    ids = [f"{source.name}:{row}" if one is None else one for row, one in enumerate(given, first_row)]
-    keep = table.select(spec.keep.names).cast(spec.keep)
-    for place, name in enumerate(spec.keep.names):
-        column, bad = _legible(keep[name])
-        keep = keep.set_column(place, spec.keep.field(name), column)
-        for row in bad:
-            texts[row], errors[row] = None, errors[row] or f"column '{name}' is not UTF-8"
-    return canonical(ids, texts, errors, keep)
+    given = ids_of(table[spec.id_column], spec) if spec.id_column else [None] * table.num_rows
+    ids = named(given, [f"{source.name}:{row}" for row in range(first_row, first_row + table.num_rows)], spec)
+    kept = {}
+    for name in spec.keep.names:
+        kept[name], wrong = _kept(table, spec.keep.field(name), source, spec)
+        for row, what in wrong.items():
+            texts[row], errors[row] = None, errors[row] or f"column '{name}' {what}"
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
 
 
-def ids_of(column: "pa.ChunkedArray[Any]") -> list[str | None]:
-    """Ids as text; bytes that are not UTF-8 become escapes."""
-    return [None if value is None else _as_text(value) for value in _values(column)]
+def _kept(
+    table: pa.Table, field: "pa.Field[Any]", source: Source, spec: ReadSpec
+) -> tuple["pa.ChunkedArray[Any]", dict[int, str]]:
+    """A kept column as every reader can read it, and what was wrong in which rows."""
+    if field.name not in table.column_names:
+        value = partition_values(source, spec).get(field.name)
+        if value is None:
+            return pa.chunked_array([no_values(table.num_rows, field.type)]), {}
+        return pa.chunked_array([pa.array([value] * table.num_rows, field.type)]), {}
+    column, misfits = _cast(_without_null_entries(table[field.name]), field.type)
+    column, faults = _sound(column)
+    return column, {**faults, **misfits}
+
+
+def _without_null_entries(column: "pa.ChunkedArray[Any]") -> "pa.ChunkedArray[Any]":
+    """Decoded where null is an entry of the dictionary, which Parquet does not allow."""
+    kind, chunks = column.type, cast(Any, column.chunks)
+    if not isinstance(kind, pa.DictionaryType) or not any(chunk.dictionary.null_count for chunk in chunks):
+        return column
+    decoded: pa.ChunkedArray[Any] = column.cast(kind.value_type)
+    return decoded
+
+
+def _cast(column: "pa.ChunkedArray[Any]", kind: pa.DataType) -> tuple["pa.ChunkedArray[Any]", dict[int, str]]:
+    """The column as another type, with nulls where a value does not fit, and which those are."""
+    if column.type == kind:
+        return column, {}
+    try:
+        return column.cast(kind), {}
+    except pa.ArrowException:
+        pass
+    parts: list[Any] = []
+    misfits: dict[int, str] = {}
+    for row in range(len(column)):
+        value = column.slice(row, 1)
+        try:
+            parts += value.cast(kind).chunks
+        except pa.ArrowException:
+            parts.append(no_values(1, kind))
+            misfits[row] = f"is {abbreviate(python_values(value)[0])}, expected a value that {kind} can hold"
+    return pa.chunked_array(parts), misfits
+
+
+def ids_of(column: "pa.ChunkedArray[Any]", spec: ReadSpec) -> list[str | int | None]:
+    """Ids, as text unless all are integers; bytes that are not UTF-8 become escapes, and what has no text null."""
+    if not spec.ids_are_text:
+        return list(column.to_pylist())
+    return [None if value is None else _as_text(value) for value in python_values(column)]
 
 
 def _as_text(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _legible(column: "pa.ChunkedArray[Any]") -> tuple["pa.ChunkedArray[Any]", list[int]]:
-    """A kept column that every reader can read, and the rows that had to be changed for it."""
+def _sound(column: "pa.ChunkedArray[Any]") -> tuple["pa.ChunkedArray[Any]", dict[int, str]]:
+    """A kept column that every reader can read, and what is wrong in the rows that had to be changed for it."""
+    fault = _fault(column)
+    if fault is None:
+        return column, {}
+    if is_text(column.type):
+        values = python_values(column)
+        array = pa.array([None if value is None else _as_text(value) for value in values], pa.string())
+        bad = [row for row, value in enumerate(values) if isinstance(value, bytes)]
+        return pa.chunked_array([array]).cast(column.type), dict.fromkeys(bad, fault)
+    parts: list[Any] = []
+    faults: dict[int, str] = {}
+    for row in range(len(column)):
+        one, wrong = _taken(column, row)
+        parts += one.chunks
+        faults |= {row: wrong} if wrong else {}
+    return pa.chunked_array(parts), faults
+
+
+def _taken(column: "pa.ChunkedArray[Any]", row: int) -> tuple["pa.ChunkedArray[Any]", str | None]:
+    """A value on its own, null where something is wrong with it, and what."""
+    try:
+        one = column.take(pa.array([row]))
+        wrong = _fault(one)
+    except pa.ArrowException as error:  # of some types no single value can be taken
+        wrong = one_line(error)
+    return (pa.chunked_array([no_values(1, column.type)]), wrong) if wrong else (one, None)
+
+
+def _fault(column: "pa.ChunkedArray[Any]") -> str | None:
+    """Why a column cannot be read by others, or written."""
     try:
         column.validate(full=True)
-        return column, []
-    except pa.ArrowInvalid:
-        pass
-    if not is_text(column.type):  # strings inside lists or structs
-        return pa.chunked_array([pa.nulls(len(column), column.type)]), list(range(len(column)))
-    values = _values(column)
-    bad = [row for row, value in enumerate(values) if isinstance(value, bytes)]
-    array = pa.array([None if value is None else _as_text(value) for value in values], pa.string())
-    return pa.chunked_array([array]).cast(column.type), bad
+        if _narrows(column.type):
+            pq.write_table(pa.table({"": column}), pa.BufferOutputStream())
+    except UNREADABLE as error:
+        return "is not UTF-8" if "UTF8" in str(error) else f"cannot be kept: {one_line(error)}"
+    return None
+
+
+def _narrows(kind: Any) -> bool:
+    """Whether Parquet does not hold all values of the type: it has other units of time, and no null in dictionaries."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    in_seconds = pa.types.is_timestamp(kind) and kind.unit == "s"
+    own = in_seconds or kind == pa.date64() or isinstance(kind, pa.DictionaryType)
+    return own or any(_narrows(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def no_values(count: int, kind: pa.DataType) -> "pa.Array[Any]":
+    """So many nulls; the stubs know `pa.nulls` by type only."""
+    nulls: Any = pa.nulls
+    array: pa.Array[Any] = nulls(count, kind)
+    return array
 
 
 def check_schema(schema: pa.Schema, names: Sequence[str], source: Source) -> dict[str, pa.DataType]:
@@ -79,20 +175,33 @@ def _extensions(field: "pa.Field[Any]") -> Iterator[str]:
         yield from _extensions(kind.field(place))
 
 
-def _values(column: "pa.ChunkedArray[Any]") -> list[Any]:
-    """Python values; strings that are not UTF-8 come as bytes."""
+def python_values(column: "pa.ChunkedArray[Any]") -> list[Any]:
+    """Python values; strings that are not UTF-8 come as bytes, and a time beyond Python's as its bare number.
+
+    Null stands for what has neither.
+    """
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:
-        binary = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-        return [_text_or_bytes(value) for value in column.cast(binary).to_pylist()]
+    except Exception:  # noqa: BLE001 - whatever the constructors of Python's types raise
+        return [_value(scalar) for scalar in column]
 
 
-def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+def _value(scalar: Any) -> Any:
     try:
-        return None if value is None else value.decode("utf-8")
+        return scalar.as_py()
     except UnicodeDecodeError:
-        return value
+        kind = pa.large_binary() if pa.types.is_large_string(scalar.type) else pa.binary()
+        return _cast_value(scalar, kind)
+    except Exception:  # noqa: BLE001 - as above
+        number = getattr(scalar, "value", None)
+        return number if isinstance(number, int) else _cast_value(scalar, pa.string())
+
+
+def _cast_value(scalar: Any, kind: pa.DataType) -> Any:
+    try:
+        return scalar.cast(kind).as_py()
+    except (pa.ArrowException, ValueError):
+        return None
 
 
 def is_text(kind: pa.DataType) -> bool:

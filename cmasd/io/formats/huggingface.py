@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cmasd.io.formats.base import PIECE_ROWS, Pieces, ReadSpec, Source, Wanted, one_line, unreadable
+from cmasd.io.formats.base import PIECE_ROWS, Count, Pieces, ReadSpec, Source, Wanted, one_line, unreadable
 from cmasd.io.formats.columnar import check_schema, to_canonical
 
 
@@ -21,9 +21,13 @@ class ArrowFiles:
     endings: tuple[str, ...] = (".arrow",)
     typed = True
 
-    def count(self, source: Source) -> int:
+    def count(self, source: Source, id_column: str | None = None) -> Count:
         """By walking the batches; on disk they are mapped, not read."""
-        return sum(batch.num_rows for batch in _batches(source))
+        rows, integers = 0, id_column is not None
+        for batch in _batches(source):
+            rows += batch.num_rows
+            integers = integers and _has_integers(pa.Table.from_batches([batch]), id_column)
+        return Count(rows, ids_are_integers=integers)
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the stream's schema."""
@@ -39,15 +43,19 @@ class ArrowFiles:
             for start in range(0, batch.num_rows, PIECE_ROWS):
                 part = batch.slice(start, PIECE_ROWS)
                 if wanted(row, row + part.num_rows):
-                    table = pa.Table.from_batches([part]).select(spec.columns)
+                    table = pa.Table.from_batches([part]).select(_present(spec, batch.schema.names))
                     lost = unreadable(row, [None] * part.num_rows, broken, source, spec) if broken else None
                     yield row, lost if lost is not None else to_canonical(table, row, source, spec)
                 row += part.num_rows
 
 
+def _present(spec: ReadSpec, names: Sequence[str]) -> list[str]:
+    return [name for name in spec.columns if name in names]
+
+
 def _broken(batch: pa.RecordBatch, spec: ReadSpec) -> str | None:
     """Why a batch must not be touched: offsets that lie would have us read anywhere in memory."""
-    for name in spec.columns:
+    for name in _present(spec, batch.schema.names):
         column = batch.column(name)
         try:
             _as_bytes(column).validate(full=True)
@@ -60,6 +68,13 @@ def _as_bytes(column: "pa.Array[Any]") -> "pa.Array[Any]":
     """Strings without the demand that they are UTF-8, which is asked row by row later."""
     views = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
     return column.view(views[column.type]) if column.type in views else column
+
+
+def _has_integers(table: Any, column: str | None) -> bool:
+    if column is None or table.column_names.count(column) != 1:
+        return False
+    ids = table.column(column)
+    return bool(pa.types.is_integer(ids.type)) and ids.null_count == 0
 
 
 def _batches(source: Source) -> Iterator[pa.RecordBatch]:
@@ -77,9 +92,10 @@ class HubDataset:
     endings: tuple[str, ...] = ()
     typed = True
 
-    def count(self, source: Source) -> int:
+    def count(self, source: Source, id_column: str | None = None) -> Count:
         """Known to the library."""
-        return len(load(source.path))
+        dataset = load(source.path)
+        return Count(len(dataset), ids_are_integers=_has_integers(dataset.data, id_column))
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType]:
         """From the dataset's features."""
@@ -87,7 +103,8 @@ class HubDataset:
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Slice by slice."""
-        dataset = load(source.path).select_columns(spec.columns).with_format("arrow")
+        dataset = load(source.path)
+        dataset = dataset.select_columns(_present(spec, dataset.column_names)).with_format("arrow")
         for row in range(0, len(dataset), PIECE_ROWS):
             stop = min(row + PIECE_ROWS, len(dataset))
             if wanted(row, stop):
@@ -106,9 +123,11 @@ def load(path: str) -> Any:
 
 
 def stamp(path: str) -> str:
-    """Changes with the features, the number of rows, or the first or last eight rows."""
+    """Changes with the library's own fingerprint (of the tags or times of its source files), the features, the number
+    of rows, or the first or last eight rows.
+    """
     dataset = load(path)
     count = len(dataset)
     ends = [*range(min(8, count)), *range(max(0, count - 8), count)]
-    sample = repr((count, dataset.features, [dataset[i] for i in ends]))
-    return hashlib.sha256(sample.encode("utf-8", "replace")).hexdigest()[:32]
+    sample = repr((dataset._fingerprint, count, dataset.features, [dataset[i] for i in ends]))
+    return "dataset:" + hashlib.sha256(sample.encode("utf-8", "replace")).hexdigest()[:32]

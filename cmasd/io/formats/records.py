@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cmasd.errors import InputError
 from cmasd.io.formats.base import (
     PIECE_BYTES,
     PIECE_ROWS,
@@ -24,6 +25,7 @@ from cmasd.io.formats.base import (
     canonical,
     check_text,
     legible,
+    partition_values,
 )
 
 PROBED_ROWS = 1000
@@ -32,27 +34,36 @@ PROBED_ROWS = 1000
 LONGEST_LINE_BYTES = PIECE_BYTES
 """A longer line is a bad row, and is not held in memory."""
 
+ENCODING_BYTES, LEAST_PAIRS = 64, 4
+"""Of a file's start, looked at to tell other encodings."""
+
 Line = bytes | int
 """A line with its end, or the bytes of one that is too long."""
+Numbered = tuple[int, Any]
+"""The number of a row's first line, as an editor shows it, and the row unparsed."""
 Record = dict[str, Any] | str
 """Values by column, or what is wrong with the row."""
 
 
-def to_canonical(records: Sequence[Record], first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
-    """`records` start at row `first_row` of the file."""
+def to_canonical(
+    records: Sequence[Record], lines: Sequence[int], first_row: int, source: Source, spec: ReadSpec
+) -> pa.Table:
+    """`records` start at row `first_row` of the file, each at its line."""
     ids, texts, errors = [], [], []
     kept: dict[str, list[Any]] = {name: [] for name in spec.keep.names}
-    for row, record in enumerate(records, first_row):
+    in_folders = partition_values(source, spec)
+    for row, (record, line) in enumerate(zip(records, lines, strict=True), first_row):
         values = record if isinstance(record, dict) else {}
         text, error = _text(record, values, spec)
         for name in kept:
             value, misfit = _fit(values.get(name), spec.keep.field(name).type)
+            value = in_folders.get(name) if name not in values else value
             kept[name].append(value)
             error = error or (misfit and f"column '{name}' {misfit}")
-        ids.append(_id(values, f"{source.name}:{row}", spec.id_column))
+        ids.append(_id(values, f"{source.name}:{row}", spec))
         texts.append(None if error else text)
-        errors.append(error)
-    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep))
+        errors.append(error and f"line {line}: {error}")
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
 
 
 def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str | None, str | None]:
@@ -61,11 +72,17 @@ def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str |
     return None, record if isinstance(record, str) else f"no column '{spec.text_column}' in this row"
 
 
-def _id(values: dict[str, Any], default: str, column: str | None) -> str:
-    value = values.get(column) if column else None
-    if value is None:
-        return default
-    return _as_text(value)
+def _id(values: dict[str, Any], default: str, spec: ReadSpec) -> str | int:
+    value = values.get(spec.id_column) if spec.id_column else None
+    if not spec.ids_are_text:
+        assert isinstance(value, int), "every row of this file had an integer when it was counted"
+        return value
+    return default if value is None else _as_text(value)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether 64 bits hold it."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _as_text(value: Any) -> str:
@@ -88,8 +105,11 @@ _FITTING: dict[pa.DataType, tuple[type, ...]] = {pa.bool_(): (bool,), pa.int64()
 
 def _number(value: Any, kind: pa.DataType) -> tuple[Any, str | None]:
     if kind == pa.int64() and not -(2**63) <= value < 2**63:
-        return None, f"is {value}, expected a 64-bit integer"
-    return float(value) if kind == pa.float64() else value, None
+        return None, f"is {abbreviate(value)}, expected a 64-bit integer"
+    try:
+        return float(value) if kind == pa.float64() else value, None
+    except OverflowError:
+        return None, f"is {abbreviate(value)}, expected a 64-bit floating-point number"
 
 
 def infer(records: Iterable[Record], names: Sequence[str]) -> dict[str, pa.DataType] | None:
@@ -106,19 +126,24 @@ def infer(records: Iterable[Record], names: Sequence[str]) -> dict[str, pa.DataT
 
 
 def _type(kinds: set[type]) -> pa.DataType:
+    if not kinds:
+        return pa.null()
     if kinds == {bool}:
         return pa.bool_()
     if kinds == {int}:
         return pa.int64()
-    return pa.float64() if kinds and kinds <= {int, float} else pa.string()
+    return pa.float64() if kinds <= {int, float} else pa.string()
 
 
-def pieces(groups: Iterator[list[Any]], parse: Any, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
+def pieces(
+    groups: Iterator[list[Numbered]], parse: Callable[[Any], Record], source: Source, spec: ReadSpec, wanted: Wanted
+) -> Pieces:
     """Parse only what is wanted, a group at a time."""
     row = 0
     for group in groups:
         if wanted(row, row + len(group)):
-            yield row, to_canonical([parse(item) for item in group], row, source, spec)
+            lines = [line for line, _ in group]
+            yield row, to_canonical([parse(item) for _, item in group], lines, row, source, spec)
         row += len(group)
 
 
@@ -134,6 +159,25 @@ def grouped(items: Iterable[Any], size: Callable[[Any], int]) -> Iterator[list[A
             group, total = [], 0
     if group:
         yield group
+
+
+def check_encoding(source: Source) -> None:
+    """Raises `InputError` for UTF-16 and UTF-32: with a byte order mark, or with every second byte NUL at the start."""
+    with source.storage.open(source.path) as stream:
+        start = stream.read(ENCODING_BYTES)
+    marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    pairs = len(start) // 2
+    unmarked = pairs >= LEAST_PAIRS and any(start[odd::2][:pairs] == bytes(pairs) for odd in (0, 1))
+    if marked or (unmarked and any(start)):
+        raise InputError(
+            f"{source.name}: is UTF-16 or UTF-32, expected UTF-8. Convert it, e.g. with iconv -f UTF-16 -t UTF-8."
+        )
+
+
+def numbered_lines(source: Source) -> Iterator[tuple[int, Line]]:
+    """All lines of a file, from 1."""
+    with source.storage.open(source.path) as stream:
+        yield from enumerate(lines(stream), 1)
 
 
 def lines(stream: BufferedIOBase) -> Iterator[Line]:
@@ -158,11 +202,11 @@ def _skip_line(stream: BufferedIOBase) -> int:
     return skipped
 
 
-def line_size(line: Line) -> int:
+def line_size(numbered: tuple[int, Line]) -> int:
     """Bytes in memory."""
-    return len(line) if isinstance(line, bytes) else 0
+    return len(numbered[1]) if isinstance(numbered[1], bytes) else 0
 
 
 def too_long(size: int) -> str:
     """What is wrong with a line of that many bytes."""
-    return f"line has {size} bytes; expected at most {LONGEST_LINE_BYTES}"
+    return f"has {size} bytes; expected at most {LONGEST_LINE_BYTES}"

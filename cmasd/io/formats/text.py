@@ -1,11 +1,11 @@
 """Plain text: one row per line; a blank line is an empty text, so that row n of the output belongs to line n."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
 from cmasd.io.formats import records
-from cmasd.io.formats.base import Pieces, ReadSpec, Source, Wanted
+from cmasd.io.formats.base import Count, Pieces, ReadSpec, Source, Wanted
 
 
 class TextLines:
@@ -14,12 +14,13 @@ class TextLines:
     endings: tuple[str, ...] = (".txt", ".text")
     typed = False
 
-    def count(self, source: Source) -> int:
+    def count(self, source: Source, id_column: str | None = None) -> Count:
         """By reading the file."""
-        return sum(1 for _ in _lines(source))
+        return Count(sum(1 for _ in records.numbered_lines(source)))
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """The text column, which is the first name asked for."""
+        records.check_encoding(source)
         return {names[0]: pa.string()}
 
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
@@ -31,11 +32,7 @@ class TextLines:
             try:
                 return {spec.text_column: line.rstrip(b"\r\n").decode("utf-8")}
             except UnicodeDecodeError as error:
-                return f"line is not UTF-8 (byte {error.start})"
+                return f"is not UTF-8 (byte {error.start})"
 
-        return records.pieces(records.grouped(_lines(source), records.line_size), parse, source, spec, wanted)
-
-
-def _lines(source: Source) -> Iterator[records.Line]:
-    with source.storage.open(source.path) as stream:
-        yield from records.lines(stream)
+        groups = records.grouped(records.numbered_lines(source), records.line_size)
+        return records.pieces(groups, parse, source, spec, wanted)

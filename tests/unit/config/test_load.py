@@ -59,6 +59,8 @@ class TestOverrides:
             ("models.drafter=~", None),
             ("input.keep_columns=[en, de]", ["en", "de"]),
             ("input.keep_columns=[]", []),
+            ("input.keep_columns=en", ["en"]),
+            ("input.keep_columns=a,b", ["a,b"]),
             ("confidence.weights=[0.2,0.3,0.5]", [0.2, 0.3, 0.5]),
             ("input.template=summarize: {text}", "summarize: {text}"),
             ("input.template=a=b {text}", "a=b {text}"),
@@ -84,15 +86,21 @@ class TestOverrides:
             ("slots=3", r"^slots: unknown key\."),
             ("zzz=3", r"^zzz: unknown key\. `configs/reference\.yaml` lists every key\.$"),
             ("engine=3", r"^engine: unknown key\."),
-            ("engine.slots=many", r"^engine\.slots: .*many"),
-            ("engine.slots=1.5", r"^engine\.slots: .*1\.5"),
-            ("policy.alpha=high", r"^policy\.alpha: .*high"),
-            ("input.chat=perhaps", r"^input\.chat: .*perhaps"),
-            ("policy.alpha=null", r"^policy\.alpha: "),
-            ("policy.alpha=auto", r"^policy\.alpha: .*auto"),
-            ("policy.kind=greedy", r"^policy\.kind: .*greedy.*survival"),
-            ("input.keep_columns=en", r"^input\.keep_columns: "),
-            ("confidence.weights=[a,b,c]", r"^confidence\.weights: "),
+            ("engine.slots=four", r"^engine\.slots: must be a whole number, or null, got four\.$"),
+            ("engine.slots=1.5", r"^engine\.slots: must be a whole number, or null, got 1\.5\.$"),
+            ("policy.alpha=high", r"^policy\.alpha: must be a number, got high\.$"),
+            ("input.chat=perhaps", r"^input\.chat: must be true or false, got perhaps\.$"),
+            ("policy.alpha=null", r"^policy\.alpha: must be a number, got null\.$"),
+            ("policy.alpha=auto", r"^policy\.alpha: must be a number, got auto\.$"),
+            ("policy.kind=greedy", r"^policy\.kind: must be one of goodput, .*survival, got greedy\.$"),
+            ("input.format=null", r"^input\.format: must be one of auto, parquet, jsonl, .*, got null\.$"),
+            ("input.text_column=", r"^input\.text_column: must be text, got null\.$"),
+            ("input.keep_columns=", r"^input\.keep_columns: must be a list like \[a, b\], got null\.$"),
+            (
+                "confidence.weights=[a,b,c]",
+                r"^confidence\.weights: must be a list like \[0\.5, 0\.5\], got \[a, b, c\]",
+            ),
+            ("confidence.weights=0.5", r"^confidence\.weights: must be three numbers .*, got \[0\.5\]\.$"),
             ("input.keep_columns=[en", r"^input\.keep_columns: is not valid YAML"),
             ("input.keep_columns=[de, no]", r"^input\.keep_columns: must not be a boolean, got false\. Quote it"),
             ("input.path=runs/${absent.key}", r"^input\.path: .*absent"),
@@ -130,6 +138,9 @@ class TestFiles:
         with pytest.raises(ConfigError, match=message) as caught:
             load([written(tmp_path, text)], PATHS)
         assert "\n" not in str(caught.value)
+
+    def test_one_column_needs_no_list(self, tmp_path: Path) -> None:
+        assert load([written(tmp_path, "input: {keep_columns: en}\n")], PATHS).input.keep_columns == ["en"]
 
     def test_quoted_text_is_no_boolean(self, tmp_path: Path) -> None:
         file = written(tmp_path, "models: {source_language: 'no'}\n")
@@ -297,3 +308,11 @@ def test_credentials_in_an_address_are_refused_and_not_shown(key: str, address: 
 )
 def test_other_addresses_are_fine(address: str) -> None:
     assert load([], [f"input.path={address}", "output.path=out"]).input.path == address
+
+
+@pytest.mark.parametrize("key", ["input.path", "output.path"])
+@pytest.mark.parametrize("address", ["s3://", "s3:", "s3:/bucket/in", "s3:///key", "gs:bucket", "https:/host/x"])
+def test_an_address_that_would_be_taken_for_a_folder_is_refused(key: str, address: str) -> None:
+    scheme = address.partition(":")[0]
+    with pytest.raises(ConfigError, match=rf"^{key}: is no whole address, got {address}; expected {scheme}://BUCKET"):
+        configured(f"{key}={address}")

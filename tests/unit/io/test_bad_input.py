@@ -143,7 +143,13 @@ CASES: dict[str, list[Case]] = {
          [Bad("not JSON"), Bad("not JSON"), "a"]),
         ("a byte order mark", b"\xef\xbb\xbf" + jsonl({"text": "a"}), ["a"]),
         ("an array", b'[{"text": "a"}]', Refused("starts with a JSON array")),
-        ("UTF-16", '{"text": "a"}\n'.encode("utf-16"), Refused("no column 'text' (has: none). Set input.text_column.")),
+        ("UTF-16", '{"text": "a"}\n'.encode("utf-16"), Refused("in.jsonl: is UTF-16 or UTF-32, expected UTF-8.")),
+        ("UTF-16 without a mark", '{"text": "a"}\n'.encode("utf-16-be"), Refused("is UTF-16 or UTF-32")),
+        ("an object over lines", json.dumps({"text": "a", "n": 1}, indent=2).encode(),
+         Refused("starts with a JSON object over several lines, expected one object per line. Convert it")),
+        ("an object over lines, begun late", b'\n{"text": "a",\n "n": 1}\n{"text": "b"}\n',
+         Refused("starts with a JSON object over several lines")),
+        ("an object whose end is lost", b'{"text": "a",\n{"text": "b"}\n', [Bad("line 1: is not JSON"), "b"]),
         ("no rows", b"\n\n", []),
     ],
     "jsonl.gz": [
@@ -172,10 +178,24 @@ CASES: dict[str, list[Case]] = {
         ("line ends of all kinds", b"text\r\na\rb\nc\r\n", ["a", "b", "c"]),
         ("a column twice", b"text,text\na,b\n", Refused("has 2 columns named 'text', expected one")),
         ("no such column", b"words\na\n", Refused("no column 'text' (has: words). Set input.text_column.")),
+        ("a space before a name", b"id, text\n1,a\n",
+         Refused("no column 'text' (has: id,  text). Did you mean ' text'? Set input.text_column.")),
+        ("another case", b"id,TEXT\n1,a\n", Refused("Did you mean 'TEXT'? Set input.text_column.")),
+        ("a typing error", b"id,txet\n1,a\n", Refused("Did you mean 'txet'?")),
         ("a header that is not UTF-8", b"t\xff\na\n", Refused(r"no column 'text' (has: t\udcff)")),
         ("a header that a terminal would obey", b'"a\n\x1b[2J","' + b"b" * 99 + b'"\n1,2\n',
          Refused(r"no column 'text' (has: a\n\x1b[2J, " + "b" * 37 + "...)")),
-        ("UTF-16", "text\na\n".encode("utf-16"), Refused("no column 'text'")),
+        ("UTF-16", "text\na\n".encode("utf-16"), Refused("is UTF-16 or UTF-32, expected UTF-8")),
+        ("UTF-16 without a mark", "text,n\na,1\n".encode("utf-16-le"), Refused("is UTF-16 or UTF-32")),
+        ("a comma at the end of all lines", b"text,n,\na,1,\nb,2,\n", ["a", "b"]),
+        ("a comma at the end of the header", b"text,n,,\na,1\nb,2,,\n", ["a", "b"]),
+        ("a comma at the end of lines", b"text,n\na,1,\nb,2,,\nc,3,x\nd\n",
+         ["a", "b", Bad("line 4: record has 3 fields, the header 2"), Bad("line 5: record has 1 fields")]),
+        ("columns without a name", b",text,,n\n0,a,x,1\n1,b,,2\n", ["a", "b"]),
+        ("no column with a name", b",,\n1,2,3\n", Refused("no column 'text' (has: none)")),
+        ("a column twice that nobody asked for", b"n,text,n\n1,a,2\n", ["a"]),
+        ("Latin-1", "text\ncaf\u00e9\nb\n".encode("latin-1"), [Bad("line 2: text is not valid Unicode"), "b"]),
+        ("a quote that joins lines", b'text,n\n"a,1\nb,2\nc",3\nd,4\n', ["a,1\nb,2\nc", "d"]),
         ("nothing at all", b"", []),
     ],
     "csv.gz": [("whole", gzip.compress(b"text\na\n"), ["a"]), ("cut off", half(GZ), Refused("cannot be read as csv"))],
@@ -186,7 +206,16 @@ CASES: dict[str, list[Case]] = {
         ("not UTF-8, a lone surrogate", b"a\n\xff\n\xed\xa0\x80\n", ["a", Bad("not UTF-8"), Bad("not UTF-8")]),
         ("10 MB lines", BIG + b"\na\n", [TOO_BIG, "a"]),
         ("a byte order mark", b"\xef\xbb\xbfa\nb", ["a", "b"]),
+        ("UTF-16", "a\n".encode("utf-16"), Refused("is UTF-16 or UTF-32, expected UTF-8")),
+        ("Latin-1", "caf\u00e9\nb\n".encode("latin-1"), [Bad("line 1: is not UTF-8"), "b"]),
         ("nothing at all", b"", []),
+    ],
+    "tsv": [
+        ("fields that begin with a quote", b'n\ttext\n1\t"a\n2\tb\n3\t"c"\n4\td "e" f\n5\t""\n',
+         ['"a', "b", '"c"', 'd "e" f', '""']),
+        ("names in quotes", b'"id"\t"text"\n1\ta\n',
+         Refused("Did you mean '\"text\"'? If quotes enclose the fields, set input.quote=double. Set ")),
+        ("commas and backslashes", b"text\tn\na,b\\n\t1\n", ["a,b\\n"]),
     ],
     "txt.gz": [
         ("whole", gzip.compress(b"a\nb"), ["a", "b"]),
@@ -299,7 +328,8 @@ def test_kept_columns_are_legible_or_their_rows_are_errors(tmp_path: Path) -> No
     assert [row["error"] for row in rows] == [None, "column 'kept' is not UTF-8", None]
     table(text=["a", "b", "c"], kept=inside)(tmp_path / "in.parquet")
     rows = read(tmp_path / "in.parquet", keep_columns=["kept"])
-    assert {row["error"] for row in rows} == {"column 'kept' is not UTF-8"}
+    assert [row["error"] for row in rows] == [None, "column 'kept' is not UTF-8", None]
+    assert [row["keep.kept"] for row in rows] == [["good"], None, [None]]
 
 
 def test_names_of_files_that_are_not_unicode(tmp_path: Path) -> None:
@@ -316,9 +346,9 @@ def test_endless_lines_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytes
     rows = read(tmp_path / f"in.{ending}")
     assert [row["error"] for row in rows] == [
         None,
-        "line has 251 bytes; expected at most 100",
+        "line 2: has 251 bytes; expected at most 100",
         None,
-        "line has 101 bytes; expected at most 100",
+        "line 4: has 101 bytes; expected at most 100",
     ]
 
 

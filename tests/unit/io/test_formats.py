@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_jsonl_kept_columns_have_one_type_and_misfits_are_row_errors(tmp_path: P
         True,
     )
     assert (second["keep.x"], second["keep.t"], second["keep.d"]) == (0.5, "3", None)
-    assert last["error"] == "column 'n' is 'three', expected int64 as in the first rows"
+    assert last["error"] == "line 1003: column 'n' is 'three', expected int64 as in the first rows"
     assert last["keep.x"] == 2.0
 
 
@@ -135,7 +136,7 @@ def test_csv_with_quotes_newlines_and_bad_records(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_bytes(b'\xef\xbb\xbfid,text\n1,"a, ""b""\nc"\n2,caf\xc3\xa9\n3\n4,\xff\n5,\n')
     _, rows = read(config(tmp_path / "in.csv", id_column="id"))
     assert texts(rows) == ['a, "b"\nc', "caf\u00e9", None, None, ""]
-    assert rows[2]["error"] == "record has 1 fields, the header 2"
+    assert rows[2]["error"] == "line 5: record has 1 fields, the header 2"
     assert "not valid Unicode" in rows[3]["error"]
     assert [row["id"] for row in rows] == ["1", "2", "in.csv:2", "4", "5"]
 
@@ -177,6 +178,25 @@ def test_dataset_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert plan.format == "hub"
     assert texts(rows) == [f"row {i}" for i in range(5)]
     assert [row["keep.n"] for row in rows] == list(range(5))
+
+
+def test_a_named_dataset_is_known_by_more_than_its_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+
+    from cmasd.io.formats.huggingface import load, stamp
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "named").mkdir()
+    rows = [{"text": f"row {i}"} for i in range(50)]
+    path = write_jsonl(tmp_path / "named" / "train.jsonl", rows)
+    first = stamp(f"{tmp_path}/named@train")
+    load.cache_clear()
+    assert stamp(f"{tmp_path}/named@train") == first
+    load.cache_clear()
+    write_jsonl(path, [*rows[:25], {"text": "new 25"}, *rows[26:]])
+    os.utime(path, (7, 7))
+    assert stamp(f"{tmp_path}/named@train") != first
+    load.cache_clear()
 
 
 def test_folders_are_searched_and_files_named_by_their_path(tmp_path: Path) -> None:

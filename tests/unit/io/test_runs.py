@@ -1,6 +1,7 @@
 """Plans and run folders: what is done, what is left, what is refused."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from cmasd.config import Config, from_dict
 from cmasd.core import RowError
 from cmasd.errors import RunFolderError
+from cmasd.io import inputs
 from cmasd.io.lease import Lease
 from cmasd.io.plan import Plan, Shard, default_rows_per_shard, make_plan
 from cmasd.io.run_folder import RunFolder
@@ -17,6 +19,7 @@ from cmasd.io.runs import look_at
 from cmasd.io.status import status
 from cmasd.telemetry.recorder import Row, record
 from cmasd.telemetry.totals import METADATA_KEY
+from jobs.tables import plan_table
 
 
 def config(folder: Path, rows: int = 10, **output: object) -> Config:
@@ -80,7 +83,7 @@ def test_output_files_carry_their_totals_and_the_schema_version(tmp_path: Path) 
     metadata = pq.read_metadata(tmp_path / "run" / "outputs" / "part-00000-000000.parquet").metadata
     assert json.loads((metadata or {})[METADATA_KEY.encode()])["errors"] == 4
     schema = pq.read_schema(tmp_path / "run" / "outputs" / "part-00000-000000.parquet")
-    assert (schema.metadata or {})[b"cmasd.schema_version"] == b"1"
+    assert (schema.metadata or {})[b"cmasd.schema_version"] == b"2"
     assert b"doc" in (schema.field("error").metadata or {})
 
 
@@ -150,6 +153,68 @@ def test_changed_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(text.replace('"9"', '"8"'))
     with pytest.raises(RunFolderError, match=r"in\.jsonl has changed since the run was started"):
         look_at(asked)
+
+
+def edit(path: Path, place: int) -> None:
+    """One byte, none more or less."""
+    with path.open("r+b") as stream:
+        stream.seek(place)
+        stream.write(b"!")
+
+
+@pytest.mark.parametrize("place", [20, 1_100_000])
+@pytest.mark.parametrize("check", ["auto", "content"])
+def test_an_edit_that_keeps_the_size_is_noticed_wherever_it_is(tmp_path: Path, place: int, check: str) -> None:
+    path = tmp_path / "in.txt"
+    path.write_text("a line of text\n" * 140_000)
+    keys = {"input": {"path": str(path), "change_check": check}, "output": {"path": str(tmp_path / "run")}}
+    asked = from_dict(keys)
+    folder, plan = started(asked)
+    finish(folder, next(plan.shards()))
+    assert not look_at(asked).is_new
+    edit(path, place)
+    with pytest.raises(RunFolderError, match=r"in\.txt has changed since .* \(2100000 bytes -> 2100000\)"):
+        look_at(asked)
+
+
+def test_large_input_is_compared_by_time_and_a_touched_file_may_be_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "WHOLE_BYTES", 1_000_000)
+    path = tmp_path / "in.txt"
+    path.write_text("a line of text\n" * 140_000)
+    os.utime(path, (5, 5.5))
+    asked = from_dict({"input": {"path": str(path)}, "output": {"path": str(tmp_path / "run")}})
+    folder, plan = started(asked)
+    assert "size, modification time and samples" in plan_table(asked, look_at(asked))
+    finish(folder, next(plan.shards()))
+    edit(path, 1_100_000)
+    with pytest.raises(RunFolderError, match=r"in\.txt was modified .* 5\.500000\. .*touch -d @5\.500000 FILE"):
+        look_at(asked)
+    os.utime(path, (5, 5.5))
+    assert not look_at(asked).is_new
+    whole = replace(asked, input=replace(asked.input, change_check="content"))
+    with pytest.raises(RunFolderError, match=r"\(input\.change_check: auto -> content\)"):
+        look_at(whole)
+    path.write_text("a line of text\n" * 140_001)
+    with pytest.raises(RunFolderError, match="has changed"):
+        look_at(asked)
+
+
+def test_a_plan_says_how_changes_are_told(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    assert "\nchanges told by  every byte\n" in plan_table(asked, look_at(asked))
+
+
+@pytest.mark.parametrize("below", ["", "/run", "/a/b"])
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    asked = config(tmp_path, path=f"{tmp_path}/file{below}")
+    with pytest.raises(RunFolderError, match=rf"^output\.path: {tmp_path}/file is a file; expected a folder\."):
+        look_at(asked)
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        status(f"{tmp_path}/file{below}")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_outputs_of_unknown_origin_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Storage on S3 that fails now and then, or for good: what is retried, what is told, what is left behind."""
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from cmasd.io import storage as storage_module
 from cmasd.io.lease import Lease, newest_lease
 from cmasd.io.storage import Storage
 from tests.faulty_s3 import BUCKET, MUTE_SECONDS, SECRET, TOKEN, Fault, FaultyS3, faulty_s3
+from tests.unit.io.test_formats import config, read
 
 KEY = f"{BUCKET}/run/file"
 DATA = b"0123456789" * 20_000
@@ -135,12 +137,32 @@ def test_absent_things_are_no_refusal(s3: FaultyS3, storage: Storage) -> None:
     assert not storage.is_file(f"{BUCKET}/nothing")
     assert not storage.is_folder("no-such-bucket/nothing")
     assert storage.files(f"{BUCKET}/nothing") == storage.files("no-such-bucket/nothing") == []
-    assert storage.glob(f"{BUCKET}/nothing*") == []
+    for pattern in (f"{BUCKET}/nothing*", "no-such-bucket/*", "no-such-bucket/**/*.jsonl", "no-such-bucket/a?[b]"):
+        assert storage.glob(pattern) == []
     storage.delete(f"{BUCKET}/nothing")
     with pytest.raises(FileNotFoundError):
         storage.read(f"{BUCKET}/nothing")
     with pytest.raises(StorageAccessError, match="the bucket or folder does not exist"):
         storage.write("no-such-bucket/file", b"")
+
+
+def test_a_bucket_that_cannot_be_is_no_outage(s3: FaultyS3) -> None:
+    with pytest.raises(StorageAccessError, match=r"Invalid bucket name .* Correct the address"):
+        Storage("s3://no*/x").is_file("no*/x")
+
+
+KEYS = ["a b", "a+b%20=&?", "x#y", "[1]", "quote'\"", "a//b", "a/b", "\u00fc/e\u0301", "year=2024/p", "100%", "*"]
+
+
+def test_keys_of_all_kinds_are_read_and_named_as_they_are(s3: FaultyS3, storage: Storage) -> None:
+    for key in KEYS:
+        storage.write(f"{BUCKET}/odd/{key}.jsonl", json.dumps({"text": key}).encode())
+    for address in (f"s3://{BUCKET}/odd", f"s3://{BUCKET}/odd/**/*.jsonl"):
+        plan, rows = read(config(address))
+        assert sorted(row["text"] for row in rows) == sorted(KEYS)
+        assert all(row["id"] == f"{row['text']}.jsonl:0" for row in rows)
+        assert len({file.file.name for file in plan.files}) == len(KEYS)
+    storage.delete_folder(f"{BUCKET}/odd")
 
 
 def test_without_credentials(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:

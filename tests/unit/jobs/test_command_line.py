@@ -212,18 +212,37 @@ def test_an_interrupted_run_says_how_to_resume(
     assert said == f"interrupted; finished shards are kept. Resume with: cmasd run {config_file} engine.slots=2\n"
 
 
-def test_an_empty_input_is_a_complete_run_without_ray(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_input_is_a_run_without_rows_or_ray(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config_file.parent / "in.jsonl").write_text("")
     started = time.monotonic()
     assert main(["run", str(config_file)]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["rows"] == 0
+    assert "notice: The input has no rows: 1 file(s), all without any.\n" in out
     assert time.monotonic() - started < 30
     assert main(["status", str(config_file.parent / "run"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "complete"
+    assert json.loads(capsys.readouterr().out)["state"] == "no rows"
     assert main(["status", str(config_file.parent / "run")]) == 0
-    assert "complete" in capsys.readouterr().out
+    assert "no rows" in capsys.readouterr().out
+    assert main(["plan", str(config_file)]) == 0
+    assert "would run        nothing: there are no rows\n" in capsys.readouterr().out
+    assert main(["report", str(config_file.parent / "run")]) == 0
+    capsys.readouterr()
     assert main(["compact", str(config_file.parent / "run")]) == 0
     assert capsys.readouterr().out == "0 files -> 0; 0 rows in new merged files\n"
+
+
+def test_a_sample_that_takes_nothing_says_so(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config_file.parent / "in.jsonl").write_text('{"text": "a"}\n' * 70)
+    said = (
+        "notice: input.sample=1e-06 takes none of 3 shard(s), hence none of 70 rows. "
+        "Raise it, or lower output.rows_per_shard.\n"
+    )
+    for verb in ("plan", "run"):
+        assert main([verb, str(config_file), "input.sample=0.000001"]) == 0
+        assert said in capsys.readouterr().out
+    assert main(["status", str(config_file.parent / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "no rows"
 
 
 def test_tables_align() -> None:

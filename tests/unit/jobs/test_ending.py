@@ -26,9 +26,9 @@ def ending(config_file: Path) -> tuple[str, int]:
     return told["state"], told["exit_code"]
 
 
-def test_a_complete_run_is_told_and_its_manifest_keeps_no_secret(config_file: Path) -> None:
+def test_a_run_without_rows_is_told_and_its_manifest_keeps_no_secret(config_file: Path) -> None:
     assert main(["run", str(config_file)]) == 0
-    assert ending(config_file) == ("complete", 0)
+    assert ending(config_file) == ("no rows", 0)
     told = json.loads((config_file.parent / "end.json").read_text())
     assert told["summary"] == json.loads((config_file.parent / "run" / "summary.json").read_text())
     manifest = (config_file.parent / "run" / "manifest.json").read_text()
@@ -97,7 +97,7 @@ def test_json_logs_leave_stdout_to_the_summary(config_file: Path, capsys: pytest
     said = capsys.readouterr()
     assert json.loads(said.out)["rows"] == 0
     lines = [json.loads(line) for line in said.err.splitlines()]
-    assert [line["message"] for line in lines] == ["planned", "run complete"]
+    assert [line["message"] for line in lines] == ["planned", "run no rows"]
     assert {line["run"] for line in lines} == {f"{config_file.parent}/run"}
     assert {(line["actor"], line["shard"]) for line in lines} == {("driver", None)}
     assert lines[-1]["exit_code"] == 0

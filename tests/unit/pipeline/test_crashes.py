@@ -73,7 +73,7 @@ def test_each_crashing_row_is_found_and_all_others_are_decoded(
     worker = Worker(tmp_path, poison, max_restarts)
     rows, notices = worker.run(shard(32))
     assert [row.id for row in rows] == [str(n) for n in range(32)], "each row once, in order"
-    found = {int(row.id) for row in rows if isinstance(row.result, RowError) and row.result.stage == "crash"}
+    found = {int(str(row.id)) for row in rows if isinstance(row.result, RowError) and row.result.stage == "crash"}
     assert found == poison
     assert len(notices) == len(poison)
     # Together, then one death for each halving from 32 rows to 2, then the row alone.

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from cmasd.errors import RunFolderError
@@ -115,6 +117,22 @@ def test_picks_are_few_fixed_and_the_worst_first(tmp_path: Path) -> None:
     assert all(row["error"] is None for _, _, row in chosen)
     again = gather(evidence.folder.address)
     assert [row["id"] for _, _, row in again.picks.read(again.folder)] == names
+
+
+def test_a_kept_time_that_python_has_not_ends_no_report(tmp_path: Path) -> None:
+    address = make_run(tmp_path)
+    for path in Path(address, "outputs").iterdir():
+        file = pq.ParquetFile(path)
+        table, notes = file.read(), file.metadata.metadata or {}
+        far = pa.array([2**62] * table.num_rows, pa.timestamp("us"))
+        table = table.set_column(table.schema.names.index("note"), "note", far)
+        with pq.ParquetWriter(path, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({key.decode(): value.decode() for key, value in notes.items()})
+    evidence = gather(address)
+    chosen = evidence.picks.read(evidence.folder)
+    assert len(chosen) >= 7
+    assert {row["note"] for _, row in chosen} == {2**62}
 
 
 def test_histograms_grow() -> None:
