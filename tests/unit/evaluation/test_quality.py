@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sacrebleu
 
 from cmasd.config import Config, from_dict
 from cmasd.engine import Pair, load_pair
+from cmasd.errors import InputError
 from cmasd.evaluation import quality
 from cmasd.evaluation.baseline import EngineDecoder
 from cmasd.evaluation.quality import Quality, evaluate, score, spread, translate
+from cmasd.evaluation.references import first_pairs
 from tests.unit.training.small import save_small_model, sentences, write_rows
 
 
@@ -79,3 +83,11 @@ def test_rows_are_spread_over_a_set() -> None:
     rows = [(str(i), "") for i in range(10)]
     assert [source for source, _ in spread(rows, 4)] == ["0", "2", "5", "7"]
     assert spread(rows, 10) == spread(rows, 99) == spread(rows, None) == rows
+
+
+def test_a_column_without_texts_is_no_reference(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "n": [1, 2], "tags": [["x"], ["y"]]}), tmp_path / "in.parquet")
+    asked = from_dict({"input": {"path": str(tmp_path / "in.parquet")}, "output": {"path": "unused"}})
+    assert first_pairs(asked, "n", 9) == [("a", "1"), ("b", "2")]
+    with pytest.raises(InputError, match=r"^tags: is list<.*>, expected texts"):
+        first_pairs(asked, "tags", 9)
