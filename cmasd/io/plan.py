@@ -241,6 +241,12 @@ def _notices(files: Sequence[PlannedFile]) -> Iterator[str]:
     if blank := [file for file in files if file.count.blank]:
         lines = sum(file.count.blank for file in blank)
         yield f'{_named(blank)}: {lines:,} blank line(s) of one column are no rows. Write an empty value as "".'
+    if returns := [file for file in files if file.count.returns]:
+        count = sum(file.count.returns for file in returns)
+        yield (
+            f"{_named(returns)}: {count:,} carriage return(s) inside lines end no line, which leaves "
+            f"{sum(file.rows for file in returns):,} row(s). If they are line ends, replace them: tr '\\r' '\\n'."
+        )
     for name in dict.fromkeys(name for file in files for name in file.missing):
         yield f"{_named([file for file in files if name in file.missing])}: no column '{name}', which is null there."
 
