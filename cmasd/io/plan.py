@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.errors import InputError, RunFolderError
+from cmasd.io.changes import refuse_changes
 from cmasd.io.columns import Known, check_columns, id_type, kept_names, kept_schema, missing
 from cmasd.io.formats import FORMATS, ReadSpec, Source
 from cmasd.io.formats.base import UNREADABLE, Count, one_line, printable
 from cmasd.io.inputs import InputFile, Listing, list_inputs
-from cmasd.io.storage import BY_TIME, Storage
+from cmasd.io.storage import Storage
 
 LEAST_ROWS_PER_SHARD, MOST_ROWS_PER_SHARD, AIMED_SHARDS = 32, 2048, 32
 MOST_SHARDS = 100_000
@@ -193,14 +194,7 @@ def default_rows_per_shard(rows: int) -> int:
 def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
     """The plan in a manifest, on the input as it is now; raises `RunFolderError` when that has changed."""
     listing = list_inputs(config.input)
-    before = {entry["name"]: entry for entry in stored["files"]}
-    now = {file.name: file for file in listing.files}
-    for name in sorted(before.keys() ^ now.keys()):
-        change = "is gone from" if name in before else "is new in"
-        raise RunFolderError(f"{folder}: {name} {change} the input since the run was started. Use a new run folder.")
-    for name, file in now.items():
-        if (file.bytes, file.stamp) != (before[name]["bytes"], before[name]["stamp"]):
-            raise _changed(folder, file, before[name])
+    refuse_changes(stored["files"], listing, folder)
     asked = config.output.rows_per_shard
     if asked not in (None, stored["rows_per_shard"]):
         raise RunFolderError(
@@ -208,22 +202,10 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
             "Use a new run folder, or restore the old value."
         )
     keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["keep_schema"])))
+    now = {file.name: file for file in listing.files}
     files = [PlannedFile.stored(now[entry["name"]], entry) for entry in stored["files"]]
     spec = _spec(config, keep, pa.type_for_alias(stored["id_type"]))
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
-
-
-def _changed(folder: str, file: InputFile, before: dict[str, Any]) -> RunFolderError:
-    (was, _, earlier), (now, _, later) = before["stamp"].rpartition(":"), file.stamp.rpartition(":")
-    if file.bytes == before["bytes"] and was == now and was.startswith(BY_TIME):
-        return RunFolderError(
-            f"{folder}: {file.name} was modified since the run was started, got {later} (seconds since 1970); expected "
-            f"{earlier}. Use a new run folder; or, if its content is the same, set the time: touch -d @{earlier} FILE."
-        )
-    return RunFolderError(
-        f"{folder}: {file.name} has changed since the run was started "
-        f"({before['bytes']} bytes -> {file.bytes}). Use a new run folder, or restore the file."
-    )
 
 
 def outline(manifest: dict[str, Any]) -> Plan:
@@ -259,6 +241,12 @@ def _notices(files: Sequence[PlannedFile]) -> Iterator[str]:
     if blank := [file for file in files if file.count.blank]:
         lines = sum(file.count.blank for file in blank)
         yield f'{_named(blank)}: {lines:,} blank line(s) of one column are no rows. Write an empty value as "".'
+    if returns := [file for file in files if file.count.returns]:
+        count = sum(file.count.returns for file in returns)
+        yield (
+            f"{_named(returns)}: {count:,} carriage return(s) inside lines end no line, which leaves "
+            f"{sum(file.rows for file in returns):,} row(s). If they are line ends, replace them: tr '\\r' '\\n'."
+        )
     for name in dict.fromkeys(name for file in files for name in file.missing):
         yield f"{_named([file for file in files if name in file.missing])}: no column '{name}', which is null there."
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.errors import IncompleteRunError, TooManyFailedRowsError
+from cmasd.io.changes import changed_since
 from cmasd.io.lease import Lease, Watch, newest_lease, refuse_if_live
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.provenance import provenance
@@ -232,7 +233,8 @@ def _close(
     totals = audit(state)
     earlier = state.folder.read_json("summary.json") or {}
     notices = tally.notices or list(earlier.get("pair_notices", []))
-    told = [*state.plan.notices, *notices, *remarks]
+    changed = changed_since(config.input, [file.file for file in state.plan.files]) if state.todo else []
+    told = [*state.plan.notices, *changed, *notices, *remarks]
     summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, told)
     summary["pair_notices"] = notices
     summary["fingerprint"] = (state.folder.manifest() or summary)["fingerprint"]

@@ -7,13 +7,11 @@ stratum. So chunks differ little from each other and from the corpus, and few of
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.core import RowError
 from cmasd.errors import InputError
-from cmasd.evaluation.quality.references import with_kept
-from cmasd.io.formats.base import KEEP_PREFIX
+from cmasd.evaluation.quality.references import reference_texts, with_kept
 from cmasd.io.plan import make_plan
 from cmasd.io.samples import spread_tables
 from cmasd.runner.text import TextCodec
@@ -49,7 +47,7 @@ def read_sample(config: Config, codec: TextCodec, column: str | None = None, row
     texts, references, read = [], [], 0
     for table in spread_tables(config, plan, rows):
         read += table.num_rows
-        kept = [""] * table.num_rows if column is None else table[KEEP_PREFIX + column].cast(pa.string()).to_pylist()
+        kept = [""] * table.num_rows if column is None else reference_texts(table, column)
         good = [(text, ref or "") for text, ref in zip(table["text"].to_pylist(), kept, strict=True) if text]
         texts += [text for text, _ in good]
         references += [reference for _, reference in good]

@@ -61,6 +61,8 @@ class Count(NamedTuple):
     """Rows with a field between quotes that were read as plain characters."""
     blank: int = 0
     """Blank lines of a file of one column, which may have been meant as empty values, and are no rows."""
+    returns: int = 0
+    """Carriage returns inside lines of text, which end no line."""
     ids_are_integers: bool = False
     """Whether the id column was asked for, and has an integer of 64 bits in every row."""
 

@@ -37,7 +37,6 @@ class Csv:
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """From the header."""
-        records.check_encoding(source)
         with _Reader(source) as reader:
             reader.check_once(names)
             return {name: pa.string() for name in reader.header} if reader.names else None
@@ -65,7 +64,7 @@ class _Reader:
 
     def __init__(self, source: Source) -> None:
         csv.field_size_limit(records.LONGEST_LINE_BYTES)
-        self.name = source.name
+        self.source, self.name = source, source.name
         self.stream = source.storage.open(source.path)
         text = io.TextIOWrapper(cast(io.BufferedReader, self.stream), "utf-8-sig", "surrogateescape", newline="")
         self.text = text
@@ -104,7 +103,9 @@ class _Reader:
         return dict(zip(self.names, fields, strict=False))
 
     def _lines(self) -> Iterator[str]:
-        for line in self.text:
+        for number, line in enumerate(self.text):
+            if number == 0:
+                records.check_encoding(line.encode("utf-8", "surrogateescape"), self.source)
             self.current.append(line)
             yield line
         if self.quoted:

@@ -31,7 +31,6 @@ class JsonLines:
 
     def columns(self, source: Source, names: Sequence[str]) -> dict[str, pa.DataType] | None:
         """By the first rows."""
-        records.check_encoding(source)
         _check_start(source)
         return records.infer((parse(line) for _, line in _lines(source)), names)
 

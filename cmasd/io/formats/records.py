@@ -161,10 +161,9 @@ def grouped(items: Iterable[Any], size: Callable[[Any], int]) -> Iterator[list[A
         yield group
 
 
-def check_encoding(source: Source) -> None:
+def check_encoding(start: bytes, source: Source) -> None:
     """Raises `InputError` for UTF-16 and UTF-32: with a byte order mark, or with every second byte NUL at the start."""
-    with source.storage.open(source.path) as stream:
-        start = stream.read(ENCODING_BYTES)
+    start = start[:ENCODING_BYTES]
     marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
     pairs = len(start) // 2
     unmarked = pairs >= LEAST_PAIRS and any(start[odd::2][:pairs] == bytes(pairs) for odd in (0, 1))
@@ -177,7 +176,10 @@ def check_encoding(source: Source) -> None:
 def numbered_lines(source: Source) -> Iterator[tuple[int, Line]]:
     """All lines of a file, from 1."""
     with source.storage.open(source.path) as stream:
-        yield from enumerate(lines(stream), 1)
+        for number, line in enumerate(lines(stream), 1):
+            if number == 1 and isinstance(line, bytes):
+                check_encoding(line, source)
+            yield number, line
 
 
 def lines(stream: BufferedIOBase) -> Iterator[Line]:

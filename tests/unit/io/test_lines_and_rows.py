@@ -63,6 +63,15 @@ def test_blank_lines_that_may_be_empty_values_are_told(tmp_path: Path) -> None:
     assert read(config(tmp_path / "in.csv"))[0].notices == []
 
 
+def test_carriage_returns_that_may_be_line_ends_are_told(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"a\rb\r\nc\r\nd\r")
+    plan, rows = read(config(tmp_path / "in.txt"))
+    assert texts(rows) == ["a\rb", "c", "d"]
+    (notice,) = plan.notices
+    assert notice.startswith("in.txt: 1 carriage return(s) inside lines end no line, which leaves 3 row(s). ")
+    assert notice.endswith("replace them: tr '\\r' '\\n'.")
+
+
 def test_the_plan_shows_and_the_manifest_keeps_what_was_joined(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", "c.csv"):
         (tmp_path / name).write_text("text\nd\n" if name == "b.csv" else 'text\n"a\nb"\n')

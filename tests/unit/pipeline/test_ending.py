@@ -10,6 +10,7 @@ import pytest
 from cmasd.config import Config, from_dict
 from cmasd.core import RowError
 from cmasd.errors import IncompleteRunError, ModelError
+from cmasd.io.changes import changed_since
 from cmasd.io.lease import Lease, Watch
 from cmasd.io.plan import make_plan
 from cmasd.io.run_folder import RunFolder
@@ -49,6 +50,22 @@ def test_the_audit_counts_rows_in_footers(tmp_path: Path, known: bool) -> None:
         run = Run(run.folder, run.plan, run.folder.finished(make_plan(config(tmp_path))), is_new=False)
     totals = audit(run)
     assert (totals.rows, totals.errors) == (10, 10), "planned = written + recorded errors"
+
+
+@pytest.mark.parametrize("change", [None, "edited", "removed", "added"])
+def test_a_file_that_changes_while_it_is_read_is_told_at_the_end(tmp_path: Path, change: str | None) -> None:
+    asked = config(tmp_path)
+    run = look_at(asked)
+    path = tmp_path / "in.jsonl"
+    if change == "edited":
+        path.write_text(path.read_text().replace('"9"', '"8"'))
+    elif change == "removed":
+        path.unlink()
+    elif change == "added":
+        (tmp_path / "b.jsonl").write_text("{}\n")
+    said = changed_since(asked.input, [file.file for file in run.plan.files])
+    told = "in.jsonl: changed while the run was reading; its rows may be of either content. "
+    assert said == ([f"{told}Decode it again in a new run folder."] if change == "edited" else [])
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "not Parquet"])

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sacrebleu
 
 from cmasd.config import Config, from_dict
 from cmasd.engine import Pair, load_pair
+from cmasd.errors import InputError
 from cmasd.evaluation.quality import sets as quality
+from cmasd.evaluation.quality.references import first_pairs
 from cmasd.evaluation.quality.sets import SetScores, evenly, score, score_sets, translate
 from cmasd.evaluation.speed.against_ar import EngineDecoder
 from tests.unit.training.small import save_small_model, sentences, write_rows
@@ -79,3 +83,11 @@ def test_rows_are_spread_over_a_set() -> None:
     rows = [(str(i), "") for i in range(10)]
     assert [source for source, _ in evenly(rows, 4)] == ["0", "2", "5", "7"]
     assert evenly(rows, 10) == evenly(rows, 99) == evenly(rows, None) == rows
+
+
+def test_a_column_without_texts_is_no_reference(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "n": [1, 2], "tags": [["x"], ["y"]]}), tmp_path / "in.parquet")
+    asked = from_dict({"input": {"path": str(tmp_path / "in.parquet")}, "output": {"path": "unused"}})
+    assert first_pairs(asked, "n", 9) == [("a", "1"), ("b", "2")]
+    with pytest.raises(InputError, match=r"^tags: is list<.*>, expected texts"):
+        first_pairs(asked, "tags", 9)
