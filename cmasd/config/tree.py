@@ -133,8 +133,8 @@ class PolicyConfig:
     threshold: float = 0.4
     """Least survival probability at which policy `survival` drafts on."""
     explore_share: float = 0.01
-    """Share of the time that policy `goodput` may lose by looking whether drafting, or plain decoding, has become the
-    faster one."""
+    """Share of the time that may be lost by looking: of policy `goodput`, whether drafting or plain decoding has become
+    the faster one; of every policy on a CPU, whether fewer or more threads have."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import GoodputPolicy, Rule, build_policy
 from cmasd.policies.costs import StepTable
@@ -78,6 +79,8 @@ class Engine:
         if isinstance(self.policy, GoodputPolicy):
             self.policy.learn_costs(self._step_table(graphs))
         self.stats = EngineStats()
+        most, share = torch.get_num_threads(), config.policy.explore_share
+        self._threads = Threads(most, share) if pair.device.type == "cpu" and most > 1 else None
         self._asked = False
         self._ahead = self._build_ahead(config) if uses_graphs(config.engine.graphs, pair.device) else None
         self._flight: Flight | None = None
@@ -139,7 +142,11 @@ class Engine:
             return []
         rule = self.policy.plan(self._rows.live) if self.drafter is not None else None
         extent = self._extent(rule)
-        results = self._run(rule) if self._ahead is None or extent is None else self._run_ahead(self._ahead, extent)
+        if self._ahead is not None and extent is not None:
+            results = self._run_ahead(self._ahead, extent)
+        else:
+            with self._threads or nullcontext():
+                results = self._run(rule)
         self.stats.busy_seconds += time.perf_counter() - started
         return results
 
@@ -160,6 +167,8 @@ class Engine:
         committed = time.perf_counter()
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
         self.policy.observe(seen(draft, verdict, committed - started, is_typical))
+        if self._threads is not None and is_typical:
+            self._threads.observe(self._rows.live, len(logits.values_NV), committed - started)
         self.stats.draft_seconds += drafted - started
         self.stats.drafter_tokens += int(draft.drafted_B.sum()) if self._asked else 0
         self._count(self._rows.live)
