@@ -119,8 +119,6 @@ class Engine:
     def submit(self, requests: list[Request]) -> None:
         """Queue rows behind those already queued, longest sources first among themselves."""
         self._rows.submit(requests)
-        self.stats.steady_row_iterations = self.stats.row_iterations
-        self.stats.steady_slot_iterations = self.stats.slot_iterations
 
     def decode(self, requests: list[Request]) -> Iterator[Result]:
         """Submit rows and step until none is pending; gives each as it ends."""

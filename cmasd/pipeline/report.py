@@ -46,7 +46,7 @@ def _from_json(text: str) -> ShardReport:
         totals=Totals.from_dict(values["totals"]),
         actor=values["actor"],
         ready_at=values["ready_at"],
-        stats=EngineStats(**values["stats"]),
+        stats=EngineStats.of(values["stats"]),
         notices=values["notices"],
         first_failure=values["first_failure"],
     )

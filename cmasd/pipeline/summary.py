@@ -26,13 +26,15 @@ def summarise(
     """`attempts` are the records of all starts, this one included."""
     phases, hours = seconds_by_phase(attempts, baseline), actor_hours(attempts, baseline)
     seconds = phases["decoding"]
-    stats = sum((EngineStats(**attempt["stats"]) for attempt in attempts), start=EngineStats())
+    stats = sum((EngineStats.of(attempt["stats"]) for attempt in attempts), start=EngineStats())
     return {
         "rows": totals.rows,
         "errors": totals.errors,
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
         "drafted_tokens": totals.drafted_tokens,
+        "verified_tokens": stats.verified_tokens,
+        "drafter_tokens": stats.drafter_tokens,
         "seconds": round(seconds, 2),
         "seconds_by_phase": {name: round(value, 2) for name, value in phases.items()},
         "tokens_per_second": _rounded(totals.output_tokens / seconds if seconds else 0.0),

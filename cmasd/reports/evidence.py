@@ -165,7 +165,7 @@ class Evidence:
     @property
     def stats(self) -> EngineStats:
         """Of all starts."""
-        return sum((EngineStats(**attempt["stats"]) for attempt in self.attempts), start=EngineStats())
+        return sum((EngineStats.of(attempt["stats"]) for attempt in self.attempts), start=EngineStats())
 
     @property
     def drafting_share(self) -> float | None:

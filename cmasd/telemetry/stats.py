@@ -14,9 +14,6 @@ class EngineStats:
     """Live rows summed over iterations, without those that had finished before."""
     slot_iterations: int = 0
     """Slots summed over iterations."""
-    steady_row_iterations: int = 0
-    """`row_iterations` when the latest rows were submitted: until the input ran dry."""
-    steady_slot_iterations: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     output_tokens: int = 0
@@ -30,6 +27,11 @@ class EngineStats:
     """Time inside `step`."""
     draft_seconds: float = 0.0
     """Part of it spent drafting; iterations that run ahead of the host are not divided, and add nothing."""
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> "EngineStats":
+        """From `to_dict`; counters that an earlier version kept, and this one has not, are left out."""
+        return cls(**{f.name: kept[f.name] for f in fields(cls) if f.name in kept})
 
     def __add__(self, other: Self) -> "EngineStats":
         return EngineStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

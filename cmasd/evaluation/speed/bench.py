@@ -67,6 +67,10 @@ class BenchRow:
     ratio_to_best_fixed_high: float | None
     drafted_tokens: int | None
     """None for a peer. Of an engine of ours that drafted nothing the ratio to plain is noise: both decode alike."""
+    verified_tokens: int | None
+    """That went through the verifier while decoding, each row's last one and its draft. None for a peer."""
+    drafter_tokens: int | None
+    """That the drafter made. None for a peer."""
     tokens_per_iteration: float | None
     """None for a peer."""
     acceptance_rate: float | None
@@ -240,6 +244,8 @@ def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> Bench
         best_fixed=best,
         **_ratio_fields("best_fixed", measured, by_engine[best] if best else None),
         drafted_tokens=stats.drafted_tokens if stats else None,
+        verified_tokens=stats.verified_tokens if stats else None,
+        drafter_tokens=stats.drafter_tokens if stats else None,
         tokens_per_iteration=stats.tokens_per_iteration if stats else None,
         acceptance_rate=stats.acceptance_rate if stats and stats.drafted_tokens else None,
         exact_match_to_plain=match,

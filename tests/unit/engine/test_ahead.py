@@ -77,8 +77,7 @@ def assert_same(one: Run, other: Run) -> None:
     mine, theirs = asdict(one.engine.stats), asdict(other.engine.stats)
     # Ahead of the host drafts are all of one length, whatever is sent of them.
     for name in mine.keys() - {"busy_seconds", "draft_seconds", "drafter_tokens", "iterations", "slot_iterations"}:
-        if not name.startswith("steady"):
-            assert mine[name] == theirs[name], name
+        assert mine[name] == theirs[name], name
     lengths = [run.engine.state.lengths_2K.clone() for run in (one, other)]
     for lengths_2K in lengths:
         lengths_2K[:, 0] = 0  # whether rows without a draft count depends on their neighbours having one

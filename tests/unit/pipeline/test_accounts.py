@@ -142,13 +142,11 @@ def test_where_nothing_was_drafted_nothing_was_accepted_or_rolled_back() -> None
     assert tally.progress().acceptance_rate is None
 
 
-def test_slot_occupancy_does_not_depend_on_when_rows_arrived() -> None:
-    """40 rows in 32 slots: what was noted at their arrival read 0.0, 0.25 or 1.0 of the same iterations."""
-    occupancy = []
-    for noted in ((0, 0), (8, 32), (32, 32)):
-        stats = EngineStats(4, 40, 128, steady_row_iterations=noted[0], steady_slot_iterations=noted[1])
-        occupancy.append(stats.slot_occupancy)
-    assert occupancy == [40 / 128] * 3
+def test_slot_occupancy_is_the_share_of_slots_that_held_a_row() -> None:
+    """Over all iterations, whenever the rows arrived."""
+    assert EngineStats(4, 40, 128).slot_occupancy == 40 / 128
+    assert (EngineStats(4, 40, 128) + EngineStats(1, 8, 32)).slot_occupancy == 48 / 160
+    assert EngineStats().slot_occupancy == 0
 
 
 @pytest.mark.parametrize(("ready", "seconds"), [(None, 30.0), (1012.5, 12.5), (990.0, 0.0)])
