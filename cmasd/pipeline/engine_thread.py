@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cmasd.config.tree import ActorsConfig, Config
 from cmasd.core import Request, Result
@@ -161,10 +161,11 @@ class EngineThread:
 
 
 def note_step_table(config: Config, engine: "Engine") -> None:
-    """For the estimates of `cmasd plan`, where the policy has measured one; an estimate is not worth a run."""
-    with suppress(AttributeError):  # of an engine whose policy knows no costs
-        policy: Any = engine.policy
-        table = policy.costs.table
+    """For the estimates of `cmasd plan`, where the policy has measured one."""
+    from cmasd.policies import GoodputPolicy
+
+    table = engine.policy.costs if isinstance(engine.policy, GoodputPolicy) else None
+    if table is not None:
         note_steps(config, engine.shape.slots, table.rows, [by_window[0] for by_window in table.verify])
 
 

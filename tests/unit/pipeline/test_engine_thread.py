@@ -13,6 +13,7 @@ from cmasd.config import Config, from_dict
 from cmasd.core import Request, Result
 from cmasd.errors import DecodingError, ModelError
 from cmasd.pipeline.engine_thread import EngineThread, engines_beside
+from cmasd.policies import PlainPolicy, Policy
 from cmasd.telemetry.stats import EngineStats
 
 
@@ -33,6 +34,7 @@ class Echo:
     stats: EngineStats = field(default_factory=EngineStats)
     threads: set[int] = field(default_factory=set)
     warm: bool = False
+    policy: Policy = field(default_factory=PlainPolicy)
 
     def warm_up(self) -> None:
         assert not self.rows
