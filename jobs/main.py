@@ -22,6 +22,7 @@ VERBS = {
     "plan": "Show what a run would do, without doing it.",
     "status": "Show how far a run is, from its folder alone.",
     "report": "Write a page that shows how a run went, and what to do about it.",
+    "audit": "Decode rows of a run again plainly: is every difference rounding, or is one a fault?",
     "calibrate": "Fit confidence to acceptance, from the telemetry of a run.",
     "compact": "Merge a run's many small output files into few large ones.",
     "train": "Train a model of a pair from a recipe.",

@@ -104,7 +104,11 @@ def baseline_table(baseline: dict[str, Any]) -> str:
         ],
     ]
     header = ["", "tokens/s", "speed-up (95 %)", "tokens per iteration", "acceptance rate", "exact-match to AR"]
-    return f"AR against CM-ASD on {baseline['rows']:,} rows, side by side:\n{table(rows, header)}\n"
+    found = ""
+    if "algorithmic" in baseline:
+        ties = f"{baseline['near_ties']:,} near-ties of rounding"
+        found = f"{baseline['rows']:,} rows, {baseline['algorithmic']:,} algorithmic differences, {ties}\n"
+    return f"AR against CM-ASD on {baseline['rows']:,} rows, side by side:\n{table(rows, header)}\n{found}"
 
 
 def plan_table(config: "Config", run: "Run") -> str:

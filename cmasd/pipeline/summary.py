@@ -81,10 +81,16 @@ def own_notices(config: Config, baseline: dict[str, Any] | None) -> list[str]:
         notices.append(f"{_lossy_by(config)} is lossy: outputs may differ from AR decoding.")
     if baseline and baseline.get("drafted_tokens") == 0:
         notices.append("Nothing was drafted in the check against AR: it is the same decoding.")
-    elif baseline and baseline["speedup"] < 1:
+    elif baseline and baseline["speedup_high"] < 1:
+        interval = f"{baseline['speedup_low']:.2f}-{baseline['speedup_high']:.2f}"
         notices.append(
-            f"No speed-up here: {baseline['speedup']:.2f} times AR. Try policy.kind=plain, fewer engine.slots "
-            "or a smaller drafter."
+            f"Slower than AR on the rows compared: {baseline['speedup']:.2f} times ({interval}). "
+            "`cmasd compare` says which way is fastest."
+        )
+    if baseline and baseline.get("algorithmic"):
+        notices.append(
+            f"{baseline['algorithmic']} of {baseline['rows']} compared rows differ from AR decoding by more than "
+            f"rounding, which is a fault of cmasd: `cmasd audit {config.output.path}` shows where."
         )
     return notices
 

@@ -3,10 +3,13 @@
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cmasd.config import from_dict
@@ -45,6 +48,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pair: Path) -> Path:
     finally:
         ray.shutdown()
     return folder
+
+
+def test_the_audit_of_a_real_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rows are plain decoding's; a row that was changed afterwards is found."""
+    address = finished / "runs" / "my_corpus"
+    assert main(["audit", str(address), "--rows", "29", "--json"]) == 0
+    *_, line, said = capsys.readouterr().out.splitlines()
+    assert line.startswith("29 rows, 0 algorithmic differences, 0 near-ties; compared by t")
+    assert json.loads(said)["found"] == []
+    spoilt = shutil.copytree(address, tmp_path / "spoilt")
+    [first, *_] = sorted((spoilt / "outputs").glob("*.parquet"))
+    table = pq.read_table(first)
+    column = table.schema.get_field_index("token_id")
+    tokens: list[Any] = table.column(column).to_pylist()
+    tokens[0] = tokens[0][::-1] + tokens[0]
+    pq.write_table(table.set_column(column, table.field(column), pa.array(tokens, table.field(column).type)), first)
+    assert main(["audit", str(spoilt), "--json"]) == 1
+    *_, said = capsys.readouterr().out.splitlines()
+    assert [one["cause"] for one in json.loads(said)["found"]] == ["algorithmic"]
 
 
 def test_the_report_of_a_real_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.ways import first_batch
 from cmasd.evaluation.quality.sets import output_texts, score
 from cmasd.evaluation.quality.significance import ReferenceScores, paired_scores
-from cmasd.evaluation.speed.against_ar import Lengths
 from cmasd.evaluation.speed.bench import BenchWatcher, Timed, timed_turns
+from cmasd.evaluation.speed.decoder import Lengths
 from cmasd.evaluation.speed.engines import as_measured
 from cmasd.evaluation.speed.timing import FEWEST_CHUNKS, Measured, exact_match, ratio, rounds_within
 

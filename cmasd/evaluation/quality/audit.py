@@ -17,7 +17,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.engine.capacity import resolve
-from cmasd.evaluation.speed.against_ar import EngineDecoder, plain_config
+from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config
 from cmasd.runner.base import Runner
 
 NEAR_TIE, ALGORITHMIC = "near-tie", "algorithmic"

@@ -17,8 +17,8 @@ from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ConfigError
 from cmasd.evaluation.quality.sets import SetScores, output_texts, score
-from cmasd.evaluation.speed.against_ar import plain_config
 from cmasd.evaluation.speed.bench import Timed, take_turns
+from cmasd.evaluation.speed.decoder import plain_config
 from cmasd.evaluation.speed.engines import as_measured
 from cmasd.evaluation.speed.lineup import can_draft, our_contender
 from cmasd.evaluation.speed.timing import exact_match, paired_ratio

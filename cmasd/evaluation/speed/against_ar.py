@@ -1,19 +1,16 @@
 """The check at the end of a run: the same rows, plainly and as configured, in one engine, side by side."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cmasd.config.tree import Config
 from cmasd.core import Request
-from cmasd.engine import Engine, Pair
+from cmasd.engine import Pair
 from cmasd.engine.capacity import resolve
+from cmasd.evaluation.quality.audit import ALGORITHMIC, NEAR_TIE, divergences
+from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config, since
 from cmasd.evaluation.speed.timing import exact_match, interleave, ratio, seconds_of
-from cmasd.telemetry.stats import EngineStats
 
-Lengths = NDArray[np.int64]
 CHUNKS = 6
 """Timed pieces: enough for an interval, each long enough to fill the slots more than once."""
 
@@ -37,51 +34,14 @@ class Baseline:
     """None where nothing was drafted."""
     exact_match: float
     """Share of rows whose tokens equal AR's."""
+    near_ties: int
+    """Rows of an exact run whose tokens differ since two logits nearly tied (`cmasd.evaluation.quality.audit`)."""
+    algorithmic: int
+    """Rows of an exact run that rounding cannot explain: a fault."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
-
-
-class EngineDecoder:
-    """An engine that decodes a list of requests to the end."""
-
-    def __init__(self, pair: Pair, config: Config) -> None:
-        """Building the engine is its start-up: caches, and what the policy measures. Decoding does none of it."""
-        self.engine = Engine(pair, resolve(pair, config))
-        self.gap_nats = 0.0
-        """Log-probability gaps of all output tokens so far, added up."""
-
-    @property
-    def stats(self) -> EngineStats:
-        """The engine's counters, warm-up included."""
-        return self.engine.stats
-
-    @property
-    def lengths_2K(self) -> Lengths:
-        """(2, k + 1) row-iterations that had a draft so far, by tokens drafted, and by tokens accepted."""
-        counted: Lengths = self.engine.state.lengths_2K.cpu().numpy().copy()
-        return counted
-
-    def decode(self, requests: list[Request]) -> dict[int, list[int]]:
-        """Token ids by request key."""
-        outputs = {}
-        for result in self.engine.decode(requests):
-            outputs[result.key] = result.token_ids.tolist()
-            self.gap_nats += result.mean_gap_nats * result.num_output_tokens
-        return outputs
-
-
-def since(now: EngineStats, start: EngineStats) -> EngineStats:
-    """What an engine did since `start`: warm-ups are not counted."""
-    return EngineStats(*(getattr(now, field.name) - getattr(start, field.name) for field in fields(EngineStats)))
-
-
-def plain_config(config: Config) -> Config:
-    """The same engine without drafting, by greedy AR (by AR sampling when sampling was asked for)."""
-    sampling = config.verification.kind == "sampling"
-    exact = replace(config.verification, kind="sampling" if sampling else "exact")
-    return replace(config, policy=replace(config.policy, kind="plain"), verification=exact)
 
 
 def compare_with_ar(pair: Pair, config: Config, sources: list[list[int]]) -> Baseline:
@@ -95,6 +55,8 @@ def compare_with_ar(pair: Pair, config: Config, sources: list[list[int]]) -> Bas
     measured = interleave(dict(decoders), chunks, is_warm=True)
     speedup = ratio(measured["cmasd"], measured["ar"])
     stats = since(decoders["cmasd"].stats, warm)
+    ar, ours = measured["ar"].outputs, measured["cmasd"].outputs
+    causes = [one.cause for one in divergences(pair, config, requests, ar, ours)] if config.lossless == "exact" else []
     return Baseline(
         rows=len(requests),
         ar_tokens_per_second=measured["ar"].tokens_per_second,
@@ -105,5 +67,7 @@ def compare_with_ar(pair: Pair, config: Config, sources: list[list[int]]) -> Bas
         drafted_tokens=stats.drafted_tokens,
         tokens_per_iteration=stats.tokens_per_iteration,
         acceptance_rate=stats.acceptance_rate if stats.drafted_tokens else None,
-        exact_match=exact_match(measured["cmasd"].outputs, measured["ar"].outputs),
+        exact_match=exact_match(ours, ar),
+        near_ties=causes.count(NEAR_TIE),
+        algorithmic=causes.count(ALGORITHMIC),
     )

@@ -13,7 +13,7 @@ import torch
 from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
-from cmasd.evaluation.speed.against_ar import EngineDecoder, Lengths, plain_config
+from cmasd.evaluation.speed.decoder import EngineDecoder, Lengths, plain_config
 from cmasd.evaluation.speed.engines import GREEDY, PEERS, Lineup, drafts
 from cmasd.evaluation.speed.peers import Converted, CTranslate2, HfGenerate, load_ctranslate2, stock_verifier
 from cmasd.evaluation.speed.timing import RequestDecoder

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cmasd.config.tree import Config, NotifyConfig
 from cmasd.evaluation.quality.pareto import ParetoPoint, Setting, keeps
-from cmasd.evaluation.speed.against_ar import plain_config
+from cmasd.evaluation.speed.decoder import plain_config
 from cmasd.evaluation.speed.engines import LOSSLESS
 from cmasd.evaluation.tuning.lab import Tried, spread
 from cmasd.evaluation.tuning.search import Search

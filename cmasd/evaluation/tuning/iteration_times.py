@@ -14,7 +14,7 @@ import numpy as np
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Engine, Pair
-from cmasd.evaluation.speed.against_ar import EngineDecoder, plain_config
+from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config
 from cmasd.evaluation.tuning.replay import Lengths
 from cmasd.policies import GoodputPolicy, Observation, Policy, Rule
 from cmasd.policies.costs import StepTable

@@ -258,13 +258,16 @@ def test_tables_align() -> None:
         "tokens_per_iteration": 2.0,
         "acceptance_rate": 0.5,
         "exact_match": 1.0,
+        "near_ties": 2,
+        "algorithmic": 0,
     }
     idle = baseline_table({**baseline, "drafted_tokens": 0, "acceptance_rate": None, "exact_match": 0.9999})
-    assert idle.splitlines()[-1].split() == ["CM-ASD", "150", "same", "decoding", "2.00", "-", "99.9%"]
+    assert idle.splitlines()[-2].split() == ["CM-ASD", "150", "same", "decoding", "2.00", "-", "99.9%"]
     earlier = baseline_table({key: value for key, value in baseline.items() if key != "drafted_tokens"})
     text = baseline_table(baseline)
     assert earlier == text
     for part in (
+        "9 rows, 0 algorithmic differences, 2 near-ties",
         "tokens/s",
         "speed-up",
         "tokens per iteration",
@@ -296,7 +299,7 @@ def test_the_summary_begins_with_plain_words_and_has_dashes_for_shares_of_nothin
     stats = EngineStats(iterations=5, row_iterations=40, slot_iterations=160)
     attempt = {"seconds": 2.0, "start_up_seconds": 10.0, "actors": 1, "stats": stats.to_dict()}
     totals = Totals(rows=8, stopped=8, output_tokens=1000, iterations=1000)
-    summary = summarise(config, totals, [attempt], 3, {"speedup": 1.0, "seconds": 4.0}, [])
+    summary = summarise(config, totals, [attempt], 3, {"speedup": 1.0, "speedup_high": 1.1, "seconds": 4.0}, [])
     assert (
         summary_table(summary)
         == """

@@ -91,7 +91,7 @@ def test_the_summary_covers_all_attempts() -> None:
     stats = EngineStats(row_iterations=9, slot_iterations=10, rollbacks=1, drafting_row_iterations=4)
     attempt = {"seconds": 5.0, "start_up_seconds": 20.0, "actors": 2, "stats": stats.to_dict()}
     priced = config(cost={"accelerator_per_hour": 3.6}, verification={"kind": "relaxed"})
-    baseline = {"rows": 5, "speedup": 0.9, "seconds": 30.0}
+    baseline = {"rows": 5, "speedup": 0.9, "speedup_low": 0.8, "speedup_high": 0.97, "seconds": 30.0, "algorithmic": 2}
     summary = summarise(priced, TOTALS, [attempt, attempt], 4, baseline, ["greedy is used"])
     assert (summary["rows"], summary["errors"], summary["seconds"], summary["tokens_per_second"]) == (10, 1, 10.0, 10.0)
     assert (summary["slot_occupancy"], summary["rollback_rate"], summary["rows_done_before"]) == (0.9, 0.25, 4)
@@ -107,9 +107,14 @@ def test_the_summary_covers_all_attempts() -> None:
         "whole_job_per_million_output_tokens": 1300.0,
     }
     assert summary["lossless"] == "lossy"
-    greedy, lossy, slow = summary["notices"]
+    greedy, lossy, slow, fault = summary["notices"]
+    assert fault.startswith("2 of 5 compared rows differ from AR decoding by more than rounding")
     assert lossy.startswith("verification.kind=relaxed is lossy: ")
-    assert (greedy, "lossy" in lossy, "No speed-up here: 0.90" in slow) == ("greedy is used", True, True)
+    assert (greedy, "lossy" in lossy, "Slower than AR on the rows compared: 0.90 times (0.80-0.97)" in slow) == (
+        "greedy is used",
+        True,
+        True,
+    )
 
 
 def test_what_makes_a_run_lossy_is_named() -> None:

@@ -107,6 +107,4 @@ def test_what_is_free() -> None:
     lengths = {"drafter.max_draft_tokens", "drafter.min_draft_tokens"}
     kinds = ("kind", "quality_budget_nats_per_token", "alpha", "threshold", "explore_share")
     policy = {f"policy.{name}" for name in kinds}
-        f"policy.{name}" for name in ("kind", "quality_budget_nats_per_token", "alpha", "threshold", "explore_share")
-    }
     assert free == {"engine.slots", "engine.graphs"} | lengths | policy

@@ -17,8 +17,8 @@ from cmasd.evaluation.compare import ways as ways_module
 from cmasd.evaluation.compare.comparison import Compared, Comparison, by_position, compare
 from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.ways import WAYS, way_config
-from cmasd.evaluation.speed.against_ar import EngineDecoder
 from cmasd.evaluation.speed.bench import BenchWatcher
+from cmasd.evaluation.speed.decoder import EngineDecoder
 from cmasd.evaluation.speed.peers import HfGenerate
 from cmasd.evaluation.speed.timing import FEWEST_CHUNKS
 from cmasd.runner.text import TextCodec

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cmasd.config import Config
-from cmasd.evaluation.speed.against_ar import Baseline, EngineDecoder, compare_with_ar, plain_config, since
+from cmasd.evaluation.speed.against_ar import Baseline, compare_with_ar
+from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config, since
 from cmasd.telemetry.stats import EngineStats
 from tests.unit.engine.pairs import (
     decode,
