@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from cmasd.runner.random_models import Sizes, decoder_only, encoder_decoder
+
 if TYPE_CHECKING:
     import torch
 
@@ -58,62 +60,8 @@ class Record:
         print(f"{name}: {self.content['seconds'][name]} s", flush=True)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of a model of random weights."""
-
-    width: int
-    feed_forward: int
-    heads: int
-    layers: int
-    drafter_layers: int
-    vocabulary: int
-
-
 BASE = Sizes(512, 2048, 8, 6, 1, 32_000)
 BILLION = Sizes(2048, 8192, 16, 16, 2, 32_000)
-
-
-def encoder_decoder(sizes: Sizes, layers: int) -> Any:
-    """A Marian."""
-    from transformers import MarianConfig, MarianMTModel
-
-    kind: Any = MarianConfig
-    return MarianMTModel(
-        kind(
-            vocab_size=sizes.vocabulary,
-            d_model=sizes.width,
-            encoder_layers=sizes.layers,
-            decoder_layers=layers,
-            encoder_ffn_dim=sizes.feed_forward,
-            decoder_ffn_dim=sizes.feed_forward,
-            encoder_attention_heads=sizes.heads,
-            decoder_attention_heads=sizes.heads,
-            max_position_embeddings=512,
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-        )
-    )
-
-
-def decoder_only(sizes: Sizes, layers: int) -> Any:
-    """A Llama."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    kind: Any = LlamaConfig
-    return LlamaForCausalLM(
-        kind(
-            vocab_size=sizes.vocabulary,
-            hidden_size=sizes.width,
-            intermediate_size=sizes.feed_forward,
-            num_hidden_layers=layers,
-            num_attention_heads=sizes.heads,
-            max_position_embeddings=2048,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
 
 
 def random_pair(build: Callable[[Sizes, int], Any], sizes: Sizes, device: str) -> "Pair":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cmasd.runner.random_models import Sizes, decoder_only, encoder_decoder
 from jobs import gpu_kit
-from jobs.gpu_kit import Record, Sizes, config_of, decoder_only, encoder_decoder, floor, measure, random_pair, sources
+from jobs.gpu_kit import Record, config_of, floor, measure, random_pair, sources
 
 TINY = Sizes(width=16, feed_forward=32, heads=2, layers=2, drafter_layers=1, vocabulary=64)
 
