@@ -37,9 +37,10 @@ def main(args: argparse.Namespace) -> int:
     from cmasd.pipeline import logs
     from cmasd.pipeline.drain import Drain, Drained
     from cmasd.pipeline.run import Watcher, run
+    from cmasd.reports.shown import shown_rows
     from jobs.ending import told
     from jobs.progress import LogLines, Printer
-    from jobs.tables import baseline_table, summary_table
+    from jobs.tables import baseline_table, rows_table, summary_table
 
     drain = Drain()
     stopping = Stopping(drain, config.limits.drain_seconds)
@@ -57,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
             if isinstance(watcher, Printer):
                 watcher.close()
     if not (args.quiet or logs_json):
+        print(rows_table(shown_rows(config, summary["rows"])), end="")
         for notice in summary["notices"]:
             print(f"notice: {notice}")
         print(summary_table(summary))

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from cmasd.io.plan import Plan
     from cmasd.io.runs import Run
 
+MOST_SHOWN = 110
+"""Characters of a text."""
+
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
     """First column left, the others right."""
@@ -76,6 +79,17 @@ def summary_table(summary: dict[str, Any]) -> str:
     return "\n" + pairs(rows) + "\n"
 
 
+def rows_table(rows: Sequence[tuple[str, str]]) -> str:
+    """Source above output, a row each."""
+    return "".join(f"\n{_one_line(source)}\n  {_one_line(output)}\n" for source, output in rows)
+
+
+def _one_line(text: str) -> str:
+    """As much as one line of a terminal holds."""
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 1] + "…"
+
+
 def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:
     if cost is None:
         return []
@@ -92,7 +106,9 @@ def baseline_table(baseline: dict[str, Any]) -> str:
     """AR against CM-ASD on the same rows, side by side."""
     drafted = baseline.get("drafted_tokens", 1)  # a result kept from an earlier version does not say
     speedup = f"{baseline['speedup']:.2f} ({baseline['speedup_low']:.2f}-{baseline['speedup_high']:.2f})"
+    generate = baseline.get("hf_generate")
     rows = [
+        *([_generate_cells(generate)] if generate else []),
         ["AR", f"{baseline['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
         [
             "CM-ASD",
@@ -109,6 +125,12 @@ def baseline_table(baseline: dict[str, Any]) -> str:
         ties = f"{baseline['near_ties']:,} near-ties of rounding"
         found = f"{baseline['rows']:,} rows, {baseline['algorithmic']:,} algorithmic differences, {ties}\n"
     return f"AR against CM-ASD on {baseline['rows']:,} rows, side by side:\n{table(rows, header)}\n{found}"
+
+
+def _generate_cells(measured: dict[str, float]) -> list[str]:
+    interval = f"{measured['speedup']:.2f} ({measured['speedup_low']:.2f}-{measured['speedup_high']:.2f})"
+    same = whole_share(measured["exact_match"])
+    return ["HF generate", f"{measured['tokens_per_second']:,.0f}", interval, "1.00", "-", same]
 
 
 def plan_table(config: "Config", run: "Run") -> str:

@@ -61,6 +61,8 @@ class OutputConfig:
     """Run folder, local or s3://: `outputs/*.parquet`, `manifest.json`, `summary.json`."""
     rows_per_shard: int | None = None
     """Rows read, decoded, written and resumed as one, in one output file; null: by input size. Fixed at first start."""
+    show_rows: int = 0
+    """Rows that `cmasd run` shows at its end, source beside output."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,8 @@ class BaselineConfig:
 
     rows: int = 0
     """Rows decoded again, plainly and as configured, side by side in one engine; 0: no check."""
+    hf_generate: bool = False
+    """Whether `generate` of transformers decodes the same rows as well, in batches of as many rows."""
 
 
 @dataclass(frozen=True)

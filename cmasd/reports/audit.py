@@ -18,7 +18,7 @@ from cmasd.evaluation.quality.audit import ALGORITHMIC, Divergence, decode_plain
 from cmasd.evaluation.speed.decoder import EngineDecoder
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.status import status
-from cmasd.reports.picks import Place
+from cmasd.reports.picks import spread_rows
 from cmasd.reports.sources import source_texts
 
 
@@ -62,7 +62,8 @@ def audit(address: str, rows: int) -> Audited:
         raise ConfigError(
             f"verification: the run is {config.lossless}, expected an exact one, which says what plain decoding does."
         )
-    kept = _rows_of(folder, config, rows, done)
+    columns = ["id", "output", *(["token_id"] if config.telemetry.level == "token" else [])]
+    kept = spread_rows(folder, columns, rows, done)
     texts, why = source_texts(config, manifest, address, [(place, str(row["id"])) for place, row in kept.items()])
     kept = {place: row for place, row in kept.items() if place in texts}
     if not kept:
@@ -92,20 +93,6 @@ def compare(pair: Pair, config: Config, texts: list[str], rows: list[dict[str, A
         by_tokens,
         [(str(rows[one.key]["id"]), one, _text(pair, one.plain_token), _text(pair, one.token)) for one in found],
     )
-
-
-def _rows_of(folder: RunFolder, config: Config, most: int, done: int) -> dict[Place, dict[str, Any]]:
-    """Spread over the outputs, by place."""
-    columns = ["id", "output", "error", *(["token_id"] if config.telemetry.level == "token" else [])]
-    every, seen = max(1, done // most), 0
-    kept: dict[Place, dict[str, Any]] = {}
-    for place, batch in folder.read_outputs(columns):
-        for index in range(-seen % every, batch.num_rows, every):
-            row = {name: batch.column(name)[index].as_py() for name in columns}
-            if row["error"] is None and len(kept) < most:
-                kept[(place[0], place[1], place[2], index)] = row
-        seen += batch.num_rows
-    return kept
 
 
 def _text(pair: Pair, token: int | None) -> str | None:

@@ -5,6 +5,7 @@ rejected draft tokens. Memory holds the chosen places, never the rows passed ove
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,3 +71,17 @@ def _keep(heap: list[tuple[float, Place]], value_R: Any, place: Place, most: int
             heapq.heappush(heap, (float(value_R[row]), (*place, int(row))))
             if len(heap) > most:
                 heapq.heappop(heap)
+
+
+def spread_rows(folder: RunFolder, columns: Sequence[str], most: int, done: int) -> dict[Place, dict[str, Any]]:
+    """At most so many of the `done` rows of a run, evenly spread, failed ones left out; these columns, by place."""
+    every, seen = max(1, done // most), 0
+    kept: dict[Place, dict[str, Any]] = {}
+    for place, batch in folder.read_outputs([*columns, "error"]):
+        for index in range(-seen % every, batch.num_rows, every):
+            if batch.column("error")[index].as_py() is None and len(kept) < most:
+                kept[(place[0], place[1], place[2], index)] = {
+                    name: batch.column(name)[index].as_py() for name in columns
+                }
+        seen += batch.num_rows
+    return kept

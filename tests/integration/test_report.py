@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from cmasd.config import from_dict
 from cmasd.pipeline.cluster import start_local
 from cmasd.pipeline.run import run
 from cmasd.reports.evidence import gather
+from cmasd.reports.shown import shown_rows
 from jobs.main import main
 from tests.integration.conftest import SENTENCES
 
@@ -67,6 +69,15 @@ def test_the_audit_of_a_real_run(finished: Path, tmp_path: Path, capsys: pytest.
     assert main(["audit", str(spoilt), "--json"]) == 1
     *_, said = capsys.readouterr().out.splitlines()
     assert [one["cause"] for one in json.loads(said)["found"]] == ["algorithmic"]
+
+
+def test_rows_are_shown_with_their_sources(finished: Path) -> None:
+    manifest = json.loads((finished / "runs" / "my_corpus" / "manifest.json").read_text())
+    config = from_dict(manifest["config"])
+    assert shown_rows(config, 60) == [], "unless asked for"
+    rows = shown_rows(replace(config, output=replace(config.output, show_rows=5)), 60)
+    assert len(rows) == 5
+    assert {source for source, _ in rows} <= set(SENTENCES)
 
 
 def test_the_report_of_a_real_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

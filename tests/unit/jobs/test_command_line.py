@@ -11,7 +11,7 @@ import pytest
 
 from jobs.main import VERBS, available, main, parse, parser
 from jobs.progress import clock, progress_line
-from jobs.tables import baseline_table, summary_table, table
+from jobs.tables import baseline_table, rows_table, summary_table, table
 
 ROOT = Path(__file__).parents[3]
 
@@ -263,6 +263,11 @@ def test_tables_align() -> None:
     }
     idle = baseline_table({**baseline, "drafted_tokens": 0, "acceptance_rate": None, "exact_match": 0.9999})
     assert idle.splitlines()[-2].split() == ["CM-ASD", "150", "same", "decoding", "2.00", "-", "99.9%"]
+    beside = {"tokens_per_second": 40.0, "speedup": 0.4, "speedup_low": 0.38, "speedup_high": 0.43, "exact_match": 1.0}
+    first = baseline_table({**baseline, "hf_generate": beside}).splitlines()[3]
+    assert first.split() == ["HF", "generate", "40", "0.40", "(0.38-0.43)", "1.00", "-", "100.0%"]
+    assert rows_table([("a b", "c\nd"), ("x" * 200, "y")]).splitlines()[:3] == ["", "a b", "  c d"]
+    assert len(rows_table([("x" * 200, "y")]).splitlines()[1]) == 110
     earlier = baseline_table({key: value for key, value in baseline.items() if key != "drafted_tokens"})
     text = baseline_table(baseline)
     assert earlier == text

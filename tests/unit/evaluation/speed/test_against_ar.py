@@ -49,6 +49,16 @@ def test_a_perfect_drafter_is_accepted() -> None:
     assert baseline.tokens_per_iteration == pytest.approx(4.0), "8 tokens in 2 iterations"
 
 
+@pytest.mark.parametrize("family", ["marian", "llama"])
+def test_generate_says_the_same_beside_it(family: str) -> None:
+    config = tiny_config(policy={"kind": "fixed"}, baseline={"hf_generate": True})
+    beside = compare(family, "noisy", config).hf_generate
+    assert beside is not None
+    assert beside["exact_match"] == 1.0
+    assert 0 < beside["speedup_low"] <= beside["speedup"] <= beside["speedup_high"]
+    assert compare(family, "noisy", tiny_config(policy={"kind": "fixed"})).hf_generate is None
+
+
 def test_figures_agree() -> None:
     baseline = compare("marian", "copy", tiny_config(policy={"kind": "fixed"}))
     assert baseline.speedup == pytest.approx(baseline.tokens_per_second / baseline.ar_tokens_per_second)
