@@ -130,6 +130,9 @@ def _check_together(config: Config) -> None:
         )
     if config.actors.count is None and config.actors.min > config.actors.max:
         raise ConfigError(f"actors.min: must be at most actors.max ({config.actors.max}), got {config.actors.min}.")
+    if config.actors.local and (config.actors.count or config.actors.max) > 1:
+        most = config.actors.count or config.actors.max
+        raise ConfigError(f"actors.local: one process decodes, got {most} actors. Set actors.local=false, or leave it.")
     if config.policy.quality_budget_nats_per_token and not config.quality_budget:
         raise ConfigError(
             "policy.quality_budget_nats_per_token: must be 0 unless policy.kind is goodput and verification.kind is "

@@ -204,6 +204,9 @@ class EngineConfig:
 class ActorsConfig:
     """How many engines, and what each may use."""
 
+    local: bool = False
+    """Whether one engine decodes in the driver's own process, without Ray, on all processors: for inputs that are
+    decoded before a cluster has started."""
     count: int | None = None
     """Fixed number of actors; null: between `min` and `max`."""
     min: int = 1

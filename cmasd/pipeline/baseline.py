@@ -41,7 +41,11 @@ def _compare(config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, An
     from cmasd.engine import load_pair
 
     set_torch_threads(config.actors.cpus_each)
-    pair = load_pair(config)
+    return compare_with(load_pair(config), config, plan, compare)
+
+
+def compare_with(pair: "Pair", config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
+    """The same with a pair that is loaded, in this process."""
     texts = first_texts(config, plan, config.baseline.rows)
     sources = [source for source in pair.codec.encode(list(texts)) if not isinstance(source, RowError)]
     if not sources:

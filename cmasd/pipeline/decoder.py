@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -22,16 +23,19 @@ from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
 from cmasd.pipeline import logs
+from cmasd.pipeline.blocks import from_block
 from cmasd.pipeline.crashes import Crashes
 from cmasd.pipeline.engine_thread import EngineThread
 from cmasd.pipeline.metrics import ShardMetrics
 from cmasd.pipeline.preemption import Preemption
 from cmasd.pipeline.report import ShardReport
-from cmasd.pipeline.source import from_block
 from cmasd.runner.text import TextCodec
 from cmasd.telemetry.recorder import Row, record
 from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
+
+if TYPE_CHECKING:
+    from cmasd.engine import Pair
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +43,11 @@ _log = logging.getLogger(__name__)
 class Decoder:
     """Callable on blocks of shards, from several threads."""
 
-    def __init__(self, config: Config, watch: Watch) -> None:
+    def __init__(self, config: Config, watch: Watch, owns_process: bool = True) -> None:
+        """`owns_process`: log lines and SIGTERM are the actor's, not those of a driver that decodes by itself."""
         self._name = uuid.uuid4().hex[:12]
-        logs.configure(config, actor=self._name)
+        if owns_process:
+            logs.configure(config, actor=self._name)
         self._config = config
         self._watch = watch
         self._folder = RunFolder(config.output.path)
@@ -49,12 +55,18 @@ class Decoder:
         loading = self._crashes.loading(self._name, config.actors.count or config.actors.max)
         self._engine = EngineThread(config, self._name, loading)
         self._preemption = Preemption(config.limits.drain_seconds, self._leave)
-        self._preemption.listen()
+        if owns_process:
+            self._preemption.listen()
         watch.on_stop(self._engine.drain)
         self._metrics = ShardMetrics(config.output.path, self._name)
         self._text_lock = threading.Lock()
         self._engine.wait()  # an actor that counts as ready can decode; a failure is raised by the first shard
         self._ready_at = time.time()
+
+    @property
+    def pair(self) -> "Pair":
+        """What is loaded; raises why it is not."""
+        return self._engine.pair
 
     def _leave(self) -> None:
         self._engine.drain()

@@ -7,6 +7,7 @@ Rows never depend on it: an exporter that fails is told nothing more, and the lo
 """
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -124,8 +125,8 @@ class _Series:
             self._attempt(lambda one=value: self._of[metric.name].observe(one, tags=self._tags))  # type: ignore[misc]
 
     def _attempt(self, tell: Callable[[], object]) -> None:
-        """Nothing more is told after a failure."""
-        if self._fails:
+        """Nothing more is told after a failure, and nothing at all where no Ray is there to export it."""
+        if self._fails or "ray" not in sys.modules:
             return
         try:
             tell()

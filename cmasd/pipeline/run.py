@@ -31,6 +31,7 @@ from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.estimate import note_run
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.gate import limits, open_gate
+from cmasd.pipeline.local import Here
 from cmasd.pipeline.metrics import RunMetrics
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.resuming import as_started
@@ -95,19 +96,25 @@ def _run(
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
     has: Resources | None = None
+    here = Here(config) if config.actors.local else None
     with ExitStack() as stack:
         if state.todo:
             with _causes(), Attempt(folder, tally, began) as attempt:
-                has = _connect(config, state, stack, watcher, tally)
-                _decode(config, state, has, lease, attempt, watcher, drain)
+                has = None if here else _connect(config, state, stack, watcher, tally)
+                _decode(config, state, here or has, lease, attempt, watcher, drain)
         lease.check()
         summary = _close(config, state, tally, baseline)
         note_run(config, summary)
         if compare is not None and wants_baseline:
             try:
-                has = has or _connect(config, state, stack, watcher, tally)
+                if here is None:
+                    has = has or _connect(config, state, stack, watcher, tally)
                 watcher.stage(f"comparing with AR decoding on {min(config.baseline.rows, state.plan.rows)} rows")
-                baseline, notices = compare_in_cluster(config, state.plan, has, compare)
+                if here is not None:
+                    baseline, notices = here.compare(state.plan, compare)
+                else:
+                    assert has is not None, "connected just now"
+                    baseline, notices = compare_in_cluster(config, state.plan, has, compare)
             except Exception as error:  # noqa: BLE001 - whatever it is, the rows are there
                 _log.info("the comparison with AR decoding failed", exc_info=error)
                 notices = [f"baseline.rows: not compared with AR decoding ({cause_of(error)}). The run is complete."]
@@ -135,13 +142,26 @@ def _connect(config: Config, state: Run, stack: ExitStack, watcher: Watcher, tal
 
 
 def _decode(
-    config: Config, state: Run, has: Resources, lease: Lease, attempt: Attempt, watcher: Watcher, drain: Drain
+    config: Config,
+    state: Run,
+    by: Resources | Here | None,
+    lease: Lease,
+    attempt: Attempt,
+    watcher: Watcher,
+    drain: Drain,
 ) -> None:
+    """By actors of a cluster, or by this process."""
+    assert by is not None, "somebody decodes"
     watcher.stage("loading models")
     watch = Watch(state.folder.address, lease.record.number)
+    if isinstance(by, Here):
+        in_flight = min(shards_in_flight(config, state.plan), len(state.todo))
+        reports = by.decode(state.plan, state.todo, in_flight, watch)
+    else:
+        reports = decode_shards(config, state.plan, state.todo, by, watch)
     tally, metrics = attempt.tally, RunMetrics(config.output.path)
     with drain.possible(lease):
-        for report in decode_shards(config, state.plan, state.todo, has, watch):
+        for report in reports:
             tally.add(report)
             progress = tally.progress()
             metrics.update(progress, tally.actors)

@@ -4,7 +4,7 @@ A shard's rows travel inside one value, so Ray Data's splitting and merging of b
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,17 +17,8 @@ from ray.data.datasource import ReadTask
 from cmasd.config.tree import Config
 from cmasd.io.lease import Watch
 from cmasd.io.plan import FilePlan, Plan, Shard, source_of
-from cmasd.io.shards import pack, read_shards, unpack
-
-SHARD_TYPES: dict[str, pa.DataType] = {
-    "file": pa.int32(),
-    "index": pa.int32(),
-    "start": pa.int64(),
-    "stop": pa.int64(),
-    "rows": pa.large_binary(),
-}
-SHARD_SCHEMA = pa.schema(list(SHARD_TYPES.items()))
-
+from cmasd.io.shards import read_shards
+from cmasd.pipeline.blocks import to_block
 
 STOP_LOOKED_FOR_SECONDS = 1.0
 """While a reader waits."""
@@ -61,17 +52,6 @@ class FileTask:
                 if self.watch.says_stop():
                     return False
         return not self.watch.says_stop()
-
-
-def to_block(shard: Shard, rows: pa.Table) -> pa.Table:
-    """One row for Ray Data."""
-    return pa.Table.from_pylist([{**asdict(shard), "rows": pack(rows)}], SHARD_SCHEMA)
-
-
-def from_block(block: pa.Table) -> list[tuple[Shard, pa.Table]]:
-    """The inverse of `to_block`, for any number of shards."""
-    numbers = block.drop_columns(["rows"]).to_pylist()
-    return [(Shard(**n), unpack(r.as_buffer())) for n, r in zip(numbers, block["rows"], strict=True)]
 
 
 class ShardSource(Datasource):

@@ -34,8 +34,8 @@ def writer() -> type:
 
         def __call__(self, block: pa.Table) -> pa.Table:
             from cmasd.core import RowError
+            from cmasd.pipeline.blocks import from_block
             from cmasd.pipeline.report import ShardReport
-            from cmasd.pipeline.source import from_block
             from cmasd.telemetry.recorder import Row, record
             from cmasd.telemetry.stats import EngineStats
 

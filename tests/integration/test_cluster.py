@@ -206,8 +206,8 @@ def sleeper(lock_file: str, slow_seconds: float) -> type:
                 self.seconds = 0.1
 
         def __call__(self, block: pa.Table) -> pa.Table:
+            from cmasd.pipeline.blocks import from_block
             from cmasd.pipeline.report import ShardReport
-            from cmasd.pipeline.source import from_block
             from cmasd.telemetry.stats import EngineStats
             from cmasd.telemetry.totals import Totals
 

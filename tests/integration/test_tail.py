@@ -53,8 +53,8 @@ def sleeper(lock_file: str) -> type:
                 self.seconds = SHARD_SECONDS
 
         def __call__(self, block: pa.Table) -> pa.Table:
+            from cmasd.pipeline.blocks import from_block
             from cmasd.pipeline.report import ShardReport
-            from cmasd.pipeline.source import from_block
             from cmasd.telemetry.stats import EngineStats
             from cmasd.telemetry.totals import Totals
 

@@ -9,8 +9,9 @@ import pytest
 from cmasd.config import Config, from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.plan import make_plan
+from cmasd.pipeline.blocks import from_block
 from cmasd.pipeline.run import shards_in_flight
-from cmasd.pipeline.source import ShardSource, from_block
+from cmasd.pipeline.source import ShardSource
 
 
 def config(folder: Path, **sections: object) -> Config:

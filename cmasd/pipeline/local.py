@@ -1,0 +1,78 @@
+"""Decoding in the driver's own process, without Ray: for inputs that are decoded before a cluster has started.
+
+The same decoder as an actor's, fed by the same reader, shard by shard; what it writes, resumes and stops by is the same
+folder. What Ray adds is missing: other processes and nodes, a new actor where one dies (the command has to be given
+again), and metrics.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from cmasd.config.tree import Config
+from cmasd.io.lease import Watch
+from cmasd.io.plan import Plan, Shard, source_of
+from cmasd.io.shards import read_shards
+from cmasd.pipeline.baseline import Compare, compare_with
+from cmasd.pipeline.blocks import to_block
+from cmasd.pipeline.decoder import Decoder
+from cmasd.pipeline.report import ShardReport
+
+
+def with_all_processors(config: Config) -> Config:
+    """One process has the machine to itself."""
+    return replace(config, actors=replace(config.actors, cpus_each=float(os.cpu_count() or 1)))
+
+
+class Here:
+    """One decoder in this process."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = with_all_processors(config)
+        self._decoder: Decoder | None = None
+
+    def decode(self, plan: Plan, todo: list[Shard], in_flight: int, watch: Watch) -> Iterator[ShardReport]:
+        """A report for each shard that was written; ends early once told to stop."""
+        decoder = self._decoder = Decoder(self._config, watch, owns_process=False)
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="shard") as pool:
+            waiting: set[Future[pa.Table]] = set()
+            for block in self._blocks(plan, todo):
+                if watch.says_stop():
+                    break
+                waiting.add(pool.submit(decoder, block))
+                if len(waiting) >= in_flight:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from _reports(done)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from _reports(done)
+
+    def _blocks(self, plan: Plan, todo: list[Shard]) -> Iterator[pa.Table]:
+        for number in sorted({shard.file for shard in todo}):
+            file = plan.part(number)
+            missing = {shard.index for shard in todo if shard.file == number}
+            for shard, rows in read_shards(file, source_of(self._config, file.planned.file), missing):
+                yield to_block(shard, rows)
+
+    def compare(self, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
+        """See `compare_in_cluster`; with the pair that has decoded, where one has."""
+        from cmasd.engine import load_pair
+        from cmasd.pipeline.engine_thread import set_torch_threads
+
+        started = time.monotonic()
+        set_torch_threads(self._config.actors.cpus_each)
+        pair = load_pair(self._config) if self._decoder is None else self._decoder.pair
+        result, notices = compare_with(pair, self._config, plan, compare)
+        if result is not None:
+            result["seconds"] = round(time.monotonic() - started, 2)
+        return result, notices
+
+
+def _reports(done: set[Future[pa.Table]]) -> Iterator[ShardReport]:
+    for future in done:
+        yield from ShardReport.from_table(future.result())
