@@ -4,6 +4,7 @@ from cmasd.kernels.build import cache_folder
 from cmasd.kernels.calls import Kernels, kernels, kernels_for
 from cmasd.kernels.forwards import Caches, Drafted, Speaker
 from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder, PackedDrafter, PackedRule
+from cmasd.kernels.memory import kept_zeros
 
 __all__ = [
     "Block",
@@ -17,6 +18,7 @@ __all__ = [
     "PackedRule",
     "Speaker",
     "cache_folder",
+    "kept_zeros",
     "kernels",
     "kernels_for",
 ]

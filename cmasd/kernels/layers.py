@@ -140,6 +140,49 @@ class Packed:
         """The format in which weights are kept."""
         return self._parts[0].dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(O, I)"""
+        return self._parts[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that is kept."""
+        strips, _, *others = self._parts
+        return strips.nbytes + sum(one.nbytes for one in others if one is not None)
+
+    @property
+    def bias(self) -> Tensor:
+        """(O,)"""
+        return self._parts[2][: self.outputs]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """(..., I) weights of these outputs, in the format of the inputs."""
+        strips, (_, inputs), bias, scales, _ = self._parts
+        lanes = strips.shape[2]
+        found = strips[ids // lanes, :, ids % lanes].flatten(-2)[..., :inputs].to(bias.dtype)
+        return found if scales is None else found * scales[ids][..., None]
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether weights are kept rounded, with scales."""
+        return self._parts[3] is not None
+
+    def unpacked(self) -> Tensor:
+        """(O, I) all weights, in the format of the inputs."""
+        return self.rows(torch.arange(self.outputs))
+
+    def stored(self) -> Tensor:
+        """(O, I) all weights, in the format in which they are kept, without their scales."""
+        return self._parts[0].transpose(1, 2).flatten(2).flatten(0, 1)[: self.outputs, : self.shape[1]]
+
+    def with_bias(self, bias_O: Tensor) -> "Packed":
+        """The same weights with another bias."""
+        strips, shape, bias, scales, offsets = self._parts
+        padded = torch.zeros_like(bias)
+        padded[: self.outputs] = bias_O
+        return Packed(strips, shape, padded, scales, offsets)
+
     def followed(self, activation: str | None = None, norm: Norm | None = None) -> "Packed":
         """The same weights, with this behind them."""
         return Packed(*self._parts, activation, norm)
