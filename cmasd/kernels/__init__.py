@@ -5,6 +5,7 @@ from cmasd.kernels.calls import Kernels, kernels, kernels_for
 from cmasd.kernels.forwards import Caches, Drafted, Speaker
 from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder, PackedDrafter, PackedRule
 from cmasd.kernels.memory import kept_zeros
+from cmasd.kernels.rotary import PackedRotary, RootNorm, Turn
 
 __all__ = [
     "Block",
@@ -15,8 +16,11 @@ __all__ = [
     "Packed",
     "PackedDecoder",
     "PackedDrafter",
+    "PackedRotary",
     "PackedRule",
+    "RootNorm",
     "Speaker",
+    "Turn",
     "cache_folder",
     "kept_zeros",
     "kernels",

@@ -22,4 +22,5 @@
 #include "rows.c"
 #include "products.c"
 #include "layers.c"
+#include "rotary.c"
 #include "drafts.c"

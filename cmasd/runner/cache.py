@@ -164,7 +164,11 @@ class SlotCache(Cache):
         self._starts = 0
         self._write_at(self._first_line_BH[slots_B], positions_1T)
         self.view = None
-        self._written[slots_B.tolist()] = positions_1T.shape[1]
+        self.begin(slots_B.tolist(), positions_1T.shape[1])
+
+    def begin(self, slots: list[int], length: int) -> None:
+        """New rows are in these slots, and are written up to `length`."""
+        self._written[slots] = length
 
     def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
         self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None

@@ -6,6 +6,7 @@ reads one number, the longest start, unless the caller gives the extent; `_hidde
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask
+from cmasd.runner.rotary import RotaryDecoder, rotary_decoder
 from cmasd.runner.stacks import BartStack, Stack, StockStack
 from cmasd.window import Window
 
@@ -247,6 +249,7 @@ class DecoderOnlyRunner(_SlotRunner):
         self._width = int(model.config.get_text_config().hidden_size)
         self._spans = family.spans(model.config)
         self._last_position = self.max_positions - 1 if family.has_position_table and self.max_positions else None
+        self._whole = None if self.wants_all else rotary_decoder(model, self._spans, self.max_length)
 
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
@@ -258,8 +261,19 @@ class DecoderOnlyRunner(_SlotRunner):
             return
         step = max(1, PREFILL_TOKENS[self.device.type] // longest)
         parts = [slice(first, first + step) for first in range(0, len(slots), step)]
-        states = [self._prompts(slots[part], sources[part], longest) for part in parts]
+        run = self._prompts if self._whole is None else partial(self._prompts_flat, self._whole)
+        states = [run(slots[part], sources[part], longest) for part in parts]
         self.hidden_BTd = states[0] if len(states) == 1 else torch.cat(states)
+
+    def _prompts_flat(self, whole: RotaryDecoder, slots: list[int], sources: list[list[int]], longest: int) -> Tensor:
+        """The same, of the tokens that there are."""
+        ids_BT, lengths_B = padded([source[:-1] for source in sources], 0, self.device)
+        window = Window.prefixes(ids_BT, lengths_B, torch.tensor(slots))
+        self._cache.begin(slots, ids_BT.shape[1])
+        states_BTd = torch.zeros(len(slots), longest, self._width, dtype=self.dtype)
+        if len(window.tokens_N):
+            states_BTd[window.runs_N, window.steps_N] = whole(window, self._cache.buffer_KSHLP)
+        return states_BTd
 
     def _prompts(self, slots: list[int], sources: list[list[int]], longest: int) -> Tensor:
         """(B, longest, d): the states behind all tokens but the last, padded."""
@@ -270,6 +284,9 @@ class DecoderOnlyRunner(_SlotRunner):
         positions_1T = self._steps_L[None, :length]
         self._cache.open_prompt(torch.tensor(slots, device=self.device), positions_1T)
         return F.pad(self._decode(ids_BT, positions_1T, length), (0, 0, 0, longest - length))
+
+    def _flat(self, window: Window) -> Tensor | None:
+        return None if self._whole is None else self._whole(window, self._cache.buffer_KSHLP)
 
     def _hidden(
         self,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cmasd.config import from_dict
+from cmasd.config.rules import check
 from cmasd.core import Request
 from cmasd.engine.capacity import need_of, resolve
 from cmasd.engine.pair import _drafts_in_int8, _shortlist, choose_device, load_pair
@@ -101,7 +102,7 @@ def test_a_verifier_that_is_rounded_to_draft_is_loaded_once() -> None:
     assert pair.drafter is pair.verifier
     assert (pair.int8, pair.drafter_int8, pair.shortlist) == (False, True, None)
     with pytest.raises(ConfigError, match=r"drafter\.kind: quantised rounds a float32 .* got models\.dtype int8"):
-        from_dict({"drafter": {"kind": "quantised"}, "models": {"dtype": "int8"}})
+        check(from_dict({"drafter": {"kind": "quantised"}, "models": {"dtype": "int8"}}))
 
 
 @pytest.mark.skipif(kernels(torch.float32) is None, reason="no kernels here, so nothing is rounded")

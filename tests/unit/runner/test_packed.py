@@ -12,6 +12,7 @@ from cmasd.runner import load_runner
 from cmasd.runner.families import ANY_WORD, Words
 from cmasd.runner.load import share_encoder
 from cmasd.runner.packed import LookUp, PackedLinear, bytes_to_pack, is_packed, linears, pack_in_place, packed_form
+from cmasd.window import Window
 from tests.unit.runner.tiny import DECODER_ONLY, tiny_model
 
 STOCK = [*DECODER_ONLY, "t5"]
@@ -160,3 +161,34 @@ def test_prompts_are_run_a_few_at_a_time(family: str, monkeypatch: pytest.Monkey
 def test_int8_in_another_format_says_what_it_needs() -> None:
     with pytest.raises(ModelError, match=r"int8 needs a CPU under Linux, .* got bfloat16 on cpu"):
         load_runner(tiny_model("llama").bfloat16(), 1, 8, 8, int8=True)
+
+
+ROTATED = ["llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "mistral-sliding", "gemma", "gemma3"]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("family", DECODER_ONLY)
+def test_a_window_has_the_same_bits_whatever_is_beside_it(family: str, int8: bool) -> None:
+    """Llama's kin run in one call: a row's hidden states depend on no other row, and on no padding."""
+    runner: Any = load_runner(tiny_model(family), 4, 40, 40, int8=int8)
+    assert (runner._whole is not None) == (family in ROTATED)
+    if runner._whole is None:
+        return
+    sources = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [7, 3], [4], [8, 3, 30, 31]]
+    runs = [[20, 21, 22], [30], [40, 41, 42, 43, 44], [50, 51]]
+    together: list[Tensor] = []
+    for rows in ([0, 1, 2, 3], [2], [3, 0], [1]):
+        runner.prefill(rows, [sources[row] for row in rows])
+        ends = torch.tensor([len(runs[row]) for row in rows]).cumsum(0)
+        window = Window(
+            torch.tensor([token for row in rows for token in runs[row]]),
+            torch.tensor(rows),
+            torch.tensor([len(sources[row]) - 1 for row in rows]),
+            torch.cat([torch.zeros(1, dtype=torch.int64), ends]),
+            5,
+        )
+        runner.run(window)
+        states = runner.ran[1].split([len(runs[row]) for row in rows])
+        together = together or list(states)
+        for row, mine in zip(rows, states, strict=True):
+            assert torch.equal(mine, together[row])
