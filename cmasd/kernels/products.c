@@ -153,6 +153,18 @@ static const struct target *target_of(const struct target *target, int64_t *pane
     return target;
 }
 
+/* How tasks of a product are dealt to threads, by each of them. Evenly beforehand costs least; but where a processor is
+   taken away for a while, whoever has it left must wait. With weights enough that dealing does not count, as they come. */
+#define HEAVY_BYTES (1 << 22)
+#define DEALT 4 /* tasks at a time */
+
+static void deal(const struct target *targets, int64_t panels)
+{
+    const int64_t each = targets->layer->format == FULL ? sizeof(REAL) : targets->layer->format == INT8 ? 1 : 2;
+    const int is_heavy = panels * PANEL * targets->layer->in * each >= HEAVY_BYTES;
+    omp_set_schedule(is_heavy ? omp_sched_dynamic : omp_sched_static, is_heavy ? DEALT : 0);
+}
+
 #ifdef QUAD
 /* A row's inputs to bytes of which ZERO is none; returns what one of them is. */
 static REAL round_row(const REAL *x, int64_t in, uint8_t *bytes)
@@ -206,7 +218,8 @@ static void share_rounded(const struct target *targets, int64_t joined, const RE
         uint8_t bytes[count * quads * QUAD];
         REAL each[count];
         for (int64_t r = 0; r < count; r++) each[r] = round_row(x + r * stride, in, bytes + r * quads * QUAD);
-        #pragma omp for schedule(static)
+        deal(targets, panels);
+        #pragma omp for schedule(runtime) nowait
         for (int64_t panel = 0; panel < panels; panel++) {
             int64_t own = panel;
             const struct target *target = target_of(targets, &own);
@@ -245,7 +258,8 @@ static void share_exact(const struct target *targets, int64_t joined, const REAL
 {
     int64_t panels = panels_of(targets, joined), tiles = (rows + TILE - 1) / TILE;
     int64_t shares = (tiles + TILES - 1) / TILES, size = tiles ? rows / tiles : 0, larger = rows - size * tiles;
-    #pragma omp for schedule(static)
+    deal(targets, panels);
+    #pragma omp for schedule(runtime) nowait
     for (int64_t task = 0; task < panels * shares; task++) {
         int64_t own = task / shares, tile = task % shares * TILES;
         const struct target *target = target_of(targets, &own);
@@ -264,7 +278,7 @@ static void share_exact(const struct target *targets, int64_t joined, const REAL
     }
 }
 
-/* All of them in 8 bits, or none. */
+/* All of them in 8 bits, or none. Nobody waits for the others. */
 static void share_joined(const struct target *targets, int64_t joined, const REAL *x, int64_t stride, int64_t rows)
 {
 #ifdef QUAD
@@ -281,6 +295,7 @@ static void share_product(
 {
     const int64_t out = layer->out;
     share_joined(&(struct target){layer, y}, 1, x, stride, rows);
+    #pragma omp barrier
     if (!residual) return;
     #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {

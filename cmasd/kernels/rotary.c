@@ -2,7 +2,7 @@
 
    Decoders without a source whose queries and keys are rotated by their places: Llama and its kin. Several heads of
    queries share a head of keys; norms are root mean squares; a layer's feed-forward multiplies two products. Tokens come
-   as embeddings. Threads are called together once for all layers. */
+   as embeddings. Threads are called together once for all layers, and meet after each part (`meet`). */
 
 struct rms {
     const REAL *gain;
@@ -54,7 +54,7 @@ static void share_turning(const struct rotary *rotary, const struct turn *turn, 
                           const struct lines *past, int64_t block, REAL *queries, REAL *keys, const REAL *values)
 {
     const int64_t head = rotary->head, heads = rotary->heads, kept = rotary->kept, count = size_of(window);
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < count; n++) {
         const int64_t run = run_of(window, n), place = window->starts[run] + n - window->firsts[run];
         const int64_t angle = place < rotary->places ? place : rotary->places - 1;
@@ -77,7 +77,7 @@ static void share_seeing(const struct rotary *rotary, const struct turn *turn, c
 {
     const int64_t width = rotary->head, heads = rotary->heads, group = heads / rotary->kept, tokens = size_of(window);
     const REAL scale = rotary->scale;
-    #pragma omp for schedule(dynamic, 2)
+    #pragma omp for schedule(dynamic, 2) nowait
     for (int64_t task = 0; task < tokens * heads; task++) {
         const int64_t n = task / heads, head = task % heads, run = run_of(window, n);
         const int64_t known = window->starts[run] + n - window->firsts[run] + 1;
@@ -97,7 +97,7 @@ static void share_seeing(const struct rotary *rotary, const struct turn *turn, c
 static void share_joining(const struct rms *after, const struct rms *next, REAL *added, int64_t count, int64_t width,
                           REAL *x, REAL *normed)
 {
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < count; n++) {
         REAL *sum = x + n * width, *more = added + n * width;
         if (after) scaled(after, more, width, more);
@@ -112,7 +112,7 @@ static void share_joining(const struct rms *after, const struct rms *next, REAL 
 static void share_gating(int64_t activation, int64_t rows, int64_t inner, REAL *gate, const REAL *up)
 {
     const int64_t pieces = (inner + PIECE - 1) / PIECE;
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < rows * pieces; task++) {
         const int64_t from = task % pieces * PIECE, count = inner - from < PIECE ? inner - from : PIECE;
         REAL *mine = gate + task / pieces * inner + from;
@@ -131,25 +131,30 @@ void rotate(const struct rotary *rotary, const struct window *window, const stru
     REAL *normed = room, *added = normed + count * width, *queries = added + count * width;
     REAL *keys = queries + count * wide, *values = keys + count * narrow, *sums = values + count * narrow;
     REAL *gate = sums + count * wide, *up = gate + count * inner;
+    struct meeting meeting = {0};
     #pragma omp parallel
     {
-        #pragma omp for schedule(static)
+        const uint32_t threads = omp_get_num_threads();
+        #pragma omp for schedule(static) nowait
         for (int64_t n = 0; n < count; n++) scaled(rotary->turns->first, x + n * width, width, normed + n * width);
+        meet(&meeting, threads);
         for (int64_t b = 0; b < rotary->count; b++) {
             const struct turn *turn = rotary->turns + b;
             const int is_last = b + 1 == rotary->count;
             const struct target attention[] = {{turn->query, queries}, {turn->key, keys}, {turn->value, values}};
-            const struct target forward[] = {{turn->gate, gate}, {turn->up, up}};
-            share_joined(attention, 3, normed, width, count);
-            share_turning(rotary, turn, window, past, b, queries, keys, values);
-            share_seeing(rotary, turn, window, past, b, queries, sums);
-            share_product(turn->keep, sums, wide, count, 0, added);
-            share_joining(turn->after_keep, turn->middle, added, count, width, x, normed);
-            share_joined(forward, 2, normed, width, count);
-            share_gating(rotary->activation, count, inner, gate, up);
-            share_product(turn->end, gate, inner, count, 0, added);
+            const struct target keep = {turn->keep, added}, forward[] = {{turn->gate, gate}, {turn->up, up}};
+            const struct target end = {turn->end, added};
+            share_joined(attention, 3, normed, width, count), meet(&meeting, threads);
+            share_turning(rotary, turn, window, past, b, queries, keys, values), meet(&meeting, threads);
+            share_seeing(rotary, turn, window, past, b, queries, sums), meet(&meeting, threads);
+            share_joined(&keep, 1, sums, wide, count), meet(&meeting, threads);
+            share_joining(turn->after_keep, turn->middle, added, count, width, x, normed), meet(&meeting, threads);
+            share_joined(forward, 2, normed, width, count), meet(&meeting, threads);
+            share_gating(rotary->activation, count, inner, gate, up), meet(&meeting, threads);
+            share_joined(&end, 1, gate, inner, count), meet(&meeting, threads);
             share_joining(turn->after_end, is_last ? rotary->last : turn[1].first, added, count, width, x,
                           is_last ? out : normed);
+            meet(&meeting, threads);
         }
     }
 }
