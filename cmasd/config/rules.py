@@ -145,6 +145,11 @@ def _check_together(config: Config) -> None:
             "Use confidence.kind=auto."
         )
     _check_drafter_dtype(config)
+    if config.drafter.kind == "quantised" and config.models.dtype not in ("auto", "float32"):
+        raise ConfigError(
+            "drafter.kind: quantised rounds a float32 verifier's weights to draft with, got models.dtype "
+            f"{config.models.dtype}. Use models.dtype=auto."
+        )
     needs_drafter = config.policy.kind != "plain" and config.drafter.is_named
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(

@@ -80,7 +80,7 @@ class ModelsConfig:
     """
     drafter_dtype: Literal["auto", "same", "int8"] = "auto"
     """Of what `models.drafter` names; exact output does not depend on it. `same`: the verifier's; `int8`: as above;
-    `auto`: int8 beside a float32 verifier on a CPU that multiplies bytes, where there are kernels for the drafter."""
+    `auto`: int8 beside a float32 verifier on a CPU that multiplies bytes, where there are kernels."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when there is one."""
     source_language: str | None = None
@@ -97,10 +97,10 @@ class ModelsConfig:
 class DrafterConfig:
     """Who drafts."""
 
-    kind: Literal["model", "parallel", "lookup", "self"] = "model"
+    kind: Literal["model", "parallel", "lookup", "self", "quantised"] = "model"
     """`model`: a smaller model, token by token; `parallel`: all tokens in one pass over the verifier's own states;
     `lookup`: n-gram copy from the source and the row's own output; `self`: the verifier's first decoder layers, without
-    any training."""
+    any training; `quantised`: the verifier's own weights rounded to 8 bits, on a CPU, without any training."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration."""
     min_draft_tokens: int = 1

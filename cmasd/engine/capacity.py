@@ -13,10 +13,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.engine.pair import Pair
@@ -27,7 +25,9 @@ from cmasd.runner.families import family_of
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import measure
 from cmasd.runner.models import Model
+from cmasd.runner.packed import bytes_to_pack, linears, outputs_of
 from cmasd.runner.parallel import ParallelNetwork
+from cmasd.runner.runners import PREFILL_TOKENS
 
 SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""
@@ -143,16 +143,22 @@ def need_of(pair: Pair, config: Config) -> Need:
         max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
         window=1 if plain else config.drafter.max_draft_tokens + 1,
     )
-    models = [model for model in (pair.verifier, None if plain else pair.drafter) if model is not None]
-    measured = [(model, measure(model, family_of(model))) for model in models]
+    models = [(pair.verifier, pair.int8)]
+    if pair.drafter is not None and not plain:
+        models.append((pair.drafter, pair.drafter_int8))
+    measured = [(model, measure(model, family_of(model))) for model, _ in models]
     state = SlotState(shape, config.telemetry.level, torch.device("meta"), config.telemetry.teacher_top_k)
     tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
     row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for _, geometry in measured)
-    packed = sum(map(_packed_bytes, models))
+    packed = sum(_packed_bytes(model, int8) for model, int8 in models)
     if pair.parallel is not None and not plain:
         row_bytes += _parallel_bytes(pair.parallel, measured[0][1], shape)
-        packed += _packed_bytes(pair.parallel)
+        packed += _packed_bytes(pair.parallel, pair.drafter_int8)
     prefill = max(_prefill_bytes(model, geometry, pair.max_source_tokens) for model, geometry in measured)
+    if not pair.is_encoder_decoder:  # prompts are run a few at a time
+        most = max(PREFILL_TOKENS[pair.device.type], pair.max_source_tokens)
+        packed += max(_prefill_bytes(model, geometry, most) for model, geometry in measured)
+        prefill = max(_state_bytes(model, pair.max_source_tokens) for model, _ in measured)
     logits = _logits_bytes(pair.verifier, config, shape.window)
     # What graphs use for a moment, nothing else can.
     passing = prefill + logits if uses_graphs(config.engine.graphs, pair.device) else max(prefill, logits)
@@ -181,12 +187,17 @@ def _logits_bytes(model: Model, config: Config, window: int) -> int:
     return window * vocabulary * (model.dtype.itemsize + 4 * copies)
 
 
+def _state_bytes(model: Model, source: int) -> int:
+    """The last hidden states behind a prompt, as they come and side by side with the others'."""
+    return 2 * source * int(model.config.get_text_config().hidden_size) * model.dtype.itemsize
+
+
 def _prefill_bytes(model: Model, geometry: Geometry, source: int) -> int:
     """What encoding one staged row holds at its peak: a layer's activations, and the keys and values not yet stored."""
     family = family_of(model)
     hidden = int(model.config.get_text_config().hidden_size)
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not _head(model)]
-    widest = max([layer.out_features for layer in layers], default=4 * hidden)
+    layers = [layer for layer in linears(model) if layer is not getattr(model, "lm_head", None)]
+    widest = max([outputs_of(layer) for layer in layers], default=4 * hidden)
     activations = source * (2 * widest + 8 * hidden) * geometry.dtype.itemsize
     fresh = source * _position_bytes(geometry) if family.is_encoder_decoder else 0
     relative = family.is_encoder_decoder and family.positions_key is None
@@ -194,15 +205,9 @@ def _prefill_bytes(model: Model, geometry: Geometry, source: int) -> int:
     return activations + fresh + (2 * geometry.heads * source * source * 4 if scored else 0)
 
 
-def _head(model: Any) -> Any:
-    return getattr(model, "lm_head", None)
-
-
-def _packed_bytes(model: Model | ParallelNetwork) -> int:
-    """Weights in the layout of a CPU's products, next to the model's own."""
-    if next(model.parameters()).device.type != "cpu":
-        return 0
-    return sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear))
+def _packed_bytes(model: Model | ParallelNetwork, int8: bool) -> int:
+    """Weights in the layout of a CPU's products, next to the model's own where those are not in it from the start."""
+    return bytes_to_pack(model, int8) if next(model.parameters()).device.type == "cpu" else 0
 
 
 # -------------------------------------------------------------------- what the machine has

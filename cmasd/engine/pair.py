@@ -13,14 +13,12 @@ from cmasd.kernels import kernels
 from cmasd.runner.checkpoints import check_end, decoder_start, limits, rounding
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.early_exit import early_exit
-from cmasd.runner.families import family_of
 from cmasd.runner.load import parallel_shape
 from cmasd.runner.models import (
     Model,
     Tokenizer,
     check_pair,
     load_config,
-    load_model,
     load_shortlist,
     load_tokenizer,
     source_vocabulary,
@@ -28,6 +26,7 @@ from cmasd.runner.models import (
 )
 from cmasd.runner.parallel import ParallelNetwork
 from cmasd.runner.parallel_folder import is_parallel, load_parallel
+from cmasd.runner.streaming import load_ready
 from cmasd.runner.text import TextCodec
 
 
@@ -37,7 +36,7 @@ class Pair:
 
     verifier: Model
     drafter: Model | None
-    """For `drafter.kind: model`."""
+    """For `drafter.kind` model, self and quantised."""
     codec: TextCodec
     constraints: Constraints
     max_new_tokens: int
@@ -96,7 +95,7 @@ def load_pair(config: Config) -> Pair:
     """Load and check what `models.*` names; raises `ModelError` or `ConfigError`."""
     models, device = config.models, choose_device(config.models.device)
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
-    verifier = load_model(models.verifier, models.dtype, device, **trust)
+    verifier = load_ready(models.verifier, models.dtype, device, **trust)
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
     check_end(models.verifier, verifier.generation_config, tokenizer)
     drafter, parallel = _load_drafter(config, verifier, tokenizer)
@@ -132,7 +131,7 @@ def load_pair(config: Config) -> Pair:
         lengths.max_source_tokens,
         shortlist,
         int8=models.dtype == "int8",
-        drafter_int8=_drafts_in_int8(config, verifier, drafter),
+        drafter_int8=_drafts_in_int8(config, verifier),
         parallel=parallel,
         max_length=lengths.max_length,
     )
@@ -145,6 +144,8 @@ def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tupl
     models, kind, name = config.models, config.drafter.kind, config.models.drafter or ""
     if config.policy.kind == "plain" or kind == "lookup":
         return None, None
+    if kind == "quantised":
+        return verifier, None
     if kind == "self":
         return early_exit(verifier, config.drafter.self_layers), None
     if kind == "parallel":
@@ -163,27 +164,28 @@ def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tupl
     if is_parallel(name):
         raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
-    drafter = load_model(name, models.dtype, verifier.device, **trust)
+    drafter = load_ready(name, models.dtype, verifier.device, int8=_drafts_in_int8(config, verifier), **trust)
     drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
     check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
     return drafter, None
 
 
-def _drafts_in_int8(config: Config, verifier: Model, drafter: Model | None) -> bool:
+def _drafts_in_int8(config: Config, verifier: Model) -> bool:
     """What is drafted is verified, so a drafter may be rounded where that makes it faster."""
     models = config.models
-    if models.dtype == "int8" or not config.drafter.is_named:
-        return models.dtype == "int8"
+    if models.dtype == "int8" or config.drafter.kind == "quantised":
+        return True
+    if not config.drafter.is_named:
+        return False
     if models.drafter_dtype != "auto":
         return models.drafter_dtype == "int8"
     native = kernels(verifier.dtype) if verifier.device.type == "cpu" and verifier.dtype == torch.float32 else None
-    has_products = drafter is None or family_of(drafter).is_bart
-    return has_products and native is not None and native.multiplies_bytes
+    return native is not None and native.multiplies_bytes
 
 
 def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tuple[int, ...] | None:
     """Ids that a trained drafter drafts from; None: all."""
-    if config.drafter.shortlist is None or config.drafter.kind == "self":
+    if config.drafter.shortlist is None or config.drafter.kind in ("self", "quantised"):
         return None
     known, listed = vocabulary_size(verifier.config), load_shortlist(config.models.drafter or "")
     if strangers := [one for one in listed if not 0 <= one < known]:

@@ -4,6 +4,8 @@ from cmasd.kernels.build import cache_folder
 from cmasd.kernels.calls import Kernels, kernels, kernels_for
 from cmasd.kernels.forwards import Caches, Drafted, Speaker
 from cmasd.kernels.layers import Block, Norm, Packed, PackedDecoder, PackedDrafter, PackedRule
+from cmasd.kernels.memory import kept_zeros
+from cmasd.kernels.rotary import PackedRotary, RootNorm, Turn
 
 __all__ = [
     "Block",
@@ -14,9 +16,13 @@ __all__ = [
     "Packed",
     "PackedDecoder",
     "PackedDrafter",
+    "PackedRotary",
     "PackedRule",
+    "RootNorm",
     "Speaker",
+    "Turn",
     "cache_folder",
+    "kept_zeros",
     "kernels",
     "kernels_for",
 ]

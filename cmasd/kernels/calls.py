@@ -24,6 +24,7 @@ from torch import Tensor
 from cmasd.kernels.build import built
 from cmasd.kernels.forwards import ForwardKernels
 from cmasd.kernels.layers import Packed, lines, window_struct
+from cmasd.kernels.memory import kept_zeros
 from cmasd.kernels.rows import RowKernels
 from cmasd.window import Window
 
@@ -42,6 +43,8 @@ REALS = {
 """The names that C knows a number format by."""
 LEAST_SCALE = 1e-30
 """Instead of zero, which nothing can be divided by."""
+PACKED_AT_ONCE = 2**21
+"""Weights, so that packing needs little memory beside what comes of it."""
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +52,12 @@ log = logging.getLogger(__name__)
 class Kernels(RowKernels, ForwardKernels):
     """`kernels.c` for one number format."""
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, dtype: torch.dtype = torch.float32) -> None:
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self.name = library.stem
         """Of this source, compiler and processor."""
+        self.dtype = dtype
+        """Of inputs and outputs."""
         loaded = ctypes.CDLL(str(library))
         RowKernels.__init__(self, loaded)
         ForwardKernels.__init__(self, loaded)
@@ -92,21 +97,46 @@ class Kernels(RowKernels, ForwardKernels):
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False, is_draft: bool = False) -> Packed:
         """For `product`: in 16 bits where no weight loses a digit, or with `int8` rounded, with a scale per output.
 
-        `is_draft` halves what is float32 whatever it loses.
+        Weights may come in any format, of 16 bits as well, and are packed a few rows at a time. `is_draft` halves what
+        is float32 whatever it loses. Kernels of float64 round with `int8`, and store what comes of it as it is.
         """
-        outputs = len(weight_OI)
-        padding = -outputs % self._panel
-        bias_O = weight_OI.new_zeros(outputs) if bias_O is None else bias_O
-        bias, scales, offsets, quad = F.pad(bias_O, (0, padding)), None, None, 1
-        if int8:
-            scale_O = weight_OI.abs().amax(1).clamp_min(LEAST_SCALE) / 127
-            weight_OI, scales, quad = (weight_OI / scale_O[:, None]).round(), F.pad(scale_O, (0, padding)), self._quad
-            offsets = F.pad((-self._zero * weight_OI.sum(1)).to(torch.int32), (0, padding))
-        halves = [half for half in self.halves if is_draft or _fits(weight_OI, half)]
-        dtype = torch.int8 if int8 else next(iter(halves), weight_OI.dtype)
-        padded = F.pad(weight_OI, (0, -weight_OI.shape[1] % quad, 0, padding))
-        strips = padded.view(-1, self._lanes, padded.shape[1] // quad, quad).transpose(1, 2)
-        return Packed(strips.to(dtype).contiguous(), weight_OI.shape, bias, scales, offsets)
+        outputs, inputs = weight_OI.shape
+        keeps_int8 = int8 and self.dtype == torch.float32
+        dtype = torch.int8 if keeps_int8 else self._format(weight_OI, int8, is_draft)
+        quad, padding = self._quad if keeps_int8 else 1, -outputs % self._panel
+        shape = (outputs + padding) // self._lanes, -(-inputs // quad), self._lanes, quad
+        strips = kept_zeros(*shape, dtype=dtype)
+        bias = torch.zeros(outputs + padding, dtype=self.dtype)
+        if bias_O is not None:
+            bias[:outputs] = bias_O
+        scales = torch.zeros(outputs + padding, dtype=self.dtype) if keeps_int8 else None
+        offsets = torch.zeros(outputs + padding, dtype=torch.int32) if keeps_int8 else None
+        step = max(1, PACKED_AT_ONCE // (inputs * self._panel)) * self._panel
+        for first in range(0, outputs, step):
+            part_OI = weight_OI[first : first + step]
+            rows = slice(first, first + len(part_OI))
+            if int8:
+                part_OI = part_OI.to(self.dtype)
+                scale_O = part_OI.abs().amax(1).clamp_min(LEAST_SCALE) / 127
+                part_OI = (part_OI / scale_O[:, None]).round()
+                if scales is None or offsets is None:
+                    part_OI = part_OI * scale_O[:, None]
+                else:
+                    scales[rows], offsets[rows] = scale_O, (-self._zero * part_OI.sum(1)).to(torch.int32)
+            padded = F.pad(part_OI.to(dtype), (0, -inputs % quad, 0, -len(part_OI) % self._lanes))
+            taken = padded.view(-1, self._lanes, padded.shape[1] // quad, quad).transpose(1, 2)
+            strips[first // self._lanes :][: len(taken)] = taken
+        return Packed(strips, weight_OI.shape, bias, scales, offsets)
+
+    def _format(self, weight_OI: Tensor, int8: bool, is_draft: bool) -> torch.dtype:
+        """That weights are kept in, which loses none of their digits unless `is_draft`."""
+        if int8 or self.dtype == torch.float64:
+            return self.dtype
+        if weight_OI.dtype in self.halves:
+            return weight_OI.dtype
+        step = max(1, PACKED_AT_ONCE // weight_OI.shape[1])
+        fitting = (half for half in self.halves if is_draft or all(_fits(part, half) for part in weight_OI.split(step)))
+        return next(fitting, self.dtype)
 
     def product(self, x_NI: Tensor, packed: Packed, residual_NO: Tensor | None = None) -> Tensor:
         """(N, O): each row's sums are the same whatever rows are beside it.
@@ -148,7 +178,7 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     if dtype not in REALS or sys.platform != "linux":
         return None
     try:
-        return Kernels(built(*REALS[dtype]))
+        return Kernels(built(*REALS[dtype]), dtype)
     except (OSError, subprocess.SubprocessError) as error:
         log.info("%s", {"event": "kernels.none", "cause": str(error).splitlines()[0]})
         return None

@@ -19,6 +19,7 @@ from cmasd.kernels.layers import (
     places,
     window_struct,
 )
+from cmasd.kernels.rotary import PackedRotary
 from cmasd.window import Window
 
 NO_ROOM = "no memory for a draft"
@@ -70,6 +71,8 @@ class ForwardKernels:
         self._decode, self._encode, self._fill = loaded.decode, loaded.encode, loaded.fill
         self._guess, self._catch_up = loaded.guess, loaded.catch_up
         self._propose, self._remember = loaded.propose, loaded.remember
+        self._rotate = loaded.rotate
+        self._rotate.argtypes = [pointer] * 6
         four = (pointer, pointer, pointer, pointer)
         self._decode.argtypes = [*four, pointer, pointer]
         self._encode.argtypes = [*four, pointer]
@@ -96,6 +99,17 @@ class ForwardKernels:
         self._decode(
             *(decoder.address, ctypes.byref(flat), ctypes.byref(past), ctypes.byref(source)),
             *(room.data_ptr(), out_Nd.data_ptr()),
+        )
+        return out_Nd
+
+    def rotate(self, decoder: PackedRotary, window: Window, embedded_Nd: Tensor, past_KSHLP: Tensor) -> Tensor:
+        """(N, d) hidden states of a window over its embeddings, as `decode` but without a source."""
+        room = embedded_Nd.new_empty(len(embedded_Nd) * decoder.room)
+        x_Nd, out_Nd = embedded_Nd.contiguous().clone(), torch.empty_like(embedded_Nd)
+        flat, past = window_struct(window), lines(past_KSHLP, None)
+        self._rotate(
+            *(decoder.address, ctypes.byref(flat), ctypes.byref(past)),
+            *(x_Nd.data_ptr(), room.data_ptr(), out_Nd.data_ptr()),
         )
         return out_Nd
 

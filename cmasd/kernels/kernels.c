@@ -4,11 +4,15 @@
 
    Functions whose name begins with `share` are shared out among the threads that call them. */
 
+#define _GNU_SOURCE
+#include <linux/futex.h>
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -16,10 +20,12 @@
 #define LEAST -1e30 /* below any score; an infinity has no place in code that is compiled to be fast */
 #define NOTHING -80 /* exp of it counts as nothing beside 1 */
 
+#include "meeting.c"
 #include "window.c"
 #include "attention.c"
 #include "logits.c"
 #include "rows.c"
 #include "products.c"
 #include "layers.c"
+#include "rotary.c"
 #include "drafts.c"

@@ -18,74 +18,76 @@ from cmasd.window import Window
 
 FORMATS = {torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 """What C calls the formats in which weights can be packed; 0 is their own."""
-ACTIVATIONS = {"relu": 1, "gelu": 2, "silu": 3}
+ACTIVATIONS = {"relu": 1, "gelu": 2, "silu": 3, "gelu_tanh": 4}
 """What C calls them; 0 is none."""
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 
-def _fields(pointers: str = "", sizes: str = "") -> list[tuple[str, Any]]:
+def fields_of(pointers: str = "", sizes: str = "") -> list[tuple[str, Any]]:
     return [*((name, _POINTER) for name in pointers.split()), *((name, _SIZE) for name in sizes.split())]
 
 
 class _Norm(ctypes.Structure):
     """`struct norm` of kernels.c."""
 
-    _fields_ = (*_fields("gain offset"), ("epsilon", ctypes.c_double))
+    _fields_ = (*fields_of("gain offset"), ("epsilon", ctypes.c_double))
 
 
 class _Layer(ctypes.Structure):
     """`struct layer`."""
 
-    _fields_ = (*_fields("weights bias scales offsets norm", "format inputs outputs activation"),)
+    _fields_ = (*fields_of("weights bias scales offsets norm", "format inputs outputs activation"),)
 
 
 class _Block(ctypes.Structure):
     """`struct block`."""
 
-    _fields_ = (*_fields("first0 first1 first2 project keep query add store inner end recall"),)
+    _fields_ = (*fields_of("first0 first1 first2 project keep query add store inner end recall"),)
 
 
 class _Decoder(ctypes.Structure):
     """`struct decoder`."""
 
-    _fields_ = (*_fields("tokens positions embedded last blocks", "vocabulary places padding width heads count room"),)
+    _fields_ = (
+        *fields_of("tokens positions embedded last blocks", "vocabulary places padding width heads count room"),
+    )
 
 
 class _Drafter(ctypes.Structure):
     """`struct drafter`."""
 
-    _fields_ = (*_fields("decoder fuse head context out queries previous judge ids", "rank"),)
+    _fields_ = (*fields_of("decoder fuse head context out queries previous judge ids", "rank"),)
 
 
 class _Seen(ctypes.Structure):
     """`struct seen`."""
 
-    _fields_ = (*_fields("first", "slot"),)
+    _fields_ = (*fields_of("first", "slot"),)
 
 
 class _Lines(ctypes.Structure):
     """`struct lines`."""
 
-    _fields_ = (*_fields("first counts", "block slot head"),)
+    _fields_ = (*fields_of("first counts", "block slot head"),)
 
 
 class _Window(ctypes.Structure):
     """`struct window`."""
 
-    _fields_ = (*_fields("tokens slots starts firsts", "runs"),)
+    _fields_ = (*fields_of("tokens slots starts firsts", "runs"),)
 
 
 class _Drafted(ctypes.Structure):
     """`struct drafted`."""
 
-    _fields_ = (*_fields("tokens numbers made sent"),)
+    _fields_ = (*fields_of("tokens numbers made sent"),)
 
 
 class _Rule(ctypes.Structure):
     """`struct rule`."""
 
     _fields_ = (
-        *_fields("go_on keep offsets"),
+        *fields_of("go_on keep offsets"),
         *((name, ctypes.c_double) for name in ("slope", "edge", "bias")),
         ("weights", ctypes.c_double * 4),
         ("is_mean", _SIZE),
@@ -139,6 +141,49 @@ class Packed:
     def dtype(self) -> torch.dtype:
         """The format in which weights are kept."""
         return self._parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(O, I)"""
+        return self._parts[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that is kept."""
+        strips, _, *others = self._parts
+        return strips.nbytes + sum(one.nbytes for one in others if one is not None)
+
+    @property
+    def bias(self) -> Tensor:
+        """(O,)"""
+        return self._parts[2][: self.outputs]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """(..., I) weights of these outputs, in the format of the inputs."""
+        strips, (_, inputs), bias, scales, _ = self._parts
+        lanes = strips.shape[2]
+        found = strips[ids // lanes, :, ids % lanes].flatten(-2)[..., :inputs].to(bias.dtype)
+        return found if scales is None else found * scales[ids][..., None]
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether weights are kept rounded, with scales."""
+        return self._parts[3] is not None
+
+    def unpacked(self) -> Tensor:
+        """(O, I) all weights, in the format of the inputs."""
+        return self.rows(torch.arange(self.outputs))
+
+    def stored(self) -> Tensor:
+        """(O, I) all weights, in the format in which they are kept, without their scales."""
+        return self._parts[0].transpose(1, 2).flatten(2).flatten(0, 1)[: self.outputs, : self.shape[1]]
+
+    def with_bias(self, bias_O: Tensor) -> "Packed":
+        """The same weights with another bias."""
+        strips, shape, bias, scales, offsets = self._parts
+        padded = torch.zeros_like(bias)
+        padded[: self.outputs] = bias_O
+        return Packed(strips, shape, padded, scales, offsets)
 
     def followed(self, activation: str | None = None, norm: Norm | None = None) -> "Packed":
         """The same weights, with this behind them."""

@@ -21,7 +21,7 @@
 #define TILES 8 /* that one thread takes at a time */
 
 enum { FULL, FLOAT16, BFLOAT16, INT8 }; /* how weights are stored */
-enum { NONE, RELU, GELU, SILU };
+enum { NONE, RELU, GELU, SILU, GELU_TANH };
 
 struct norm {
     const REAL *gain, *offset;
@@ -96,6 +96,9 @@ static void activate(int64_t activation, int64_t count, REAL *y)
         for (int64_t i = 0; i < count; i++) y[i] *= (REAL)0.5 * (1 + ERF(y[i] * (REAL)0.70710678118654752));
     if (activation == SILU)
         for (int64_t i = 0; i < count; i++) y[i] /= 1 + EXP(-y[i]);
+    if (activation == GELU_TANH) /* y / 2 * (1 + tanh u) is y / (1 + exp(-2u)) */
+        for (int64_t i = 0; i < count; i++)
+            y[i] /= 1 + EXP((REAL)-1.5957691216057308 * (y[i] + (REAL)0.044715 * y[i] * y[i] * y[i]));
 }
 
 /* One row of a panel on its way out. */
@@ -128,6 +131,38 @@ static inline __attribute__((always_inline)) void product_tile(
         }
         put(layer, first, column, y + r * out);
     }
+}
+
+/* Products of the same inputs, side by side: threads meet once for all of them. */
+struct target {
+    const struct layer *layer;
+    REAL *y;
+};
+
+static int64_t panels_of(const struct target *targets, int64_t joined)
+{
+    int64_t panels = 0;
+    for (int64_t i = 0; i < joined; i++) panels += (targets[i].layer->out + PANEL - 1) / PANEL;
+    return panels;
+}
+
+/* Whose panel this one of all is, and which of its own. */
+static const struct target *target_of(const struct target *target, int64_t *panel)
+{
+    for (int64_t own; own = (target->layer->out + PANEL - 1) / PANEL, *panel >= own; target++) *panel -= own;
+    return target;
+}
+
+/* How tasks of a product are dealt to threads, by each of them. Evenly beforehand costs least; but where a processor is
+   taken away for a while, whoever has it left must wait. With weights enough that dealing does not count, as they come. */
+#define HEAVY_BYTES (1 << 22)
+#define DEALT 4 /* tasks at a time */
+
+static void deal(const struct target *targets, int64_t panels)
+{
+    const int64_t each = targets->layer->format == FULL ? sizeof(REAL) : targets->layer->format == INT8 ? 1 : 2;
+    const int is_heavy = panels * PANEL * targets->layer->in * each >= HEAVY_BYTES;
+    omp_set_schedule(is_heavy ? omp_sched_dynamic : omp_sched_static, is_heavy ? DEALT : 0);
 }
 
 #ifdef QUAD
@@ -175,17 +210,22 @@ static inline __attribute__((always_inline)) void rounded_tile(
         break;
 
 /* Every thread rounds the inputs for itself, of so many rows at a time as have room on its stack. */
-static void share_rounded(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, REAL *y)
+static void share_rounded(const struct target *targets, int64_t joined, const REAL *x, int64_t stride, int64_t rows)
 {
-    const int64_t quads = (layer->in + QUAD - 1) / QUAD, panels = (layer->out + PANEL - 1) / PANEL;
-    for (int64_t left = rows, count; left > 0; left -= count, x += count * stride, y += count * layer->out) {
-        count = left < TILES * TILE ? left : TILES * TILE;
+    const int64_t in = targets->layer->in, quads = (in + QUAD - 1) / QUAD, panels = panels_of(targets, joined);
+    for (int64_t done = 0, count; done < rows; done += count, x += count * stride) {
+        count = rows - done < TILES * TILE ? rows - done : TILES * TILE;
         uint8_t bytes[count * quads * QUAD];
         REAL each[count];
-        for (int64_t r = 0; r < count; r++) each[r] = round_row(x + r * stride, layer->in, bytes + r * quads * QUAD);
-        #pragma omp for schedule(static)
+        for (int64_t r = 0; r < count; r++) each[r] = round_row(x + r * stride, in, bytes + r * quads * QUAD);
+        deal(targets, panels);
+        #pragma omp for schedule(runtime) nowait
         for (int64_t panel = 0; panel < panels; panel++) {
-            const int64_t first = panel * PANEL, tiles = (count + TILE - 1) / TILE;
+            int64_t own = panel;
+            const struct target *target = target_of(targets, &own);
+            const struct layer *layer = target->layer;
+            REAL *y = target->y + done * layer->out;
+            const int64_t first = own * PANEL, tiles = (count + TILE - 1) / TILE;
             for (int64_t tile = 0, row = 0; tile < tiles; tile++)
                 switch ((count - row) / (tiles - tile)) {
                     ROUNDED(1) ROUNDED(2) ROUNDED(3) ROUNDED(4) ROUNDED(5) ROUNDED(6)
@@ -214,13 +254,18 @@ static const REAL *normalised(const struct norm *norm, const REAL *x, int64_t wi
 #define OF_FORMAT(FORMAT)                                                                                              \
     OF_ROWS(FORMAT, 1) OF_ROWS(FORMAT, 2) OF_ROWS(FORMAT, 3) OF_ROWS(FORMAT, 4) OF_ROWS(FORMAT, 5) OF_ROWS(FORMAT, 6)
 
-static void share_exact(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, REAL *y)
+static void share_exact(const struct target *targets, int64_t joined, const REAL *x, int64_t stride, int64_t rows)
 {
-    int64_t out = layer->out, panels = (out + PANEL - 1) / PANEL, tiles = (rows + TILE - 1) / TILE;
+    int64_t panels = panels_of(targets, joined), tiles = (rows + TILE - 1) / TILE;
     int64_t shares = (tiles + TILES - 1) / TILES, size = tiles ? rows / tiles : 0, larger = rows - size * tiles;
-    #pragma omp for schedule(static)
+    deal(targets, panels);
+    #pragma omp for schedule(runtime) nowait
     for (int64_t task = 0; task < panels * shares; task++) {
-        int64_t first = task / shares * PANEL, tile = task % shares * TILES;
+        int64_t own = task / shares, tile = task % shares * TILES;
+        const struct target *target = target_of(targets, &own);
+        const struct layer *layer = target->layer;
+        const int64_t first = own * PANEL, out = layer->out;
+        REAL *y = target->y;
         for (int64_t last = tile + TILES < tiles ? tile + TILES : tiles; tile < last; tile++) {
             int64_t row = tile * size + (tile < larger ? tile : larger), count = size + (tile < larger);
             switch (8 * layer->format + count) {
@@ -233,15 +278,24 @@ static void share_exact(const struct layer *layer, const REAL *x, int64_t stride
     }
 }
 
+/* All of them in 8 bits, or none. Nobody waits for the others. */
+static void share_joined(const struct target *targets, int64_t joined, const REAL *x, int64_t stride, int64_t rows)
+{
+#ifdef QUAD
+    if (targets->layer->format == INT8) {
+        share_rounded(targets, joined, x, stride, rows);
+        return;
+    }
+#endif
+    share_exact(targets, joined, x, stride, rows);
+}
+
 static void share_product(
     const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
 {
     const int64_t out = layer->out;
-#ifdef QUAD
-    if (layer->format == INT8) share_rounded(layer, x, stride, rows, y);
-    else
-#endif
-    share_exact(layer, x, stride, rows, y);
+    share_joined(&(struct target){layer, y}, 1, x, stride, rows);
+    #pragma omp barrier
     if (!residual) return;
     #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {

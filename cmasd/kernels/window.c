@@ -11,6 +11,18 @@ struct window {
 
 static int64_t size_of(const struct window *window) { return window->firsts[window->runs] - window->firsts[0]; }
 
+/* The run of the nth token. */
+static int64_t run_of(const struct window *window, int64_t n)
+{
+    int64_t low = 0, high = window->runs - 1;
+    while (low < high) {
+        const int64_t half = (low + high + 1) / 2;
+        if (window->firsts[half] - window->firsts[0] <= n) low = half;
+        else high = half - 1;
+    }
+    return low;
+}
+
 static int64_t longest_of(const struct window *window)
 {
     int64_t longest = 0;

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from cmasd.kernels import kept_zeros
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.masks import source_mask
 
@@ -45,8 +46,13 @@ class Geometry:
     """Of keys and values."""
 
     def allocate(self, slots: int, length: int) -> Tensor:
-        """Zeros of shape (layers, slots, heads, length, 2 * width): keys and values side by side."""
+        """Zeros of shape (layers, slots, heads, length, 2 * width): keys and values side by side.
+
+        On a host, places that no row comes to take no memory.
+        """
         shape = (self.layers, slots, self.heads, length, 2 * self.width)
+        if self.device.type == "cpu":
+            return kept_zeros(*shape, dtype=self.dtype, is_sparse=True)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
@@ -158,7 +164,11 @@ class SlotCache(Cache):
         self._starts = 0
         self._write_at(self._first_line_BH[slots_B], positions_1T)
         self.view = None
-        self._written[slots_B.tolist()] = positions_1T.shape[1]
+        self.begin(slots_B.tolist(), positions_1T.shape[1])
+
+    def begin(self, slots: list[int], length: int) -> None:
+        """New rows are in these slots, and are written up to `length`."""
+        self._written[slots] = length
 
     def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
         self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from cmasd.errors import ModelError
 from cmasd.kernels import Norm, Packed, kernels_for
+from cmasd.runner.packed import PackedLinear, no_int8
 
 Dense = Callable[[Tensor], Tensor]
 """(N, I) -> (N, O)"""
@@ -55,11 +55,7 @@ def _int8(weight_OI: Tensor, bias_O: Tensor | None) -> Dense:
     try:
         return NativeDense(weight_OI, bias_O, int8=True)
     except NotImplementedError:
-        raise ModelError(
-            "models: int8 needs a CPU under Linux, a C compiler and a model loaded in float32, got "
-            f"{str(weight_OI.dtype).removeprefix('torch.')} on {weight_OI.device.type}. Use models.dtype=auto and "
-            "models.drafter_dtype=auto."
-        ) from None
+        raise no_int8(weight_OI.dtype, weight_OI.device) from None
 
 
 def activated(product: Dense, activation: Callable[[Tensor], Tensor]) -> Dense:
@@ -100,6 +96,13 @@ class NativeDense:
             raise NotImplementedError("there are no kernels for this tensor")
         self._kernels = kernels
         self.packed: Packed = kernels.pack(weight_OI, bias_O, int8)
+
+    @classmethod
+    def of(cls, layer: PackedLinear, bias_O: Tensor | None) -> "NativeDense":
+        """A layer that is packed, with another bias where one is given."""
+        made = cls.__new__(cls)
+        made._kernels, made.packed = layer.kernels, layer.packed if bias_O is None else layer.packed.with_bias(bias_O)
+        return made
 
     def __call__(self, x_NI: Tensor, residual_NO: Tensor | None = None) -> Tensor:
         """(N, O)"""

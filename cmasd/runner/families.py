@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from cmasd.errors import ModelError
 from cmasd.kernels import Packed
 from cmasd.runner.dense import Dense, NativeDense, dense, linear_of
+from cmasd.runner.packed import PackedLinear
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 
@@ -221,17 +222,28 @@ def output_head(model: Any, words: Words, int8: bool = False) -> Head:
 
 def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> Dense:
     """The output layer; without a bias where it would be zero, which spares one pass over the logits."""
-    linear: nn.Linear = model.lm_head
-    own: Tensor | None = getattr(model, "final_logits_bias", None)
-    bias_V = None if own is None or not bool(own.any()) else own.view(-1)
-    if banned:
-        bias_V = linear.weight.new_zeros(len(linear.weight)) if bias_V is None else bias_V.clone()
-        bias_V[banned] = torch.finfo(bias_V.dtype).min / 2
-    ids_S = words.tensor(linear.weight.device)
+    layer: nn.Linear | PackedLinear = model.lm_head
+    bias_V = _output_bias(model, layer, banned)
+    ids_S = words.tensor(model.device)
+    if ids_S is None and isinstance(layer, PackedLinear):
+        return NativeDense.of(layer, bias_V)
     if ids_S is None:
-        return dense(linear, bias=bias_V, int8=int8)
-    chosen = linear_of(linear.weight[ids_S], None if linear.bias is None else linear.bias[ids_S])
-    return dense(chosen, bias=None if bias_V is None else bias_V[ids_S], int8=int8)
+        return dense(linear_of(layer.weight, None), bias=bias_V, int8=int8)
+    chosen_SI = layer.packed.rows(ids_S) if isinstance(layer, PackedLinear) else layer.weight[ids_S]
+    return dense(linear_of(chosen_SI, None), bias=None if bias_V is None else bias_V[ids_S], int8=int8)
+
+
+def _output_bias(model: Any, layer: "nn.Linear | PackedLinear", banned: list[int]) -> Tensor | None:
+    """The layer's own, what Marian's kin add to the logits, and what keeps banned ids from winning."""
+    more: Tensor | None = getattr(model, "final_logits_bias", None)
+    parts = [layer.bias, None if more is None or not bool(more.any()) else more.view(-1)]
+    found = [one.detach() for one in parts if one is not None]
+    bias_V = sum(found[1:], found[0]) if found else None
+    if banned:
+        dtype = layer.weight.dtype
+        bias_V = torch.zeros(len(layer.weight), dtype=dtype, device=model.device) if bias_V is None else bias_V.clone()
+        bias_V[banned] = torch.finfo(dtype).min / 2
+    return bias_V
 
 
 def output_scale(model: Any) -> float | None:

@@ -1,7 +1,7 @@
 """From a loaded transformers model to a runner with its cache allocated.
 
 The cache's shape is measured with one token rather than read from the config, whose names differ by family.
-Does not load checkpoints (`cmasd.runner.models` does) and copies no weights: the model stays usable as it was.
+Does not load checkpoints (`cmasd.runner.models` and `streaming` do); the model stays usable as it was.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from cmasd.runner.base import Runner
 from cmasd.runner.cache import Geometry
 from cmasd.runner.families import ANY_WORD, Family, Words, family_of
 from cmasd.runner.graphs import GraphsMode
+from cmasd.runner.packed import packed_form
 from cmasd.runner.parallel import ParallelShape
 from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, _SlotRunner
 from cmasd.runner.stacks import encode, first_caches
@@ -37,18 +38,18 @@ def load_runner(
     """
     assert slots >= 1, f"a runner needs at least one slot, got {slots}"
     family = family_of(model)
-    if int8 and not family.is_bart:
-        raise ModelError(
-            f"models: int8 is for BART and its kin, got {type(model).__name__}; expected Marian, BART, mBART, Pegasus "
-            "or M2M100. Use models.dtype=auto and models.drafter_dtype=auto."
-        )
+    origin = model
+    if not family.is_bart:
+        model = packed_form(model, int8)
     model.eval()
-    geometry = measure(model, family)
+    geometry, how = measure(model, family), (words, int8, graphs, origin)
     if not family.is_encoder_decoder:
-        return DecoderOnlyRunner(model, family, geometry, slots, max_length, max_length, words, int8, graphs)
+        return DecoderOnlyRunner(model, family, geometry, slots, max_length, max_length, *how)
     _check_source_length(model, family, max_source_length)
     family.prepare(model.get_decoder(), max_length)
-    return EncoderDecoderRunner(model, family, geometry, slots, max_length, max_source_length, words, int8, graphs)
+    return EncoderDecoderRunner(
+        model, family, geometry, slots, max_length, max_source_length, words, int8, graphs, origin
+    )
 
 
 def share_encoder(runner: Runner, other: Runner) -> bool:

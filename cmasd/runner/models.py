@@ -11,6 +11,8 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, cast
@@ -55,7 +57,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     OSError,
     ValueError,
     TypeError,
@@ -261,13 +263,16 @@ def _check_weights(name: str, folder: Path, allow_pickle: bool) -> None:
 
 def _from_pretrained(factory: Any, name: str, source: Path | str, what: str, **options: Any) -> Any:
     """`factory.from_pretrained` in silence, with its failures told in one line."""
-    _silence()
-    local = isinstance(source, Path) or not _hub_is_reachable()
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return factory.from_pretrained(source, local_files_only=local, **options)
-    except _LOADING_ERRORS as error:
+        with in_silence():
+            return factory.from_pretrained(source, local_files_only=is_local(source), **options)
+    except LOADING_ERRORS as error:
         raise ModelError(_explain(name, source, what, error)) from error
+
+
+def is_local(source: Path | str) -> bool:
+    """Whether nothing is to be asked of the hub."""
+    return isinstance(source, Path) or not _hub_is_reachable()
 
 
 def _hub_is_reachable() -> bool:
@@ -312,8 +317,11 @@ def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     return cast(torch.dtype, getattr(torch, dtype))
 
 
-def _silence() -> None:
+@contextmanager
+def in_silence() -> Iterator[None]:
     """Libraries do not speak here: what a user must know is in an exception, and progress is the job's to show."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        yield

@@ -26,6 +26,7 @@ from cmasd.runner.bart import CrossAttention, Embedding, FeedForward, Make, Subl
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.dense import Dense, dense, linear_of
 from cmasd.runner.families import ANY_WORD, Words, family_of
+from cmasd.runner.packed import weight_of
 
 
 @dataclass(frozen=True)
@@ -248,10 +249,10 @@ class Said:
     @classmethod
     def of(cls, model: Any, shortlist_S: Tensor | None) -> "Said":
         """From a loaded verifier, in its precision."""
-        weight_Vd: Tensor = model.lm_head.weight.detach()
+        weight_Vd = weight_of(model.lm_head)
         bias: Tensor | None = getattr(model, "final_logits_bias", None)
         bias_V = None if bias is None or not bool(bias.any()) else bias.detach().view(-1)
-        heard_Vd = model.get_input_embeddings().weight.detach()
+        heard_Vd = weight_of(model.get_input_embeddings())
         heard_Vd = F.layer_norm(heard_Vd, heard_Vd.shape[-1:])
         if shortlist_S is not None:
             weight_Vd, bias_V = weight_Vd[shortlist_S], None if bias_V is None else bias_V[shortlist_S]

@@ -6,9 +6,11 @@ reads one number, the longest start, unless the caller gives the extent; `_hidde
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,8 +20,12 @@ from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask
+from cmasd.runner.rotary import RotaryDecoder, rotary_decoder
 from cmasd.runner.stacks import BartStack, Stack, StockStack
 from cmasd.window import Window
+
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Of prompts, padding included, that one forward runs over: enough to be fast, and no more memory than for so many."""
 
 
 def padded(rows: list[list[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -50,8 +56,11 @@ class _SlotRunner:
         words: Words,
         int8: bool,
         graphs: GraphsMode,
+        origin: PreTrainedModel,
     ) -> None:
+        """`origin`: the model of which `model` is the packed form, or the same."""
         config: Any = model.config
+        self._origin = origin
         self.slots = slots
         self.max_length = max_length
         self.max_source_length = max_source_length
@@ -172,7 +181,7 @@ class EncoderDecoderRunner(_SlotRunner):
             decoder = Decoder(model.get_decoder(), self.max_length, int8)
             self._stack = BartStack(encoder, decoder, self._cache, self._sources, self._causal)
         else:
-            self._stack = StockStack(model, self._cache, self._sources, self._causal)
+            self._stack = StockStack(model, self._cache, self._sources, self._causal, self._origin.get_encoder())
 
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
@@ -219,6 +228,11 @@ class EncoderDecoderRunner(_SlotRunner):
     def share_encoder(self, other: "EncoderDecoderRunner") -> bool:
         """Use the encoder of `other` where it has the same weights, so that a batch is encoded once for both."""
         mine, theirs = self._stack, other._stack
+        if isinstance(mine, StockStack) and isinstance(theirs, StockStack):
+            if mine.encoder.origin is not theirs.encoder.origin:
+                return False
+            mine.encoder = theirs.encoder
+            return True
         if not (isinstance(mine, BartStack) and isinstance(theirs, BartStack) and mine.encoder.equals(theirs.encoder)):
             return False
         mine.encoder = theirs.encoder
@@ -232,21 +246,47 @@ class DecoderOnlyRunner(_SlotRunner):
 
     def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, int8: bool) -> None:
         self._decoder: Any = model.base_model
+        self._width = int(model.config.get_text_config().hidden_size)
         self._spans = family.spans(model.config)
         self._last_position = self.max_positions - 1 if family.has_position_table and self.max_positions else None
+        self._whole = None if self.wants_all else rotary_decoder(model, self._spans, self.max_length)
 
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`. Rows are right-padded; causality hides the padding."""
         assert all(0 < len(source) <= self.max_length for source in sources), "a prompt is empty or too long"
         self.ran = self.hidden_BTd = None
-        if max(map(len, sources)) == 1:
+        longest = max(map(len, sources)) - 1
+        if longest == 0:
             return
+        step = max(1, PREFILL_TOKENS[self.device.type] // longest)
+        parts = [slice(first, first + step) for first in range(0, len(slots), step)]
+        run = self._prompts if self._whole is None else partial(self._prompts_flat, self._whole)
+        states = [run(slots[part], sources[part], longest) for part in parts]
+        self.hidden_BTd = states[0] if len(states) == 1 else torch.cat(states)
+
+    def _prompts_flat(self, whole: RotaryDecoder, slots: list[int], sources: list[list[int]], longest: int) -> Tensor:
+        """The same, of the tokens that there are."""
+        ids_BT, lengths_B = padded([source[:-1] for source in sources], 0, self.device)
+        window = Window.prefixes(ids_BT, lengths_B, torch.tensor(slots))
+        self._cache.begin(slots, ids_BT.shape[1])
+        states_BTd = torch.zeros(len(slots), longest, self._width, dtype=self.dtype)
+        if len(window.tokens_N):
+            states_BTd[window.runs_N, window.steps_N] = whole(window, self._cache.buffer_KSHLP)
+        return states_BTd
+
+    def _prompts(self, slots: list[int], sources: list[list[int]], longest: int) -> Tensor:
+        """(B, longest, d): the states behind all tokens but the last, padded."""
         ids_BT, _ = padded([source[:-1] for source in sources], 0, self.device)
         length = ids_BT.shape[1]
+        if length == 0:
+            return torch.zeros(len(slots), longest, self._width, dtype=self.dtype, device=self.device)
         positions_1T = self._steps_L[None, :length]
         self._cache.open_prompt(torch.tensor(slots, device=self.device), positions_1T)
-        self.hidden_BTd = self._decode(ids_BT, positions_1T, length)
+        return F.pad(self._decode(ids_BT, positions_1T, length), (0, 0, 0, longest - length))
+
+    def _flat(self, window: Window) -> Tensor | None:
+        return None if self._whole is None else self._whole(window, self._cache.buffer_KSHLP)
 
     def _hidden(
         self,

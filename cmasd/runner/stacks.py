@@ -128,13 +128,31 @@ class BartStack:
         )
 
 
+class StockEncoder:
+    """An encoder of transformers, which remembers its latest batch for a drafter that shares it."""
+
+    def __init__(self, encoder: Any, dtype: torch.dtype, origin: object) -> None:
+        """`origin`: the module that it was made of."""
+        self.origin = origin
+        self._encoder, self._dtype = encoder, dtype
+        self._latest: tuple[list[list[int]], Tensor] | None = None
+
+    def __call__(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """(B, S, d) states of `sources`, padded to `ids_BS`."""
+        if self._latest is None or self._latest[0] is not sources:
+            self._latest = (sources, encode(self._encoder, ids_BS, lengths_B, self._dtype))
+        return self._latest[1]
+
+
 class StockStack:
     """The modules of transformers as they are."""
 
-    def __init__(self, model: PreTrainedModel, cache: SlotCache, sources: SourceCache, causal: CausalMask) -> None:
-        self._encoder: Any = model.get_encoder()
+    def __init__(
+        self, model: PreTrainedModel, cache: SlotCache, sources: SourceCache, causal: CausalMask, origin: object
+    ) -> None:
+        """`origin`: the encoder of the model that this one was made of."""
+        self.encoder = StockEncoder(model.get_encoder(), model.dtype, origin)
         self._decoder: Any = model.get_decoder()
-        self._dtype = model.dtype
         # Cross-attention reads the stored keys; the decoder only asks whether there are encoder states at all.
         self._encoded = torch.zeros((1, 1, 1), dtype=model.dtype, device=model.device)
         self._sources = sources
@@ -145,7 +163,7 @@ class StockStack:
 
     def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """See `Stack.encode`."""
-        return encode(self._encoder, ids_BS, lengths_B, self._dtype)
+        return self.encoder(sources, ids_BS, lengths_B)
 
     def store(self, slots_B: Tensor, encoded_BSd: Tensor, lengths_B: Tensor) -> None:
         """See `Stack.store`."""

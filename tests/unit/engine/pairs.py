@@ -111,6 +111,11 @@ def self_pair(
     return replace(pair, verifier=verifier, drafter=early_exit(verifier, layers))
 
 
+def quantised(pair: Pair) -> Pair:
+    """The pair whose verifier, rounded, drafts."""
+    return replace(pair, drafter=pair.verifier, drafter_int8=True)
+
+
 def tiny_config(**sections: dict[str, Any]) -> Config:
     """A configuration for engines of three slots unless told otherwise."""
     tree: dict[str, Any] = {"input": {"path": "in"}, "output": {"path": "out"}, "engine": {"slots": 3}}

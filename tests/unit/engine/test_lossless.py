@@ -25,6 +25,7 @@ from tests.unit.engine.pairs import (
     QUERIES,
     decode,
     decode_plain,
+    quantised,
     self_pair,
     shared_pair,
     tiny_config,
@@ -139,7 +140,7 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "margin_form": draw(st.sampled_from(["full", "printed"])),
     }
     drafter = {
-        "kind": draw(st.sampled_from(["model", "parallel", "lookup", "self"])),
+        "kind": draw(st.sampled_from(["model", "parallel", "lookup", "self", "quantised"])),
         "self_layers": draw(st.integers(1, 2)),
         "max_draft_tokens": longest,
         "min_draft_tokens": draw(st.integers(1, longest)),
@@ -216,6 +217,8 @@ def check(case: Case) -> Decoded:
     shortlist, drafter = case.shortlist, case.sections["drafter"]
     if drafter.get("kind") == "self":
         pair, shortlist = self_pair(case.family, drafter["self_layers"], constraints, MOST_NEW_TOKENS), None
+    if drafter.get("kind") == "quantised":
+        pair, shortlist = quantised(pair), None
     if case.eos_choice is not None:
         produced = sorted({token for row in tokens_of(decode_plain(pair, case.requests)).values() for token in row})
         eos = produced[case.eos_choice % len(produced)]
@@ -278,6 +281,19 @@ def test_every_family_drafts_for_itself_and_stays_exact(family: str) -> None:
     fast = decode(pair, config, requests)
     assert tokens_of(fast) == tokens_of(decode_plain(pair, requests))
     assert all(result.num_drafted_tokens > 0 for result in fast.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rounded_verifier_drafts_well_and_stays_exact(family: str) -> None:
+    requests = [Request(key, list(range(5, 9 + 2 * key)), 9 + key) for key in range(4)]
+    pair = quantised(shared_pair(family))
+    config = tiny_config(policy={"kind": "fixed"}, drafter={"kind": "quantised", "max_draft_tokens": 3})
+    fast = decode(pair, config, requests)
+    assert tokens_of(fast) == tokens_of(decode_plain(pair, requests))
+    drafted, accepted = (
+        sum(getattr(one, f"num_{what}_tokens") for one in fast.values()) for what in ("drafted", "accepted")
+    )
+    assert accepted > 0.8 * drafted > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

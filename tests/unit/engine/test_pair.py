@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cmasd.config import from_dict
+from cmasd.config.rules import check
 from cmasd.core import Request
 from cmasd.engine.capacity import need_of, resolve
 from cmasd.engine.pair import _drafts_in_int8, _shortlist, choose_device, load_pair
@@ -89,11 +90,19 @@ def test_a_drafter_is_rounded_where_that_makes_it_faster(
     assert (pair.int8, pair.drafter_int8) == expected
 
 
-def test_a_rounded_drafter_needs_a_family_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["bart", "t5", "llama", "gpt2"])
+def test_a_drafter_of_any_family_is_rounded(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cmasd.engine.pair.kernels", lambda dtype: SimpleNamespace(multiplies_bytes=True))
-    config, models = from_dict({}), {family: tiny_model(family, layers=1) for family in ("bart", "t5")}
-    assert _drafts_in_int8(config, models["bart"], models["bart"])
-    assert not _drafts_in_int8(config, models["t5"], models["t5"])
+    assert _drafts_in_int8(from_dict({}), tiny_model(family, layers=1))
+
+
+def test_a_verifier_that_is_rounded_to_draft_is_loaded_once() -> None:
+    config = from_dict({"drafter": {"kind": "quantised", "shortlist": 3000}, "models": {"device": "cpu"}})
+    pair = load_pair(config)
+    assert pair.drafter is pair.verifier
+    assert (pair.int8, pair.drafter_int8, pair.shortlist) == (False, True, None)
+    with pytest.raises(ConfigError, match=r"drafter\.kind: quantised rounds a float32 .* got models\.dtype int8"):
+        check(from_dict({"drafter": {"kind": "quantised"}, "models": {"dtype": "int8"}}))
 
 
 @pytest.mark.skipif(kernels(torch.float32) is None, reason="no kernels here, so nothing is rounded")

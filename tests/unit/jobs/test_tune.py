@@ -58,7 +58,7 @@ def test_a_tuned_run_goes_elsewhere(path: str) -> None:
         (["--write", "no/such/tuned.yaml"], "--write: no such folder, got no/such"),
         (["--storage", "no/such/trials.log"], "--storage: no such folder, got no/such"),
         (["--max-draft-tokens", "1", "drafter.min_draft_tokens=2"], "--max-draft-tokens: must be at least drafter.min"),
-        (["drafter.kind=lookup"], "drafter.kind: must be model, parallel or self"),
+        (["drafter.kind=lookup"], "drafter.kind: must be model, parallel, self or quantised"),
     ],
 )
 def test_what_the_user_can_fix(options: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmasd.runner import dense, graphs, load_runner
+from cmasd.runner import dense, graphs, load_runner, packed
 from cmasd.runner.base import Extent
 from cmasd.runner.graphs import USES_BEFORE_CAPTURE, Graphs, rounded
 from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner
@@ -26,7 +26,8 @@ MOST = Extent(8, 40, 40, 12)
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets are captured, as on a GPU; a tape records operations of torch alone."""
-    monkeypatch.setattr(dense, "kernels_for", lambda tensor: None)
+    for room in (dense, packed):
+        monkeypatch.setattr(room, "kernels_for", lambda tensor: None)
     monkeypatch.setattr(graphs, "can_capture", lambda device: True)
     monkeypatch.setattr(graphs, "Recorder", TapeRecorder)
 

@@ -12,12 +12,16 @@ from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.runner.models import Model, load_model
+from cmasd.runner.packed import is_packed
 
 
 def stock_verifier(pair: Pair, config: Config) -> Model:
-    """The verifier as transformers runs it; loaded again only where the pair's is of less than float32 on a CPU."""
+    """The verifier as transformers runs it; loaded again only where the pair's is packed, or of less than float32 on a
+    CPU.
+    """
     loaded = pair.verifier
-    if pair.device.type != "cpu" or loaded.dtype in (torch.float32, torch.float64):
+    is_whole = loaded.dtype in (torch.float32, torch.float64) and not is_packed(loaded)
+    if pair.device.type != "cpu" or is_whole:
         return loaded
     models = config.models
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}

@@ -137,7 +137,7 @@ def test_disturbed_measurements_are_brought_under_larger_shapes() -> None:
 def test_what_cannot_be_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, config = shared_pair("marian"), configured()
     check_tunable(pair, config)
-    with pytest.raises(ConfigError, match=r"drafter\.kind: must be model, parallel or self .*, got lookup"):
+    with pytest.raises(ConfigError, match=r"drafter\.kind: must be model, parallel, self or quantised .*, got lookup"):
         check_tunable(pair, tiny_config(drafter={"kind": "lookup"}))
     with pytest.raises(ConfigError, match=r"drafter\.kind: must be"):
         check_tunable(replace(pair, drafter=None), config)
