@@ -141,16 +141,16 @@ def load_pair(config: Config) -> Pair:
 
 
 def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tuple[Model | None, ParallelNetwork | None]:
-    """The model that drafts, in one of two forms, or none: a policy may never draft, and lookup needs no model."""
-    models, kind, name = config.models, config.drafter.kind, config.models.drafter or ""
-    if config.policy.kind == "plain" or kind == "lookup":
+    """The model that drafts, in one of two forms, or none: a policy may never draft, and texts need no model."""
+    models, kind, name = config.models, config.drafter.model, config.models.drafter or ""
+    if config.policy.kind == "plain" or kind is None:
         return None, None
     if kind == "self":
         return early_exit(verifier, config.drafter.self_layers), None
     if kind == "parallel":
         encoder = verifier.get_encoder() if verifier.config.is_encoder_decoder else None
         parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, verifier.device, encoder)
-        if config.drafter.max_draft_tokens > parallel.shape.queries:
+        if not config.drafter.free and config.drafter.max_draft_tokens > parallel.shape.queries:
             raise ConfigError(
                 f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "
                 f"got {config.drafter.max_draft_tokens}."
@@ -183,7 +183,7 @@ def _drafts_in_int8(config: Config, verifier: Model, drafter: Model | None) -> b
 
 def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tuple[int, ...] | None:
     """Ids that a trained drafter drafts from; None: all."""
-    if config.drafter.shortlist is None or config.drafter.kind == "self":
+    if config.drafter.shortlist is None or config.drafter.model == "self":
         return None
     known, listed = vocabulary_size(verifier.config), load_shortlist(config.models.drafter or "")
     if strangers := [one for one in listed if not 0 <= one < known]:

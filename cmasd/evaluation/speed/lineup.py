@@ -127,8 +127,8 @@ def _can_run(name: str, pair: Pair, config: Config, on_skip: Callable[[str, str]
 
 def can_draft(pair: Pair, config: Config) -> bool:
     """Whether what `drafter.kind` asks for is loaded."""
-    kind = config.drafter.kind
-    return kind == "lookup" or (pair.parallel if kind == "parallel" else pair.drafter) is not None
+    kind = config.drafter.model
+    return kind is None or (pair.parallel if kind == "parallel" else pair.drafter) is not None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

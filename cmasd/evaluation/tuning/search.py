@@ -71,9 +71,9 @@ def check_optuna() -> None:
 
 def check_tunable(pair: Pair, config: Config) -> None:
     """Raise `ConfigError` where there is nothing to tune."""
-    if config.drafter.kind == "lookup" or not can_draft(pair, config):
+    if config.drafter.model is None or config.drafter.free or not can_draft(pair, config):
         raise ConfigError(
-            f"drafter.kind: must be model, parallel or self with a drafter to load, got {config.drafter.kind} and "
+            f"drafter.kind: must be model, parallel or self with a drafter to load, got {config.drafter.name} and "
             f"{config.models.drafter}. Tuning is of confidence, which a drafting model alone has."
         )
     if config.confidence.calibration is not None:

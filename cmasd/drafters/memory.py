@@ -1,0 +1,195 @@
+"""What rows said before, for rows to come: a ring of tokens with the oldest out first.
+
+Two ways in. By the latest words of a row: a chain of places for each two and each four tokens, as in LZ77, of which
+the latest are looked at, and those that agree longest vote on what follows. By its source: a row whose source nearly
+repeats an earlier one's (trigrams, Jaccard of 0.4 or more) may take the whole output of that row.
+
+Costs for each remembered token 20 bytes and what the chains' heads take, some 200 bytes where no two tokens repeat.
+"""
+
+from array import array
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmasd.drafters.texts import EDGE
+
+LEVELS = (4, 2)
+"""Tokens by which places are chained; the longer are looked up first."""
+MOST_PLACES = 16
+"""Of a chain, that are looked at."""
+LEAST_ALIKE = 0.4
+SKETCH = 8
+"""Hashed trigrams of a source by which it is found: the least of them, which sources that are alike share."""
+MOST_ALIKE = 4
+"""Earlier rows of which the likeness is computed."""
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """One row."""
+
+    trigrams: Hashes
+    """Of its source, sorted."""
+    start: int
+    """Of its output, as a number of tokens since the beginning."""
+    stop: int
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What followed."""
+
+    tokens: list[int]
+    shares: list[float]
+    """Of the places that agreed so far, those that go on so."""
+    matched: int
+    """Tokens that agree before."""
+
+
+class Memory:
+    """Of one engine."""
+
+    def __init__(self, most_tokens: int, longest: int) -> None:
+        """`longest`: tokens by which places are told apart."""
+        self._size = most_tokens
+        self._longest = max(longest, *LEVELS)
+        self._ring = array("i")
+        self._links = {level: array("q") for level in LEVELS}
+        self._heads: dict[int, dict[int, int]] = {level: {} for level in LEVELS}
+        self._written = 0
+        self._rows: deque[Remembered] = deque()
+        self._first_row = 0
+        self._by_hash: dict[int, deque[int]] = {}
+
+    def __len__(self) -> int:
+        """Rows that are remembered by their source."""
+        return len(self._rows)
+
+    # ---------------------------------------------------------------- by the latest words
+
+    def recall(self, tail: Sequence[int], most: int) -> Recalled | None:
+        """What followed the longest suffix of `tail`, of two tokens or more; None where it was never said."""
+        for level in LEVELS:
+            if len(tail) < level:
+                continue
+            places: list[int] = []
+            matched = level
+            place = self._heads[level].get(hash(tuple(tail[-level:])), 0)
+            for _ in range(MOST_PLACES):
+                if place <= self._written - self._size or place <= 0:
+                    break
+                size = self._overlap(place, tail) if self._token(place + 1) != EDGE else 0
+                if size > matched:
+                    matched, places = size, []
+                if size == matched:
+                    places.append(place)
+                place = self._links[level][place % self._size]
+            if places:
+                return self._vote(places, matched, most)
+        return None
+
+    def _overlap(self, place: int, tail: Sequence[int]) -> int:
+        count, most = 0, min(self._longest, len(tail), place + self._size - self._written)
+        while count < most and self._ring[(place - count) % self._size] == tail[-1 - count]:
+            count += 1
+        return count
+
+    def _token(self, place: int) -> int:
+        return self._ring[place % self._size] if place <= self._written else EDGE
+
+    def _vote(self, places: list[int], matched: int, most: int) -> Recalled:
+        tokens: list[int] = []
+        shares: list[float] = []
+        for step in range(1, most + 1):
+            said = [self._token(place + step) for place in places]
+            # Of those that are said as often the latest counts.
+            token, count = Counter(said).most_common(1)[0] if len(said) > 1 else (said[0], 1)
+            if token == EDGE:
+                break
+            tokens.append(token)
+            shares.append(count / len(said))
+            places = [place for place, one in zip(places, said, strict=True) if one == token]
+        return Recalled(tokens, shares, matched)
+
+    # ---------------------------------------------------------------- by the source
+
+    def alike(self, source: Sequence[int]) -> list[int] | None:
+        """The output of the row whose source is most like this one; None where none is."""
+        trigrams = _trigrams(source)
+        shared = Counter(row for one in trigrams[:SKETCH].tolist() for row in self._by_hash.get(one, ()))
+        best, found = LEAST_ALIKE, None
+        for row, _ in shared.most_common(MOST_ALIKE):
+            known = self._rows[row - self._first_row]
+            both = len(np.intersect1d(trigrams, known.trigrams, assume_unique=True))
+            likeness = both / (len(trigrams) + len(known.trigrams) - both)
+            if likeness >= best:
+                best, found = likeness, known
+        return None if found is None else [self._token(place) for place in range(found.start, found.stop)]
+
+    # ---------------------------------------------------------------- learning
+
+    def learn(self, source: Sequence[int], output: Sequence[int]) -> None:
+        """A row is done."""
+        if not 0 < len(output) < self._size:
+            return
+        self._write([EDGE, *output])
+        self._sweep()
+        while self._rows and self._rows[0].start <= self._written - self._size:
+            self._forget(self._rows.popleft())
+        trigrams = _trigrams(source)
+        self._rows.append(Remembered(trigrams, self._written - len(output) + 1, self._written + 1))
+        for one in trigrams[:SKETCH].tolist():
+            self._by_hash.setdefault(one, deque(maxlen=MOST_PLACES)).append(self._first_row + len(self._rows) - 1)
+
+    def _forget(self, row: Remembered) -> None:
+        """The oldest."""
+        for one in row.trigrams[:SKETCH].tolist():
+            rows = self._by_hash[one]
+            if rows[0] == self._first_row:
+                rows.popleft()
+            if not rows:
+                del self._by_hash[one]
+        self._first_row += 1
+
+    def _write(self, tokens: list[int]) -> None:
+        """An edge, then a text."""
+        self._grow(len(tokens))
+        for count, token in enumerate(tokens):
+            self._written += 1
+            place = self._written % self._size
+            self._ring[place] = token
+            for level in LEVELS:
+                if count >= level:
+                    key = hash(tuple(tokens[count - level + 1 : count + 1]))
+                    self._links[level][place] = self._heads[level].get(key, 0)
+                    self._heads[level][key] = self._written
+
+    def _grow(self, more: int) -> None:
+        """Arrays as long as they are needed, and no longer than the ring."""
+        missing = min(self._size, self._written + more + 1) - len(self._ring)
+        for one in (self._ring, *self._links.values()):
+            values: Any = one
+            values.extend([0] * max(0, missing))
+
+    def _sweep(self) -> None:
+        """Forget chains of which nothing is left."""
+        for level, heads in self._heads.items():
+            if len(heads) > 2 * self._size:
+                alive = self._written - self._size
+                self._heads[level] = {key: place for key, place in heads.items() if place > alive}
+
+
+def _trigrams(source: Sequence[int]) -> Hashes:
+    """Of a text between edges: one for each token. Sorted by a hash that mixes well, each once."""
+    around = np.array([EDGE, *source, EDGE], dtype=np.int64).astype(np.uint64)
+    mixed = around[:-2] * np.uint64(0x9E3779B97F4A7C15) ^ around[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F)
+    mixed ^= around[2:] * np.uint64(0x165667B19E3779F9)
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.unique(mixed ^ (mixed >> np.uint64(32)))
