@@ -104,6 +104,8 @@ def test_what_changes_results_is_refused_by_name(
 
 def test_what_is_free() -> None:
     free = {key for key, _ in flatten(Config()) if is_free(key)}
-    lengths = {"drafter.max_draft_tokens", "drafter.min_draft_tokens"}
-    policy = {f"policy.{name}" for name in ("kind", "quality_budget_nats_per_token", "alpha", "threshold")}
+    lengths = {"drafter.max_draft_tokens", "drafter.min_draft_tokens", "drafter.memory_tokens"}
+    policy = {
+        f"policy.{name}" for name in ("kind", "quality_budget_nats_per_token", "alpha", "threshold", "explore_share")
+    }
     assert free == {"engine.slots", "engine.graphs"} | lengths | policy
