@@ -5,11 +5,11 @@
     copy       what followed the same words in the row's own source or output
 
 Of a row's drafts that with the most tokens expected to be accepted goes in. Confidence of a token is the share of the
-places that go on with it, times how often tokens of that source, after so many that agreed, were accepted lately: PRIOR
-is assumed beforehand, and old evidence fades, so that what a policy has given up is tried again. Entropy and margins do
-not exist and are NaN.
+places that go on with it, times how often tokens of that source, after so many that agreed, were accepted lately, the
+first of a draft apart from those that follow it: PRIOR is assumed beforehand, and old evidence fades, so that what a
+policy has given up is tried again. Entropy and margins do not exist and are NaN.
 
-Shapes: B rows, K draft, S sources, G kinds of places.
+Shapes: B rows, K draft, S sources, G kinds of places; 2 the first token, and those behind it.
 """
 
 from collections.abc import Sequence
@@ -75,26 +75,28 @@ class Row:
 
 
 class Rates:
-    """How often tokens were accepted, by source and kind."""
+    """How often tokens were accepted, by source and kind: a place that was found wrong fails at once, or not at all."""
 
     def __init__(self) -> None:
-        self._accepted_SG = np.zeros((FROM_PREVIOUS + 1, KINDS))
-        self._judged_SG = np.zeros((FROM_PREVIOUS + 1, KINDS))
+        self._accepted_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
+        self._judged_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
 
     def fade(self) -> None:
         """An iteration later."""
-        self._accepted_SG *= FADE
-        self._judged_SG *= FADE
+        self._accepted_SG2 *= FADE
+        self._judged_SG2 *= FADE
 
-    def __call__(self, source: int, kind: int) -> float:
-        """Share accepted of those that were judged."""
-        accepted = self._accepted_SG[source, kind] + PRIOR_ACCEPTED
-        return float(accepted / (self._judged_SG[source, kind] + PRIOR_JUDGED))
+    def __call__(self, source: int, kind: int, count: int) -> list[float]:
+        """Share accepted of those that were judged, for so many tokens."""
+        accepted_2 = self._accepted_SG2[source, kind] + PRIOR_ACCEPTED
+        first, later = (accepted_2 / (self._judged_SG2[source, kind] + PRIOR_JUDGED)).tolist()
+        return [first, *[later] * (count - 1)][:count]
 
     def count(self, proposal: Proposal, sent: int, accepted: int) -> None:
         """What the verifier said of a draft of which so much was sent; behind a rejection it says nothing."""
-        self._accepted_SG[proposal.source, proposal.kind] += accepted
-        self._judged_SG[proposal.source, proposal.kind] += min(accepted + 1, sent)
+        judged = min(accepted + 1, sent)
+        self._accepted_SG2[proposal.source, proposal.kind] += min(accepted, 1), max(accepted - 1, 0)
+        self._judged_SG2[proposal.source, proposal.kind] += min(judged, 1), max(judged - 1, 0)
 
 
 class FreeDrafter:
@@ -225,15 +227,16 @@ class FreeDrafter:
         if old is None:
             return None
         tokens, kind = old.rest(room), old.kind
-        return Proposal(tokens, [self._rates(source, kind)] * len(tokens), source, kind)
+        return Proposal(tokens, self._rates(source, kind, len(tokens)), source, kind)
 
     def _of_memory(self, row: Row, room: int) -> Proposal | None:
         recalled = None if self._memory is None else self._memory.recall(row.output, room)
         if recalled is None:
             return None
         kind = ALIKE + min(recalled.matched, KINDS - ALIKE - 1)
-        rate = self._rates(FROM_MEMORY, kind)
-        return Proposal(recalled.tokens, [rate * share for share in recalled.shares], FROM_MEMORY, kind)
+        rates = self._rates(FROM_MEMORY, kind, len(recalled.tokens))
+        confidence = [rate * share for rate, share in zip(rates, recalled.shares, strict=True)]
+        return Proposal(recalled.tokens, confidence, FROM_MEMORY, kind)
 
     def _of_own(self, row: Row, room: int) -> Proposal | None:
         if "copy" not in self._kinds:
@@ -241,7 +244,8 @@ class FreeDrafter:
         at = row.first + row.known - len(row.output)
         tokens, found = copied(row.text, at, row.known, room, self.max_ngram)
         kind = ALIKE + min(found, KINDS - ALIKE - 1)
-        return Proposal(self._sayable(tokens), [self._rates(FROM_COPY, kind)] * len(tokens), FROM_COPY, kind)
+        tokens = self._sayable(tokens)
+        return Proposal(tokens, self._rates(FROM_COPY, kind, len(tokens)), FROM_COPY, kind)
 
     @staticmethod
     def _written(chosen: list[Proposal], rule: Rule, device: torch.device) -> Draft:
@@ -251,7 +255,7 @@ class FreeDrafter:
         for row, proposal in enumerate(chosen):
             count = len(proposal.tokens)
             tokens_BK[row, :count] = proposal.tokens
-            confidence_BK[row, :count] = proposal.confidence[:count]
+            confidence_BK[row, :count] = proposal.confidence
         confidence = torch.from_numpy(confidence_BK).to(device)
         made_B = torch.tensor([len(proposal.tokens) for proposal in chosen], device=device)
         return Draft(

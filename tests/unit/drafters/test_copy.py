@@ -115,7 +115,9 @@ ROWS: list[tuple[list[int], list[int], int]] = [([], [1, 2, 3, 0, 1, 2], 3), ([]
 
 
 def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
-    """Each draft counts its accepted tokens and the first rejected one; those after it were not judged."""
+    """Each draft counts its accepted tokens and the first rejected one; those after it were not judged. The first token
+    of a draft is told apart.
+    """
     drafter = drafter_of(ROWS, 2)
     rule = rule_of(FixedPolicy(3))
     first = drafter.draft(*context(ROWS, width=0), rule)
@@ -123,9 +125,12 @@ def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
     assert first.confidence_BK[:, 0].tolist() == pytest.approx([PRIOR_ACCEPTED / PRIOR_JUDGED] * 2)
     drafter.commit(context(ROWS, width=0)[0], torch.tensor([3, 1]))
     second = drafter.draft(*context(ROWS, width=0), rule)
-    of_two = (PRIOR_ACCEPTED + FADE * 3) / (PRIOR_JUDGED + FADE * 3)
-    of_one = (PRIOR_ACCEPTED + FADE * 1) / (PRIOR_JUDGED + FADE * 2)
-    assert second.confidence_BK[:, 0].tolist() == pytest.approx([of_two, of_one])
+
+    def rate(accepted: int, judged: int) -> float:
+        return (PRIOR_ACCEPTED + FADE * accepted) / (PRIOR_JUDGED + FADE * judged)
+
+    assert second.confidence_BK[0].tolist() == pytest.approx([rate(1, 1), rate(2, 2), rate(2, 2)])
+    assert second.confidence_BK[1].tolist() == pytest.approx([rate(1, 1), rate(0, 1), rate(0, 1)])
 
 
 def test_a_length_that_failed_is_tried_again() -> None:
