@@ -4,7 +4,7 @@ Two ways in. By the latest words of a row: a chain of places for each two and ea
 the latest are looked at, and those that agree longest vote on what follows. By its source: a row whose source nearly
 repeats an earlier one's (trigrams, Jaccard of 0.4 or more) may take the whole output of that row.
 
-Costs for each remembered token 20 bytes and what the chains' heads take, some 200 bytes where no two tokens repeat.
+Costs some 150 bytes for each remembered token, most of it for finding sources.
 """
 
 from array import array
@@ -22,6 +22,8 @@ LEVELS = (4, 2)
 """Tokens by which places are chained; the longer are looked up first."""
 MOST_PLACES = 16
 """Of a chain, that are looked at."""
+LEAST_HEADS = 12
+"""Of chains, as a power of two."""
 LEAST_ALIKE = 0.4
 SKETCH = 8
 """Hashed trigrams of a source by which it is found: the least of them, which sources that are alike share."""
@@ -31,7 +33,7 @@ MOST_ALIKE = 4
 Hashes = NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Remembered:
     """One row."""
 
@@ -62,11 +64,14 @@ class Memory:
         self._longest = max(longest, *LEVELS)
         self._ring = array("i")
         self._links = {level: array("q") for level in LEVELS}
-        self._heads: dict[int, dict[int, int]] = {level: {} for level in LEVELS}
+        places = 1 << max(LEAST_HEADS, most_tokens.bit_length())
+        self._mask = places - 1
+        self._heads = {level: memoryview(bytearray(8 * places)).cast("q") for level in LEVELS}
+        """By hash; who shares one is in one chain, and is told apart by its tokens."""
         self._written = 0
         self._rows: deque[Remembered] = deque()
         self._first_row = 0
-        self._by_hash: dict[int, deque[int]] = {}
+        self._by_hash: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         """Rows that are remembered by their source."""
@@ -81,7 +86,7 @@ class Memory:
                 continue
             places: list[int] = []
             matched = level
-            place = self._heads[level].get(hash(tuple(tail[-level:])), 0)
+            place: int = self._heads[level][hash(tuple(tail[-level:])) & self._mask]
             for _ in range(MOST_PLACES):
                 if place <= self._written - self._size or place <= 0:
                     break
@@ -140,20 +145,21 @@ class Memory:
         if not 0 < len(output) < self._size:
             return
         self._write([EDGE, *output])
-        self._sweep()
         while self._rows and self._rows[0].start <= self._written - self._size:
             self._forget(self._rows.popleft())
         trigrams = _trigrams(source)
         self._rows.append(Remembered(trigrams, self._written - len(output) + 1, self._written + 1))
         for one in trigrams[:SKETCH].tolist():
-            self._by_hash.setdefault(one, deque(maxlen=MOST_PLACES)).append(self._first_row + len(self._rows) - 1)
+            rows = self._by_hash.setdefault(one, [])
+            rows.append(self._first_row + len(self._rows) - 1)
+            del rows[:-MOST_PLACES]
 
     def _forget(self, row: Remembered) -> None:
         """The oldest."""
         for one in row.trigrams[:SKETCH].tolist():
             rows = self._by_hash[one]
             if rows[0] == self._first_row:
-                rows.popleft()
+                rows.pop(0)
             if not rows:
                 del self._by_hash[one]
         self._first_row += 1
@@ -167,8 +173,8 @@ class Memory:
             self._ring[place] = token
             for level in LEVELS:
                 if count >= level:
-                    key = hash(tuple(tokens[count - level + 1 : count + 1]))
-                    self._links[level][place] = self._heads[level].get(key, 0)
+                    key = hash(tuple(tokens[count - level + 1 : count + 1])) & self._mask
+                    self._links[level][place] = self._heads[level][key]
                     self._heads[level][key] = self._written
 
     def _grow(self, more: int) -> None:
@@ -177,13 +183,6 @@ class Memory:
         for one in (self._ring, *self._links.values()):
             values: Any = one
             values.extend([0] * max(0, missing))
-
-    def _sweep(self) -> None:
-        """Forget chains of which nothing is left."""
-        for level, heads in self._heads.items():
-            if len(heads) > 2 * self._size:
-                alive = self._written - self._size
-                self._heads[level] = {key: place for key, place in heads.items() if place > alive}
 
 
 def _trigrams(source: Sequence[int]) -> Hashes:
