@@ -15,7 +15,7 @@ COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
 )
-COMPARED_WHEN_ASKED = ("adaptive_tau_printed",)
+COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all")
 """What `compare.engines` may name besides its default."""
 
 FREE_DRAFTERS, MODEL_DRAFTERS = ("previous", "memory", "copy"), ("model", "parallel", "self")
@@ -310,7 +310,8 @@ class CompareConfig:
     """`cmasd compare`."""
 
     engines: list[str] = field(default_factory=lambda: list(COMPARED))
-    """Ways of decoding to compare; adaptive_tau_printed may be added, and ar_greedy takes part in any case."""
+    """Ways of decoding to compare; adaptive_tau_printed may be added, and copy, memory, previous and all, which are
+    goodput with drafts that cost nothing; ar_greedy takes part in any case."""
     max_relative_ci: float = 0.05
     """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
     max_seconds: float = 1800.0

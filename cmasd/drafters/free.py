@@ -150,6 +150,11 @@ class FreeDrafter:
             if self._memory is not None:
                 self._memory.learn(row.request.source, result.token_ids.tolist())
 
+    def forget(self) -> None:
+        """All that rows before have said."""
+        if self._memory is not None:
+            self._memory = Memory(self._memory.most_tokens, self.max_ngram)
+
     def reserve(self, extent: Extent) -> bool:
         """It always looks: as far as texts go on, and no further."""
         return False

@@ -60,7 +60,7 @@ class Memory:
 
     def __init__(self, most_tokens: int, longest: int) -> None:
         """`longest`: tokens by which places are told apart."""
-        self._size = most_tokens
+        self.most_tokens = most_tokens
         self._longest = max(longest, *LEVELS)
         self._ring = array("i")
         self._links = {level: array("q") for level in LEVELS}
@@ -88,26 +88,26 @@ class Memory:
             matched = level
             place: int = self._heads[level][hash(tuple(tail[-level:])) & self._mask]
             for _ in range(MOST_PLACES):
-                if place <= self._written - self._size or place <= 0:
+                if place <= self._written - self.most_tokens or place <= 0:
                     break
                 size = self._overlap(place, tail) if self._token(place + 1) != EDGE else 0
                 if size > matched:
                     matched, places = size, []
                 if size == matched:
                     places.append(place)
-                place = self._links[level][place % self._size]
+                place = self._links[level][place % self.most_tokens]
             if places:
                 return self._vote(places, matched, most)
         return None
 
     def _overlap(self, place: int, tail: Sequence[int]) -> int:
-        count, most = 0, min(self._longest, len(tail), place + self._size - self._written)
-        while count < most and self._ring[(place - count) % self._size] == tail[-1 - count]:
+        count, most = 0, min(self._longest, len(tail), place + self.most_tokens - self._written)
+        while count < most and self._ring[(place - count) % self.most_tokens] == tail[-1 - count]:
             count += 1
         return count
 
     def _token(self, place: int) -> int:
-        return self._ring[place % self._size] if place <= self._written else EDGE
+        return self._ring[place % self.most_tokens] if place <= self._written else EDGE
 
     def _vote(self, places: list[int], matched: int, most: int) -> Recalled:
         tokens: list[int] = []
@@ -142,10 +142,10 @@ class Memory:
 
     def learn(self, source: Sequence[int], output: Sequence[int]) -> None:
         """A row is done."""
-        if not 0 < len(output) < self._size:
+        if not 0 < len(output) < self.most_tokens:
             return
         self._write([EDGE, *output])
-        while self._rows and self._rows[0].start <= self._written - self._size:
+        while self._rows and self._rows[0].start <= self._written - self.most_tokens:
             self._forget(self._rows.popleft())
         trigrams = _trigrams(source)
         self._rows.append(Remembered(trigrams, self._written - len(output) + 1, self._written + 1))
@@ -169,7 +169,7 @@ class Memory:
         self._grow(len(tokens))
         for count, token in enumerate(tokens):
             self._written += 1
-            place = self._written % self._size
+            place = self._written % self.most_tokens
             self._ring[place] = token
             for level in LEVELS:
                 if count >= level:
@@ -179,16 +179,18 @@ class Memory:
 
     def _grow(self, more: int) -> None:
         """Arrays as long as they are needed, and no longer than the ring."""
-        missing = min(self._size, self._written + more + 1) - len(self._ring)
+        missing = min(self.most_tokens, self._written + more + 1) - len(self._ring)
         for one in (self._ring, *self._links.values()):
             values: Any = one
             values.extend([0] * max(0, missing))
 
 
 def _trigrams(source: Sequence[int]) -> Hashes:
-    """Of a text between edges: one for each token. Sorted by a hash that mixes well, each once."""
+    """Of a text between edges: one for each token. Sorted by their hash, each once."""
     around = np.array([EDGE, *source, EDGE], dtype=np.int64).astype(np.uint64)
-    mixed = around[:-2] * np.uint64(0x9E3779B97F4A7C15) ^ around[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F)
-    mixed ^= around[2:] * np.uint64(0x165667B19E3779F9)
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return np.unique(mixed ^ (mixed >> np.uint64(32)))
+    return np.unique(_mixed(around[2:] + _mixed(around[1:-1] + _mixed(around[:-2]))))
+
+
+def _mixed(values: Hashes) -> Hashes:
+    values = (values ^ (values >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return values ^ (values >> np.uint64(29))

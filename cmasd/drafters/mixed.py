@@ -55,6 +55,10 @@ class MixedDrafter:
         """What they said is remembered."""
         self.free.leave(slots, results)
 
+    def forget(self) -> None:
+        """All that rows before have said."""
+        self.free.forget()
+
     def reserve(self, extent: Extent) -> bool:
         """Texts are looked at by the host."""
         return False

@@ -28,7 +28,6 @@ from cmasd.pipeline.crashes import Crashes
 from cmasd.pipeline.engine_thread import EngineThread
 from cmasd.pipeline.metrics import ShardMetrics
 from cmasd.pipeline.preemption import Preemption
-from cmasd.pipeline.previous import said_before
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import from_block
 from cmasd.runner.text import TextCodec
@@ -136,6 +135,8 @@ class Decoder:
 
     def _said_before(self, codec: TextCodec, ids: list[Id], near: Position) -> list[list[int] | None] | None:
         """What an earlier run made of these rows."""
+        from cmasd.engine.previous import said_before
+
         if self._earlier is None:
             return None
         said = self._earlier.of(ids, near)

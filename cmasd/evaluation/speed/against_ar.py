@@ -1,5 +1,6 @@
 """The check at the end of a run: the same rows, plainly and as configured, in one engine, side by side."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from cmasd.config.tree import Config
 from cmasd.core import Request
+from cmasd.drafters import FreeDrafter, MixedDrafter
 from cmasd.engine import Engine, Pair
 from cmasd.engine.capacity import resolve
 from cmasd.evaluation.speed.timing import exact_match, interleave, ratio, seconds_of
@@ -49,6 +51,8 @@ class EngineDecoder:
     def __init__(self, pair: Pair, config: Config) -> None:
         """Building the engine is its start-up: caches, and what the policy measures. Decoding does none of it."""
         self.engine = Engine(pair, resolve(pair, config))
+        self._decoded: set[int] = set()
+        """Hashes of sources, since the engine was new or had forgotten what rows said."""
         self.gap_nats = 0.0
         """Log-probability gaps of all output tokens so far, added up."""
 
@@ -64,7 +68,13 @@ class EngineDecoder:
         return counted
 
     def decode(self, requests: list[Request]) -> dict[int, list[int]]:
-        """Token ids by request key."""
+        """Token ids by request key. What comes again is not remembered: no corpus would have told it before."""
+        hashes = {hash(tuple(request.source)) for request in requests}
+        drafter = self.engine.drafter
+        if hashes & self._decoded and isinstance(drafter, FreeDrafter | MixedDrafter):
+            drafter.forget()
+            self._decoded.clear()
+        self._decoded |= hashes
         outputs = {}
         for result in self.engine.decode(requests):
             outputs[result.key] = result.token_ids.tolist()
@@ -84,9 +94,14 @@ def plain_config(config: Config) -> Config:
     return replace(config, policy=replace(config.policy, kind="plain"), verification=exact)
 
 
-def compare_with_ar(pair: Pair, config: Config, sources: list[list[int]]) -> Baseline:
-    """Decode `sources` both ways in alternating chunks; needs at least one row."""
-    requests = [Request(key, source, pair.max_new_tokens) for key, source in enumerate(sources)]
+def compare_with_ar(
+    pair: Pair, config: Config, sources: list[list[int]], previous: Sequence[list[int] | None] | None = None
+) -> Baseline:
+    """Decode `sources` both ways in alternating chunks; needs at least one row. `previous`: see `Request`."""
+    requests = [
+        Request(key, source, pair.max_new_tokens, before)
+        for key, (source, before) in enumerate(zip(sources, previous or [None] * len(sources), strict=True))
+    ]
     config = resolve(pair, config, engines=2)
     decoders = {"ar": EngineDecoder(pair, plain_config(config)), "cmasd": EngineDecoder(pair, config)}
     chunks = [chunk for i in range(CHUNKS) if (chunk := requests[i::CHUNKS])]

@@ -5,8 +5,10 @@ The ids that it kept are taken where today's tokenizer makes the same text of th
 
 from collections.abc import Sequence
 
+from cmasd.config.tree import Config
 from cmasd.core import RowError
-from cmasd.io.earlier import Said
+from cmasd.engine.pair import Pair
+from cmasd.io.earlier import Id, Said, earlier_run
 from cmasd.runner.text import TextCodec
 
 
@@ -23,3 +25,11 @@ def said_before(codec: TextCodec, said: Sequence[Said | None], eos_ids: Sequence
     ):
         tokens[i] = [*ids, *eos_ids[:1]] if one.has_ended else ids
     return [tokens.get(i) for i in range(len(said))]
+
+
+def previous_outputs(config: Config, pair: Pair, ids: Sequence[Id]) -> list[list[int] | None] | None:
+    """Of rows of no known place; None where no earlier run is asked for."""
+    earlier = earlier_run(config)
+    if earlier is None:
+        return None
+    return said_before(pair.codec, earlier.of(ids, near=(0, 0)), pair.constraints.eos_token_ids)

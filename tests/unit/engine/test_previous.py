@@ -4,8 +4,8 @@ from functools import cache
 
 from cmasd.config import from_dict
 from cmasd.engine import Pair, load_pair
+from cmasd.engine.previous import said_before
 from cmasd.io.earlier import Said
-from cmasd.pipeline.previous import said_before
 
 TEXTS = ["Der Zug fährt um sieben.", "Wo hast du die Schlüssel hingelegt?", "Ärger & Ödnis: 3,5 % – „ja“"]
 EOS = 99999
