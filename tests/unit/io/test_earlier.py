@@ -17,6 +17,7 @@ from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import look_at
 from cmasd.telemetry.recorder import Row, record
 from cmasd.telemetry.schema import Level
+from tests.faulty_s3 import BUCKET, faulty_s3
 
 IDS = [f"r{number}" for number in range(14)]
 FAILED, CUT = "r3", "r5"
@@ -138,6 +139,15 @@ def test_it_is_asked_only_for_drafts(tmp_path: Path) -> None:
     assert earlier_run(config(tmp_path, IDS, name="now", drafter=asked)) is not None
     assert earlier_run(config(tmp_path, IDS, name="now", drafter=asked, policy={"kind": "plain"})) is None
     assert earlier_run(config(tmp_path, IDS, name="now")) is None
+
+
+def test_a_run_on_s3(tmp_path: Path) -> None:
+    with faulty_s3():
+        output = {"path": f"s3://{BUCKET}/earlier", "rows_per_shard": 4}
+        earlier = decoded(tmp_path, IDS, output=output)
+        assert earlier.of(["r9", "r3", "r0"], (0, 2)) == [said(9), None, said(0)]
+        with pytest.raises(ConfigError, match=r"^drafter\.previous: is no run folder, .*s3://"):
+            EarlierRun(f"s3://{BUCKET}/nothing")
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
