@@ -21,8 +21,8 @@ Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 FinishReason = Literal["stop", "length", "error"]
 
-FROM_VERIFIER, FROM_DRAFT = 0, 1
-"""Values of `TokenTrace.source`."""
+FROM_VERIFIER, FROM_DRAFT, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS = range(5)
+"""Values of `TokenTrace.source`: who proposed a token; a draft without a name of its own is of a model."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Request:
     source: list[int]
     """Encoder input ids, or the prompt of a decoder-only model."""
     max_new_tokens: int
+    previous: list[int] | None = None
+    """What an earlier run made of the same row, its end of sequence included; None: it made nothing of it."""
 
 
 Number = TypeVar("Number", bound=np.generic)
@@ -88,7 +90,7 @@ class TokenTrace(Trace):
     """
 
     source = Channel(0, np.int8)
-    """0 the verifier's own token, 1 an accepted draft."""
+    """0 the verifier's own token; an accepted draft is 1 of a model, 2 a copy, 3 of the memory, 4 of an earlier run."""
     confidence = Channel(1, np.float32)
     entropy = Channel(2, np.float32)
     margin = Channel(3, np.float32)
@@ -168,6 +170,8 @@ class Draft:
     """(B, K, V) float32 drafter distribution, for speculative sampling; None: certain of its token."""
     made_B: Tensor | None = None
     """(B,) int64: tokens that the drafter made, those that do not go to the verifier included; None: no others."""
+    source_B: Tensor | None = None
+    """(B,) int64: who proposed each row's, as in `TokenTrace.source`; None: a model."""
 
     @property
     def drafted_B(self) -> Tensor:

@@ -85,7 +85,7 @@ def content(folder: "RunFolder", judged: "Judged", fitted: "list[Fitted]") -> di
         "run": folder.address,
         "verifier": config.models.verifier,
         "drafter": config.models.drafter,
-        "drafter_kind": config.drafter.kind,
+        "drafter_kind": config.drafter.name,
         "verification": config.verification.kind,
         "rows": judged.rows,
         "tokens": judged.tokens,

@@ -49,6 +49,21 @@ def main(args: argparse.Namespace) -> int:
     return FAULT if problems else 0
 
 
+def earlier_outputs(config: "Config", state: "Run") -> list[tuple[str, str]]:
+    """Rows for which `drafter.previous` has a draft; nothing where that is not there, which is told as a problem."""
+    from cmasd.errors import ConfigError
+    from cmasd.io.earlier import count_known, earlier_run
+
+    try:
+        earlier = earlier_run(config)
+    except ConfigError:
+        return []
+    if earlier is None:
+        return []
+    known, looked_at = count_known(config, state.plan, state.todo, earlier)
+    return [("previous outputs", f"of {known:,} of {looked_at:,} rows looked up, in {config.drafter.previous}")]
+
+
 def forecast(config: "Config", state: "Run", outlook: "Outlook") -> list[tuple[str, str]]:
     """Tokens, time and cost of the rows that are left."""
     from cmasd.io.samples import first_texts
@@ -63,6 +78,7 @@ def forecast(config: "Config", state: "Run", outlook: "Outlook") -> list[tuple[s
     about = estimate(config, texts, rows, actors, verifier.folder, most)
     ratio = "taking as many as go in" if about.ratio is None else f"{about.ratio:.2f} for each that goes in, as before"
     lines = [
+        *earlier_outputs(config, state),
         ("input tokens", f"about {about.input_tokens:,.0f}, by the first {len(texts):,} rows"),
         ("output tokens", f"about {about.output_tokens:,.0f}, {ratio}; at most {rows * most:,}"),
     ]

@@ -69,11 +69,13 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def compare(pair: "Pair", config: "Config", sources: list[list[int]]) -> dict[str, Any]:
+def compare(
+    pair: "Pair", config: "Config", sources: list[list[int]], previous: list[list[int] | None] | None
+) -> dict[str, Any]:
     """The check against AR decoding; runs where the models are."""
     from cmasd.evaluation.speed.against_ar import compare_with_ar
 
-    return compare_with_ar(pair, config, sources).to_dict()
+    return compare_with_ar(pair, config, sources, previous).to_dict()
 
 
 class Stopping:

@@ -20,6 +20,8 @@ from cmasd.config.rules import check, value_of
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError
 
+LISTED = ("drafter.kind",)
+"""Keys that may hold a list, and mostly hold a word."""
 AUTO = {"engine.slots": None}
 """Keys for which `auto` may be said, and what it stands for."""
 
@@ -98,7 +100,7 @@ def _apply_override(merged: DictConfig, known: Mapping[str, Any], override: str)
     value: Any = text
     if text in ("null", "~", ""):
         value = None
-    elif text.startswith("[") and isinstance(known.get(key), list):
+    elif text.startswith("[") and (isinstance(known.get(key), list) or key in LISTED):
         with _yaml_errors(key):
             value = OmegaConf.to_container(OmegaConf.create(text))
     _set(merged, known, key, value, key)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, Config
+from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config
 from cmasd.errors import ConfigError
 
 
@@ -16,6 +16,7 @@ class Rule(NamedTuple):
     says: str
 
 
+DRAFTERS = (*MODEL_DRAFTERS, *FREE_DRAFTERS, "lookup")
 MOST_TAUGHT = 64
 """Of `telemetry.teacher_top_k`: 8 bytes each, for every output token."""
 
@@ -28,6 +29,11 @@ def _share(value: float) -> bool:
     return 0.0 <= value <= 1.0
 
 
+def _are_drafters(value: object) -> bool:
+    listed = value if isinstance(value, list) else [value]
+    return bool(listed) and all(one in DRAFTERS for one in listed) and sum(one in MODEL_DRAFTERS for one in listed) < 2
+
+
 def _are_compared(names: list[str]) -> bool:
     return bool(names) and set(names) <= {*COMPARED, *COMPARED_WHEN_ASKED}
 
@@ -35,6 +41,8 @@ def _are_compared(names: list[str]) -> bool:
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
     Rule("input.max_text_bytes", _at_least(1), "at least 1"),
+    Rule("drafter.kind", _are_drafters, f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four"),
+    Rule("drafter.memory_tokens", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.shortlist", _at_least(2), "at least 2, or null"),
@@ -87,6 +95,7 @@ _SECRET = re.compile(
 """Credentials before the host of an address, or in its query."""
 
 
+_NAMES = ("models.verifier", "models.drafter", "drafter.previous")
 _NO_ADDRESS = re.compile(r"(?P<scheme>s3a?|gs|gcs|az|abfss?|hdfs|https?):(?!//[^/])", re.IGNORECASE)
 """Begins like an address, and would be taken for a folder of that name."""
 
@@ -110,7 +119,7 @@ def check(config: Config) -> None:
 
 def _check_addresses(config: Config) -> None:
     """What is in a configuration is kept in the manifest and shown in messages: no place for a secret."""
-    for key in ("input.path", "output.path", "confidence.calibration", "models.verifier", "models.drafter"):
+    for key in ("input.path", "output.path", "confidence.calibration", *_NAMES):
         value = str(value_of(config, key))
         if broken := _NO_ADDRESS.match(value):
             raise ConfigError(f"{key}: is no whole address, got {value}; expected {broken['scheme']}://BUCKET/PATH.")
@@ -139,22 +148,23 @@ def _check_together(config: Config) -> None:
             f"exact, got {config.policy.quality_budget_nats_per_token:g} with policy.kind {config.policy.kind} and "
             f"verification.kind {config.verification.kind}. Set policy.kind=goodput verification.kind=exact."
         )
-    if config.confidence.kind == "head" and config.drafter.kind != "parallel":
+    if config.confidence.kind == "head" and config.drafter.model != "parallel":
         raise ConfigError(
-            f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.kind}. "
+            f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.name}. "
             "Use confidence.kind=auto."
         )
     _check_drafter_dtype(config)
-    if config.drafter.kind == "quantised" and config.models.dtype not in ("auto", "float32"):
+    if config.drafter.model == "quantised" and config.models.dtype not in ("auto", "float32"):
         raise ConfigError(
             "drafter.kind: quantised rounds a float32 verifier's weights to draft with, got models.dtype "
             f"{config.models.dtype}. Use models.dtype=auto."
         )
+    _check_previous(config)
     needs_drafter = config.policy.kind != "plain" and config.drafter.is_named
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(
-            f"models.drafter: must be set for drafter.kind '{config.drafter.kind}', got null. "
-            "Name a model, or set drafter.kind=lookup."
+            f"models.drafter: must be set for drafter.kind '{config.drafter.model}', got null. "
+            "Name a model, or set drafter.kind=copy."
         )
     if config.notify.webhook is not None and not config.notify.webhook.startswith(("http://", "https://")):
         raise ConfigError("notify.webhook: must begin with https:// or http://. (The value may be secret: not shown.)")
@@ -162,8 +172,21 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")
 
 
+def _check_previous(config: Config) -> None:
+    run, drafts = config.drafter.previous, "previous" in config.drafter.kinds
+    if drafts and config.policy.kind != "plain" and not run:
+        raise ConfigError("drafter.previous: must be set for drafter.kind previous, got null. Name a run folder.")
+    if run and not drafts:
+        raise ConfigError(
+            f"drafter.previous: is of drafter.kind previous, got {run} with drafter.kind {config.drafter.name}. "
+            "Add previous to drafter.kind."
+        )
+    if run and run.rstrip("/") == config.output.path.rstrip("/"):
+        raise ConfigError(f"drafter.previous: is output.path itself, got {run}; expected another run. Change one.")
+
+
 def _check_drafter_dtype(config: Config) -> None:
-    models, kind = config.models, config.drafter.kind
+    models, kind = config.models, config.drafter.name
     if models.drafter_dtype != "int8" or models.dtype == "int8":
         return
     if models.dtype not in ("auto", "float32"):

@@ -5,7 +5,7 @@ keeps equal to this file. Ranges are checked in `rules.py`.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
@@ -15,8 +15,10 @@ COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
 )
-COMPARED_WHEN_ASKED = ("adaptive_tau_printed",)
+COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all")
 """What `compare.engines` may name besides its default."""
+
+FREE_DRAFTERS, MODEL_DRAFTERS = ("previous", "memory", "copy"), ("model", "parallel", "self", "quantised")
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,18 @@ class ModelsConfig:
 class DrafterConfig:
     """Who drafts."""
 
-    kind: Literal["model", "parallel", "lookup", "self", "quantised"] = "model"
+    kind: Any = "model"
     """`model`: a smaller model, token by token; `parallel`: all tokens in one pass over the verifier's own states;
-    `lookup`: n-gram copy from the source and the row's own output; `self`: the verifier's first decoder layers, without
-    any training; `quantised`: the verifier's own weights rounded to 8 bits, on a CPU, without any training."""
+    `self`: the verifier's first decoder layers, without any training; `quantised`: the verifier's own weights rounded
+    to 8 bits, on a CPU, without any training; without a model `copy` (or `lookup`): what followed the same words in the
+    row's source or output; `memory`: in rows before it; `previous`: an earlier run's output of the row. Or a list of
+    those without a model, and at most one with: [previous, memory, copy, model]."""
+    previous: str | None = None
+    """Run folder, local or s3://, whose outputs of the same ids `previous` goes by."""
+    memory_tokens: int = 1_000_000
+    """Output tokens that `memory` holds in one actor; the oldest make room."""
     max_draft_tokens: int = 5
-    """k_max: most tokens drafted per iteration."""
+    """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it."""
     min_draft_tokens: int = 1
     """k_min: fewest tokens drafted per iteration (policy `paper`)."""
     shortlist: int | None = None
@@ -111,12 +119,33 @@ class DrafterConfig:
     self_layers: int | None = None
     """Decoder layers of the verifier that draft (drafter `self`); null: half of them."""
     max_ngram: int = 3
-    """Longest n-gram that `lookup` matches."""
+    """Longest n-gram that `copy` matches; `memory` tells places apart by as many tokens, and at least by 4."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All of `kind`, each once, by the name of today."""
+        listed = self.kind if isinstance(self.kind, list) else [self.kind]
+        return tuple(dict.fromkeys("copy" if kind == "lookup" else kind for kind in listed))
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Those without a model."""
+        return tuple(kind for kind in self.kinds if kind in FREE_DRAFTERS)
+
+    @property
+    def model(self) -> str | None:
+        """That with a model."""
+        return next((kind for kind in self.kinds if kind not in FREE_DRAFTERS), None)
+
+    @property
+    def name(self) -> str:
+        """`kind` in words."""
+        return " + ".join(self.kind) if isinstance(self.kind, list) else str(self.kind)
 
     @property
     def is_named(self) -> bool:
         """Whether `models.drafter` names what drafts; else the kind says it all."""
-        return self.kind in ("model", "parallel")
+        return self.model in ("model", "parallel")
 
 
 @dataclass(frozen=True)
@@ -289,7 +318,8 @@ class CompareConfig:
     """`cmasd compare`."""
 
     engines: list[str] = field(default_factory=lambda: list(COMPARED))
-    """Ways of decoding to compare; adaptive_tau_printed may be added, and ar_greedy takes part in any case."""
+    """Ways of decoding to compare; adaptive_tau_printed may be added, and copy, memory, previous and all, which are
+    goodput with drafts that cost nothing; ar_greedy takes part in any case."""
     max_relative_ci: float = 0.05
     """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
     max_seconds: float = 1800.0
@@ -322,12 +352,14 @@ class Config:
     @property
     def drafter_name(self) -> str | None:
         """Who drafts: `models.drafter`, or `drafter.kind` where no model is named."""
-        return self.models.drafter if self.drafter.is_named else self.drafter.kind
+        if not self.drafter.is_named:
+            return self.drafter.name
+        return " + ".join([*self.drafter.free, self.models.drafter]) if self.models.drafter else None
 
     @property
     def score(self) -> str:
         """What confidence is made from: `confidence.kind`, with `auto` resolved."""
-        automatic = "head" if self.drafter.kind == "parallel" else "max_prob"
+        automatic = "head" if self.drafter.model == "parallel" else "max_prob"
         return automatic if self.confidence.kind == "auto" else self.confidence.kind
 
     @property

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmasd.core import Draft
+from cmasd.core import Draft, Request, Result
 from cmasd.kernels import kernels_for
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -38,10 +38,15 @@ class Context:
 class Drafter(Protocol):
     """Proposes tokens, for each row as many as a rule lets it."""
 
-    one_pass: bool
-    """Whether all tokens of a draft come of one forward, or each of its own."""
-    caught_up: bool
-    """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
+    @property
+    def one_pass(self) -> bool:
+        """Whether all tokens of a draft come of one forward, or each of its own."""
+        ...
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
+        ...
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """New rows enter these slots; `later` leaves the work, if it is any, until they are first drafted for."""
@@ -54,8 +59,16 @@ class Drafter(Protocol):
         """
         ...
 
+    def enter(self, slots: list[int], requests: list[Request]) -> None:
+        """All that is known of new rows, behind their prefill."""
+        ...
+
     def move(self, source: int, target: int) -> None:
         """The row in slot `source` is now in slot `target`."""
+        ...
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """The rows in these slots are done."""
         ...
 
     def reserve(self, extent: Extent) -> bool:
@@ -79,6 +92,16 @@ class Drafter(Protocol):
         rolled back.
         """
         ...
+
+
+class OfSources:
+    """What a drafter has that needs no more of a row than its source."""
+
+    def enter(self, slots: list[int], requests: list[Request]) -> None:
+        """Nothing to do: sources are all that it needs."""
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """Nothing to do."""
 
 
 def until_end(tokens_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
 from cmasd.core import Draft
-from cmasd.drafters.base import Context, is_one_of, until_end
+from cmasd.drafters.base import Context, OfSources, is_one_of, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.kernels import PackedRule, kernels_for
 from cmasd.policies import EDGE, Rule
@@ -70,7 +70,7 @@ class Sheet:
         )
 
 
-class ModelDrafter:
+class ModelDrafter(OfSources):
     """Autoregressive drafting: greedy, or sampling at a temperature."""
 
     one_pass = False

@@ -16,7 +16,7 @@ from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, score, scores_of
 from cmasd.core import Draft
-from cmasd.drafters.base import Context, until_end
+from cmasd.drafters.base import Context, OfSources, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -26,7 +26,7 @@ REHEARSED_PLACES = 2
 """New places of a row in a usual draft: the verifier's token, and one that was accepted."""
 
 
-class ParallelDrafter:
+class ParallelDrafter(OfSources):
     """Greedy, or sampling at a temperature."""
 
     def __init__(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cmasd.core import Draft, Verdict
-from cmasd.drafters import Drafter, LookupDrafter
+from cmasd.drafters import Drafter, FreeDrafter, MixedDrafter
 from cmasd.engine.slots import SlotState
 from cmasd.policies import FixedPolicy, GoodputPolicy, Observation, Policy
 from cmasd.runner.base import Extent
@@ -30,7 +30,7 @@ def can_run_ahead(policy: Policy, drafter: Drafter | None, verification: Verific
     """Whether an iteration of these needs the host for nothing: no decision while drafting, no account, no draw."""
     rules = (ExactVerification, RelaxedVerification, TypicalVerification)
     is_decided = isinstance(policy, FixedPolicy | GoodputPolicy)
-    return is_decided and not isinstance(drafter, LookupDrafter) and isinstance(verification, rules)
+    return is_decided and not isinstance(drafter, FreeDrafter | MixedDrafter) and isinstance(verification, rules)
 
 
 def seen(draft: Draft, verdict: Verdict, seconds: float, is_typical: bool) -> Observation:

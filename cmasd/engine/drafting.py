@@ -4,7 +4,7 @@ from torch import Tensor
 
 from cmasd.confidence import build_confidence
 from cmasd.config.tree import Config
-from cmasd.drafters import Drafter, LookupDrafter, ModelDrafter, ParallelDrafter
+from cmasd.drafters import Drafter, FreeDrafter, MixedDrafter, ModelDrafter, ParallelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.engine.pair import Pair
 from cmasd.runner.base import Runner
@@ -21,8 +21,28 @@ def build_drafter(
     """Of at most `most` tokens a draft; None for 0."""
     if most == 0:
         return None
-    if config.drafter.kind == "lookup":
-        return LookupDrafter(config.drafter.max_ngram)
+    settings = config.drafter
+    free = FreeDrafter(
+        settings.free, settings.max_ngram, settings.memory_tokens, verifier.vocabulary_size, pair.is_encoder_decoder
+    )
+    if settings.model is None:
+        return free
+    model = build_model_drafter(config, pair, most, verifier, constraints, eos_ids)
+    return MixedDrafter(free, model, model_most(config, pair)) if settings.free else model
+
+
+def model_most(config: Config, pair: Pair) -> int:
+    """Tokens that the model drafts at most beside free drafts, which may be longer than it was trained for."""
+    most = config.drafter.max_draft_tokens
+    if config.drafter.model != "parallel" or pair.parallel is None:
+        return most
+    return min(most, pair.parallel.shape.queries)
+
+
+def build_model_drafter(
+    config: Config, pair: Pair, most: int, verifier: Runner, constraints: Constraints, eos_ids: Tensor
+) -> ModelDrafter | ParallelDrafter:
+    """Of at most `most` tokens a draft."""
     words = Words(pair.constraints.banned, pair.shortlist)
     choose = Choice(
         config.verification.temperature if config.verification.kind == "sampling" else None,
@@ -32,15 +52,15 @@ def build_drafter(
         pair.device,
     )
     confidence = build_confidence(config.confidence, config.score)
-    if config.drafter.kind == "parallel":
+    if config.drafter.model == "parallel":
         assert pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
         model = ParallelModel(pair.parallel, pair.verifier, words, pair.drafter_int8)
         drafting = ParallelRunner(model, verifier, config.engine.graphs, words.tensor(pair.device))
-        return ParallelDrafter(drafting, most, confidence, choose, eos_ids)
+        return ParallelDrafter(drafting, min(most, model_most(config, pair)), confidence, choose, eos_ids)
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
     runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs)
     share_encoder(runner, verifier)
-    if config.drafter.kind == "self":
+    if config.drafter.model == "self":
         share_weights(runner, verifier)
     return ModelDrafter(runner, confidence, constraints, choose, eos_ids)

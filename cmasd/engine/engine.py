@@ -293,7 +293,7 @@ class Engine:
         self.stats.accepted_tokens += totals[2]
         self.stats.drafting_row_iterations += totals[3]
         self.stats.rollbacks += totals[4]
-        closed = self._rows.leave(done, self._later)
+        closed = self._rows.leave(done, results, self._later)
         if self._ahead is not None:
             state.close(slice(closed.start, closed.stop))
         return results

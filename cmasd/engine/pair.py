@@ -140,9 +140,9 @@ def load_pair(config: Config) -> Pair:
 
 
 def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tuple[Model | None, ParallelNetwork | None]:
-    """The model that drafts, in one of two forms, or none: a policy may never draft, and lookup needs no model."""
-    models, kind, name = config.models, config.drafter.kind, config.models.drafter or ""
-    if config.policy.kind == "plain" or kind == "lookup":
+    """The model that drafts, in one of two forms, or none: a policy may never draft, and texts need no model."""
+    models, kind, name = config.models, config.drafter.model, config.models.drafter or ""
+    if config.policy.kind == "plain" or kind is None:
         return None, None
     if kind == "quantised":
         return verifier, None
@@ -151,7 +151,7 @@ def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tupl
     if kind == "parallel":
         encoder = verifier.get_encoder() if verifier.config.is_encoder_decoder else None
         parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, verifier.device, encoder)
-        if config.drafter.max_draft_tokens > parallel.shape.queries:
+        if not config.drafter.free and config.drafter.max_draft_tokens > parallel.shape.queries:
             raise ConfigError(
                 f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "
                 f"got {config.drafter.max_draft_tokens}."
@@ -173,7 +173,7 @@ def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tupl
 def _drafts_in_int8(config: Config, verifier: Model) -> bool:
     """What is drafted is verified, so a drafter may be rounded where that makes it faster."""
     models = config.models
-    if models.dtype == "int8" or config.drafter.kind == "quantised":
+    if models.dtype == "int8" or config.drafter.model == "quantised":
         return True
     if not config.drafter.is_named:
         return False
@@ -185,7 +185,7 @@ def _drafts_in_int8(config: Config, verifier: Model) -> bool:
 
 def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tuple[int, ...] | None:
     """Ids that a trained drafter drafts from; None: all."""
-    if config.drafter.shortlist is None or config.drafter.kind in ("self", "quantised"):
+    if config.drafter.shortlist is None or config.drafter.model in ("self", "quantised"):
         return None
     known, listed = vocabulary_size(verifier.config), load_shortlist(config.models.drafter or "")
     if strangers := [one for one in listed if not 0 <= one < known]:

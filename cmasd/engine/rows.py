@@ -7,7 +7,7 @@ Live rows never leave a hole behind, so that every tensor of the hot loop is a v
 
 from collections import deque
 
-from cmasd.core import Request
+from cmasd.core import Request, Result
 from cmasd.drafters import Drafter
 from cmasd.engine.capacity import in_halves
 from cmasd.engine.pair import Pair
@@ -46,11 +46,13 @@ class Rows:
             self._unstage(list(range(self.live, self.live + count)))
             self.live += count
 
-    def leave(self, done: list[int], later: bool) -> range:
+    def leave(self, done: list[int], results: list[Result], later: bool) -> range:
         """Rows in these slots, ascending, are done: waiting rows take their places, else the last live ones.
 
         Gives the slots that are live no more.
         """
+        if self._drafter is not None:
+            self._drafter.leave(done, results)
         while done and self._stage(later):
             count = min(len(done), len(self._staged))
             self._unstage(done[:count])
@@ -75,6 +77,8 @@ class Rows:
                 self._drafter.prefill(slots, sources, later=later)
 
         in_halves(prefill, slots, [request.source for request in batch])
+        if self._drafter is not None:
+            self._drafter.enter(slots, batch)
         self._state.enter(self._shape.slots, [self._new(request) for request in batch])
         self._staged.extend(slots)
         return True

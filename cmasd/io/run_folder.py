@@ -127,7 +127,7 @@ class RunFolder:
         """As listed; not looked into."""
         return output_files(self.storage, self.outputs)
 
-    def _files_by_position(self) -> dict[Position, OutputFile]:
+    def files_by_position(self) -> dict[Position, OutputFile]:
         """By their first shard, without parts that a merged file holds too; told by names alone."""
         files = self.output_files()
         parts = {file.first: file for file in files if not file.is_merged}
@@ -138,7 +138,7 @@ class RunFolder:
 
     def footers(self) -> dict[Position, dict[str, Any]]:
         """What was noted in the footer of each output file, by the position of its first shard."""
-        files = self._files_by_position()
+        files = self.files_by_position()
         with ThreadPoolExecutor(READERS) as pool:
             return dict(zip(sorted(files), pool.map(self._footer, (files[at] for at in sorted(files))), strict=True))
 
@@ -162,7 +162,7 @@ class RunFolder:
 
         Without `columns` all are read; with `positions` only those files.
         """
-        files = self._files_by_position()
+        files = self.files_by_position()
         for position in sorted(files) if positions is None else positions:
             file = files[position]
             with self.storage.open_raw(file.path) as stream:

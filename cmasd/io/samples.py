@@ -15,8 +15,18 @@ MOST_SHARDS = 32
 
 def first_texts(config: Config, plan: Plan, count: int) -> list[str]:
     """The first good texts of the input."""
-    texts = (text for rows in tables(config, plan) for text in rows["text"].to_pylist() if text is not None)
-    return list(islice(texts, count))
+    return [text for _, text in first_rows(config, plan, count)]
+
+
+def first_rows(config: Config, plan: Plan, count: int) -> list[tuple[str | int | None, str]]:
+    """Ids and texts of the same."""
+    pairs = (
+        (one, text)
+        for rows in tables(config, plan)
+        for one, text in zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True)
+        if text is not None
+    )
+    return list(islice(pairs, count))
 
 
 def tables(config: Config, plan: Plan, chosen: Collection[Shard] | None = None) -> Iterator[pa.Table]:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from cmasd.config.tree import Config
 from cmasd.core import RowError
 from cmasd.io.plan import Plan
-from cmasd.io.samples import first_texts
+from cmasd.io.samples import first_rows
 from cmasd.pipeline.cluster import Resources
 from cmasd.pipeline.engine_thread import set_torch_threads
 
 if TYPE_CHECKING:
     from cmasd.engine import Pair
 
-Compare = Callable[["Pair", Config, list[list[int]]], dict[str, Any]]
+Previous = list[list[int] | None] | None
+Compare = Callable[["Pair", Config, list[list[int]], Previous], dict[str, Any]]
+"""Given sources, and what an earlier run made of them."""
 ENGINES = 2
 """That a comparison has in memory at once."""
 
@@ -46,25 +48,31 @@ def _compare(config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, An
 
 def compare_with(pair: "Pair", config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
     """The same with a pair that is loaded, in this process."""
-    texts = first_texts(config, plan, config.baseline.rows)
-    sources = [source for source in pair.codec.encode(list(texts)) if not isinstance(source, RowError)]
+    from cmasd.engine.previous import previous_outputs
+
+    rows = first_rows(config, plan, config.baseline.rows)
+    encoded = zip(rows, pair.codec.encode([text for _, text in rows]), strict=True)
+    good = [(one, source) for (one, _), source in encoded if not isinstance(source, RowError)]
+    sources = [source for _, source in good]
     if not sources:
         return None, ["baseline.rows: not compared with AR decoding, since none of the first rows can be encoded."]
-    result, notices = _with_what_fits(pair, config, sources, compare)
+    result, notices = _with_what_fits(
+        pair, config, sources, compare, previous_outputs(config, pair, [one for one, _ in good])
+    )
     return {**result, "rows_asked": config.baseline.rows}, notices
 
 
 def _with_what_fits(
-    pair: "Pair", config: Config, sources: list[list[int]], compare: Compare
+    pair: "Pair", config: Config, sources: list[list[int]], compare: Compare, previous: Previous = None
 ) -> tuple[dict[str, Any], list[str]]:
     """In as many slots as the run, or in fewer where two engines side by side do not fit into memory."""
     from cmasd.engine.capacity import fits, free_bytes
 
     slots, free = config.engine.slots, free_bytes(pair.device) // ENGINES
     if slots is None or fits(pair, config, slots, free):
-        return compare(pair, config, sources), []
+        return compare(pair, config, sources, previous), []
     fewer = replace(config, engine=replace(config.engine, slots=None))
     said = (
         f"baseline.rows: compared in fewer slots than engine.slots ({slots}), since two engines need twice the memory."
     )
-    return compare(pair, fewer, sources), [said]
+    return compare(pair, fewer, sources, previous), [said]

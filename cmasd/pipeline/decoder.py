@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from cmasd.config.tree import Config
 from cmasd.core import Result, RowError
+from cmasd.io.earlier import Id, earlier_run
 from cmasd.io.lease import Watch
+from cmasd.io.outputs import Position
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
@@ -58,6 +60,7 @@ class Decoder:
         if owns_process:
             self._preemption.listen()
         watch.on_stop(self._engine.drain)
+        self._earlier = earlier_run(config)
         self._metrics = ShardMetrics(config.output.path, self._name)
         self._text_lock = threading.Lock()
         self._engine.wait()  # an actor that counts as ready can decode; a failure is raised by the first shard
@@ -92,7 +95,7 @@ class Decoder:
         """None where the driver is gone, and another does this shard again, perhaps by another plan."""
         assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
         started_at = time.time()
-        decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part))
+        decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part, shard.position))
         telemetry = self._config.telemetry
         id_type = rows.schema.field("id").type
         table = record(decoded, telemetry.level, kept_columns(rows), telemetry.teacher_top_k, id_type)
@@ -120,7 +123,7 @@ class Decoder:
             first_failure=next(failures, None),
         )
 
-    def _decode(self, codec: TextCodec, rows: pa.Table) -> list[Row]:
+    def _decode(self, codec: TextCodec, rows: pa.Table, near: Position) -> list[Row]:
         ids, texts, errors = (rows[name].to_pylist() for name in ("id", "text", "error"))
         good = [i for i, error in enumerate(errors) if error is None]
         outcomes: list[Result | RowError] = [RowError("read", error or "") for error in errors]
@@ -132,7 +135,8 @@ class Decoder:
                 outcomes[i] = source
             else:
                 ready.append((i, source))
-        results = self._engine.decode([source for _, source in ready])
+        previous = self._said_before(codec, [ids[i] for i, _ in ready], near)
+        results = self._engine.decode([source for _, source in ready], previous)
         with self._text_lock:
             outputs = codec.decode([result.token_ids.tolist() for result in results])
         decoded: dict[int, str] = {}
@@ -140,3 +144,13 @@ class Decoder:
             outcomes[i] = output if isinstance(output, RowError) else result
             decoded[i] = output if isinstance(output, str) else ""
         return [Row(ids[i], outcome, decoded.get(i)) for i, outcome in enumerate(outcomes)]
+
+    def _said_before(self, codec: TextCodec, ids: list[Id], near: Position) -> list[list[int] | None] | None:
+        """What an earlier run made of these rows."""
+        from cmasd.engine.previous import said_before
+
+        if self._earlier is None:
+            return None
+        said = self._earlier.of(ids, near)
+        with self._text_lock:
+            return said_before(codec, said, self._engine.pair.constraints.eos_token_ids)

@@ -73,8 +73,8 @@ class EngineThread:
         """Waits until the models are loaded."""
         return self._pair.result()
 
-    def decode(self, sources: Sequence[list[int]]) -> list[Result]:
-        """Results in the order of `sources`; waits for the slowest."""
+    def decode(self, sources: Sequence[list[int]], previous: Sequence[list[int] | None] | None = None) -> list[Result]:
+        """Results in the order of `sources`; waits for the slowest. `previous`: what an earlier run made of them."""
         if not sources:
             return []
         most_tokens = self.pair.max_new_tokens
@@ -83,7 +83,10 @@ class EngineThread:
                 raise self._failure
             keys = [next(self._keys) for _ in sources]
             job = _Job(keys[0], [None] * len(sources), missing=len(sources))
-            requests = [Request(key, source, most_tokens) for key, source in zip(keys, sources, strict=True)]
+            requests = [
+                Request(key, source, most_tokens, before)
+                for key, source, before in zip(keys, sources, previous or [None] * len(sources), strict=True)
+            ]
             self._inbox.put((job, requests))
         return job.future.result()
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cmasd.config.tree import Config
+from cmasd.errors import ConfigError
+from cmasd.io.earlier import earlier_run
 from cmasd.io.provenance import provenance
 from cmasd.pipeline.address import named
 from cmasd.pipeline.engine_thread import engines_beside
@@ -51,6 +53,10 @@ def look_ahead(config: Config) -> Outlook:
     calibration = config.confidence.calibration
     if calibration is not None and not Path(calibration).is_file():
         problems.append(f"confidence.calibration: no such file, got {calibration}. cmasd calibrate RUN writes one.")
+    try:
+        earlier_run(config)
+    except ConfigError as error:
+        problems.append(str(error))
     if (address := named()) is not None:
         remarks.append(f"RAY_ADDRESS: processors, GPUs and memory are those of {address}, and were not looked at.")
         return Outlook(verifier, problems, remarks)

@@ -78,7 +78,7 @@ def model_problems(config: Config, verifier: Found, drafter: Found | None) -> li
         )
     if drafter is None:
         return problems
-    if config.drafter.kind == "parallel":
+    if config.drafter.model == "parallel":
         # Whatever else is wrong with it as a model: it is none that drafts in one pass.
         others = [problem for problem in problems if problem != drafter.problem]
         return [*others, *_parallel_problems(config, verifier, drafter)]
@@ -103,7 +103,7 @@ def _parallel_problems(config: Config, verifier: Found, drafter: Found) -> list[
             f"models.drafter: {name} was trained for another verifier: its width is {width}, the verifier's {theirs}. "
             "A parallel drafter reads the verifier's states, so train one for this verifier."
         )
-    if asked > drafter.config.get("queries", asked):
+    if not config.drafter.free and asked > drafter.config.get("queries", asked):
         problems.append(
             f"drafter.max_draft_tokens: must be at most {drafter.config['queries']}, which {name} was trained for, "
             f"got {asked}."

@@ -12,7 +12,13 @@ from cmasd.config import Config, flatten, from_dict
 from cmasd.errors import ConfigError
 from cmasd.io.run_folder import RunFolder
 
-FREE_WHERE_EXACT = ("engine.slots", "engine.graphs", "drafter.max_draft_tokens", "drafter.min_draft_tokens")
+FREE_WHERE_EXACT = (
+    "engine.slots",
+    "engine.graphs",
+    "drafter.max_draft_tokens",
+    "drafter.min_draft_tokens",
+    "drafter.memory_tokens",
+)
 FREE_SECTIONS_WHERE_EXACT = ("policy",)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.errors import IncompleteRunError, TooManyFailedRowsError
 from cmasd.io.changes import changed_since
+from cmasd.io.earlier import earlier_run
 from cmasd.io.lease import Lease, Watch, newest_lease, refuse_if_live
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.provenance import provenance
@@ -71,6 +72,8 @@ def run(
     refuse_if_live(folder.address, seen)
     known, changes = as_started(config)
     state = look_at(known)
+    if state.todo:
+        earlier_run(config)  # raises where there is none, before anything is written
     with Lease(folder.storage, folder.address, "run", after=seen) as lease:
         return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain(), began, changes)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmasd.config.tree import Config
-from cmasd.core import FROM_DRAFT
+from cmasd.core import FROM_VERIFIER
 from cmasd.errors import CmasdError
 from cmasd.reports.palette import level_of
 from cmasd.telemetry.schema import output_schema
@@ -90,7 +90,7 @@ def _tokens(row: dict[str, Any], split: Splitter) -> list[Token]:
     return [
         Token(
             text=text,
-            is_draft=source == FROM_DRAFT,
+            is_draft=source != FROM_VERIFIER,
             confidence=None if math.isnan(confidence) else confidence,
             level=None if math.isnan(confidence) else level_of(confidence),
             gap_nats=gap,

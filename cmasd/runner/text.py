@@ -102,6 +102,20 @@ class TextCodec:
         except Exception as error:  # noqa: BLE001
             return RowError("detokenise", f"the tokenizer failed on this row's ids ({_reason(error)})")
 
+    def encode_outputs(self, texts: list[str]) -> list[Ids]:
+        """Ids that decode to these texts, without an end of sequence; the model may have said them by others."""
+        start = [] if self.forced_bos_token_id is None else [self.forced_bos_token_id]
+        return [[*start, *ids] for ids in self._output_ids(texts)]
+
+    def _output_ids(self, texts: list[str]) -> list[Ids]:
+        if not texts:
+            return []
+        try:
+            encoding = self._tokenizer(text_target=texts, add_special_tokens=False, verbose=False)
+            return cast(list[Ids], encoding["input_ids"])
+        except Exception:  # noqa: BLE001  (a text that no tokenizer takes has no ids, the others do)
+            return [[]] if len(texts) == 1 else [self._output_ids([text])[0] for text in texts]
+
     def _prompt(self, text: object) -> str | RowError:
         """What the model reads for a text, as a string."""
         if text is None:

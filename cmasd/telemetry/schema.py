@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Level = Literal["none", "iteration", "token"]
 
 
@@ -59,7 +59,12 @@ ITERATION_FIELDS = (
 
 TOKEN_FIELDS = (
     _list("token_id", pa.int32(), "Generated token ids."),
-    _list("token_source", pa.int8(), "0: the verifier's own token; 1: an accepted draft token."),
+    _list(
+        "token_source",
+        pa.int8(),
+        "0: the verifier's own token; else an accepted draft token: 1 of a model, 2 copied from the row's source or "
+        "output, 3 of the memory of rows before, 4 of an earlier run.",
+    ),
     _list("token_confidence", pa.float32(), "Drafter confidence for this token; NaN where nothing was drafted."),
     _list("token_entropy", pa.float32(), "1 - H/ln V of the drafter's distribution (nats)."),
     _list("token_margin", pa.float32(), "2*sigmoid(z1 - z2) - 1 of the drafter's logits."),

@@ -145,7 +145,8 @@ def test_the_check_against_ar_runs_once(tmp_path: Path, pair: Path) -> None:
     asked = config(tmp_path, pair, corpus(tmp_path / "in.jsonl", 20), baseline={"rows": 5})
     seen = {"rows": 5, "speedup": 1.5, "speedup_high": 1.6, "sources": 0}
 
-    def compare(pair: Any, config: Config, sources: list[list[int]]) -> dict[str, Any]:
+    def compare(pair: Any, config: Config, sources: list[list[int]], previous: object) -> dict[str, Any]:
+        assert previous is None
         return {**seen, "sources": len(sources), "first": sources[0][-1] == pair.codec.encode(["x"])[0][-1]}
 
     summary = run(asked, compare)

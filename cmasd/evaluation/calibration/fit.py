@@ -116,7 +116,7 @@ def count_judged(folder: RunFolder, seed: int) -> Judged:
     config = from_dict(manifest["config"])
     for key, got, fits, advice in (
         ("telemetry.level", config.telemetry.level, config.telemetry.level == "token", "token"),
-        ("drafter.kind", config.drafter.kind, config.drafter.kind != "lookup", "model"),
+        ("drafter.kind", config.drafter.name, config.drafter.model is not None and not config.drafter.free, "model"),
     ):
         if not fits:
             raise RunFolderError(

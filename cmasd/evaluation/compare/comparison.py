@@ -16,6 +16,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.engine.capacity import resolve
+from cmasd.engine.previous import previous_outputs
 from cmasd.evaluation.compare.corpus_cost import accelerator_hours, widest
 from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.ways import first_batch
@@ -112,7 +113,8 @@ def compare(
     pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sample.sources))))
     slots = resolve(pair, config, engines=len(config.compare.engines)).engine.slots
     assert slots is not None, "a resolved configuration has slots"
-    batch = _requests(pair, sample, sample.chunks(slots, 1))[0]
+    previous = None if sample.ids is None else previous_outputs(config, pair, sample.ids)
+    batch = _requests(pair, sample, sample.chunks(slots, 1), previous)[0]
     contenders, batch_seconds = first_batch(pair, config, slots, batch, watcher.skipped)
     left = seconds - (time.perf_counter() - started)
     places = sample.chunks(rounds_within(left, batch_seconds / slots, slots).rows, MOST_CHUNKS)
@@ -128,16 +130,21 @@ def compare(
     def on_chunk(name: str, chunk: int) -> None:
         watcher.progress(slots, name, min(1.0, (time.perf_counter() - started) / seconds))
 
-    timed = timed_turns(contenders, _requests(pair, sample, places), on_chunk, enough)
+    timed = timed_turns(contenders, _requests(pair, sample, places, previous), on_chunk, enough)
     return _comparison(pair, config, sample, places, slots, timed)
 
 
-def _requests(pair: Pair, sample: Sample, places: Sequence[Sequence[int]]) -> list[list[Request]]:
-    """Requests of chunks, numbered through."""
-    keyed, chunk_rows = enumerate(places), len(places[0])
+def _requests(
+    pair: Pair, sample: Sample, places: Sequence[Sequence[int]], previous: Sequence[list[int] | None] | None
+) -> list[list[Request]]:
+    """Requests of chunks, numbered through; `previous`: what an earlier run made of the sample's rows."""
+    chunk_rows, before = len(places[0]), previous or [None] * len(sample.sources)
     return [
-        [Request(i * chunk_rows + j, sample.sources[place], pair.max_new_tokens) for j, place in enumerate(chunk)]
-        for i, chunk in keyed
+        [
+            Request(i * chunk_rows + j, sample.sources[place], pair.max_new_tokens, before[place])
+            for j, place in enumerate(chunk)
+        ]
+        for i, chunk in enumerate(places)
     ]
 
 

@@ -30,6 +30,8 @@ class Sample:
     """One per source, empty where it has none; None without a column of them."""
     corpus_rows: float
     """Rows of the whole corpus that can be decoded, from the share in the sample."""
+    ids: list[str | int | None] | None = None
+    """Of the rows; None where nobody knows them."""
 
     def chunks(self, rows: int, most: int, seed: int = 0) -> list[list[int]]:
         """Up to `most` chunks of `rows` places in `sources`; places come again where there are too few."""
@@ -44,17 +46,19 @@ def read_sample(config: Config, codec: TextCodec, column: str | None = None, row
     """About so many rows, with their references where a column of them is named; raises `InputError`."""
     config = config if column is None else with_kept(config, column)
     plan = make_plan(config)
-    texts, references, read = [], [], 0
+    texts, references, ids, read = [], [], [], 0
     for table in spread_tables(config, plan, rows):
         read += table.num_rows
         kept = [""] * table.num_rows if column is None else reference_texts(table, column)
-        good = [(text, ref or "") for text, ref in zip(table["text"].to_pylist(), kept, strict=True) if text]
-        texts += [text for text, _ in good]
-        references += [reference for _, reference in good]
+        columns = table["text"].to_pylist(), kept, table["id"].to_pylist()
+        good = [(text, ref or "", one) for text, ref, one in zip(*columns, strict=True) if text]
+        texts += [text for text, _, _ in good]
+        references += [reference for _, reference, _ in good]
+        ids += [one for _, _, one in good]
     encodings = codec.encode(texts)
     places = [i for i, ids in enumerate(encodings) if not isinstance(ids, RowError)]
     if not places:
         raise InputError(f"input.path: none of {read} rows can be encoded, got {config.input.path}.")
     sources = [ids for ids in encodings if not isinstance(ids, RowError)]
     kept_references = None if column is None else [references[i] for i in places]
-    return Sample(sources, kept_references, plan.rows * len(places) / read)
+    return Sample(sources, kept_references, plan.rows * len(places) / read, [ids[i] for i in places])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cmasd.config.tree import Config
+from cmasd.config.tree import FREE_DRAFTERS, Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
@@ -41,6 +41,8 @@ class Way:
     """`verification.kind`."""
     tau_form: Any = "prose"
     """`verification.tau_form`, where verification is `modulated`."""
+    drafters: tuple[str, ...] = ()
+    """`drafter.kind`; none: the user's."""
 
 
 WAYS = {
@@ -54,6 +56,10 @@ WAYS = {
     "paper_prose": Way("paper", "modulated"),
     "goodput": Way("goodput", "exact"),
     "goodput_budget": Way("goodput", "exact"),
+    "copy": Way("goodput", "exact", drafters=("copy",)),
+    "memory": Way("goodput", "exact", drafters=("memory",)),
+    "previous": Way("goodput", "exact", drafters=("previous",)),
+    "all": Way("goodput", "exact", drafters=FREE_DRAFTERS),
 }
 """Our own, by name."""
 
@@ -64,7 +70,20 @@ def way_config(name: str, config: Config) -> Config:
     budget = config.compare.quality_budget_nats_per_token if name == "goodput_budget" else 0.0
     policy = replace(config.policy, kind=way.policy, quality_budget_nats_per_token=budget)
     verification = replace(config.verification, kind=way.verification, tau_form=way.tau_form)
-    return replace(config, policy=policy, verification=verification)
+    drafter = config.drafter
+    if way.drafters:
+        kinds = _drafters(way, config)
+        drafter = replace(drafter, kind=kinds, previous=drafter.previous if "previous" in kinds else None)
+    return replace(config, policy=policy, verification=verification, drafter=drafter)
+
+
+def _drafters(way: Way, config: Config) -> list[str]:
+    """Those of a way; where it has several, without an earlier run that is not named, and with the user's model."""
+    if len(way.drafters) == 1:
+        return list(way.drafters)
+    free = [kind for kind in way.drafters if kind != "previous" or config.drafter.previous is not None]
+    is_there = not config.drafter.is_named or config.models.drafter is not None
+    return [*free, config.drafter.model] if config.drafter.model is not None and is_there else free
 
 
 def first_batch(
@@ -95,6 +114,8 @@ def _reason(error: Exception, name: str) -> str:
 def _build(name: str, pair: Pair, config: Config, batch_size: int) -> Iterator[Contender]:
     if name in WAYS:
         own = way_config(name, config)
+        if "previous" in own.drafter.free and own.drafter.previous is None:
+            raise ModelError("drafter.previous names no run")
         if own.policy.kind != "plain" and not can_draft(pair, own):
             raise ModelError(NO_DRAFTER)
         yield our_contender(name, pair, own, batch_size)

@@ -132,9 +132,7 @@ def pareto(
     `references` belong to the sources one by one. Raises `ConfigError` for a pair that cannot speculate.
     """
     if not can_draft(pair, config):
-        raise ConfigError(
-            "models.drafter: must be set for --pareto, got null. Name a model, or set drafter.kind=lookup."
-        )
+        raise ConfigError("models.drafter: must be set for --pareto, got null. Name a model, or set drafter.kind=copy.")
     return measure(pair, settings(config), sources, references, batch_size, seconds, on_turn)
 
 

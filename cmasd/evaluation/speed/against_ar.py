@@ -1,5 +1,6 @@
 """The check at the end of a run: the same rows, plainly and as configured, in one engine, side by side."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -49,9 +50,14 @@ class Baseline:
         return asdict(self)
 
 
-def compare_with_ar(pair: Pair, config: Config, sources: list[list[int]]) -> Baseline:
-    """Decode `sources` both ways in alternating chunks; needs at least one row."""
-    requests = [Request(key, source, pair.max_new_tokens) for key, source in enumerate(sources)]
+def compare_with_ar(
+    pair: Pair, config: Config, sources: list[list[int]], previous: Sequence[list[int] | None] | None = None
+) -> Baseline:
+    """Decode `sources` both ways in alternating chunks; needs at least one row. `previous`: see `Request`."""
+    requests = [
+        Request(key, source, pair.max_new_tokens, before)
+        for key, (source, before) in enumerate(zip(sources, previous or [None] * len(sources), strict=True))
+    ]
     config = resolve(pair, config, engines=2)
     ours = {"ar": EngineDecoder(pair, plain_config(config)), "cmasd": EngineDecoder(pair, config)}
     decoders: dict[str, RequestDecoder] = {**ours}

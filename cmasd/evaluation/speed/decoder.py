@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from cmasd.config.tree import Config
 from cmasd.core import Request
+from cmasd.drafters import FreeDrafter, MixedDrafter
 from cmasd.engine import Engine, Pair
 from cmasd.engine.capacity import resolve
 from cmasd.telemetry.stats import EngineStats
@@ -20,6 +21,8 @@ class EngineDecoder:
     def __init__(self, pair: Pair, config: Config) -> None:
         """Building the engine is its start-up: caches, and what the policy measures. Decoding does none of it."""
         self.engine = Engine(pair, resolve(pair, config))
+        self._decoded: set[int] = set()
+        """Hashes of sources, since the engine was new or had forgotten what rows said."""
         self.gap_nats = 0.0
         """Log-probability gaps of all output tokens so far, added up."""
 
@@ -35,7 +38,13 @@ class EngineDecoder:
         return counted
 
     def decode(self, requests: list[Request]) -> dict[int, list[int]]:
-        """Token ids by request key."""
+        """Token ids by request key. What comes again is not remembered: no corpus would have told it before."""
+        hashes = {hash(tuple(request.source)) for request in requests}
+        drafter = self.engine.drafter
+        if hashes & self._decoded and isinstance(drafter, FreeDrafter | MixedDrafter):
+            drafter.forget()
+            self._decoded.clear()
+        self._decoded |= hashes
         outputs = {}
         for result in self.engine.decode(requests):
             outputs[result.key] = result.token_ids.tolist()

@@ -21,6 +21,7 @@ from cmasd.runner.models import Model
 from cmasd.telemetry.stats import EngineStats
 
 NO_DRAFTER = "the pair has no drafter"
+NO_EARLIER_RUN = "bench has no outputs of an earlier run, which cmasd compare has"
 
 
 @dataclass(frozen=True)
@@ -119,16 +120,21 @@ def _with_policy(config: Config, kind: Any) -> Config:
 
 
 def _can_run(name: str, pair: Pair, config: Config, on_skip: Callable[[str, str], None]) -> bool:
-    if name == "plain" or can_draft(pair, config):
+    if name == "plain":
         return True
-    on_skip(name, NO_DRAFTER)
-    return False
+    if config.drafter.kinds == ("previous",):
+        on_skip(name, NO_EARLIER_RUN)
+        return False
+    if not can_draft(pair, config):
+        on_skip(name, NO_DRAFTER)
+        return False
+    return True
 
 
 def can_draft(pair: Pair, config: Config) -> bool:
     """Whether what `drafter.kind` asks for is loaded."""
-    kind = config.drafter.kind
-    return kind == "lookup" or (pair.parallel if kind == "parallel" else pair.drafter) is not None
+    kind = config.drafter.model
+    return kind is None or (pair.parallel if kind == "parallel" else pair.drafter) is not None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

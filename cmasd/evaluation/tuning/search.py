@@ -71,10 +71,10 @@ def check_optuna() -> None:
 
 def check_tunable(pair: Pair, config: Config) -> None:
     """Raise `ConfigError` where there is nothing to tune."""
-    if config.drafter.kind == "lookup" or not can_draft(pair, config):
+    if config.drafter.model is None or config.drafter.free or not can_draft(pair, config):
         raise ConfigError(
             "drafter.kind: must be model, parallel, self or quantised with a drafter to load, got "
-            f"{config.drafter.kind} and {config.models.drafter}. Tuning is of confidence, which a drafting model alone "
+            f"{config.drafter.name} and {config.models.drafter}. Tuning is of confidence, which a drafting model alone "
             "has."
         )
     if config.confidence.calibration is not None:

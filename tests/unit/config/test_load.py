@@ -68,10 +68,12 @@ class TestOverrides:
             ('input.keep_columns=[de, "no"]', ["de", "no"]),
             ("input.path=s3://bucket/a=1/b.parquet", "s3://bucket/a=1/b.parquet"),
             ("input.id_column=12", "12"),
+            ("drafter.kind=memory", "memory"),
+            ("drafter.kind=[memory, copy, model]", ["memory", "copy", "model"]),
         ],
     )
     def test_text_becomes_the_keys_type(self, override: str, value: Any) -> None:
-        assert value_of(configured("drafter.kind=lookup", override), override.partition("=")[0]) == value
+        assert value_of(configured("drafter.kind=copy", override), override.partition("=")[0]) == value
 
     @pytest.mark.parametrize("word", ["no", "off", "yes", "on", "true"])
     def test_a_language_that_yaml_takes_for_a_boolean(self, word: str) -> None:
@@ -183,6 +185,15 @@ class TestRules:
             ("confidence.weights=[0.5,0.6,0.1]", "must be three numbers >= 0 that add up to 1"),
             ("engine.max_new_tokens=0", "must be at least 1, or null, got 0."),
             ("limits.max_failed_fraction=2", "must be between 0 and 1, got 2.0."),
+            (
+                "drafter.kind=nobody",
+                "must be one of model, parallel, self, quantised, previous, memory, copy, lookup, or a list",
+            ),
+            ("drafter.kind=null", "must be one of"),
+            ("drafter.kind=[]", "must be one of"),
+            ("drafter.kind=[copy, nobody]", "must be one of"),
+            ("drafter.kind=[model, self]", "must be one of"),
+            ("drafter.memory_tokens=0", "must be at least 1, got 0."),
             ("actors.gpus_each=-1", "must be at least 0, or null, got -1.0."),
         ],
     )
@@ -200,7 +211,18 @@ class TestRules:
                 r"^drafter\.min_draft_tokens: must be at most .*max_draft_tokens \(5\), got 6",
             ),
             (["actors.min=3", "actors.max=2"], r"^actors\.min: must be at most actors\.max \(2\), got 3"),
-            (["models.drafter=null"], r"^models\.drafter: must be set for drafter\.kind 'model', got null\. .*lookup"),
+            (["models.drafter=null"], r"^models\.drafter: must be set for drafter\.kind 'model', got null\. .*copy"),
+            (["drafter.kind=[memory, parallel]", "models.drafter=null"], r"^models\.drafter: must be .* 'parallel'"),
+            (["drafter.kind=previous"], r"^drafter\.previous: must be set .*, got null\. Name a run folder\.$"),
+            (
+                ["drafter.previous=runs/a"],
+                r"^drafter\.previous: is of drafter\.kind previous, got runs/a with",
+            ),
+            (
+                ["drafter.kind=[copy, previous]", "drafter.previous=o/", "output.path=o"],
+                r"^drafter\.previous: is output\.path itself, got o/; expected another run\.",
+            ),
+            (["drafter.kind=previous", "drafter.previous=s3:/b/r"], r"^drafter\.previous: is no whole address"),
             (["input.template=summarize:"], r"^input\.template: must contain \{text\}, got 'summarize:'"),
             (
                 ["models.drafter_dtype=int8", "models.dtype=bfloat16"],
@@ -216,7 +238,9 @@ class TestRules:
         with pytest.raises(ConfigError, match=message):
             configured(*overrides)
 
-    @pytest.mark.parametrize("overrides", [["policy.kind=plain"], ["drafter.kind=lookup"]])
+    @pytest.mark.parametrize(
+        "overrides", [["policy.kind=plain"], ["drafter.kind=copy"], ["drafter.kind=[memory, self]"]]
+    )
     def test_no_drafter_model_is_needed_where_none_drafts(self, overrides: list[str]) -> None:
         assert configured("models.drafter=null", *overrides).models.drafter is None
 
@@ -233,6 +257,7 @@ class TestRoundTrips:
         "models.source_language=no",
         "actors.gpus_each=0.5",
         "policy.kind=paper",
+        "drafter.kind=[memory, lookup]",
     )
 
     def test_dictionary(self) -> None:

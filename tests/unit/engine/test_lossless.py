@@ -4,7 +4,7 @@ Token for token, with the same finish reason, in float64 where rounding cannot t
 """
 
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 from unittest.mock import patch
 
@@ -52,6 +52,8 @@ class Case:
     plans: "Plans"
     shortlist: tuple[int, ...] | None = None
     """Ids that a drafting model may say; None: all."""
+    edits: tuple[list[tuple[str, int]] | None, ...] = ()
+    """What tells each row's earlier output from the right one; None: it has none."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,42 @@ REQUEST = st.tuples(st.lists(TOKEN, min_size=1, max_size=MAX_SOURCE_TOKENS), st.
 
 
 @st.composite
+def kinds(draw: st.DrawFn) -> str | list[str]:
+    """One drafter, or several that need no model, with or without one that does."""
+    model = draw(st.none() | st.sampled_from(["model", "parallel", "self", "quantised"]))
+    free = draw(st.lists(st.sampled_from(["previous", "memory", "copy", "lookup"]), max_size=3, unique=True))
+    if model is not None and (not free or draw(st.booleans())):
+        return model
+    listed = [*free, *([] if model is None else [model])]
+    return listed or "copy"
+
+
+EDIT = st.tuples(
+    st.sampled_from(["replace", "add", "leave out", "cut", "lengthen", "shift", "forget"]), st.integers(0, 99)
+)
+
+
+def edited(tokens: list[int], edits: list[tuple[str, int]]) -> list[int]:
+    """What an earlier run might have made of a row."""
+    tokens = list(tokens)
+    for edit, number in edits:
+        place = number % (len(tokens) + 1)
+        if edit in ("replace", "leave out"):
+            del tokens[place : place + 1]
+        if edit in ("replace", "add"):
+            tokens.insert(place, number % (VOCABULARY + 6) - 3)  # some of them no tokens at all
+        if edit == "cut":
+            tokens = tokens[:place]
+        if edit == "lengthen":
+            tokens += tokens[place:] + [number % VOCABULARY] * 3
+        if edit == "shift":
+            tokens = tokens[place:] + tokens[:place]
+        if edit == "forget":
+            tokens = []
+    return tokens
+
+
+@st.composite
 def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
     """A policy and the confidence that it reads."""
     kind = draw(st.sampled_from(["fixed", "paper", "survival", "goodput", "goodput"]))
@@ -140,7 +178,9 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "margin_form": draw(st.sampled_from(["full", "printed"])),
     }
     drafter = {
-        "kind": draw(st.sampled_from(["model", "parallel", "lookup", "self", "quantised"])),
+        "kind": draw(kinds()),
+        "previous": None,
+        "memory_tokens": draw(st.sampled_from([1, 7, 40, 1_000_000])),
         "self_layers": draw(st.integers(1, 2)),
         "max_draft_tokens": longest,
         "min_draft_tokens": draw(st.integers(1, longest)),
@@ -169,6 +209,7 @@ def cases(draw: st.DrawFn, families: list[str]) -> Case:
         sections=sections,
         plans=draw(plans(longest)),
         shortlist=draw(st.none() | st.lists(TOKEN, min_size=2, unique=True).map(tuple)),
+        edits=tuple(draw(st.none() | st.lists(EDIT, max_size=4)) for _ in rows),
     )
 
 
@@ -215,16 +256,20 @@ def check(case: Case) -> Decoded:
     constraints = Constraints(**case.rules)
     pair = shared_pair(case.family, case.quality, constraints, max_new_tokens=MOST_NEW_TOKENS)
     shortlist, drafter = case.shortlist, case.sections["drafter"]
-    if drafter.get("kind") == "self":
+    if "self" in drafter.get("kind", ()):
         pair, shortlist = self_pair(case.family, drafter["self_layers"], constraints, MOST_NEW_TOKENS), None
-    if drafter.get("kind") == "quantised":
+    if "quantised" in drafter.get("kind", ()):
         pair, shortlist = quantised(pair), None
     if case.eos_choice is not None:
         produced = sorted({token for row in tokens_of(decode_plain(pair, case.requests)).values() for token in row})
         eos = produced[case.eos_choice % len(produced)]
         pair = replace(pair, constraints=replace(constraints, eos_token_ids=(eos,), _ids={}))
     plain = decode_plain(pair, case.requests)
-    decoded = decode_at(case.plans, replace(pair, shortlist=shortlist), case.sections, case.requests)
+    requests = [
+        replace(request, previous=None if edits is None else edited(tokens_of(plain)[request.key], edits))
+        for request, edits in zip_longest(case.requests, case.edits)
+    ]
+    decoded = decode_at(case.plans, replace(pair, shortlist=shortlist), case.sections, requests)
     fast = decoded.results
     assert tokens_of(fast) == tokens_of(plain)
     for key, result in fast.items():

@@ -105,6 +105,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "survival": {"policy": {"kind": "survival", "threshold": 0.15}, "drafter": {"max_draft_tokens": 3}},
     "goodput": {"policy": {"kind": "goodput"}, "drafter": {"max_draft_tokens": 3}},
     "lookup": {"policy": {"kind": "fixed"}, "drafter": {"kind": "lookup", "max_draft_tokens": 3}},
+    "memory": {"policy": {"kind": "fixed"}, "drafter": {"kind": ["memory", "copy"], "max_draft_tokens": 3}},
+    "memory, model": {"policy": {"kind": "fixed"}, "drafter": {"kind": ["memory", "model"], "max_draft_tokens": 3}},
+    "memory, model goodput": {
+        "policy": {"kind": "goodput"},
+        "drafter": {"kind": ["memory", "copy", "model"], "max_draft_tokens": 3},
+    },
     "lookup survival": {
         "policy": {"kind": "survival", "threshold": 0.15},
         "drafter": {"kind": "lookup", "max_draft_tokens": 3},
@@ -125,6 +131,9 @@ WAYS: dict[str, dict[str, Any]] = {
         ("llama", "unrelated", "goodput"),
         ("llama", "noisy", "lookup"),
         ("marian", "noisy", "lookup survival"),
+        ("marian", "noisy", "memory"),
+        ("llama", "noisy", "memory, model"),
+        ("marian", "noisy", "memory, model goodput"),
     ],
 )
 def test_output_is_distributed_as_ar_sampling(family: str, quality: str, way: str) -> None:

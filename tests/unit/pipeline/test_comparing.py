@@ -112,10 +112,11 @@ def test_two_engines_that_do_not_fit_share_what_is_there(
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(capacity, "fits", lambda pair, config, slots, free: fits and (slots, free) == (32, 500))
 
-    def compared(pair: object, config: Config, sources: object) -> dict[str, Any]:
+    def compared(pair: object, config: Config, sources: object, previous: object) -> dict[str, Any]:
+        assert (sources, previous) == ([[1]], [[2]])
         seen.append(config.engine.slots)
         return RESULT
 
     pair = cast(Any, type("Pair", (), {"device": None}))
-    result, said = _with_what_fits(pair, config(tmp_path), [[1]], compared)
+    result, said = _with_what_fits(pair, config(tmp_path), [[1]], compared, [[2]])
     assert (result, seen, len(said)) == (RESULT, [slots], notices)

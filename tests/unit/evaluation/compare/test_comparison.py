@@ -11,8 +11,9 @@ import torch
 from cmasd.config import Config
 from cmasd.config.rules import check
 from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED
-from cmasd.core import RowError
+from cmasd.core import Request, RowError
 from cmasd.engine import Pair
+from cmasd.evaluation.compare import comparison as comparison_module
 from cmasd.evaluation.compare import ways as ways_module
 from cmasd.evaluation.compare.comparison import Compared, Comparison, by_position, compare
 from cmasd.evaluation.compare.sample import Sample
@@ -22,10 +23,10 @@ from cmasd.evaluation.speed.decoder import EngineDecoder
 from cmasd.evaluation.speed.peers import HfGenerate
 from cmasd.evaluation.speed.timing import FEWEST_CHUNKS
 from cmasd.runner.text import TextCodec
-from tests.unit.engine.pairs import ragged_requests, shared_pair, tiny_config
+from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 PEERS = ["ar_beam", "hf_generate"]
-NAMES = [*(name for name in COMPARED if name != "ctranslate2"), *COMPARED_WHEN_ASKED]
+NAMES = [name for name in (*COMPARED, *COMPARED_WHEN_ASKED) if name not in ("ctranslate2", "previous")]
 SOURCES = [request.source for request in ragged_requests(11, seed=3)]
 
 
@@ -55,7 +56,8 @@ def with_words(family: str, max_new_tokens: int = 6) -> Pair:
 
 def configured(**sections: dict[str, Any]) -> Config:
     asked = {"engines": NAMES, "max_seconds": 0.01, **sections.pop("compare", {})}
-    return tiny_config(compare=asked, drafter={"max_draft_tokens": 3}, **sections)
+    drafter = {"max_draft_tokens": 3, **sections.pop("drafter", {})}
+    return tiny_config(compare=asked, drafter=drafter, **sections)
 
 
 def a_sample(count: int = 11) -> Sample:
@@ -92,7 +94,7 @@ def test_figures_agree(measured: Comparison) -> None:
 def test_lossless_ways_give_the_tokens_of_plain(measured: Comparison) -> None:
     ours = {one.name: one for one in measured.results if one.name in WAYS}
     exact = {name for name, one in ours.items() if one.lossless == "exact"}
-    assert exact == {"ar_greedy", "fixed_exact", "adaptive_k", "goodput"}
+    assert exact == {"ar_greedy", "fixed_exact", "adaptive_k", "goodput", "copy", "memory", "all"}
     assert {(ours[name].exact_match, ours[name].mean_gap_nats) for name in exact} == {(1.0, 0.0)}
     assert {one.lossless for name, one in ours.items() if name not in exact} == {"lossy"}
 
@@ -153,6 +155,8 @@ def test_rows_are_json(measured: Comparison) -> None:
 def test_a_way_differs_in_policy_and_verification_alone() -> None:
     config = configured(verification={"kind": "sampling", "tau": 1.0}, policy={"kind": "paper", "alpha": 0.7})
     for name, way in WAYS.items():
+        if way.drafters:
+            continue
         one = way_config(name, config)
         check(one)
         assert (one.policy.kind, one.verification.kind) == (way.policy, way.verification)
@@ -162,6 +166,53 @@ def test_a_way_differs_in_policy_and_verification_alone() -> None:
         assert replace(one, policy=same_policy, verification=same_rule) == config
     assert way_config("paper_printed", config).verification.tau_form == "printed"
     assert way_config("paper_prose", config).verification.tau_form == "prose"
+
+
+@pytest.mark.parametrize(
+    ("name", "drafter", "models", "kinds"),
+    [
+        ("copy", {}, {}, ["copy"]),
+        ("memory", {"previous": "a", "kind": "previous"}, {}, ["memory"]),
+        ("previous", {"previous": "a", "kind": ["copy", "previous"]}, {}, ["previous"]),
+        ("all", {}, {}, ["memory", "copy", "model"]),
+        ("all", {}, {"drafter": None}, ["memory", "copy"]),
+        ("all", {"kind": "self"}, {"drafter": None}, ["memory", "copy", "self"]),
+        ("all", {"previous": "a", "kind": ["previous", "parallel"]}, {}, ["previous", "memory", "copy", "parallel"]),
+        ("all", {"previous": "a", "kind": "previous"}, {}, ["previous", "memory", "copy"]),
+    ],
+)
+def test_a_way_of_free_drafts(name: str, drafter: dict[str, Any], models: dict[str, Any], kinds: list[str]) -> None:
+    one = way_config(name, tiny_config(drafter=drafter, models=models))
+    check(one)
+    assert one.drafter.kind == kinds
+    assert one.drafter.previous == ("a" if "previous" in kinds else None)
+    assert (one.policy.kind, one.lossless) == ("goodput", "exact")
+
+
+def test_without_an_earlier_run_there_is_no_such_way() -> None:
+    log = Log()
+    config = configured(compare={"engines": ["previous", "copy"]})
+    result = compare(with_words("marian", 2), config, a_sample(), watcher=log)
+    assert [one.name for one in result.results] == ["ar_greedy", "copy"]
+    assert log.left_out == {"previous": "drafter.previous names no run"}
+
+
+def test_an_earlier_run_drafts_for_the_rows_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the rows' ids, wherever chunks have them."""
+    pair, sample = with_words("marian", 8), replace(a_sample(), ids=[f"r{place}" for place in range(11)])
+    outputs = tokens_of(decode_plain(pair, [Request(i, source, 8) for i, source in enumerate(SOURCES)]))
+
+    def said(config: Config, pair: Pair, ids: Any) -> list[list[int] | None]:
+        assert ids == sample.ids
+        return [outputs[int(one[1:])] for one in ids]
+
+    monkeypatch.setattr(comparison_module, "previous_outputs", said)
+    config = configured(
+        compare={"engines": ["fixed_exact"]}, drafter={"kind": "previous", "previous": "a", "max_draft_tokens": 8}
+    )
+    [_, drafting] = compare(pair, config, sample).results
+    assert drafting.acceptance_rate == 1.0
+    assert drafting.tokens_per_iteration == 8.0
 
 
 def test_ways_have_the_names_that_may_be_asked_for() -> None:
@@ -176,10 +227,10 @@ def test_a_pair_without_a_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
     log, pair = Log(), replace(with_words("marian", 2), drafter=None)
     sample = replace(a_sample(), references=None)
     result = compare(pair, configured(telemetry={"level": "none"}), sample, watcher=log)
-    assert [one.name for one in result.results] == ["ar_greedy"]
-    drafting = set(NAMES) - {"ar_greedy", *PEERS}
+    assert [one.name for one in result.results] == ["ar_greedy", "copy", "memory"]
+    drafting = set(NAMES) - {"ar_greedy", "copy", "memory", *PEERS}
     assert log.left_out == {**dict.fromkeys(drafting, "the pair has no drafter"), **dict.fromkeys(PEERS, "no memory")}
-    [plain] = result.results
+    plain = result.results[0]
     assert (plain.scores, plain.cost, plain.acceptance_by_position) == (None, None, None)
     assert plain.to_dict()["bleu"] is None
     assert result.signatures == {}

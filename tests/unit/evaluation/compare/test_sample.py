@@ -56,6 +56,8 @@ def test_a_sample_is_read_from_all_over_the_corpus(tmp_path: Path) -> None:
     assert max(places) - min(places) > 2500
     assert all(len(sample.sources[i]) == int(ref.split()[1]) % 9 + 1 for i, ref in enumerate(sample.references) if ref)
     assert sample.corpus_rows == pytest.approx(3000 * len(sample.sources) / 64)
+    assert sample.ids is not None
+    assert [int(str(one).rpartition(":")[2]) % 9 + 1 for one in sample.ids] == [len(one) for one in sample.sources]
     whole = read_sample(config, codec, rows=10**6)
     assert (whole.references, len(whole.sources)) == (None, 960 - 1), "of 32 shards, all rows that can be encoded"
 

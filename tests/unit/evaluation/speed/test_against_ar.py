@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cmasd.config import Config
+from cmasd.core import Request
 from cmasd.evaluation.speed.against_ar import Baseline, compare_with_ar
 from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config, since
 from cmasd.telemetry.stats import EngineStats
@@ -66,6 +67,28 @@ def test_figures_agree() -> None:
     read = json.loads(json.dumps(baseline.to_dict()))
     assert list(read) == [field.name for field in fields(Baseline)]
     assert Baseline(**read) == baseline
+
+
+def test_an_earlier_run_drafts_here_too() -> None:
+    pair = shared_pair("marian", max_new_tokens=8)
+    outputs = tokens_of(decode_plain(pair, [Request(i, source, 8) for i, source in enumerate(SOURCES)]))
+    config = tiny_config(policy={"kind": "fixed"}, drafter={"kind": "previous", "max_draft_tokens": 8})
+    baseline = compare_with_ar(pair, config, SOURCES, [outputs[key] for key in range(6)])
+    assert (baseline.tokens_per_iteration, baseline.acceptance_rate, baseline.exact_match) == (8.0, 1.0, 1.0)
+    assert compare_with_ar(pair, config, SOURCES).drafted_tokens == 0
+
+
+def test_rows_that_come_again_are_not_remembered() -> None:
+    """A corpus has them once: what they said would draft for themselves."""
+    config = tiny_config(policy={"kind": "fixed"}, drafter={"kind": "memory", "max_draft_tokens": 8})
+    decoder = EngineDecoder(shared_pair("marian", max_new_tokens=8), config)
+    one, other = ([Request(0, list(range(start, start + 9)), 8)] for start in (5, 40))
+    decoder.decode(one)
+    decoder.decode(other)
+    before = replace(decoder.stats)
+    decoder.decode(one)
+    assert since(decoder.stats, before).tokens_per_iteration == 1.0
+    assert decoder.engine.drafter is not None
 
 
 def test_where_nothing_is_drafted_there_is_no_acceptance() -> None:

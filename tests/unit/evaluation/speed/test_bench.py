@@ -160,6 +160,13 @@ def test_a_pair_without_a_drafter() -> None:
     assert "fixed" in {row.engine for row in bench(pair, lookup, SOURCES, [2], Lineup(("fixed",)))}
 
 
+def test_drafts_of_an_earlier_run_alone_have_nothing_to_show() -> None:
+    pair, log = shared_pair("marian", max_new_tokens=2), Log()
+    config = tiny_config(drafter={"kind": "previous", "previous": "runs/a"})
+    assert [row.engine for row in bench(pair, config, SOURCES[:1], [2], Lineup(("fixed",)), watcher=log)] == ["plain"]
+    assert log.left_out == {"fixed": "bench has no outputs of an earlier run, which cmasd compare has"}
+
+
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cmasd.evaluation.speed.peers.ct2.find_spec", lambda name: None)
     pair, log = shared_pair("marian", max_new_tokens=2), Log()

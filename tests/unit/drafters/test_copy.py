@@ -1,13 +1,13 @@
-"""n-gram lookup against a search in plain Python, row by row."""
+"""Copies of a row's own texts against a search in plain Python, row by row."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmasd.core import Draft
-from cmasd.drafters import Context, LookupDrafter
-from cmasd.drafters.lookup import FADE, PRIOR_ACCEPTED, PRIOR_JUDGED
+from cmasd.core import Draft, Request
+from cmasd.drafters import Context, FreeDrafter
+from cmasd.drafters.free import FADE, PRIOR_ACCEPTED, PRIOR_JUDGED
 from cmasd.policies import FixedPolicy, Policy, Rule, SurvivalPolicy
 
 LONGEST, MOST_TOKENS, MOST_SOURCE = 4, 12, 8
@@ -34,6 +34,13 @@ def context(
     return Context(tokens_BL, lengths_B, prompts_B, lengths_B * 0 + 99, source_BS), torch.tensor(
         [room for _, _, room in rows]
     )
+
+
+def drafter_of(rows: list[tuple[list[int], list[int], int]], max_ngram: int) -> FreeDrafter:
+    """It has been told of the rows."""
+    drafter = FreeDrafter(["copy"], max_ngram, 100, vocabulary_size=64, is_encoder_decoder=True)
+    drafter.enter(list(range(len(rows))), [Request(key, source, 9) for key, (source, _, _) in enumerate(rows)])
+    return drafter
 
 
 def rule_of(policy: Policy) -> Rule:
@@ -70,7 +77,7 @@ def proposals(draft: Draft) -> list[list[int]]:
     st.integers(1, 5),
 )
 def test_drafts_equal_a_plain_search(rows: list[tuple[list[int], list[int], int]], max_ngram: int, prompt: int) -> None:
-    drafter = LookupDrafter(max_ngram)
+    drafter = drafter_of(rows, max_ngram)
     rule = rule_of(FixedPolicy(LONGEST))
     draft = drafter.draft(*context(rows, prompt=prompt), rule)
     expected = [search(source, tokens, min(prompt, len(tokens)), room, max_ngram) for source, tokens, room in rows]
@@ -82,24 +89,24 @@ def test_drafts_equal_a_plain_search(rows: list[tuple[list[int], list[int], int]
 
 
 def test_a_decoder_only_row_looks_in_its_prompt() -> None:
-    drafter = LookupDrafter(max_ngram=2)
+    rows: list[tuple[list[int], list[int], int]] = [([], [1, 2, 3, 0, 1, 2], 3)]
     rule = rule_of(FixedPolicy(3))
-    draft = drafter.draft(*context([([], [1, 2, 3, 0, 1, 2], 3)], width=0), rule)
+    draft = drafter_of(rows, 2).draft(*context(rows, width=0), rule)
     assert proposals(draft) == [[3, 0, 1]]
 
 
 def test_of_equal_matches_the_latest_of_the_output_wins_else_the_first_of_the_source() -> None:
     source = [1, 0, 3, 1, 2, 3]
-    drafter = LookupDrafter(max_ngram=1)
+    rows = [(source, [2, 1], 2), (source, [2, 1, 3, 3, 1, 2, 1], 2)]
     rule = rule_of(FixedPolicy(2))
-    draft = drafter.draft(*context([(source, [2, 1], 2), (source, [2, 1, 3, 3, 1, 2, 1], 2)]), rule)
+    draft = drafter_of(rows, 1).draft(*context(rows), rule)
     assert proposals(draft) == [[0, 3], [2, 1]]
 
 
 def test_a_match_does_not_cross_from_source_to_output() -> None:
-    drafter = LookupDrafter(max_ngram=3)
+    rows = [([3, 1], [2, 0, 1], 3)]
     rule = rule_of(FixedPolicy(3))
-    draft = drafter.draft(*context([([3, 1], [2, 0, 1], 3)]), rule)
+    draft = drafter_of(rows, 3).draft(*context(rows), rule)
     assert proposals(draft) == [[]], "1 ends the source; what follows it there is not text"
 
 
@@ -108,22 +115,27 @@ ROWS: list[tuple[list[int], list[int], int]] = [([], [1, 2, 3, 0, 1, 2], 3), ([]
 
 
 def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
-    """Each draft counts its accepted tokens and the first rejected one; those after it were not judged."""
-    drafter = LookupDrafter(max_ngram=2)
+    """Each draft counts its accepted tokens and the first rejected one; those after it were not judged. The first token
+    of a draft is told apart.
+    """
+    drafter = drafter_of(ROWS, 2)
     rule = rule_of(FixedPolicy(3))
     first = drafter.draft(*context(ROWS, width=0), rule)
     assert proposals(first) == [[3, 0, 1], [1, 3, 2]]
     assert first.confidence_BK[:, 0].tolist() == pytest.approx([PRIOR_ACCEPTED / PRIOR_JUDGED] * 2)
     drafter.commit(context(ROWS, width=0)[0], torch.tensor([3, 1]))
     second = drafter.draft(*context(ROWS, width=0), rule)
-    of_two = (PRIOR_ACCEPTED + FADE * 3) / (PRIOR_JUDGED + FADE * 3)
-    of_one = (PRIOR_ACCEPTED + FADE * 1) / (PRIOR_JUDGED + FADE * 2)
-    assert second.confidence_BK[:, 0].tolist() == pytest.approx([of_two, of_one])
+
+    def rate(accepted: int, judged: int) -> float:
+        return (PRIOR_ACCEPTED + FADE * accepted) / (PRIOR_JUDGED + FADE * judged)
+
+    assert second.confidence_BK[0].tolist() == pytest.approx([rate(1, 1), rate(2, 2), rate(2, 2)])
+    assert second.confidence_BK[1].tolist() == pytest.approx([rate(1, 1), rate(0, 1), rate(0, 1)])
 
 
 def test_a_length_that_failed_is_tried_again() -> None:
     """Under a survival policy rejections end the drafting, but not for ever."""
-    drafter = LookupDrafter(max_ngram=2)
+    drafter = drafter_of(ROWS, 2)
     rule = rule_of(SurvivalPolicy(0.4, 3))
     sent = []
     for _ in range(60):
@@ -138,7 +150,7 @@ def test_a_length_that_failed_is_tried_again() -> None:
 
 def test_the_policy_cuts_the_draft() -> None:
     """At the rate assumed beforehand, 0.8, two tokens survive with probability 0.64 and three with 0.512."""
-    drafter = LookupDrafter(max_ngram=2)
+    rows: list[tuple[list[int], list[int], int]] = [([1, 2, 3, 0, 1], [1, 2], 4), ([], [1], 4)]
     rule = rule_of(SurvivalPolicy(0.6, 4))
-    draft = drafter.draft(*context([([1, 2, 3, 0, 1], [1, 2], 4), ([], [1], 4)]), rule)
+    draft = drafter_of(rows, 2).draft(*context(rows), rule)
     assert proposals(draft) == [[3, 0], []], "the second row has nothing to copy"

@@ -1,0 +1,196 @@
+"""What rows said before, for rows to come: a ring of tokens with the oldest out first.
+
+Two ways in. By the latest words of a row: a chain of places for each two and each four tokens, as in LZ77, of which
+the latest are looked at, and those that agree longest vote on what follows. By its source: a row whose source nearly
+repeats an earlier one's (trigrams, Jaccard of 0.4 or more) may take the whole output of that row.
+
+Costs some 150 bytes for each remembered token, most of it for finding sources.
+"""
+
+from array import array
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmasd.drafters.texts import EDGE
+
+LEVELS = (4, 2)
+"""Tokens by which places are chained; the longer are looked up first."""
+MOST_PLACES = 16
+"""Of a chain, that are looked at."""
+LEAST_HEADS = 12
+"""Of chains, as a power of two."""
+LEAST_ALIKE = 0.4
+SKETCH = 8
+"""Hashed trigrams of a source by which it is found: the least of them, which sources that are alike share."""
+MOST_ALIKE = 4
+"""Earlier rows of which the likeness is computed."""
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """One row."""
+
+    trigrams: Hashes
+    """Of its source, sorted."""
+    start: int
+    """Of its output, as a number of tokens since the beginning."""
+    stop: int
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What followed."""
+
+    tokens: list[int]
+    shares: list[float]
+    """Of the places that agreed so far, those that go on so."""
+    matched: int
+    """Tokens that agree before."""
+
+
+class Memory:
+    """Of one engine."""
+
+    def __init__(self, most_tokens: int, longest: int) -> None:
+        """`longest`: tokens by which places are told apart."""
+        self.most_tokens = most_tokens
+        self._longest = max(longest, *LEVELS)
+        self._ring = array("i")
+        self._links = {level: array("q") for level in LEVELS}
+        places = 1 << max(LEAST_HEADS, most_tokens.bit_length())
+        self._mask = places - 1
+        self._heads = {level: memoryview(bytearray(8 * places)).cast("q") for level in LEVELS}
+        """By hash; who shares one is in one chain, and is told apart by its tokens."""
+        self._written = 0
+        self._rows: deque[Remembered] = deque()
+        self._first_row = 0
+        self._by_hash: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        """Rows that are remembered by their source."""
+        return len(self._rows)
+
+    # ---------------------------------------------------------------- by the latest words
+
+    def recall(self, tail: Sequence[int], most: int) -> Recalled | None:
+        """What followed the longest suffix of `tail`, of two tokens or more; None where it was never said."""
+        for level in LEVELS:
+            if len(tail) < level:
+                continue
+            places: list[int] = []
+            matched = level
+            place: int = self._heads[level][hash(tuple(tail[-level:])) & self._mask]
+            for _ in range(MOST_PLACES):
+                if place <= self._written - self.most_tokens or place <= 0:
+                    break
+                size = self._overlap(place, tail) if self._token(place + 1) != EDGE else 0
+                if size > matched:
+                    matched, places = size, []
+                if size == matched:
+                    places.append(place)
+                place = self._links[level][place % self.most_tokens]
+            if places:
+                return self._vote(places, matched, most)
+        return None
+
+    def _overlap(self, place: int, tail: Sequence[int]) -> int:
+        count, most = 0, min(self._longest, len(tail), place + self.most_tokens - self._written)
+        while count < most and self._ring[(place - count) % self.most_tokens] == tail[-1 - count]:
+            count += 1
+        return count
+
+    def _token(self, place: int) -> int:
+        return self._ring[place % self.most_tokens] if place <= self._written else EDGE
+
+    def _vote(self, places: list[int], matched: int, most: int) -> Recalled:
+        tokens: list[int] = []
+        shares: list[float] = []
+        for step in range(1, most + 1):
+            said = [self._token(place + step) for place in places]
+            # Of those that are said as often the latest counts.
+            token, count = Counter(said).most_common(1)[0] if len(said) > 1 else (said[0], 1)
+            if token == EDGE:
+                break
+            tokens.append(token)
+            shares.append(count / len(said))
+            places = [place for place, one in zip(places, said, strict=True) if one == token]
+        return Recalled(tokens, shares, matched)
+
+    # ---------------------------------------------------------------- by the source
+
+    def alike(self, source: Sequence[int]) -> list[int] | None:
+        """The output of the row whose source is most like this one; None where none is."""
+        trigrams = _trigrams(source)
+        shared = Counter(row for one in trigrams[:SKETCH].tolist() for row in self._by_hash.get(one, ()))
+        best, found = LEAST_ALIKE, None
+        for row, _ in shared.most_common(MOST_ALIKE):
+            known = self._rows[row - self._first_row]
+            both = len(np.intersect1d(trigrams, known.trigrams, assume_unique=True))
+            likeness = both / (len(trigrams) + len(known.trigrams) - both)
+            if likeness >= best:
+                best, found = likeness, known
+        return None if found is None else [self._token(place) for place in range(found.start, found.stop)]
+
+    # ---------------------------------------------------------------- learning
+
+    def learn(self, source: Sequence[int], output: Sequence[int]) -> None:
+        """A row is done."""
+        if not 0 < len(output) < self.most_tokens:
+            return
+        self._write([EDGE, *output])
+        while self._rows and self._rows[0].start <= self._written - self.most_tokens:
+            self._forget(self._rows.popleft())
+        trigrams = _trigrams(source)
+        self._rows.append(Remembered(trigrams, self._written - len(output) + 1, self._written + 1))
+        for one in trigrams[:SKETCH].tolist():
+            rows = self._by_hash.setdefault(one, [])
+            rows.append(self._first_row + len(self._rows) - 1)
+            del rows[:-MOST_PLACES]
+
+    def _forget(self, row: Remembered) -> None:
+        """The oldest."""
+        for one in row.trigrams[:SKETCH].tolist():
+            rows = self._by_hash[one]
+            if rows[0] == self._first_row:
+                rows.pop(0)
+            if not rows:
+                del self._by_hash[one]
+        self._first_row += 1
+
+    def _write(self, tokens: list[int]) -> None:
+        """An edge, then a text."""
+        self._grow(len(tokens))
+        for count, token in enumerate(tokens):
+            self._written += 1
+            place = self._written % self.most_tokens
+            self._ring[place] = token
+            for level in LEVELS:
+                if count >= level:
+                    key = hash(tuple(tokens[count - level + 1 : count + 1])) & self._mask
+                    self._links[level][place] = self._heads[level][key]
+                    self._heads[level][key] = self._written
+
+    def _grow(self, more: int) -> None:
+        """Arrays as long as they are needed, and no longer than the ring."""
+        missing = min(self.most_tokens, self._written + more + 1) - len(self._ring)
+        for one in (self._ring, *self._links.values()):
+            values: Any = one
+            values.extend([0] * max(0, missing))
+
+
+def _trigrams(source: Sequence[int]) -> Hashes:
+    """Of a text between edges: one for each token. Sorted by their hash, each once."""
+    around = np.array([EDGE, *source, EDGE], dtype=np.int64).astype(np.uint64)
+    return np.unique(_mixed(around[2:] + _mixed(around[1:-1] + _mixed(around[:-2]))))
+
+
+def _mixed(values: Hashes) -> Hashes:
+    values = (values ^ (values >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return values ^ (values >> np.uint64(29))

@@ -1,0 +1,110 @@
+"""Free drafts first, and a drafting model for the rows that have none which is worth sending.
+
+The model sees only those rows; what it missed of the others it catches up on when it is asked for them.
+
+Shapes: B rows, K draft, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cmasd.core import FROM_DRAFT, Draft, Request, Result
+from cmasd.drafters.base import Context
+from cmasd.drafters.free import FreeDrafter
+from cmasd.drafters.model import ModelDrafter
+from cmasd.drafters.parallel import ParallelDrafter
+from cmasd.policies import Rule
+from cmasd.runner.base import Extent
+
+
+class MixedDrafter:
+    """Both."""
+
+    def __init__(self, free: FreeDrafter, model: ModelDrafter | ParallelDrafter, model_most: int) -> None:
+        """`model_most`: tokens that the model drafts at most."""
+        self.free = free
+        self.model = model
+        self._most = model_most
+        self.one_pass = model.one_pass
+
+    @property
+    def caught_up(self) -> bool:
+        """Of the model; free drafts have nothing to catch up on."""
+        return self.model.caught_up
+
+    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
+        """Of the model."""
+        self.model.prefill(slots, sources, later)
+
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:
+        """Of the model, which alone costs anything."""
+        return self.model.rehearse(slots, sources)
+
+    def enter(self, slots: list[int], requests: list[Request]) -> None:
+        """Texts of new rows."""
+        self.free.enter(slots, requests)
+
+    def move(self, source: int, target: int) -> None:
+        """In both."""
+        self.free.move(source, target)
+        self.model.move(source, target)
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """What they said is remembered."""
+        self.free.leave(slots, results)
+
+    def forget(self) -> None:
+        """All that rows before have said."""
+        self.free.forget()
+
+    def reserve(self, extent: Extent) -> bool:
+        """Texts are looked at by the host."""
+        return False
+
+    def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
+        """A free draft that the rule lets go, or else the model's."""
+        free = self.free.draft(context, room_B, rule)
+        is_free_B = free.lengths_B > 0
+        left_B = room_B.masked_fill(is_free_B, 0).clamp_max(self._most)
+        if not left_B.any():
+            return free
+        return merged(free, self.model.draft(context, left_B, rule), is_free_B)
+
+    def commit(self, context: Context, accepted_B: Tensor) -> None:
+        """Both have their own rows in mind."""
+        self.free.commit(context, accepted_B)
+        self.model.commit(context, accepted_B)
+
+
+def merged(free: Draft, model: Draft, is_free_B: Tensor) -> Draft:
+    """Row by row one of two drafts."""
+    most = max(free.tokens_BK.shape[1], model.tokens_BK.shape[1])
+
+    def either(one: Tensor, other: Tensor) -> Tensor:
+        if one.dim() > 1:
+            one, other = _padded(one, most), _padded(other, most)
+        return torch.where(is_free_B.view(-1, *[1] * (one.dim() - 1)), one, other)
+
+    source_B = free.lengths_B.new_full(free.lengths_B.shape, FROM_DRAFT)
+    return Draft(
+        tokens_BK=either(free.tokens_BK, model.tokens_BK),
+        lengths_B=either(free.lengths_B, model.lengths_B),
+        confidence_BK=either(free.confidence_BK, model.confidence_BK.float()),
+        components_BK3=either(free.components_BK3, model.components_BK3.float()),
+        probs_BKV=None if model.probs_BKV is None else either(certain(free, model.probs_BKV), model.probs_BKV),
+        made_B=either(free.drafted_B, model.drafted_B),
+        source_B=source_B if free.source_B is None else either(free.source_B, source_B),
+    )
+
+
+def certain(draft: Draft, like_BKV: Tensor) -> Tensor:
+    """(B, K, V): all of the probability on the token of a draft without a distribution."""
+    shape = *draft.tokens_BK.shape, like_BKV.shape[-1]
+    return like_BKV.new_zeros(shape).scatter_(-1, draft.tokens_BK[..., None], 1.0)
+
+
+def _padded(values: Tensor, most: int) -> Tensor:
+    """(B, most, ...)"""
+    return torch.nn.functional.pad(values, (*[0, 0] * (values.dim() - 2), 0, most - values.shape[1]))
