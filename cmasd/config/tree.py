@@ -119,7 +119,7 @@ class DrafterConfig:
     self_layers: int | None = None
     """Decoder layers of the verifier that draft (drafter `self`); null: half of them."""
     max_ngram: int = 3
-    """Longest n-gram that `copy` matches; `memory` tells places apart by as many tokens, and at least by 4."""
+    """Longest n-gram that `copy` matches; `memory` tells places apart by as many tokens, and at least by 8."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

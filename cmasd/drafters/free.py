@@ -12,8 +12,10 @@ policy has given up is tried again. Entropy and margins do not exist and are NaN
 Shapes: B rows, K draft, S sources, G kinds of places; 2 the first token, and those behind it.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -34,6 +36,8 @@ FADE = 0.99
 KINDS = 32
 """Of places: by the tokens that agree before them, in the same text (`rejoin`), or else in others from `ALIKE` on."""
 ALIKE = 12
+TOLD_APART = 8
+"""Tokens by which places in the memory are, at least: it holds many."""
 ENOUGH = 0.9
 """Of the room: a draft that is expected to be accepted so far is not set beside others."""
 
@@ -50,7 +54,7 @@ class Proposal:
     @property
     def expected(self) -> float:
         """Tokens that will be accepted: the sum of what survives to each."""
-        return float(np.cumprod(self.confidence).sum())
+        return float(sum(accumulate(self.confidence, operator.mul)))
 
 
 NONE = Proposal([], [], FROM_COPY, 0)
@@ -116,7 +120,7 @@ class FreeDrafter:
         """`kinds`: some of previous, memory and copy; `vocabulary_size`: the verifier says ids below it."""
         self.max_ngram = max_ngram
         self._kinds = frozenset(kinds)
-        self._memory = Memory(memory_tokens, max_ngram) if "memory" in kinds else None
+        self._memory = Memory(memory_tokens, max(max_ngram, TOLD_APART)) if "memory" in kinds else None
         self._vocabulary_size = vocabulary_size
         self._is_encoder_decoder = is_encoder_decoder
         self._rows: dict[int, Row] = {}
@@ -153,7 +157,7 @@ class FreeDrafter:
     def forget(self) -> None:
         """All that rows before have said."""
         if self._memory is not None:
-            self._memory = Memory(self._memory.most_tokens, self.max_ngram)
+            self._memory = self._memory.emptied()
 
     def reserve(self, extent: Extent) -> bool:
         """It always looks: as far as texts go on, and no further."""

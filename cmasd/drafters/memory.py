@@ -77,6 +77,10 @@ class Memory:
         """Rows that are remembered by their source."""
         return len(self._rows)
 
+    def emptied(self) -> "Memory":
+        """One like it."""
+        return Memory(self.most_tokens, self._longest)
+
     # ---------------------------------------------------------------- by the latest words
 
     def recall(self, tail: Sequence[int], most: int) -> Recalled | None:
