@@ -21,13 +21,13 @@ from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry
+from cmasd.runner.decoder_only import PREFILL_TOKENS
 from cmasd.runner.families import family_of
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import measure
 from cmasd.runner.models import Model
 from cmasd.runner.packed import bytes_to_pack, linears, outputs_of
 from cmasd.runner.parallel import ParallelNetwork
-from cmasd.runner.runners import PREFILL_TOKENS
 
 SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""

@@ -39,7 +39,7 @@ static void share_attention(const struct window *window, const struct lines *lin
                             int64_t stride, const REAL *fresh, int64_t heads, int64_t width, REAL *out)
 {
     const REAL scale = 1 / sqrt((double)width);
-    #pragma omp for schedule(dynamic, 4)
+    #pragma omp for schedule(dynamic, 4) nowait
     for (int64_t group = 0; group < window->runs * heads; group++) {
         int64_t run = group / heads, head = group % heads, owner = window->slots[run];
         int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
@@ -58,13 +58,14 @@ static void share_attention(const struct window *window, const struct lines *lin
             }
         }
     }
+    meet();
 }
 
 /* Every token's (key, value) head by head, at `fresh`, to its place of its slot. */
 static void share_storing(const struct window *window, const struct lines *lines, int64_t block, const REAL *fresh,
                           int64_t stride, int64_t heads, int64_t pair)
 {
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t run = 0; run < window->runs; run++) {
         int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
         REAL *slot = lines->first + block * lines->block + window->slots[run] * lines->slot + window->starts[run] * pair;
@@ -73,11 +74,16 @@ static void share_storing(const struct window *window, const struct lines *lines
                 memcpy(slot + head * lines->head + t * pair, fresh + (first + t) * stride + head * pair,
                        pair * sizeof(REAL));
     }
+    meet();
 }
 
 void attend(const struct window *window, const struct lines *lines, const REAL *queries, int64_t heads, int64_t width,
             REAL *out)
 {
+    struct meeting meeting = {0};
     #pragma omp parallel if (window->runs * heads > 4)
-    share_attention(window, lines, 0, queries, heads * width, 0, heads, width, out);
+    {
+        team = &meeting;
+        share_attention(window, lines, 0, queries, heads * width, 0, heads, width, out);
+    }
 }

@@ -161,13 +161,14 @@ static void share_recalling(const struct drafter *drafter, const struct window *
     const struct decoder *decoder = drafter->decoder;
     const int64_t width = decoder->width, count = size_of(window);
     share_embedding(decoder, window, 0, pairs);
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t run = 0; run < window->runs; run++)
         for (int64_t n = window->firsts[run]; n < window->firsts[run + 1]; n++) {
             int64_t place = window->starts[run] + n - window->firsts[run];
             plain_norm(seen->first + window->slots[run] * seen->slot + place * width, width, joined + 2 * n * width);
             memcpy(joined + (2 * n + 1) * width, pairs + n * width, width * sizeof(REAL));
         }
+    meet();
     share_product(drafter->fuse, joined, 2 * width, count, 0, features);
     for (int64_t b = 0; b < decoder->count; b++) {
         share_product(decoder->blocks[b].recall, features, width, count, 0, pairs);
@@ -237,14 +238,17 @@ int64_t propose(const struct drafter *drafter, const int64_t *row_tokens, int64_
         REAL *steps = context + all * rank, *logits = steps + rows * rank, *judged = logits + rows * columns, *states;
         struct lines here = *past;
         here.counts = lengths;
+        struct meeting meeting = {0};
         #pragma omp parallel
         {
+            team = &meeting;
             share_recalling(drafter, &lacked, seen, past, joined, pairs, features);
-            #pragma omp for schedule(static)
+            #pragma omp for schedule(static) nowait
             for (int64_t query = 0; query < all; query++)
                 for (int64_t i = 0; i < width; i++)
                     room[query * width + i] = features[(firsts[query / count + 1] - 1) * width + i] +
                                               drafter->queries[query % count * width + i];
+            meet();
             REAL *mine = share_layers(decoder, &queries, STORED, &here, source, room);
             share_product(drafter->head, mine, width, all, 0, base);
             if (rank) share_product(drafter->context, mine, width, all, 0, context);

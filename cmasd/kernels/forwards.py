@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from cmasd.kernels.layers import (
-    Packed,
     PackedDecoder,
     PackedDrafter,
     PackedRule,
@@ -20,6 +19,7 @@ from cmasd.kernels.layers import (
     window_struct,
 )
 from cmasd.kernels.rotary import PackedRotary
+from cmasd.kernels.weights import Packed
 from cmasd.window import Window
 
 NO_ROOM = "no memory for a draft"

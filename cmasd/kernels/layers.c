@@ -27,8 +27,9 @@ struct decoder {
 static const REAL *share_norm(const struct norm *norm, const REAL *x, int64_t count, int64_t width, REAL *room)
 {
     if (!norm) return x;
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < count; n++) normalised(norm, x + n * width, width, room + n * width);
+    meet();
     return room;
 }
 
@@ -36,7 +37,7 @@ static const REAL *share_norm(const struct norm *norm, const REAL *x, int64_t co
 static void share_embedding(const struct decoder *decoder, const struct window *window, int is_whole, REAL *x)
 {
     const int64_t width = decoder->width, base = window->firsts[0];
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t run = 0; run < window->runs; run++)
         for (int64_t n = window->firsts[run], pads = 0; n < window->firsts[run + 1]; n++) {
             int64_t place = window->starts[run] + n - window->firsts[run] - pads, id = window->tokens[n];
@@ -49,11 +50,12 @@ static void share_embedding(const struct decoder *decoder, const struct window *
             for (int64_t i = 0; i < width; i++) out[i] = token[i] + position[i];
             normalised(decoder->embedded, out, width, out);
         }
+    meet();
 }
 
 static void share_last_norm(const struct norm *norm, const REAL *x, int64_t count, int64_t width, REAL *out)
 {
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < count; n++)
         if (normalised(norm, x + n * width, width, out + n * width) != out + n * width)
             memcpy(out + n * width, x + n * width, width * sizeof(REAL));
@@ -123,8 +125,10 @@ static void states_together(const struct decoder *decoder, const struct window *
                             const struct lines *past, const struct lines *source, REAL *room, REAL *out)
 {
     const int64_t width = decoder->width, count = size_of(window);
+    struct meeting meeting = {0};
     #pragma omp parallel
     {
+        team = &meeting;
         share_embedding(decoder, window, how == WHOLE, room);
         const REAL *x = share_layers(decoder, window, how, past, source, room);
         share_last_norm(decoder->last, x, count, width, out);
@@ -150,10 +154,14 @@ static void fill_together(const struct decoder *decoder, const struct window *wi
                           const struct lines *source, REAL *room)
 {
     const int64_t width = decoder->width, count = size_of(window), pair = 2 * width / decoder->heads;
+    struct meeting meeting = {0};
     #pragma omp parallel
-    for (int64_t b = 0; b < decoder->count; b++) {
-        share_product(decoder->blocks[b].store, encoded, width, count, 0, room);
-        share_storing(window, source, b, room, 2 * width, decoder->heads, pair);
+    {
+        team = &meeting;
+        for (int64_t b = 0; b < decoder->count; b++) {
+            share_product(decoder->blocks[b].store, encoded, width, count, 0, room);
+            share_storing(window, source, b, room, 2 * width, decoder->heads, pair);
+        }
     }
 }
 

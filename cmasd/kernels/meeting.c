@@ -18,9 +18,14 @@ static void rest(void)
 #endif
 }
 
-/* Nobody of `threads` goes on before all have come, and sees less than what they have written. */
-static void meet(struct meeting *meeting, uint32_t threads)
+static __thread struct meeting *team; /* of the team that this thread is of, which it sets when it joins */
+
+/* Nobody goes on before all have come, nor sees less than what they have written. */
+static void meet(void)
 {
+    struct meeting *meeting = team;
+    const uint32_t threads = omp_get_num_threads();
+    if (threads == 1) return;
     const uint32_t round = __atomic_load_n(&meeting->round, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&meeting->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
         __atomic_store_n(&meeting->arrived, 0, __ATOMIC_RELAXED);

@@ -295,19 +295,24 @@ static void share_product(
 {
     const int64_t out = layer->out;
     share_joined(&(struct target){layer, y}, 1, x, stride, rows);
-    #pragma omp barrier
+    meet();
     if (!residual) return;
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < rows; row++) {
         REAL *sum = y + row * out;
         for (int64_t i = 0; i < out; i++) sum[i] += residual[row * out + i];
         normalised(layer->norm, sum, out, sum);
     }
+    meet();
 }
 
 void product(const struct layer *layer, const REAL *x, int64_t stride, int64_t rows, const REAL *residual, REAL *y)
 {
+    struct meeting meeting = {0};
     #pragma omp parallel
-    share_product(layer, x, stride, rows, residual, y);
+    {
+        team = &meeting;
+        share_product(layer, x, stride, rows, residual, y);
+    }
 }
 

@@ -134,27 +134,27 @@ void rotate(const struct rotary *rotary, const struct window *window, const stru
     struct meeting meeting = {0};
     #pragma omp parallel
     {
-        const uint32_t threads = omp_get_num_threads();
+        team = &meeting;
         #pragma omp for schedule(static) nowait
         for (int64_t n = 0; n < count; n++) scaled(rotary->turns->first, x + n * width, width, normed + n * width);
-        meet(&meeting, threads);
+        meet();
         for (int64_t b = 0; b < rotary->count; b++) {
             const struct turn *turn = rotary->turns + b;
             const int is_last = b + 1 == rotary->count;
             const struct target attention[] = {{turn->query, queries}, {turn->key, keys}, {turn->value, values}};
             const struct target keep = {turn->keep, added}, forward[] = {{turn->gate, gate}, {turn->up, up}};
             const struct target end = {turn->end, added};
-            share_joined(attention, 3, normed, width, count), meet(&meeting, threads);
-            share_turning(rotary, turn, window, past, b, queries, keys, values), meet(&meeting, threads);
-            share_seeing(rotary, turn, window, past, b, queries, sums), meet(&meeting, threads);
-            share_joined(&keep, 1, sums, wide, count), meet(&meeting, threads);
-            share_joining(turn->after_keep, turn->middle, added, count, width, x, normed), meet(&meeting, threads);
-            share_joined(forward, 2, normed, width, count), meet(&meeting, threads);
-            share_gating(rotary->activation, count, inner, gate, up), meet(&meeting, threads);
-            share_joined(&end, 1, gate, inner, count), meet(&meeting, threads);
+            share_joined(attention, 3, normed, width, count), meet();
+            share_turning(rotary, turn, window, past, b, queries, keys, values), meet();
+            share_seeing(rotary, turn, window, past, b, queries, sums), meet();
+            share_joined(&keep, 1, sums, wide, count), meet();
+            share_joining(turn->after_keep, turn->middle, added, count, width, x, normed), meet();
+            share_joined(forward, 2, normed, width, count), meet();
+            share_gating(rotary->activation, count, inner, gate, up), meet();
+            share_joined(&end, 1, gate, inner, count), meet();
             share_joining(turn->after_end, is_last ? rotary->last : turn[1].first, added, count, width, x,
                           is_last ? out : normed);
-            meet(&meeting, threads);
+            meet();
         }
     }
 }

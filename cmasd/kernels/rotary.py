@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cmasd.kernels.layers import ACTIVATIONS, Packed, fields_of
+from cmasd.kernels.weights import ACTIVATIONS, Packed, fields_of
 
 
 class _Rms(ctypes.Structure):

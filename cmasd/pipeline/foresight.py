@@ -21,6 +21,8 @@ from cmasd.pipeline.models_there import Found, find, model_problems
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 4}
 """Of keys and values; int8 is of weights alone."""
+WIDENED = ("marian", "bart", "mbart", "pegasus", "m2m_100")
+"""Families (`model_type`) whose weights are float32 on a CPU whatever was stored; others are kept in their 16 bits."""
 DEFAULT_NEW_TOKENS = 256
 LAYERS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers", "n_layer")
 HEADS = ("decoder_attention_heads", "num_attention_heads", "num_heads", "n_head")
@@ -113,9 +115,12 @@ def memory_problems(config: Config, models: list[Found], kind: str) -> list[str]
 
 
 def weight_bytes(config: Config, found: Found, kind: str) -> int:
-    """In memory: `auto` is float32 on a CPU, whatever was stored, and what was stored on a GPU."""
-    stored = stored_bytes(found)
-    return found.weight_bytes * item_bytes(config, found, kind) // stored
+    """In memory: with `auto` as stored, but on a CPU float32 in families that are widened."""
+    stored, each, models = stored_bytes(found), item_bytes(config, found, kind), config.models
+    if kind == "cpu" and models.dtype in ("auto", "float32", "int8") and found.config.get("model_type") not in WIDENED:
+        drafts_in_int8 = found.name == models.drafter and models.drafter_dtype != "same"
+        each = 1 if models.dtype == "int8" or drafts_in_int8 else stored
+    return found.weight_bytes * each // stored
 
 
 def stored_bytes(found: Found) -> int:

@@ -13,11 +13,12 @@ from transformers.cache_utils import DynamicCache
 from cmasd.errors import ModelError
 from cmasd.runner.base import Runner
 from cmasd.runner.cache import Geometry
+from cmasd.runner.decoder_only import DecoderOnlyRunner
 from cmasd.runner.families import ANY_WORD, Family, Words, family_of
 from cmasd.runner.graphs import GraphsMode
 from cmasd.runner.packed import packed_form
 from cmasd.runner.parallel import ParallelShape
-from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner, _SlotRunner
+from cmasd.runner.runners import EncoderDecoderRunner, _SlotRunner
 from cmasd.runner.stacks import encode, first_caches
 
 

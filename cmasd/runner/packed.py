@@ -20,7 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from cmasd.errors import ModelError
 from cmasd.kernels import Kernels, Packed, kernels_for
+from cmasd.runner.allocator import give_back_freed
 
+GIVEN_BACK_BYTES = 2**21
+"""Of weights, from which on holes in the heap count."""
 Exchange = Callable[[nn.Module], nn.Module]
 """A module to what takes its place, itself where nothing does."""
 
@@ -45,8 +48,7 @@ class PackedLinear(nn.Module):
         """The same weights rounded, or itself where they are."""
         if self.packed.is_int8:
             return self
-        packed = self.kernels.pack(self.packed.stored(), self.bias, int8=True)
-        return PackedLinear(packed, self.kernels, self.bias is not None)
+        return pack(self.packed.stored(), self.bias, self.kernels, int8=True)
 
 
 class LookUp(nn.Module):
@@ -129,8 +131,11 @@ def pack_in_place(model: PreTrainedModel, int8: bool = False) -> PreTrainedModel
 
 
 def pack(weight_OI: Tensor, bias_O: Tensor | None, kernels: Kernels, int8: bool) -> PackedLinear:
-    """Weights of any format."""
-    return PackedLinear(kernels.pack(weight_OI, bias_O, int8), kernels, bias_O is not None)
+    """Weights of any format; what packing many took for a moment is handed back."""
+    packed = PackedLinear(kernels.pack(weight_OI, bias_O, int8), kernels, bias_O is not None)
+    if weight_OI.nbytes > GIVEN_BACK_BYTES:
+        give_back_freed()
+    return packed
 
 
 def no_int8(dtype: torch.dtype, device: torch.device) -> ModelError:

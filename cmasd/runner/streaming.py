@@ -19,14 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from cmasd.kernels import Kernels, Packed, kept_zeros, kernels_for
-from cmasd.runner.allocator import give_back_freed
 from cmasd.runner.families import FAMILIES
 from cmasd.runner.models import LOADING_ERRORS, DtypeName, Model, in_silence, is_local, load_config, load_model, resolve
 from cmasd.runner.packed import LookUp, PackedLinear, pack, pack_in_place
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-GIVEN_BACK_BYTES = 2**21
-"""After packing a tensor of more, what that took for a moment is handed back."""
 _QUIETLY: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 log = logging.getLogger(__name__)
 
@@ -143,7 +140,6 @@ class _Stream:
             self._put(head.rpartition(".")[0], layer)
         if isinstance(table, Tensor):
             table = kept_zeros(*table.shape, dtype=table.dtype).copy_(table)
-        give_back_freed()
         for one, module in modules.items():
             if one != head:
                 scale = getattr(module, "scalar_embed_scale", None)
@@ -153,10 +149,7 @@ class _Stream:
         key = f"{path}.weight"
         weight = self._tensor(self._tied.get(key, key), module.weight.shape)
         bias_O = None if module.bias is None else self._tensor(f"{path}.bias", module.bias.shape)
-        packed = pack(weight.T if isinstance(module, Conv1D) else weight, bias_O, self._kernels, self._int8)
-        if weight.nbytes > GIVEN_BACK_BYTES:
-            give_back_freed()
-        return packed
+        return pack(weight.T if isinstance(module, Conv1D) else weight, bias_O, self._kernels, self._int8)
 
     def _fill(self, path: str, module: nn.Module) -> None:
         """Norms, small tables and buffers that are stored, in float32."""

@@ -16,7 +16,7 @@ from cmasd.kernels import cache_folder
 from cmasd.pipeline import estimate, foresight, models_there
 from cmasd.pipeline.address import keep_token_to_ourselves
 from cmasd.pipeline.foresight import look_ahead, machine_problems, memory_problems, row_bytes, size, weight_bytes
-from cmasd.pipeline.models_there import find
+from cmasd.pipeline.models_there import Found, find
 from cmasd.runner import models, parallel_folder
 from jobs.main import main
 
@@ -149,6 +149,31 @@ def test_memory_is_a_lower_bound_of_what_the_engine_asks_for(kind: str, monkeypa
     monkeypatch.setattr("cmasd.engine.capacity.free_bytes", lambda device: least // 2)
     with pytest.raises(ConfigError, match=r"engine\.slots: does not fit into memory, got 100"):
         resolve(pair, asked)
+
+
+@pytest.mark.parametrize(
+    ("models", "name", "each"),
+    [
+        ({}, "verifier", 2),
+        ({"dtype": "float32"}, "verifier", 2),
+        ({"dtype": "float64"}, "verifier", 8),
+        ({"dtype": "int8"}, "verifier", 1),
+        ({}, "drafter", 1),
+        ({"drafter_dtype": "same"}, "drafter", 2),
+    ],
+)
+def test_weights_of_16_bits_stay_so_where_they_are_packed(
+    models: dict[str, str], name: str, each: int, tmp_path: Path
+) -> None:
+    """What is counted is no more than what loading keeps, or a plan would refuse what runs."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    names = {"verifier": str(tmp_path / "verifier"), "drafter": str(tmp_path / "drafter")}
+    asked = config(models={**names, "device": "cpu", **models})
+    for model_type, expected in (("qwen2", each), ("marian", 8 if each == 8 else 4)):
+        found = Found(str(folder), folder, {"model_type": model_type, "dtype": "bfloat16"})
+        assert weight_bytes(asked, found, "cpu") == 500 * expected
 
 
 def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cmasd.runner import dense, graphs, load_runner, packed
 from cmasd.runner.base import Extent
+from cmasd.runner.decoder_only import DecoderOnlyRunner
 from cmasd.runner.graphs import USES_BEFORE_CAPTURE, Graphs, rounded
-from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner
+from cmasd.runner.runners import EncoderDecoderRunner
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 from tests.unit.runner import test_parity as parity
 from tests.unit.runner.tape import Tape, TapeRecorder

@@ -15,7 +15,8 @@ from cmasd.engine.ahead import Ahead
 from cmasd.runner import graphs, load_runner
 from cmasd.runner.base import Extent
 from cmasd.runner.constraints import Constraints
-from cmasd.runner.runners import DecoderOnlyRunner, EncoderDecoderRunner
+from cmasd.runner.decoder_only import DecoderOnlyRunner
+from cmasd.runner.runners import EncoderDecoderRunner
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 from tests.unit.runner.tiny import FAMILIES, tiny_model
 
