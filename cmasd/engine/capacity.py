@@ -65,17 +65,13 @@ def resolve(pair: Pair, config: Config, engines: int = 1) -> Config:
         return config
     if asked is not None:
         raise ConfigError(f"engine.slots: {_refusal(asked, need, free)}")
-    slots = _choose(need, pair.device.type, free)
+    slots = choose_slots(need, pair.device.type, free)
     log.info("%s", {"event": "engine.slots", "slots": slots, "slot_bytes": need.slot_bytes, "free_bytes": free})
     return replace(config, engine=replace(config.engine, slots=slots))
 
 
-def choose_slots(pair: Pair, config: Config, free_bytes: int) -> int:
-    """As many rows as are worth having in `free_bytes`; raises `ConfigError` when none fits."""
-    return _choose(need_of(pair, config), pair.device.type, free_bytes)
-
-
-def _choose(need: Need, kind: str, free_bytes: int) -> int:
+def choose_slots(need: Need, kind: str, free_bytes: int) -> int:
+    """As many rows as are worth having in `free_bytes` of this kind of device; raises `ConfigError` when none fits."""
     fitting = need.most(SAFE_SHARE[kind] * free_bytes)
     if fitting == 0:
         raise ConfigError(f"engine.slots: {_refusal(1, need, free_bytes)}")

@@ -60,8 +60,6 @@ class Runner(Protocol):
     """Encoder positions that a slot holds; for a decoder-only model the longest prompt, `max_length`."""
     max_positions: int | None
     """Decoder positions the checkpoint was built for; None when they are unbounded."""
-    max_source_positions: int | None
-    """Source tokens the checkpoint was built for; None when they are unbounded."""
     vocabulary_size: int
     """Columns of the logits, unless there is a shortlist."""
     shortlist: Tensor | None

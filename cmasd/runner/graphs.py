@@ -13,7 +13,7 @@ Shapes: B rows, R rows with padding, T window, d model width.
 import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -163,13 +163,6 @@ class _Buckets(ABC, Generic[Output]):
         """Of the buckets that are replayed."""
         return [extent for extent, bucket in self._buckets.items() if bucket.is_captured]
 
-    def prepare(self, extents: Iterable[Extent]) -> None:
-        """Capture ahead of use, largest first: what a large graph needed of the pool serves the smaller ones."""
-        for extent in sorted({self.round(extent) for extent in extents}, key=_size, reverse=True)[:MOST_BUCKETS]:
-            bucket = self._bucket(extent)
-            if self._captures and not bucket.is_captured:
-                self._capture(bucket)
-
     def round(self, extent: Extent) -> Extent:
         """The bucket of an extent. Windows stay: they are few, and every token of one costs."""
         return Extent(
@@ -261,7 +254,3 @@ class StateGraphs(_Buckets[Output]):
 
     def _make(self, extent: Extent) -> Bucket[Output]:
         return Bucket(self._function, extent)
-
-
-def _size(extent: Extent) -> tuple[int, int]:
-    return extent.rows * extent.window, extent.length + extent.sources

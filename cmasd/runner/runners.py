@@ -59,7 +59,6 @@ class _SlotRunner:
         self.max_length = max_length
         self.max_source_length = max_source_length
         self.max_positions: int | None = getattr(config, family.positions_key) if family.positions_key else None
-        self.max_source_positions = self.max_positions
         self.vocabulary_size: int = cast(Any, model).lm_head.weight.shape[0]
         self.device = geometry.device
         self.dtype = geometry.dtype

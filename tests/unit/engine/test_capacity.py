@@ -88,19 +88,19 @@ def test_drafting_longer_contexts_and_telemetry_cost_memory() -> None:
 def test_the_chosen_number_fits_and_one_more_does_not(family: str, slots: int) -> None:
     pair, config = shared_pair(family), tiny_config(**FIXED)
     free = int(need_of(pair, config).of(slots) / SHARE) + 2
-    assert choose_slots(pair, config, free) == slots
+    assert choose_slots(need_of(pair, config), "cpu", free) == slots
     assert fits(pair, config, slots, int(free * SHARE))
     assert not fits(pair, config, slots + 1, int(free * SHARE))
 
 
 def test_plenty_of_memory_does_not_mean_endless_batches() -> None:
-    assert choose_slots(shared_pair("marian"), tiny_config(), 2**60) == MOST_SLOTS["cpu"]
+    assert choose_slots(need_of(shared_pair("marian"), tiny_config()), "cpu", 2**60) == MOST_SLOTS["cpu"]
     assert vars(run)["MOST_SLOTS"] == MOST_SLOTS
 
 
 def test_no_memory_is_an_error_that_says_what_to_lower() -> None:
     with pytest.raises(ConfigError, match=r"^engine\.slots: does not fit into memory, got 1 .*not even one slot fits"):
-        choose_slots(shared_pair("marian"), tiny_config(), 1000)
+        choose_slots(need_of(shared_pair("marian"), tiny_config()), "cpu", 1000)
 
 
 def test_an_open_number_is_chosen_and_logged_once(

@@ -195,14 +195,6 @@ class TestCapture:
             feed(through, Extent(1, window, 8, 0))
         assert [extent.window for extent in through.extents] == [3, 1]
 
-    def test_ahead_of_use_the_largest_is_first(self) -> None:
-        through = Graphs(function := Counted(), MOST, CPU)
-        through.prepare([Extent(1, 1, 8, 4), Extent(7, 2, 8, 4), Extent(5, 2, 9, 4), Extent(2, 1, 40, 4)])
-        assert [extent[:3] for extent in through.captured] == [(8, 2, 32), (2, 1, 40), (1, 1, 32)]
-        calls = len(function.calls)
-        assert feed(through, Extent(6, 2, 8, 4), start=3) == [103] * 6
-        assert len(function.calls) == calls
-
     @pytest.mark.parametrize("insist", [True, False])
     def test_what_cannot_be_captured(self, insist: bool, caplog: pytest.LogCaptureFixture) -> None:
         """With `auto`, decoding goes on without graphs and says so once."""
@@ -212,8 +204,10 @@ class TestCapture:
 
         through = Graphs(waits, MOST, CPU, insist)
         if insist:
+            for use in range(USES_BEFORE_CAPTURE - 1):
+                feed(through, Extent(1, 1, 8, 0), start=use)
             with pytest.raises(RuntimeError, match="_local_scalar_dense cannot be captured"):
-                through.prepare([Extent(1, 1, 8, 0)])
+                feed(through, Extent(1, 1, 8, 0), start=USES_BEFORE_CAPTURE)
             return
         with caplog.at_level(logging.WARNING, logger="cmasd.runner.graphs"):
             for use in range(3 * USES_BEFORE_CAPTURE):
