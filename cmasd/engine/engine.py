@@ -164,7 +164,8 @@ class Engine:
         done = self.state.advance(outcome.count_B, outcome.ended_B)
         committed = time.perf_counter()
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
-        self.policy.observe(seen(draft, verdict, committed - started, is_typical))
+        if self._threads is None or not self._threads.is_looking:
+            self.policy.observe(seen(draft, verdict, committed - started, is_typical))
         if self._threads is not None and is_typical:
             self._threads.observe(self._rows.live, len(logits.values_NV), committed - started)
         self.stats.draft_seconds += drafted - started

@@ -46,6 +46,11 @@ class Threads:
         """The count in use."""
         return self.counts[self._explorer.now]
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether that is another than the one in force: how long iterations take now is no policy's doing."""
+        return self._explorer.now != self._explorer.force
+
     def __enter__(self) -> None:
         self._within = self.now
         if self._within != self.most:

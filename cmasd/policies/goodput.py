@@ -77,6 +77,8 @@ class GoodputPolicy(Policy):
         self._is_new = True
         """Whether the arm was another before."""
         self._iteration = 0
+        self._rest_until = 0.0
+        """Seconds of all iterations, before which nothing is learned from the arm in force."""
         self._pending: list[Observation] = []
 
     def learn_costs(self, table: StepTable) -> None:
@@ -99,7 +101,7 @@ class GoodputPolicy(Policy):
 
     def _replan(self, rows: int) -> Rule | None:
         self._iteration += self._planned - self._left
-        rest = self._learn()
+        self._learn()
         before, self._range = self._range, self._range_of(rows)
         self._lowest, self._highest = self._range.lowest, self._range.highest
         explorer = self._range.explorer
@@ -109,6 +111,7 @@ class GoodputPolicy(Policy):
         self._rule = self._range.rule if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
         self._watched = BURST if is_losing or explorer.speeds[arm].variance >= 1.0 else BATCH
+        rest = max(0.0, self._rest_until - self._ledger.total)
         resting = 0.0 if arm != explorer.force else rest / self._range.seconds
         if arm == explorer.force == Arm.PLAIN:
             resting = max(resting, explorer.hopeless_for(self._iteration))
@@ -142,15 +145,17 @@ class GoodputPolicy(Policy):
         plain, drafting = near.explorer.speeds
         return [Speed(plain.mean), Speed(gain + drafting.mean - near.gain)]
 
-    def _learn(self) -> float:
-        """From the iterations that were watched; returns how many seconds nothing should be learned from."""
+    def _learn(self) -> None:
+        """From the iterations that were watched, unless what that took before says to rest."""
         drafting = self._rule is not None
         seen = [one for one in self._pending if one.drafted_B.any() == drafting]
         self._pending = []
         if not seen or self._range is None or self.costs is None:
-            return 0.0
-        started = self._clock()
+            return
         explorer = self._range.explorer
+        if explorer.now == explorer.force and self._ledger.total < self._rest_until:
+            return
+        started = self._clock()
         batch = Batch(seen, self.costs, self._range.curve)
         batch.is_timed_I[0] &= not self._is_new
         self._range.seconds = float(np.median(batch.seconds_I))
@@ -163,7 +168,7 @@ class GoodputPolicy(Policy):
         if drafting:
             self.calibration.observe(seen)
             self._choose(self._range)
-        return self._ledger.rest(self._clock() - started)
+        self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
 
     def _choose(self, place: Range) -> None:
         """A rule by what is known now."""
