@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -20,8 +20,10 @@ from cmasd.io.plan import Plan, Shard, source_of
 from cmasd.io.shards import read_shards
 from cmasd.pipeline.baseline import Compare, compare_with
 from cmasd.pipeline.blocks import to_block
-from cmasd.pipeline.decoder import Decoder
 from cmasd.pipeline.report import ShardReport
+
+if TYPE_CHECKING:
+    from cmasd.pipeline.decoder import Decoder
 
 
 def with_all_processors(config: Config) -> Config:
@@ -38,6 +40,8 @@ class Here:
 
     def decode(self, plan: Plan, todo: list[Shard], in_flight: int, watch: Watch) -> Iterator[ShardReport]:
         """A report for each shard that was written; ends early once told to stop."""
+        from cmasd.pipeline.decoder import Decoder
+
         decoder = self._decoder = Decoder(self._config, watch, owns_process=False)
         with ThreadPoolExecutor(in_flight, thread_name_prefix="shard") as pool:
             waiting: set[Future[pa.Table]] = set()
