@@ -9,7 +9,7 @@ Nothing is written, and nothing is resumed: that is what `cmasd run` is for.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cmasd.config import from_dict
@@ -35,15 +35,15 @@ class Decoder:
     def __init__(self, verifier: str, drafter: str | None = None, /, **sections: Mapping[str, Any]) -> None:
         """Bundled names, folders or hub names; `sections` as in a configuration file, e.g. `engine={"slots": 8}`.
 
-        Without a drafter nothing is drafted, unless `drafter={"kind": "lookup"}` or another that needs no model is
+        Without a drafter nothing is drafted, unless `drafter={"kind": "copy"}` or another that needs no model is
         asked for. Raises `ConfigError` and `ModelError`.
         """
         given: dict[str, Any] = {name: dict(keys) for name, keys in sections.items()}
         given["models"] = {"verifier": verifier, "drafter": drafter, **given.get("models", {})}
-        if drafter is None and given.get("drafter", {}).get("kind", "model") in ("model", "parallel"):
-            given["policy"] = {**given.get("policy", {}), "kind": "plain"}
         unused = {"input": {"path": "-"}, "output": {"path": "-"}}  # every configuration names both
         config = from_dict({**unused, **given})
+        if drafter is None and config.drafter.is_named and not config.drafter.free:
+            config = replace(config, policy=replace(config.policy, kind="plain"))
         check(config)
         self._pair = load_pair(config)
         self.config = resolve(self._pair, config)

@@ -100,7 +100,3 @@ class DecoderOnlyRunner(_SlotRunner):
         if not isinstance(self._spans, dict):
             return self._causal.window(positions_BT, read_length, self._spans)
         return {kind: self._causal.window(positions_BT, read_length, span) for kind, span in self._spans.items()}
-
-    def move(self, source: int, target: int) -> None:
-        """See `Runner.move`."""
-        self._cache.move(source, target)

@@ -136,6 +136,10 @@ class _SlotRunner:
         """See `Runner.guesser`."""
         return None
 
+    def move(self, source: int, target: int) -> None:
+        """See `Runner.move`."""
+        self._cache.move(source, target)
+
     def _longest_source(self, slots: slice | list[int]) -> int:
         """Source tokens to read; 0 without an encoder."""
         return 0
@@ -204,7 +208,7 @@ class EncoderDecoderRunner(_SlotRunner):
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
-        self._cache.move(source, target)
+        super().move(source, target)
         self._sources.move(source, target)
 
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
