@@ -207,6 +207,8 @@ def copy_weights(model: Seq2SeqModel, recipe: StartRecipe) -> None:
         for name, weight in given.state_dict().items():
             if name.startswith(old_prefix) and shared not in name:
                 weights[new_prefix + name.removeprefix(old_prefix)] = weight
+    own = model.state_dict()
+    weights = {name: widened(name, weight, own.get(name, weight)) for name, weight in weights.items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -215,6 +217,20 @@ def copy_weights(model: Seq2SeqModel, recipe: StartRecipe) -> None:
     if not recipe.train_encoder:
         for part in (model.get_encoder(), model.get_input_embeddings(), model.lm_head):
             part.requires_grad_(False)
+
+
+def widened(name: str, given: Tensor, own: Tensor) -> Tensor:
+    """A feed-forward weight or bias with the units that the new model has and the given one lacks.
+
+    They read what the new model's own initial weights read, and say nothing at first: the function is the given one's
+    (as Net2Net grows networks, arXiv 1511.05641). Every other weight, and one that does not fit, comes back as it is.
+    """
+    fits = given.dim() == own.dim() and all(old <= new for old, new in zip(given.shape, own.shape, strict=True))
+    if given.shape == own.shape or not fits or not (".fc1." in name or ".fc2." in name):
+        return given
+    grown = own.clone() if ".fc1.weight" in name else torch.zeros_like(own)
+    grown[tuple(slice(size) for size in given.shape)] = given
+    return grown
 
 
 def token_loss(

@@ -55,6 +55,19 @@ def test_another_width_is_refused(teacher: Path) -> None:
         copy_weights(model, StartRecipe(str(teacher), [0]))
 
 
+def test_a_wider_feed_forward_begins_with_the_same_function(teacher: Path) -> None:
+    given: Any = build_model(replace(SMALL_MODEL, decoder_layers=3), small_tokenizer())
+    given = type(given).from_pretrained(teacher).eval()
+    wider = replace(SMALL_MODEL, decoder_layers=3, feed_forward=2 * SMALL_MODEL.feed_forward)
+    model: Any = build_model(wider, small_tokenizer()).train(False)
+    copy_weights(model, StartRecipe(str(teacher), [0, 1, 2], train_encoder=True))
+    source, target = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0, 6, 7]])
+    expected = given(input_ids=source, decoder_input_ids=target).logits
+    torch.testing.assert_close(model(input_ids=source, decoder_input_ids=target).logits, expected)
+    new_units = model.state_dict()["model.encoder.layers.0.fc1.weight"][SMALL_MODEL.feed_forward :]
+    assert new_units.abs().max() > 0, "units that read nothing would learn nothing"
+
+
 def test_copies_the_named_layer_of_t5_and_the_distances_of_all(tmp_path: Path) -> None:
     small = replace(SMALL_MODEL, architecture="t5")
     given = build_model(replace(small, decoder_layers=3), small_tokenizer())
