@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context
 from cmasd.drafters.memory import Memory
 from cmasd.drafters.rejoin import Habits, Old
 from cmasd.drafters.texts import Text, copied
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
+from cmasd.signals import COMPONENTS, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
 """Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
@@ -271,7 +272,7 @@ class FreeDrafter:
             tokens_BK=torch.from_numpy(tokens_BK).to(device),
             lengths_B=rule.lengths(confidence, made_B),
             confidence_BK=confidence,
-            components_BK3=confidence.new_full((*confidence.shape, 3), torch.nan),
+            components_BK3=confidence.new_full((*confidence.shape, len(COMPONENTS)), torch.nan),
             made_B=made_B,
             source_B=torch.tensor([proposal.source for proposal in chosen], device=device),
         )

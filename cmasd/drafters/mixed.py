@@ -10,13 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_DRAFT, Draft, Request, Result
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context
 from cmasd.drafters.free import FreeDrafter
 from cmasd.drafters.model import ModelDrafter
 from cmasd.drafters.parallel import ParallelDrafter
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
+from cmasd.signals import FROM_DRAFT
 
 
 class MixedDrafter:

@@ -23,9 +23,8 @@ from cmasd.kernels import PackedRule, kernels_for
 from cmasd.policies import EDGE, Rule
 from cmasd.runner.base import Extent, Guesser, Runner
 from cmasd.runner.constraints import Constraints
+from cmasd.signals import COMPONENTS, LOGIT_SCORES, NAN
 from cmasd.window import Window
-
-NAN = float("nan")
 
 
 class Sheet:
@@ -35,7 +34,7 @@ class Sheet:
         """`vocabulary` is given where distributions are kept."""
         self.tokens_BK = torch.zeros(rows, most, dtype=torch.int64, device=device)
         self.confidence_BK = torch.full((rows, most), NAN, device=device)
-        self.scores_BK4 = torch.full((rows, most, 4), NAN, device=device)
+        self.scores_BK4 = torch.full((rows, most, len(LOGIT_SCORES)), NAN, device=device)
         self.made_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self.probs_BKV = None if vocabulary is None else torch.zeros(rows, most, vocabulary, device=device)
 
@@ -64,7 +63,7 @@ class Sheet:
             tokens_BK=self.tokens_BK,
             lengths_B=rule.lengths(self.confidence_BK, self.made_B),
             confidence_BK=self.confidence_BK,
-            components_BK3=self.scores_BK4[..., :3],
+            components_BK3=self.scores_BK4[..., : len(COMPONENTS)],
             probs_BKV=self.probs_BKV,
             made_B=self.made_B,
         )

@@ -290,10 +290,7 @@ class Engine:
             results = read_results(state, done)
             totals = state.counters[done].sum(0).tolist()
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
-        self.stats.drafted_tokens += totals[1]
-        self.stats.accepted_tokens += totals[2]
-        self.stats.drafting_row_iterations += totals[3]
-        self.stats.rollbacks += totals[4]
+        self.stats.add_rows(totals)
         closed = self._rows.leave(done, results, self._later)
         if self._ahead is not None:
             state.close(slice(closed.start, closed.stop))
