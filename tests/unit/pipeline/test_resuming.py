@@ -61,7 +61,6 @@ def test_a_summary_names_what_changed_and_keeps_the_fingerprint(
         for shard in state.todo:
             state.folder.write_shard(shard, record([Row("1", RowError("read", "no"), None)] * shard.rows, "token"))
 
-    monkeypatch.setattr(pipeline, "_connect", lambda *_: None)
     monkeypatch.setattr(pipeline, "_decode", decode)
     begin(tmp_path, shards=1, engine={"slots": 32})
     paths = [f"input.path={tmp_path}/in.jsonl", f"output.path={tmp_path}/run"]
