@@ -50,7 +50,7 @@ class Knobs:
         return replace(
             config,
             drafter=replace(config.drafter, max_draft_tokens=self.max_draft_tokens, min_draft_tokens=k_min),
-            policy=replace(config.policy, kind="paper", alpha=self.alpha, quality_budget_nats_per_token=0.0),
+            policy=replace(config.policy, kind="paper", alpha=self.alpha),
             verification=replace(config.verification, **rule),
             confidence=replace(config.confidence, kind="ensemble", weights=list(self.weights)),
         )
