@@ -125,7 +125,7 @@ class Confidence:
         """C as weights of entropy, margin (in the full form), softmax and max_prob, and what is added; None where it is
         something else.
         """
-        if self.calibration is not None or self.kind == "head":
+        if self.calibration is not None or self.kind not in (*LOGIT_SCORES, "ensemble"):
             return None
         own = (
             (*self.weights, 0.0) if self.kind == "ensemble" else tuple(float(one == self.kind) for one in LOGIT_SCORES)

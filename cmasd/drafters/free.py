@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cmasd.core import Draft, Request, Result
-from cmasd.drafters.base import Context
+from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.memory import Memory
 from cmasd.drafters.rejoin import Habits, Old
 from cmasd.drafters.texts import Text, copied
@@ -104,11 +104,8 @@ class Rates:
         self._judged_SG2[proposal.source, proposal.kind] += min(judged, 1), max(judged - 1, 0)
 
 
-class FreeDrafter:
+class FreeDrafter(Drafter):
     """Of texts, without a model."""
-
-    one_pass = True
-    caught_up = True
 
     def __init__(
         self,
@@ -131,13 +128,7 @@ class FreeDrafter:
 
     # ---------------------------------------------------------------- rows come and go
 
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Nothing to do: see `enter`."""
-
-    def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
-        """Nothing to time."""
-
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
         """Their texts are looked into when they are first drafted for."""
         for slot, request in zip(slots, requests, strict=True):
             text = Text(request.source if self._is_encoder_decoder else ())
@@ -159,10 +150,6 @@ class FreeDrafter:
         """All that rows before have said."""
         if self._memory is not None:
             self._memory = self._memory.emptied()
-
-    def reserve(self, extent: Extent) -> bool:
-        """It always looks: as far as texts go on, and no further."""
-        return False
 
     # ---------------------------------------------------------------- drafting
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
-from cmasd.core import Draft
-from cmasd.drafters.base import Context, OfSources, is_one_of, until_end
+from cmasd.core import Draft, Request
+from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.kernels import PackedRule, kernels_for
 from cmasd.policies import EDGE, Rule
@@ -69,10 +69,11 @@ class Sheet:
         )
 
 
-class ModelDrafter(OfSources):
+class ModelDrafter(Drafter):
     """Autoregressive drafting: greedy, or sampling at a temperature."""
 
     one_pass = False
+    needs_host = False
 
     def __init__(
         self,
@@ -97,6 +98,10 @@ class ModelDrafter(OfSources):
         self._made_B: Tensor | None = None
         self._later: dict[int, list[int]] = {}
         self.caught_up = True
+
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """Their sources are all that it needs."""
+        self.prefill(slots, [request.source for request in requests], later)
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Encode sources, or run prompts up to their last token."""

@@ -139,7 +139,7 @@ class StockEncoder:
 
     def __call__(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """(B, S, d) states of `sources`, padded to `ids_BS`."""
-        if self._latest is None or self._latest[0] is not sources:
+        if self._latest is None or self._latest[0] != sources:
             self._latest = (sources, encode(self._encoder, ids_BS, lengths_B, self._dtype))
         return self._latest[1]
 
