@@ -51,9 +51,9 @@ RULES = (
     Rule("policy.alpha", lambda v: v > 0, "greater than 0"),
     Rule("policy.threshold", _share, "between 0 and 1"),
     Rule("policy.explore_share", _share, "between 0 and 1"),
-    Rule("policy.quality_budget_nats_per_token", _at_least(0), "at least 0 nats"),
     Rule("verification.beta", _at_least(1), "at least 1"),
     Rule("verification.tau", _at_least(0), "at least 0 nats"),
+    Rule("verification.budget_nats_per_token", lambda v: v > 0, "greater than 0 nats"),
     Rule("verification.tau_base", _at_least(0), "at least 0 nats"),
     Rule("verification.gamma", _at_least(0), "at least 0 nats"),
     Rule("verification.temperature", lambda v: v > 0, "greater than 0"),
@@ -142,12 +142,6 @@ def _check_together(config: Config) -> None:
     if config.actors.local and (config.actors.count or config.actors.max) > 1:
         most = config.actors.count or config.actors.max
         raise ConfigError(f"actors.local: one process decodes, got {most} actors. Set actors.local=false, or leave it.")
-    if config.policy.quality_budget_nats_per_token and not config.quality_budget:
-        raise ConfigError(
-            "policy.quality_budget_nats_per_token: must be 0 unless policy.kind is goodput and verification.kind is "
-            f"exact, got {config.policy.quality_budget_nats_per_token:g} with policy.kind {config.policy.kind} and "
-            f"verification.kind {config.verification.kind}. Set policy.kind=goodput verification.kind=exact."
-        )
     if config.confidence.kind == "head" and config.drafter.model != "parallel":
         raise ConfigError(
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.name}. "

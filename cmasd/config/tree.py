@@ -156,9 +156,6 @@ class PolicyConfig:
     """`goodput`: as many as raise the expected tokens per second, none where none do; `plain`: none (AR decoding);
     `fixed`: k_max; `paper`: floor(alpha * mean confidence * k_max); `survival`: while the product of confidences stays
     at or above `threshold`."""
-    quality_budget_nats_per_token: float = 0.0
-    """Mean log-probability gap per output token that policy `goodput` may spend on draft tokens that are not the
-    argmax, within `verification.beta` and `verification.tau` each; 0: lossless."""
     alpha: float = 1.0
     """Factor of policy `paper`."""
     threshold: float = 0.4
@@ -175,13 +172,16 @@ class VerificationConfig:
     Only `exact` equals greedy AR; `sampling` equals AR sampling in distribution; the others are lossy.
     """
 
-    kind: Literal["exact", "relaxed", "modulated", "sampling", "typical"] = "exact"
-    """`exact`: the argmax; `relaxed`: in the top `beta` within `tau` nats; `modulated`: tau from confidence;
-    `sampling`: speculative sampling; `typical`: entropy-dependent threshold."""
+    kind: Literal["exact", "relaxed", "modulated", "budget", "sampling", "typical"] = "exact"
+    """`exact`: the argmax; `relaxed`: in the top `beta` within `tau` nats; `modulated`: tau from confidence; `budget`:
+    as relaxed, while the mean gap of all output stays within a budget, spent where it buys the most tokens; `sampling`:
+    speculative sampling; `typical`: entropy-dependent threshold."""
     beta: int = 5
-    """Draft tokens must be among the verifier's top `beta` (relaxed, modulated)."""
+    """Draft tokens must be among the verifier's top `beta` (relaxed, modulated, budget)."""
     tau: float = 3.0
-    """Largest accepted log-probability gap in nats (relaxed)."""
+    """Largest accepted log-probability gap in nats (relaxed, budget)."""
+    budget_nats_per_token: float = 0.02
+    """Mean log-probability gap per output token that may be spent on draft tokens that are not the argmax (budget)."""
     tau_base: float = 0.5
     """Tolerance in nats before modulation (modulated)."""
     gamma: float = 1.0
@@ -363,12 +363,6 @@ class Config:
         return automatic if self.confidence.kind == "auto" else self.confidence.kind
 
     @property
-    def quality_budget(self) -> float:
-        """Nats per output token that may be spent; 0 unless policy and verification can spend any."""
-        spends = self.policy.kind == "goodput" and self.verification.kind == "exact"
-        return self.policy.quality_budget_nats_per_token if spends else 0.0
-
-    @property
     def claim(self) -> str:
         """`lossless`, and against what: a verifier of fewer bits is another model than the checkpoint."""
         dtype = self.models.dtype
@@ -381,6 +375,4 @@ class Config:
         """What may be said of the output: `exact`, `in distribution` or `lossy`."""
         if self.policy.kind == "plain" and self.verification.kind != "sampling":
             return "exact"
-        if self.quality_budget:
-            return "lossy"
         return {"exact": "exact", "sampling": "in distribution"}.get(self.verification.kind, "lossy")

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
-from cmasd.drafters.base import Context
+from cmasd.core import Draft, Request, Result
+from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.memory import Memory
 from cmasd.drafters.rejoin import Habits, Old
 from cmasd.drafters.texts import Text, copied
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
+from cmasd.signals import COMPONENTS, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
 """Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
@@ -103,11 +104,8 @@ class Rates:
         self._judged_SG2[proposal.source, proposal.kind] += min(judged, 1), max(judged - 1, 0)
 
 
-class FreeDrafter:
+class FreeDrafter(Drafter):
     """Of texts, without a model."""
-
-    one_pass = True
-    caught_up = True
 
     def __init__(
         self,
@@ -130,13 +128,7 @@ class FreeDrafter:
 
     # ---------------------------------------------------------------- rows come and go
 
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Nothing to do: see `enter`."""
-
-    def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
-        """Nothing to time."""
-
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
         """Their texts are looked into when they are first drafted for."""
         for slot, request in zip(slots, requests, strict=True):
             text = Text(request.source if self._is_encoder_decoder else ())
@@ -158,10 +150,6 @@ class FreeDrafter:
         """All that rows before have said."""
         if self._memory is not None:
             self._memory = self._memory.emptied()
-
-    def reserve(self, extent: Extent) -> bool:
-        """It always looks: as far as texts go on, and no further."""
-        return False
 
     # ---------------------------------------------------------------- drafting
 
@@ -271,7 +259,7 @@ class FreeDrafter:
             tokens_BK=torch.from_numpy(tokens_BK).to(device),
             lengths_B=rule.lengths(confidence, made_B),
             confidence_BK=confidence,
-            components_BK3=confidence.new_full((*confidence.shape, 3), torch.nan),
+            components_BK3=confidence.new_full((*confidence.shape, len(COMPONENTS)), torch.nan),
             made_B=made_B,
             source_B=torch.tensor([proposal.source for proposal in chosen], device=device),
         )

@@ -10,41 +10,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_DRAFT, Draft, Request, Result
-from cmasd.drafters.base import Context
+from cmasd.core import Draft, Request, Result
+from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.free import FreeDrafter
-from cmasd.drafters.model import ModelDrafter
-from cmasd.drafters.parallel import ParallelDrafter
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
+from cmasd.signals import FROM_DRAFT
 
 
-class MixedDrafter:
-    """Both."""
+class MixedDrafter(Drafter):
+    """Both; the host looks at texts."""
 
-    def __init__(self, free: FreeDrafter, model: ModelDrafter | ParallelDrafter, model_most: int) -> None:
+    def __init__(self, free: FreeDrafter, model: Drafter, model_most: int) -> None:
         """`model_most`: tokens that the model drafts at most."""
         self.free = free
         self.model = model
         self._most = model_most
         self.one_pass = model.one_pass
 
-    @property
-    def caught_up(self) -> bool:
-        """Of the model; free drafts have nothing to catch up on."""
-        return self.model.caught_up
-
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Of the model."""
-        self.model.prefill(slots, sources, later)
-
-    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None] | None:
         """Of the model, which alone costs anything."""
         return self.model.rehearse(slots, sources)
 
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
-        """Texts of new rows."""
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """In both."""
         self.free.enter(slots, requests)
+        self.model.enter(slots, requests, later)
 
     def move(self, source: int, target: int) -> None:
         """In both."""
@@ -54,14 +45,11 @@ class MixedDrafter:
     def leave(self, slots: list[int], results: list[Result]) -> None:
         """What they said is remembered."""
         self.free.leave(slots, results)
+        self.model.leave(slots, results)
 
     def forget(self) -> None:
         """All that rows before have said."""
         self.free.forget()
-
-    def reserve(self, extent: Extent) -> bool:
-        """Texts are looked at by the host."""
-        return False
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """A free draft that the rule lets go, or else the model's."""
@@ -70,7 +58,9 @@ class MixedDrafter:
         left_B = room_B.masked_fill(is_free_B, 0).clamp_max(self._most)
         if not left_B.any():
             return free
-        return merged(free, self.model.draft(context, left_B, rule), is_free_B)
+        model = self.model.draft(context, left_B, rule)
+        self.caught_up = self.model.caught_up  # free drafts have nothing to catch up on
+        return merged(free, model, is_free_B)
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Both have their own rows in mind."""

@@ -16,16 +16,15 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
-from cmasd.core import Draft
-from cmasd.drafters.base import Context, OfSources, is_one_of, until_end
+from cmasd.core import Draft, Request
+from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.kernels import PackedRule, kernels_for
 from cmasd.policies import EDGE, Rule
 from cmasd.runner.base import Extent, Guesser, Runner
 from cmasd.runner.constraints import Constraints
+from cmasd.signals import COMPONENTS, LOGIT_SCORES, NAN
 from cmasd.window import Window
-
-NAN = float("nan")
 
 
 class Sheet:
@@ -35,7 +34,7 @@ class Sheet:
         """`vocabulary` is given where distributions are kept."""
         self.tokens_BK = torch.zeros(rows, most, dtype=torch.int64, device=device)
         self.confidence_BK = torch.full((rows, most), NAN, device=device)
-        self.scores_BK4 = torch.full((rows, most, 4), NAN, device=device)
+        self.scores_BK4 = torch.full((rows, most, len(LOGIT_SCORES)), NAN, device=device)
         self.made_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self.probs_BKV = None if vocabulary is None else torch.zeros(rows, most, vocabulary, device=device)
 
@@ -64,16 +63,17 @@ class Sheet:
             tokens_BK=self.tokens_BK,
             lengths_B=rule.lengths(self.confidence_BK, self.made_B),
             confidence_BK=self.confidence_BK,
-            components_BK3=self.scores_BK4[..., :3],
+            components_BK3=self.scores_BK4[..., : len(COMPONENTS)],
             probs_BKV=self.probs_BKV,
             made_B=self.made_B,
         )
 
 
-class ModelDrafter(OfSources):
+class ModelDrafter(Drafter):
     """Autoregressive drafting: greedy, or sampling at a temperature."""
 
     one_pass = False
+    needs_host = False
 
     def __init__(
         self,
@@ -98,6 +98,10 @@ class ModelDrafter(OfSources):
         self._made_B: Tensor | None = None
         self._later: dict[int, list[int]] = {}
         self.caught_up = True
+
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """Their sources are all that it needs."""
+        self.prefill(slots, [request.source for request in requests], later)
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Encode sources, or run prompts up to their last token."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, score, scores_of
-from cmasd.core import Draft
-from cmasd.drafters.base import Context, OfSources, until_end
+from cmasd.core import Draft, Request
+from cmasd.drafters.base import Context, Drafter, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -26,7 +26,7 @@ REHEARSED_PLACES = 2
 """New places of a row in a usual draft: the verifier's token, and one that was accepted."""
 
 
-class ParallelDrafter(OfSources):
+class ParallelDrafter(Drafter):
     """Greedy, or sampling at a temperature."""
 
     def __init__(
@@ -43,12 +43,15 @@ class ParallelDrafter(OfSources):
         self.choose = choose
         self.eos_ids = eos_ids
         self._is_one_call = runner.is_one_call and not choose.samples
-        self.caught_up = True
 
-    one_pass = True
+    needs_host = False
 
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Follows the verifier's own prefill of the same rows, and reads what it has just computed; never later."""
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """Reads what the verifier's own prefill of the same rows has just computed; never later."""
+        self.prefill(slots, [request.source for request in requests])
+
+    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        """The same, by sources."""
         self.runner.prefill(slots, sources)
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:

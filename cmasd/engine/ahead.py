@@ -18,19 +18,17 @@ import torch
 from torch import Tensor
 
 from cmasd.core import Draft, Verdict
-from cmasd.drafters import Drafter, FreeDrafter, MixedDrafter
+from cmasd.drafters import Drafter
 from cmasd.engine.slots import SlotState
-from cmasd.policies import FixedPolicy, GoodputPolicy, Observation, Policy
+from cmasd.policies import Observation, Policy
 from cmasd.runner.base import Extent
 from cmasd.runner.graphs import StateGraphs
-from cmasd.verification import ExactVerification, RelaxedVerification, TypicalVerification, Verification
+from cmasd.verification import Verification
 
 
 def can_run_ahead(policy: Policy, drafter: Drafter | None, verification: Verification) -> bool:
     """Whether an iteration of these needs the host for nothing: no decision while drafting, no account, no draw."""
-    rules = (ExactVerification, RelaxedVerification, TypicalVerification)
-    is_decided = isinstance(policy, FixedPolicy | GoodputPolicy)
-    return is_decided and not isinstance(drafter, FreeDrafter | MixedDrafter) and isinstance(verification, rules)
+    return not any(part.needs_host for part in (policy, drafter, verification) if part is not None)
 
 
 def seen(draft: Draft, verdict: Verdict, seconds: float, is_typical: bool) -> Observation:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -32,6 +33,8 @@ from cmasd.runner.parallel import ParallelNetwork
 SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory")
+
+Row = TypeVar("Row")
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +103,10 @@ def _size(count: float) -> str:
     return f"{count:,.0f} TB"
 
 
-def in_halves(
-    prefill: Callable[[list[int], list[list[int]]], None], slots: list[int], sources: list[list[int]]
-) -> None:
-    """`prefill` a batch; where memory is short after all, its halves one after the other, down to single rows."""
+def in_halves(enter: Callable[[list[int], list[Row]], None], slots: list[int], rows: list[Row]) -> None:
+    """A batch enters; where memory is short after all, its halves one after the other, down to single rows."""
     try:
-        prefill(slots, sources)
+        enter(slots, rows)
     except RuntimeError as error:
         if len(slots) == 1 or not is_out_of_memory(error):
             raise
@@ -116,8 +117,8 @@ def in_halves(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     half = len(slots) // 2
-    in_halves(prefill, slots[:half], sources[:half])
-    in_halves(prefill, slots[half:], sources[half:])
+    in_halves(enter, slots[:half], rows[:half])
+    in_halves(enter, slots[half:], rows[half:])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

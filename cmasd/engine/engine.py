@@ -35,7 +35,7 @@ from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
-from cmasd.policies import GoodputPolicy, Rule, build_policy
+from cmasd.policies import Rule, build_policy
 from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
@@ -76,7 +76,7 @@ class Engine:
         self.drafter = build_drafter(
             config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
         )
-        if isinstance(self.policy, GoodputPolicy):
+        if self.policy.wants_costs:
             self.policy.learn_costs(self._step_table(graphs))
         self.stats = EngineStats()
         most, share = torch.get_num_threads(), config.policy.explore_share
@@ -93,8 +93,7 @@ class Engine:
             kinds = [type(part).__name__ for part in (self.policy, self.drafter, self.verification)]
             log.info("%s", {"event": "engine.looks", "kinds": kinds})
             return None
-        if isinstance(self.policy, GoodputPolicy):
-            self.policy.looks = False
+        self.policy.look_no_more()
         most = Extent(self.shape.slots, self.shape.window, self.shape.length, self.shape.max_source)
         start_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.pair.device)
         for runner in [self.verifier, *([self.drafter.runner] if isinstance(self.drafter, ModelDrafter) else [])]:
@@ -290,10 +289,7 @@ class Engine:
             results = read_results(state, done)
             totals = state.counters[done].sum(0).tolist()
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
-        self.stats.drafted_tokens += totals[1]
-        self.stats.accepted_tokens += totals[2]
-        self.stats.drafting_row_iterations += totals[3]
-        self.stats.rollbacks += totals[4]
+        self.stats.add_rows(totals)
         closed = self._rows.leave(done, results, self._later)
         if self._ahead is not None:
             state.close(slice(closed.start, closed.stop))

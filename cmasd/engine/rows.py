@@ -71,14 +71,12 @@ class Rows:
         batch = [self._queue.popleft() for _ in range(min(self._shape.staging, len(self._queue)))]
         slots = [self._shape.slots + i for i in range(len(batch))]
 
-        def prefill(slots: list[int], sources: list[list[int]]) -> None:
-            self._verifier.prefill(slots, sources)
+        def enter(slots: list[int], requests: list[Request]) -> None:
+            self._verifier.prefill(slots, [request.source for request in requests])
             if self._drafter is not None:
-                self._drafter.prefill(slots, sources, later=later)
+                self._drafter.enter(slots, requests, later)
 
-        in_halves(prefill, slots, [request.source for request in batch])
-        if self._drafter is not None:
-            self._drafter.enter(slots, batch)
+        in_halves(enter, slots, batch)
         self._state.enter(self._shape.slots, [self._new(request) for request in batch])
         self._staged.extend(slots)
         return True

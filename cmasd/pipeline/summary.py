@@ -97,8 +97,8 @@ def own_notices(config: Config, baseline: dict[str, Any] | None) -> list[str]:
 
 def _lossy_by(config: Config) -> str:
     """The setting that makes a run lossy."""
-    if config.quality_budget:
-        return f"policy.quality_budget_nats_per_token={config.quality_budget:g}"
+    if config.verification.kind == "budget":
+        return f"verification.budget_nats_per_token={config.verification.budget_nats_per_token:g}"
     return f"verification.kind={config.verification.kind}"
 
 

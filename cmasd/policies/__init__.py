@@ -1,6 +1,8 @@
 """Policies: how many tokens each row drafts in an iteration."""
 
-from cmasd.config.tree import Config
+from collections.abc import Callable
+
+from cmasd.config.tree import Config, DrafterConfig, PolicyConfig
 from cmasd.policies.base import EDGE, Observation, Policy, Rule
 from cmasd.policies.fixed import FixedPolicy, PlainPolicy
 from cmasd.policies.goodput import GoodputPolicy
@@ -9,6 +11,7 @@ from cmasd.policies.survival import SurvivalPolicy
 
 __all__ = [
     "EDGE",
+    "KINDS",
     "FixedPolicy",
     "GoodputPolicy",
     "Observation",
@@ -20,15 +23,16 @@ __all__ = [
     "build_policy",
 ]
 
+KINDS: dict[str, Callable[[PolicyConfig, DrafterConfig], Policy]] = {
+    "goodput": GoodputPolicy.of,
+    "plain": PlainPolicy.of,
+    "fixed": FixedPolicy.of,
+    "paper": PaperPolicy.of,
+    "survival": SurvivalPolicy.of,
+}
+"""By `policy.kind`."""
+
 
 def build_policy(config: Config) -> Policy:
     """The policy that `policy.kind` names."""
-    k_min, k_max = config.drafter.min_draft_tokens, config.drafter.max_draft_tokens
-    policies: dict[str, Policy] = {
-        "goodput": GoodputPolicy(k_max, config.policy.explore_share),
-        "plain": PlainPolicy(),
-        "fixed": FixedPolicy(k_max),
-        "paper": PaperPolicy(config.policy.alpha, k_min, k_max),
-        "survival": SurvivalPolicy(config.policy.threshold, k_max),
-    }
-    return policies[config.policy.kind]
+    return KINDS[config.policy.kind](config.policy, config.drafter)

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 
+from cmasd.config.tree import DrafterConfig, PolicyConfig
 from cmasd.policies.acceptance import Calibration
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
@@ -69,6 +71,9 @@ class Range:
 class GoodputPolicy(Policy):
     """The best rule, or none."""
 
+    needs_host = False
+    wants_costs = True
+
     def __init__(
         self, max_draft_tokens: int, explore_share: float = 0.01, clock: Callable[[], float] = time.thread_time
     ) -> None:
@@ -77,7 +82,7 @@ class GoodputPolicy(Policy):
         self.costs: StepTable | None = None
         """Of the drafter; set by the engine, which can measure."""
         self.looks = True
-        """Whether rules go by confidence; set by the engine, where nobody may look at a draft while it is made."""
+        """Whether rules go by the confidence of each row."""
         self.calibration = Calibration(max_draft_tokens)
         self._ledger = Ledger(explore_share)
         self._clock = clock
@@ -95,8 +100,17 @@ class GoodputPolicy(Policy):
         """Seconds of all iterations, before which nothing is learned from the arm in force."""
         self._pending: list[Observation] = []
 
+    @classmethod
+    def of(cls, policy: PolicyConfig, drafter: DrafterConfig) -> Self:
+        """As configured."""
+        return cls(drafter.max_draft_tokens, policy.explore_share)
+
+    def look_no_more(self) -> None:
+        """See `Policy.look_no_more`: all rows draft as many tokens."""
+        self.looks = False
+
     def learn_costs(self, table: StepTable) -> None:
-        """What forwards cost; before the first plan."""
+        """See `Policy.learn_costs`."""
         self.costs = table
         self._ranges, self._range, self._left = {}, None, 0
 

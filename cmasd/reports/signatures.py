@@ -75,7 +75,7 @@ def _quality(evidence: Evidence) -> Iterator[Signature]:
                 "Outputs drift from AR decoding",
                 f"The verifier gives output tokens {gap:.3f} nats less than its best token on average; {shown}.",
                 "The tolerance is too permissive: lower verification.tau or gamma, or bound the loss with "
-                "verification.kind=exact and a small policy.quality_budget_nats_per_token.",
+                "verification.kind=budget and a small verification.budget_nats_per_token.",
             )
     elif evidence.config.lossless == "exact" and match is not None and match < 1:
         yield Signature(

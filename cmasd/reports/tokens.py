@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmasd.config.tree import Config
-from cmasd.core import FROM_VERIFIER
 from cmasd.errors import CmasdError
 from cmasd.reports.palette import level_of
+from cmasd.signals import FROM_VERIFIER
 from cmasd.telemetry.schema import output_schema
 
 MOST_TOKENS = 300

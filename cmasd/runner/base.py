@@ -31,6 +31,19 @@ class Extent(NamedTuple):
     """Source positions that cross-attention reads; 0 without an encoder."""
 
 
+class Pass(NamedTuple):
+    """A rectangle of tokens on its way through a model, as the device sees it."""
+
+    tokens_BT: Tensor
+    starts_B: Tensor
+    """The place of each row's first token in its slot."""
+    extent: Extent
+    live: Tensor | None = None
+    """() rows from this one on are padding; None: none are."""
+    slots_B: Tensor | None = None
+    """The slot of each row; None: slots 0..B-1."""
+
+
 class Guesser(Protocol):
     """Greedy decoding of several tokens in one call of a kernel."""
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cmasd.runner.base import Extent
+from cmasd.runner.base import Pass
 from cmasd.runner.cache import Geometry
 from cmasd.runner.families import Family
 from cmasd.runner.rotary import RotaryDecoder, rotary_decoder
@@ -73,15 +73,8 @@ class DecoderOnlyRunner(_SlotRunner):
     def _flat(self, window: Window) -> Tensor | None:
         return None if self._whole is None else self._whole(window, self._cache.buffer_KSHLP)
 
-    def _hidden(
-        self,
-        tokens_BT: Tensor,
-        starts_B: Tensor,
-        extent: Extent,
-        live: Tensor | None = None,
-        slots_B: Tensor | None = None,
-    ) -> Tensor:
-        return self._decode(tokens_BT, self._open_window(starts_B, extent, live, slots_B), extent.length)
+    def _hidden(self, given: Pass) -> Tensor:
+        return self._decode(given.tokens_BT, self._open_window(given), given.extent.length)
 
     def _decode(self, tokens_BT: Tensor, positions_BT: Tensor, read_length: int) -> Tensor:
         mask = self._mask(positions_BT, read_length)

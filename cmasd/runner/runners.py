@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import Extent, Guesser
+from cmasd.runner.base import Extent, Guesser, Pass
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
@@ -100,8 +100,8 @@ class _SlotRunner:
         """(R, T, d): what a run's padding writes behind its end is overwritten before it can be seen."""
         tokens_RT, starts_R = window.padded(window.tokens_N), window.starts_R.to(self.device)
         if not window.covers_first:
-            return self._hidden(tokens_RT, starts_R, extent, slots_B=window.slots_R)
-        return (self.graphs or self._hidden)(tokens_RT, starts_R, extent)
+            return self._hidden(Pass(tokens_RT, starts_R, extent, slots_B=window.slots_R))
+        return (self.graphs or self._hidden)(Pass(tokens_RT, starts_R, extent))
 
     def _flat(self, window: Window) -> Tensor | None:
         """(N, d) where this kind runs windows as they are, else None."""
@@ -119,7 +119,7 @@ class _SlotRunner:
             logits_QV = self.run(window, asked)
             self.hidden_BTd = None if self.ran is None else self.ran[1].view(rows, length, -1)
             return logits_QV.view(rows, -1, logits_QV.shape[1])
-        hidden_BTd = self._hidden(tokens_BT, starts_B, extent._replace(window=tokens_BT.shape[1]))
+        hidden_BTd = self._hidden(Pass(tokens_BT, starts_B, extent._replace(window=tokens_BT.shape[1])))
         self.ran, self.hidden_BTd = None, hidden_BTd
         if only_B is not None:
             hidden_BTd = hidden_BTd.take_along_dim(only_B[:, None, None], dim=1)
@@ -144,24 +144,15 @@ class _SlotRunner:
         """Source tokens to read; 0 without an encoder."""
         return 0
 
-    def _hidden(
-        self,
-        tokens_BT: Tensor,
-        starts_B: Tensor,
-        extent: Extent,
-        live: Tensor | None = None,
-        slots_B: Tensor | None = None,
-    ) -> Tensor:
-        """The device's part: (B, T, d), of slots 0..B-1 or of `slots_B`. Rows from `live` () on, where it is given, are
-        padding.
-        """
+    def _hidden(self, given: Pass) -> Tensor:
+        """The device's part: (B, T, d)."""
         raise NotImplementedError
 
-    def _open_window(self, starts_B: Tensor, extent: Extent, live: Tensor | None, slots_B: Tensor | None) -> Tensor:
+    def _open_window(self, given: Pass) -> Tensor:
         """Point the cache at this window; return its positions (B, T)."""
-        starts_B1 = starts_B[:, None]
-        positions_BT = starts_B1 + self._steps_L[: extent.window]
-        self._cache.open_window(positions_BT, starts_B1, extent.length, live, slots_B)
+        starts_B1 = given.starts_B[:, None]
+        positions_BT = starts_B1 + self._steps_L[: given.extent.window]
+        self._cache.open_window(positions_BT, starts_B1, given.extent.length, given.live, given.slots_B)
         return positions_BT
 
 
@@ -195,16 +186,8 @@ class EncoderDecoderRunner(_SlotRunner):
     def _flat(self, window: Window) -> Tensor | None:
         return self._stack.run(window)
 
-    def _hidden(
-        self,
-        tokens_BT: Tensor,
-        starts_B: Tensor,
-        extent: Extent,
-        live: Tensor | None = None,
-        slots_B: Tensor | None = None,
-    ) -> Tensor:
-        positions_BT = self._open_window(starts_B, extent, live, slots_B)
-        return self._stack.hidden(tokens_BT, positions_BT, extent, slots_B)
+    def _hidden(self, given: Pass) -> Tensor:
+        return self._stack.hidden(given, self._open_window(given))
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""

@@ -1,7 +1,10 @@
 """Counters of one engine, mergeable over actors and shards."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
+
+from cmasd.signals import COUNTERS, RowNumbers
 
 
 @dataclass
@@ -32,6 +35,12 @@ class EngineStats:
     def of(cls, kept: dict[str, Any]) -> "EngineStats":
         """From `to_dict`; counters that an earlier version kept, and this one has not, are left out."""
         return cls(**{f.name: kept[f.name] for f in fields(cls) if f.name in kept})
+
+    def add_rows(self, totals: Sequence[int]) -> None:
+        """Rows are done, whose `COUNTERS` add up to these; their iterations were counted as they went."""
+        for counter, total in zip(COUNTERS, totals, strict=True):
+            if counter is not RowNumbers.iterations:
+                setattr(self, counter.name, getattr(self, counter.name) + total)
 
     def __add__(self, other: Self) -> "EngineStats":
         return EngineStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

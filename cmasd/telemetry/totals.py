@@ -7,6 +7,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cmasd.telemetry.schema import COUNTS
+
 METADATA_KEY = "cmasd.totals"
 
 
@@ -66,9 +68,5 @@ class Totals:
             errors=reasons.count("error"),
             stopped=reasons.count("stop"),
             cut=reasons.count("length"),
-            input_tokens=add("num_input_tokens"),
-            output_tokens=add("num_output_tokens"),
-            iterations=add("num_iterations"),
-            drafted_tokens=add("num_drafted_tokens"),
-            accepted_tokens=add("num_accepted_tokens"),
+            **{name.removeprefix("num_"): add(name) for name in COUNTS},
         )

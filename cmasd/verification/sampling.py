@@ -4,20 +4,29 @@ Accept y with probability min(1, P_v(y)/P_d(y)); after the first rejection draw 
 norm(max(0, P_v - P_d)). The output has the distribution of AR sampling from the verifier.
 """
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
+from cmasd.config.tree import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
-from cmasd.verification.base import prefix_length
+from cmasd.verification.base import Verification, prefix_length
 
 
-class SamplingVerification:
+class SamplingVerification(Verification):
     """Lossless in distribution. The draws depend on batch composition, so runs differ token by token."""
 
     def __init__(self, temperature: float, seed: int) -> None:
         self.temperature = temperature
         self.seed = seed
         self._generator: torch.Generator | None = None
+
+    @classmethod
+    def of(cls, config: VerificationConfig, eos_ids: Sequence[int]) -> Self:
+        """As configured."""
+        return cls(config.temperature, config.seed)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The seeded source of every draw of this engine."""

@@ -10,11 +10,11 @@ import pyarrow.dataset as pads
 import pytest
 
 from cmasd.config import Config, from_dict
-from cmasd.core import FROM_PREVIOUS
 from cmasd.errors import ConfigError
 from cmasd.io.compaction import compact
 from cmasd.pipeline.cluster import start_local
 from cmasd.pipeline.run import run
+from cmasd.signals import FROM_PREVIOUS
 from jobs.main import main
 from tests.integration.conftest import SENTENCES
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context, FreeDrafter
 from cmasd.drafters.free import PRIOR_ACCEPTED, PRIOR_JUDGED, Proposal, Rates
 from cmasd.policies import Rule
+from cmasd.signals import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
 PRIOR = PRIOR_ACCEPTED / PRIOR_JUDGED
 START = 0

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from cmasd.core import FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_PREVIOUS, FROM_VERIFIER, Request, Result
+from cmasd.core import Request, Result
 from cmasd.drafters import FreeDrafter
 from cmasd.engine import Engine
+from cmasd.signals import FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_PREVIOUS, FROM_VERIFIER
 from tests.unit.engine.pairs import decode, decode_plain, shared_pair, tiny_config, tokens_of
 
 NEW_TOKENS = 24
