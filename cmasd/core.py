@@ -21,8 +21,9 @@ Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 FinishReason = Literal["stop", "length", "error"]
 
-FROM_VERIFIER, FROM_DRAFT, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS = range(5)
-"""Values of `TokenTrace.source`: who proposed a token; a draft without a name of its own is of a model."""
+FROM_VERIFIER, FROM_DRAFT, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, FROM_SMALL = range(6)
+"""Values of `TokenTrace.source`: who proposed a token; a draft without a name of its own is of a model. `FROM_SMALL`:
+not proposed but said, by the small model of policy `stitch`, and nobody has checked it."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ class Trace:
 class TokenTrace(Trace):
     """Per output token telemetry.
 
-    Confidence, entropy, margin and softmax belong to the draft of that position; NaN where nothing was drafted.
+    Confidence, entropy, margin and softmax belong to the draft of that position; NaN where nothing was drafted. Under
+    policy `stitch` the last three are, where nothing was drafted, of the model that spoke.
     """
 
     source = Channel(0, np.int8)
-    """0 the verifier's own token; an accepted draft is 1 of a model, 2 a copy, 3 of the memory, 4 of an earlier run."""
+    """0 the verifier's own token; an accepted draft is 1 of a model, 2 a copy, 3 of the memory, 4 of an earlier run; 5
+    is the small model's own token."""
     confidence = Channel(1, np.float32)
     entropy = Channel(2, np.float32)
     margin = Channel(3, np.float32)
@@ -98,7 +101,7 @@ class TokenTrace(Trace):
     tau = Channel(5, np.float32)
     """Tolerance in nats in force when the token was verified; 0 under exact verification."""
     gap_nats = Channel(6, np.float32)
-    """Verifier log-probability of its argmax minus that of this token."""
+    """Verifier log-probability of its argmax minus that of this token; NaN, as the next, where the small one spoke."""
     verifier_logprob = Channel(7, np.float32)
 
 
@@ -140,13 +143,17 @@ class Result:
     mean_confidence: float
     """Over the draft tokens sent to the verifier; NaN without drafts."""
     mean_gap_nats: float
-    """Over the output tokens; 0 under exact verification."""
+    """Over the output tokens; 0 under exact verification, NaN where the small model said some of them."""
     iterations: IterationTrace | None
     """None at telemetry level `none`."""
     tokens: TokenTrace | None
     """None below telemetry level `token`."""
     teaching: Teaching | None = None
     """None unless `telemetry.teacher_top_k` asks for it."""
+    num_small_tokens: int = 0
+    """Output tokens that the small model of policy `stitch` said; the others are the verifier's, or checked by it."""
+    num_switches: int = 0
+    """Times that another of the two models was to speak than the one before."""
 
     @property
     def num_output_tokens(self) -> int:

@@ -50,6 +50,7 @@ def build_model_drafter(
         words.tensor(pair.device),
         verifier.vocabulary_size,
         pair.device,
+        draws=config.policy.kind != "stitch",
     )
     confidence = build_confidence(config.confidence, config.score)
     if config.drafter.model == "parallel":

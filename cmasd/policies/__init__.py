@@ -5,6 +5,7 @@ from cmasd.policies.base import EDGE, Observation, Policy, Rule
 from cmasd.policies.fixed import FixedPolicy, PlainPolicy
 from cmasd.policies.goodput import GoodputPolicy
 from cmasd.policies.paper import PaperPolicy
+from cmasd.policies.stitch import StitchPolicy
 from cmasd.policies.survival import SurvivalPolicy
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "PlainPolicy",
     "Policy",
     "Rule",
+    "StitchPolicy",
     "SurvivalPolicy",
     "build_policy",
 ]
@@ -30,5 +32,6 @@ def build_policy(config: Config) -> Policy:
         "fixed": FixedPolicy(k_max),
         "paper": PaperPolicy(config.policy.alpha, k_min, k_max),
         "survival": SurvivalPolicy(config.policy.threshold, k_max),
+        "stitch": StitchPolicy(config.stitch.tau, k_max, config.stitch.speculate, config.stitch.max_wait),
     }
     return policies[config.policy.kind]

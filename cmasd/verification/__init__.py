@@ -4,12 +4,14 @@ from cmasd.config.tree import Config
 from cmasd.verification.base import Verification
 from cmasd.verification.budget import BudgetVerification
 from cmasd.verification.exact import ExactVerification
+from cmasd.verification.own_draws import OwnDraws
 from cmasd.verification.relaxed import ModulatedVerification, RelaxedVerification
 from cmasd.verification.sampling import SamplingVerification
 from cmasd.verification.typical import TypicalVerification
 
 __all__ = [
     "ExactVerification",
+    "OwnDraws",
     "RelaxedVerification",
     "TypicalVerification",
     "Verification",
@@ -31,5 +33,7 @@ def build_verification(whole: Config, eos_token_ids: tuple[int, ...]) -> Verific
             return ModulatedVerification(config.beta, config.tau_base, config.gamma, config.tau_form)
         case "typical":
             return TypicalVerification(config.epsilon, config.delta)
+        case "sampling" if whole.policy.kind == "stitch":
+            return OwnDraws(config.temperature, config.seed)
         case "sampling":
             return SamplingVerification(config.temperature, config.seed)
