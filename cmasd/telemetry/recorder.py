@@ -74,8 +74,10 @@ def _row_columns(rows: Sequence[Row], results: Sequence[Result | None]) -> dict[
         "num_iterations": [result.num_iterations if result else 0 for result in results],
         "num_drafted_tokens": [result.num_drafted_tokens if result else 0 for result in results],
         "num_accepted_tokens": [result.num_accepted_tokens if result else 0 for result in results],
+        "num_small_tokens": [result.num_small_tokens if result else 0 for result in results],
+        "num_switches": [result.num_switches if result else 0 for result in results],
         "mean_confidence": [_number(result.mean_confidence) if result else None for result in results],
-        "mean_gap_nats": [result.mean_gap_nats if result else 0.0 for result in results],
+        "mean_gap_nats": [_number(result.mean_gap_nats) if result else 0.0 for result in results],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 Level = Literal["none", "iteration", "token"]
 
 
@@ -33,9 +33,13 @@ ROW_FIELDS = (
     _field("num_iterations", pa.int32(), "Verifier forwards this row took part in."),
     _field("num_drafted_tokens", pa.int32(), "Draft tokens sent to the verifier."),
     _field("num_accepted_tokens", pa.int32(), "Draft tokens the verifier accepted and the output kept."),
+    _field("num_small_tokens", pa.int32(), "Output tokens that the small model of policy `stitch` said, unchecked."),
+    _field("num_switches", pa.int32(), "Times that the row went from one of its two models to the other."),
     _field("mean_confidence", pa.float32(), "Mean drafter confidence over verified draft tokens; null without drafts."),
     _field(
-        "mean_gap_nats", pa.float32(), "Mean verifier log-probability gap of output tokens to its argmax; 0 when exact."
+        "mean_gap_nats",
+        pa.float32(),
+        "Mean verifier log-probability gap of output tokens to its argmax; 0 when exact, null where one is unknown.",
     ),
 )
 
@@ -63,15 +67,23 @@ TOKEN_FIELDS = (
         "token_source",
         pa.int8(),
         "0: the verifier's own token; else an accepted draft token: 1 of a model, 2 copied from the row's source or "
-        "output, 3 of the memory of rows before, 4 of an earlier run.",
+        "output, 3 of the memory of rows before, 4 of an earlier run; 5: the small model's own token, unchecked.",
     ),
     _list("token_confidence", pa.float32(), "Drafter confidence for this token; NaN where nothing was drafted."),
-    _list("token_entropy", pa.float32(), "1 - H/ln V of the drafter's distribution (nats)."),
-    _list("token_margin", pa.float32(), "2*sigmoid(z1 - z2) - 1 of the drafter's logits."),
-    _list("token_softmax", pa.float32(), "p1 - p2 of the drafter's distribution."),
+    _list(
+        "token_entropy", pa.float32(), "1 - H/ln V of the drafter's distribution (nats); policy `stitch`: of who spoke."
+    ),
+    _list("token_margin", pa.float32(), "2*sigmoid(z1 - z2) - 1 of the same logits."),
+    _list("token_softmax", pa.float32(), "p1 - p2 of the same distribution."),
     _list("token_tau", pa.float32(), "Tolerance in nats in force for this token; 0 when exact."),
-    _list("token_gap_nats", pa.float32(), "Verifier log-probability of its argmax minus that of this token."),
-    _list("token_verifier_logprob", pa.float32(), "Verifier log-probability of this token."),
+    _list(
+        "token_gap_nats",
+        pa.float32(),
+        "Verifier log-probability of its argmax minus that of this token; NaN: not seen.",
+    ),
+    _list(
+        "token_verifier_logprob", pa.float32(), "Verifier log-probability of this token; NaN where it has not seen it."
+    ),
 )
 
 
