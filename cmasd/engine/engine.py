@@ -30,12 +30,14 @@ from cmasd.engine.commit import Committer
 from cmasd.engine.costs import step_table, warm_up
 from cmasd.engine.drafting import build_drafter
 from cmasd.engine.pair import Pair
+from cmasd.engine.reader import Reader
 from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.stitch import Stitch
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
-from cmasd.policies import Rule, build_policy
+from cmasd.policies import Rule, StitchPolicy, build_policy
 from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
@@ -76,6 +78,11 @@ class Engine:
         self.drafter = build_drafter(
             config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
         )
+        self._stitch = None
+        if isinstance(self.policy, StitchPolicy):
+            assert isinstance(self.drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
+            large = Reader(self.verifier, self.constraints)
+            self._stitch = Stitch(self.policy, self.drafter, large, self.verification, self.state, self.eos_ids)
         if self.policy.wants_costs:
             self.policy.learn_costs(self._step_table(graphs))
         self.stats = EngineStats()
@@ -86,7 +93,8 @@ class Engine:
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
-        self._rows = Rows(pair, self.shape, self.state, self.verifier, self.drafter)
+        following = (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
+        self._rows = Rows(pair, self.shape, self.state, *following)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):
@@ -139,7 +147,10 @@ class Engine:
             return []
         rule = self.policy.plan(self._rows.live) if self.drafter is not None else None
         extent = self._extent(rule)
-        if self._ahead is not None and extent is not None:
+        if self._stitch is not None:
+            with self._threads or nullcontext():
+                results = self._run_stitched(self._stitch)
+        elif self._ahead is not None and extent is not None:
             results = self._run_ahead(self._ahead, extent)
         else:
             with self._threads or nullcontext():
@@ -173,6 +184,17 @@ class Engine:
         if self._ahead is not None:
             self.state.reach[: self._rows.live] += logits.longest
         return landed + self._collect(done)
+
+    def _run_stitched(self, stitch: Stitch) -> list[Result]:
+        """A step in which each row waits for one of two models, or is spoken for by it."""
+        started, live = time.perf_counter(), self._rows.live
+        step = stitch.step(live)
+        done = self.state.advance(step.count_B, step.ended_B)
+        if self._threads is not None:  # steps with the large model in them are of another kind
+            self._threads.observe(live, step.small + (step.read << 16), time.perf_counter() - started)
+        self._asked = True
+        step.count(self.stats, self.shape.slots)
+        return self._collect(done)
 
     # ---------------------------------------------------------------- ahead of the host
 
@@ -288,6 +310,10 @@ class Engine:
         with nullcontext() if self._ahead is None else self._ahead.beside():
             results = read_results(state, done)
             totals = state.counters[done].sum(0).tolist()
+        if self._stitch is not None:
+            results = self._stitch.sign(results, done)
+        self.stats.small_tokens += sum(result.num_small_tokens for result in results)
+        self.stats.switches += sum(result.num_switches for result in results)
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
         self.stats.add_rows(totals)
         closed = self._rows.leave(done, results, self._later)

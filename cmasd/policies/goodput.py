@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from cmasd.config.tree import DrafterConfig, PolicyConfig
+from cmasd.config.tree import Config
 from cmasd.policies.acceptance import Calibration
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
@@ -101,9 +101,9 @@ class GoodputPolicy(Policy):
         self._pending: list[Observation] = []
 
     @classmethod
-    def of(cls, policy: PolicyConfig, drafter: DrafterConfig) -> Self:
+    def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(drafter.max_draft_tokens, policy.explore_share)
+        return cls(config.drafter.max_draft_tokens, config.policy.explore_share)
 
     def look_no_more(self) -> None:
         """See `Policy.look_no_more`: all rows draft as many tokens."""
