@@ -74,13 +74,17 @@ class Result:
     mean_confidence: float
     """Over the draft tokens sent to the verifier; NaN without drafts."""
     mean_gap_nats: float
-    """Over the output tokens; 0 under exact verification."""
+    """Over the output tokens; 0 under exact verification, NaN where the small model said some of them."""
     iterations: IterationTrace | None
     """None at telemetry level `none`."""
     tokens: TokenTrace | None
     """None below telemetry level `token`."""
     teaching: Teaching | None = None
     """None unless `telemetry.teacher_top_k` asks for it."""
+    num_small_tokens: int = 0
+    """Output tokens that the small model of policy `stitch` said; the others are the verifier's, or checked by it."""
+    num_switches: int = 0
+    """Times that another of the two models was to speak than the one before."""
 
     @property
     def num_output_tokens(self) -> int:

@@ -17,8 +17,9 @@ Float32 = NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)
 NAN = float("nan")
 
-FROM_VERIFIER, FROM_DRAFT, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS = range(5)
-"""Values of `TokenTrace.source`: who proposed a token; a draft without a name of its own is of a model."""
+FROM_VERIFIER, FROM_DRAFT, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, FROM_SMALL = range(6)
+"""Values of `TokenTrace.source`: who proposed a token; a draft without a name of its own is of a model. `FROM_SMALL`:
+not proposed but said, by the small model of policy `stitch`, and nobody has checked it."""
 
 
 class Signal(Generic[Number]):
@@ -88,22 +89,25 @@ class Trace(Table):
 
 
 class TokenTrace(Trace):
-    """Per output token. The four scores belong to the draft of that position; they stand side by side."""
+    """Per output token. The four scores belong to the draft of that position; they stand side by side.
+
+    Under policy `stitch` the last three are, where nothing was drafted, of the model that spoke.
+    """
 
     prefix = "token"
     source = Signal(
         np.int8,
         "0: the verifier's own token; else an accepted draft token: 1 of a model, 2 copied from the row's source or "
-        "output, 3 of the memory of rows before, 4 of an earlier run.",
+        "output, 3 of the memory of rows before, 4 of an earlier run; 5: the small model's own token, unchecked.",
         FROM_VERIFIER,
     )
     confidence = Signal(np.float32, "Drafter confidence for this token; NaN where nothing was drafted.", NAN)
-    entropy = Signal(np.float32, "1 - H/ln V of the drafter's distribution (nats).", NAN)
+    entropy = Signal(np.float32, "1 - H/ln V of the drafter's distribution (nats); policy `stitch`: of who spoke.", NAN)
     margin = Signal(np.float32, "2*sigmoid(z1 - z2) - 1 of the drafter's logits.", NAN)
     softmax = Signal(np.float32, "p1 - p2 of the drafter's distribution.", NAN)
     tau = Signal(np.float32, "Tolerance in nats in force for this token; 0 when exact.")
-    gap_nats = Signal(np.float32, "Verifier log-probability of its argmax minus that of this token.")
-    verifier_logprob = Signal(np.float32, "Verifier log-probability of this token.")
+    gap_nats = Signal(np.float32, "Verifier log-probability of its argmax minus that of this token; NaN: not seen.")
+    verifier_logprob = Signal(np.float32, "Verifier log-probability of this token; NaN where it has not seen it.")
 
 
 class IterationTrace(Trace):

@@ -73,10 +73,20 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("acceptance rate", share(summary["acceptance_rate"])),
         ("rollback rate", share(summary["rollback_rate"])),
         ("slot occupancy", share(summary["slot_occupancy"])),
+        *_stitched(summary),
         ("lossless", summary["lossless"]),
         ("output", f"{summary['output']}/outputs"),
     ]
     return "\n" + pairs(rows) + "\n"
+
+
+def _stitched(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where two models spoke in turn."""
+    small, rows = summary["small_tokens"], summary["rows"] - summary["errors"]
+    if not small:
+        return []
+    said = f"{share(small / summary['output_tokens'])} of the tokens, {summary['switches'] / rows:.1f} switches per row"
+    return [("small model", said)]
 
 
 def rows_table(rows: Sequence[tuple[str, str]]) -> str:

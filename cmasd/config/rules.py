@@ -51,6 +51,8 @@ RULES = (
     Rule("policy.alpha", lambda v: v > 0, "greater than 0"),
     Rule("policy.threshold", _share, "between 0 and 1"),
     Rule("policy.explore_share", _share, "between 0 and 1"),
+    Rule("stitch.tau", _share, "between 0 and 1"),
+    Rule("stitch.max_wait", _at_least(0), "at least 0"),
     Rule("verification.beta", _at_least(1), "at least 1"),
     Rule("verification.tau", _at_least(0), "at least 0 nats"),
     Rule("verification.budget_nats_per_token", lambda v: v > 0, "greater than 0 nats"),
@@ -154,6 +156,7 @@ def _check_together(config: Config) -> None:
             f"{config.models.dtype}. Use models.dtype=auto."
         )
     _check_previous(config)
+    _check_stitch(config)
     needs_drafter = config.policy.kind != "plain" and config.drafter.is_named
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(
@@ -177,6 +180,31 @@ def _check_previous(config: Config) -> None:
         )
     if run and run.rstrip("/") == config.output.path.rstrip("/"):
         raise ConfigError(f"drafter.previous: is output.path itself, got {run}; expected another run. Change one.")
+
+
+def _check_stitch(config: Config) -> None:
+    """Both models must be able to say any token at any place, by themselves."""
+    if config.policy.kind != "stitch":
+        return
+    drafter, said = config.drafter, "with policy.kind stitch"
+    if drafter.free or drafter.model == "parallel":
+        raise ConfigError(
+            f"drafter.kind: must be a model that speaks token by token {said}, got {drafter.name}; expected model, "
+            "self or quantised. Set drafter.kind=model."
+        )
+    if drafter.shortlist is not None:
+        raise ConfigError(
+            f"drafter.shortlist: must be null {said}, got {drafter.shortlist}; the small model says whole rows."
+        )
+    if config.verification.kind not in ("exact", "sampling"):
+        raise ConfigError(
+            f"verification.kind: must be exact (greedy) or sampling {said}, got {config.verification.kind}."
+        )
+    if config.telemetry.teacher_top_k:
+        raise ConfigError(
+            f"telemetry.teacher_top_k: must be 0 {said}, got {config.telemetry.teacher_top_k}; the verifier does not "
+            "judge every token."
+        )
 
 
 def _check_drafter_dtype(config: Config) -> None:

@@ -152,10 +152,10 @@ class DrafterConfig:
 class PolicyConfig:
     """How many tokens to draft."""
 
-    kind: Literal["goodput", "plain", "fixed", "paper", "survival"] = "goodput"
+    kind: Literal["goodput", "plain", "fixed", "paper", "survival", "stitch"] = "goodput"
     """`goodput`: as many as raise the expected tokens per second, none where none do; `plain`: none (AR decoding);
     `fixed`: k_max; `paper`: floor(alpha * mean confidence * k_max); `survival`: while the product of confidences stays
-    at or above `threshold`."""
+    at or above `threshold`; `stitch` (lossy): the drafter speaks for itself where it is sure, see `stitch`."""
     alpha: float = 1.0
     """Factor of policy `paper`."""
     threshold: float = 0.4
@@ -163,6 +163,23 @@ class PolicyConfig:
     explore_share: float = 0.01
     """Share of the time that may be lost by looking: of policy `goodput`, whether drafting or plain decoding has become
     the faster one; of every policy on a CPU, whether fewer or more threads have."""
+
+
+@dataclass(frozen=True)
+class StitchConfig:
+    """Policy `stitch` (R-Stitch): the drafter is a small model that says tokens unchecked, the verifier a large one,
+    which speaks where the small one is not sure.
+    """
+
+    tau: float = 0.02
+    """Entropy over its largest value, ln V, above which the small model's token is dropped and the large model speaks,
+    until a token of its own is at or below; 0: the large model alone, 1: the small one alone."""
+    speculate: bool = False
+    """Where the small model is not sure, let it go on for up to `drafter.max_draft_tokens` and the large model check
+    them all, in place of the large model speaking word for word."""
+    max_wait: int = 8
+    """Steps of the small model that a row which needs the large one waits at most for others to need it too; as long as
+    the measured cost of both says that it pays."""
 
 
 @dataclass(frozen=True)
@@ -337,6 +354,7 @@ class Config:
     models: ModelsConfig = field(default_factory=ModelsConfig)
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    stitch: StitchConfig = field(default_factory=StitchConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -363,6 +381,11 @@ class Config:
         return automatic if self.confidence.kind == "auto" else self.confidence.kind
 
     @property
+    def is_stitched(self) -> bool:
+        """Whether a model other than the verifier says tokens that nobody checks."""
+        return self.policy.kind == "stitch" and self.stitch.tau > 0
+
+    @property
     def claim(self) -> str:
         """`lossless`, and against what: a verifier of fewer bits is another model than the checkpoint."""
         dtype = self.models.dtype
@@ -375,4 +398,6 @@ class Config:
         """What may be said of the output: `exact`, `in distribution` or `lossy`."""
         if self.policy.kind == "plain" and self.verification.kind != "sampling":
             return "exact"
+        if self.is_stitched:
+            return "lossy"
         return {"exact": "exact", "sampling": "in distribution"}.get(self.verification.kind, "lossy")

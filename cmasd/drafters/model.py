@@ -259,6 +259,11 @@ class ModelDrafter(Drafter):
             self._held[: len(accepted_B)] += accepted_B.minimum((self._made_B - 1).clamp_min(0))
         self._made_B = None
 
+    def rewind(self, rows_R: Tensor, lengths_R: Tensor) -> None:
+        """In place of `commit`: of these rows, what the cache holds from `lengths_R` on is of no use."""
+        self._held[rows_R] = self._held[rows_R].minimum(lengths_R)
+        self._made_B = None
+
     # ---------------------------------------------------------------- of a shape decided beforehand
 
     def _draft_at(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent) -> Draft:

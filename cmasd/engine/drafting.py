@@ -47,6 +47,7 @@ def _parts(config: Config, pair: Pair, most: int, verifier: Runner, constraints:
             words.tensor(pair.device),
             verifier.vocabulary_size,
             pair.device,
+            draws=config.policy.kind != "stitch",
         ),
         confidence=build_confidence(config.confidence, config.score),
         constraints=constraints,

@@ -32,12 +32,14 @@ from cmasd.engine.commit import Committer
 from cmasd.engine.costs import depends_on, step_table, warm_up
 from cmasd.engine.drafting import build_drafter
 from cmasd.engine.pair import Pair
+from cmasd.engine.reader import Reader
 from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.stitch import Stitch
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
-from cmasd.policies import Rule, build_policy
+from cmasd.policies import Rule, StitchPolicy, build_policy
 from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
 from cmasd.runner.graphs import uses_graphs
@@ -77,6 +79,11 @@ class Engine:
         self.drafter = build_drafter(
             config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
         )
+        self._stitch = None
+        if isinstance(self.policy, StitchPolicy):
+            assert isinstance(self.drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
+            large = Reader(self.verifier, self.constraints)
+            self._stitch = Stitch(self.policy, self.drafter, large, self.verification, self.state, self.eos_ids)
         if self.policy.wants_costs:
             about = depends_on(pair, graphs)
             self.policy.learn_costs(step_table(self.verifier, self.drafter, about, slots, self.shape.window))
@@ -88,7 +95,8 @@ class Engine:
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
-        self._rows = Rows(pair, self.shape, self.state, self.verifier, self.drafter)
+        following = (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
+        self._rows = Rows(pair, self.shape, self.state, *following)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):
@@ -135,7 +143,10 @@ class Engine:
             return []
         rule = self.policy.plan(self._rows.live) if self.drafter is not None else None
         extent = self._extent(rule)
-        if self._ahead is not None and extent is not None:
+        if self._stitch is not None:
+            with self._threads or nullcontext():
+                results = self._run_stitched(self._stitch)
+        elif self._ahead is not None and extent is not None:
             results = self._overlapped(self._ahead, extent)
         else:
             with self._threads or nullcontext():
@@ -163,6 +174,17 @@ class Engine:
         if self._ahead is not None:
             self.state.reach[: self._rows.live] += one.logits.longest
         return landed + self._land(done)
+
+    def _run_stitched(self, stitch: Stitch) -> list[Result]:
+        """A step in which each row waits for one of two models, or is spoken for by it."""
+        started, live = time.perf_counter(), self._rows.live
+        step = stitch.step(live)
+        done = self.state.advance(step.count_B, step.ended_B)
+        if self._threads is not None:  # steps with the large model in them are of another kind
+            self._threads.observe(live, step.small + (step.read << 16), time.perf_counter() - started)
+        self._asked = True
+        step.count(self.stats, self.shape.slots)
+        return self._collect(done)
 
     def _overlapped(self, ahead: Ahead, extent: Extent) -> list[Result]:
         """Launch an iteration, and land the one before while it runs."""
@@ -290,6 +312,10 @@ class Engine:
         with nullcontext() if self._ahead is None else self._ahead.beside():
             results = read_results(state, done)
             totals = state.counters[done].sum(0).tolist()
+        if self._stitch is not None:
+            results = self._stitch.sign(results, done)
+        self.stats.small_tokens += sum(result.num_small_tokens for result in results)
+        self.stats.switches += sum(result.num_switches for result in results)
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
         self.stats.add_rows(totals)
         closed = self._rows.leave(done, results, self._later)

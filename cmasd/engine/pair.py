@@ -143,7 +143,7 @@ def _drafts_in_int8(config: Config, verifier: Model) -> bool:
         return True
     if not config.drafter.is_named:
         return False
-    if models.drafter_dtype != "auto":
+    if models.drafter_dtype != "auto" or config.policy.kind == "stitch":  # whose small model nobody checks
         return models.drafter_dtype == "int8"
     native = kernels(verifier.dtype) if verifier.device.type == "cpu" and verifier.dtype == torch.float32 else None
     return native is not None and native.multiplies_bytes

@@ -6,20 +6,42 @@ Live rows never leave a hole behind, so that every tensor of the hot loop is a v
 """
 
 from collections import deque
+from typing import Protocol
 
 from cmasd.core import Request, Result
-from cmasd.drafters import Drafter
 from cmasd.engine.capacity import in_halves
 from cmasd.engine.pair import Pair
 from cmasd.engine.slots import NewRow, SlotShape, SlotState
-from cmasd.runner import Runner
+
+
+class Verifying(Protocol):
+    """What verifies, as far as rows come and go."""
+
+    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        """See `Runner.prefill`."""
+
+    def move(self, source: int, target: int) -> None:
+        """See `Runner.move`."""
+
+
+class Drafting(Protocol):
+    """What drafts, likewise."""
+
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """See `Drafter.enter`."""
+
+    def move(self, source: int, target: int) -> None:
+        """See `Drafter.move`."""
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """See `Drafter.leave`."""
 
 
 class Rows:
     """Rows from their submission until they are done."""
 
     def __init__(
-        self, pair: Pair, shape: SlotShape, state: SlotState, verifier: Runner, drafter: Drafter | None
+        self, pair: Pair, shape: SlotShape, state: SlotState, verifier: Verifying, drafter: Drafting | None
     ) -> None:
         self.live = 0
         self._pair = pair

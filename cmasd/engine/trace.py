@@ -99,15 +99,15 @@ def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits
     live = len(outcome.count_B)
     if state.iteration_trace is not None:
         step_B = state.numbers[:live, RowNumbers.iterations.place] - outcome.ran_B
-        state.iteration_trace[torch.arange(live, device=step_B.device), step_B] = _iteration_row(outcome)
+        state.iteration_trace[torch.arange(live, device=step_B.device), step_B] = iteration_row(outcome)
     if not record_gaps and state.token_trace is None:
         return
-    gap_BT, logprob_BT = _chosen(logits_BTV, outcome.emitted_BT)
+    gap_BT, logprob_BT = chosen(logits_BTV, outcome.emitted_BT)
     position_T = torch.arange(gap_BT.shape[1], device=gap_BT.device)
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        rows_BT8 = _token_rows(state.plain_token, outcome, gap_BT, logprob_BT)
+        rows_BT8 = token_rows(state.plain_token, outcome, gap_BT, logprob_BT)
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
 
@@ -117,7 +117,7 @@ def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, outcome
     emitted_B1, live = outcome.emitted_BT, len(outcome.count_B)
     if not record_gaps and state.token_trace is None:
         return
-    gap_B1, logprob_B1 = _chosen(logits_B1V, emitted_B1)
+    gap_B1, logprob_B1 = chosen(logits_B1V, emitted_B1)
     if record_gaps:
         state.gap_sum[:live].addcmul_(gap_B1[:, 0], outcome.count_B)
     if state.token_trace is not None:
@@ -128,7 +128,7 @@ def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, outcome
         state.token_trace[:live].scatter_(1, where_B1[..., None].expand(rows_B18.shape), rows_B18)
 
 
-def _chosen(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+def chosen(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
     """(B, T) float32 of tokens: how far their logits lie below the largest, and their log-probabilities; in nats."""
     top_BT, log_mass_BT = top_and_mass(logits_BTV.float())
     gap_BT = top_BT - logits_BTV.gather(-1, tokens_BT[..., None]).squeeze(-1).float()
@@ -146,7 +146,7 @@ def _keep_top(ids_CNk: Tensor, logprobs_CNk: Tensor, context: Context, logits_BT
     logprobs_CNk[:live].scatter_(1, where_BTk, top.values)
 
 
-def _iteration_row(outcome: Outcome) -> Tensor:
+def iteration_row(outcome: Outcome) -> Tensor:
     """(B, 6) float32 as in `IterationTrace`; NaN where no token was rejected."""
     scores_BT4 = torch.nn.functional.pad(outcome.scores_BK4, (0, 0, 0, 1), value=NAN)
     where_B14 = outcome.verdict.accepted_B[:, None, None].expand(-1, 1, 4)
@@ -154,7 +154,7 @@ def _iteration_row(outcome: Outcome) -> Tensor:
     return torch.cat([outcome.draft.lengths_B[:, None], outcome.kept_B[:, None], first_rejected_B4], dim=-1)
 
 
-def _token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
+def token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
     """(B, T, 8) float32 as in `TokenTrace`; scores are NaN for the verifier's own tokens."""
     sent_BK = outcome.sent_BK
     position_K = torch.arange(sent_BK.shape[1], device=gap_BT.device)

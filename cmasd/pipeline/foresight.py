@@ -118,7 +118,8 @@ def weight_bytes(config: Config, found: Found, kind: str) -> int:
     """In memory: with `auto` as stored, but on a CPU float32 in families that are widened."""
     stored, each, models = stored_bytes(found), item_bytes(config, found, kind), config.models
     if kind == "cpu" and models.dtype in ("auto", "float32", "int8") and found.config.get("model_type") not in WIDENED:
-        drafts_in_int8 = found.name == models.drafter and models.drafter_dtype != "same"
+        least = "int8" if config.policy.kind == "stitch" else "auto"  # whose small model nobody checks
+        drafts_in_int8 = found.name == models.drafter and models.drafter_dtype in ("int8", least)
         each = 1 if models.dtype == "int8" or drafts_in_int8 else stored
     return found.weight_bytes * each // stored
 

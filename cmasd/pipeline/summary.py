@@ -35,6 +35,8 @@ def summarise(
         "drafted_tokens": totals.drafted_tokens,
         "verified_tokens": stats.verified_tokens,
         "drafter_tokens": stats.drafter_tokens,
+        "small_tokens": totals.small_tokens,
+        "switches": totals.switches,
         "seconds": round(seconds, 2),
         "seconds_by_phase": {name: round(value, 2) for name, value in phases.items()},
         "tokens_per_second": _rounded(totals.output_tokens / seconds if seconds else 0.0),
@@ -99,6 +101,8 @@ def _lossy_by(config: Config) -> str:
     """The setting that makes a run lossy."""
     if config.verification.kind == "budget":
         return f"verification.budget_nats_per_token={config.verification.budget_nats_per_token:g}"
+    if config.is_stitched:
+        return f"policy.kind=stitch with stitch.tau={config.stitch.tau:g}"
     return f"verification.kind={config.verification.kind}"
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from cmasd.config.tree import Config, DrafterConfig, PolicyConfig
+from cmasd.config.tree import Config
 from cmasd.policies.base import EDGE, Observation, Policy, Rule
 from cmasd.policies.fixed import FixedPolicy, PlainPolicy
 from cmasd.policies.goodput import GoodputPolicy
 from cmasd.policies.paper import PaperPolicy
+from cmasd.policies.stitch import StitchPolicy
 from cmasd.policies.survival import SurvivalPolicy
 
 __all__ = [
@@ -19,20 +20,22 @@ __all__ = [
     "PlainPolicy",
     "Policy",
     "Rule",
+    "StitchPolicy",
     "SurvivalPolicy",
     "build_policy",
 ]
 
-KINDS: dict[str, Callable[[PolicyConfig, DrafterConfig], Policy]] = {
+KINDS: dict[str, Callable[[Config], Policy]] = {
     "goodput": GoodputPolicy.of,
     "plain": PlainPolicy.of,
     "fixed": FixedPolicy.of,
     "paper": PaperPolicy.of,
     "survival": SurvivalPolicy.of,
+    "stitch": StitchPolicy.of,
 }
 """By `policy.kind`."""
 
 
 def build_policy(config: Config) -> Policy:
     """The policy that `policy.kind` names."""
-    return KINDS[config.policy.kind](config.policy, config.drafter)
+    return KINDS[config.policy.kind](config)

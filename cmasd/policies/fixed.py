@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from cmasd.config.tree import DrafterConfig, PolicyConfig
+from cmasd.config.tree import Config
 from cmasd.policies.base import Policy, Rule
 
 
@@ -16,9 +16,9 @@ class FixedPolicy(Policy):
         self._rule = Rule.always(max_draft_tokens) if max_draft_tokens else None
 
     @classmethod
-    def of(cls, policy: PolicyConfig, drafter: DrafterConfig) -> Self:
+    def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(drafter.max_draft_tokens)
+        return cls(config.drafter.max_draft_tokens)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""
@@ -32,6 +32,6 @@ class PlainPolicy(FixedPolicy):
         super().__init__(max_draft_tokens=0)
 
     @classmethod
-    def of(cls, policy: PolicyConfig, drafter: DrafterConfig) -> Self:
+    def of(cls, config: Config) -> Self:
         """As configured."""
         return cls()

@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from cmasd.config.tree import DrafterConfig, PolicyConfig
+from cmasd.config.tree import Config
 from cmasd.policies.base import Policy, Rule
 
 
@@ -25,9 +25,9 @@ class PaperPolicy(Policy):
         self._rule = Rule(go_on_K, np.full(max_draft_tokens, -np.inf), statistic="mean")
 
     @classmethod
-    def of(cls, policy: PolicyConfig, drafter: DrafterConfig) -> Self:
+    def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(policy.alpha, drafter.min_draft_tokens, drafter.max_draft_tokens)
+        return cls(config.policy.alpha, config.drafter.min_draft_tokens, config.drafter.max_draft_tokens)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

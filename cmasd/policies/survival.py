@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from cmasd.config.tree import DrafterConfig, PolicyConfig
+from cmasd.config.tree import Config
 from cmasd.policies.base import Policy, Rule
 
 
@@ -21,9 +21,9 @@ class SurvivalPolicy(Policy):
         self._rule = Rule(least_K, least_K)
 
     @classmethod
-    def of(cls, policy: PolicyConfig, drafter: DrafterConfig) -> Self:
+    def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(policy.threshold, drafter.max_draft_tokens)
+        return cls(config.policy.threshold, config.drafter.max_draft_tokens)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

@@ -90,7 +90,11 @@ class _SlotRunner:
     def run(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
         """See `Runner.run`."""
         slots = None if window.covers_first else window.slots_R.tolist()
-        extent = self.extent(len(window.slots_R), window.longest, max(window.starts_R.tolist()), slots)
+        longest_start = max(window.starts_R.tolist())
+        if longest_start + window.longest > self.max_length and not window.is_rectangle:
+            # A short run may begin where the longest would not fit any more: its padding lands in the last place.
+            longest_start = max((window.starts_R + window.firsts_R1.diff()).tolist()) - window.longest
+        extent = self.extent(len(window.slots_R), window.longest, longest_start, slots)
         hidden_Nd = self._flat(window)
         if hidden_Nd is None:
             hidden_Nd = window.flat(self._rectangle(window, extent))
@@ -152,7 +156,7 @@ class _SlotRunner:
     def _open_window(self, given: Pass) -> Tensor:
         """Point the cache at this window; return its positions (B, T)."""
         starts_B1 = given.starts_B[:, None]
-        positions_BT = starts_B1 + self._steps_L[: given.extent.window]
+        positions_BT = (starts_B1 + self._steps_L[: given.extent.window]).clamp_max(self.max_length - 1)
         self._cache.open_window(positions_BT, starts_B1, given.extent.length, given.live, given.slots_B)
         return positions_BT
 

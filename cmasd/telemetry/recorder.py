@@ -69,7 +69,7 @@ def _row_columns(rows: Sequence[Row], results: Sequence[Result | None]) -> dict[
         "error": [str(row.result) if isinstance(row.result, RowError) else None for row in rows],
         **{name: [getattr(result, name) if result else 0 for result in results] for name in COUNTS},
         "mean_confidence": [_number(result.mean_confidence) if result else None for result in results],
-        "mean_gap_nats": [result.mean_gap_nats if result else 0.0 for result in results],
+        "mean_gap_nats": [_number(result.mean_gap_nats) if result else 0.0 for result in results],
     }
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cmasd.signals import IterationTrace, RowNumbers, Signal, TokenTrace, Trace
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 Level = Literal["none", "iteration", "token"]
 
 
@@ -41,9 +41,13 @@ ROW_FIELDS = (
     _count(RowNumbers.iterations),
     _count(RowNumbers.drafted_tokens),
     _count(RowNumbers.accepted_tokens),
+    _field("num_small_tokens", pa.int32(), "Output tokens that the small model of policy `stitch` said, unchecked."),
+    _field("num_switches", pa.int32(), "Times that the row went from one of its two models to the other."),
     _field("mean_confidence", pa.float32(), "Mean drafter confidence over verified draft tokens; null without drafts."),
     _field(
-        "mean_gap_nats", pa.float32(), "Mean verifier log-probability gap of output tokens to its argmax; 0 when exact."
+        "mean_gap_nats",
+        pa.float32(),
+        "Mean verifier log-probability gap of output tokens to its argmax; 0 when exact, null where one is unknown.",
     ),
 )
 

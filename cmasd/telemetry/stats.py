@@ -16,7 +16,7 @@ class EngineStats:
     row_iterations: int = 0
     """Live rows summed over iterations, without those that had finished before."""
     slot_iterations: int = 0
-    """Slots summed over iterations."""
+    """Slots summed over iterations, idle ones included."""
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     output_tokens: int = 0
@@ -30,6 +30,16 @@ class EngineStats:
     """Time inside `step`."""
     draft_seconds: float = 0.0
     """Part of it spent drafting; iterations that run ahead of the host are not divided, and add nothing."""
+    small_tokens: int = 0
+    """Output tokens that the small model of policy `stitch` said by itself."""
+    small_forwards: int = 0
+    """Its forwards."""
+    idle_iterations: int = 0
+    """Of the steps of policy `stitch`, those in which the verifier did not run."""
+    switches: int = 0
+    """Times that a row went from one of the two models to the other."""
+    idle_row_iterations: int = 0
+    """Live rows, summed over all its steps, that the verifier did not run for."""
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> "EngineStats":
@@ -71,7 +81,8 @@ class EngineStats:
 
         No part of a run is left out: where its input ran dry depends on when shards arrived, and differs every time.
         """
-        return self.row_iterations / self.slot_iterations if self.slot_iterations else 0.0
+        live = self.row_iterations + self.idle_row_iterations
+        return live / self.slot_iterations if self.slot_iterations else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and Arrow."""

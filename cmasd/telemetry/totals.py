@@ -28,6 +28,10 @@ class Totals:
     """Verifier forwards summed over rows."""
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    small_tokens: int = 0
+    """Output tokens that the small model of policy `stitch` said by itself."""
+    switches: int = 0
+    """Times that rows went from one of the two models to the other."""
 
     def __add__(self, other: Self) -> "Totals":
         return Totals(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

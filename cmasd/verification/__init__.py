@@ -6,11 +6,12 @@ from cmasd.config.tree import Config, VerificationConfig
 from cmasd.verification.base import Verification
 from cmasd.verification.budget import BudgetVerification
 from cmasd.verification.exact import ExactVerification
+from cmasd.verification.own_draws import OwnDraws
 from cmasd.verification.relaxed import ModulatedVerification, RelaxedVerification
 from cmasd.verification.sampling import SamplingVerification
 from cmasd.verification.typical import TypicalVerification
 
-__all__ = ["KINDS", "ExactVerification", "RelaxedVerification", "Verification", "build_verification"]
+__all__ = ["KINDS", "ExactVerification", "OwnDraws", "RelaxedVerification", "Verification", "build_verification"]
 
 KINDS: dict[str, Callable[[VerificationConfig, Sequence[int]], Verification]] = {
     "exact": ExactVerification.of,
@@ -25,4 +26,6 @@ KINDS: dict[str, Callable[[VerificationConfig, Sequence[int]], Verification]] = 
 
 def build_verification(config: Config, eos_ids: Sequence[int]) -> Verification:
     """The rule that `verification.kind` names; sequences end with one of these tokens."""
+    if config.policy.kind == "stitch" and config.verification.kind == "sampling":
+        return OwnDraws.of(config.verification, eos_ids)
     return KINDS[config.verification.kind](config.verification, eos_ids)

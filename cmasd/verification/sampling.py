@@ -38,6 +38,10 @@ class SamplingVerification(Verification):
         """(B,) tokens drawn from (B, V) probabilities."""
         return torch.multinomial(probs_BV, 1, generator=self.generator(probs_BV.device)).squeeze(1)
 
+    def coins(self, like_BK: Tensor) -> Tensor:
+        """(B, K) numbers between 0 and 1, one for each draft token."""
+        return torch.rand(like_BK.shape, generator=self.generator(like_BK.device), device=like_BK.device)
+
     def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """A drafter without probabilities (lookup) counts as certain of its token."""
         logits_BTV = logits.padded_BTV
@@ -48,8 +52,7 @@ class SamplingVerification(Verification):
             drafted_BKV = torch.zeros_like(probs_BTV[:, :-1]).scatter_(2, tokens_BK1, 1.0)
         ours_BK = probs_BTV[:, :-1].gather(2, tokens_BK1).squeeze(2)
         theirs_BK = drafted_BKV.gather(2, tokens_BK1).squeeze(2)
-        coin_BK = torch.rand(ours_BK.shape, generator=self.generator(ours_BK.device), device=ours_BK.device)
-        accepted_B = prefix_length(coin_BK * theirs_BK < ours_BK, draft.lengths_B)
+        accepted_B = prefix_length(self.coins(ours_BK) * theirs_BK < ours_BK, draft.lengths_B)
         next_B = self.draw(self._residual(probs_BTV, drafted_BKV, accepted_B, draft.lengths_B))
         return Verdict(accepted_B, next_B, torch.full_like(draft.confidence_BK, torch.nan))
 

@@ -167,7 +167,7 @@ def edited(tokens: list[int], edits: list[tuple[str, int]]) -> list[int]:
 @st.composite
 def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
     """A policy and the confidence that it reads."""
-    kind = draw(st.sampled_from(["fixed", "paper", "survival", "goodput", "goodput"]))
+    kind = draw(st.sampled_from(["fixed", "paper", "survival", "goodput", "goodput", "stitch"]))
     policy: dict[str, Any] = {"kind": kind}
     if kind == "paper":
         policy["alpha"] = draw(st.sampled_from([0.3, 1.0, 3.0, 10.0]))
@@ -178,7 +178,7 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "margin_form": draw(st.sampled_from(["full", "printed"])),
     }
     drafter = {
-        "kind": draw(kinds()),
+        "kind": draw(st.sampled_from(["model", "self", "quantised"]) if kind == "stitch" else kinds()),
         "previous": None,
         "memory_tokens": draw(st.sampled_from([1, 7, 40, 1_000_000])),
         "self_layers": draw(st.integers(1, 2)),
@@ -186,7 +186,8 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "min_draft_tokens": draw(st.integers(1, longest)),
         "max_ngram": draw(st.integers(1, 3)),
     }
-    return {"policy": policy, "confidence": confidence, "drafter": drafter}
+    stitch = {"tau": 0.0, "speculate": draw(st.booleans()), "max_wait": draw(st.integers(0, 3))}
+    return {"policy": policy, "confidence": confidence, "drafter": drafter, "stitch": stitch}
 
 
 @st.composite

@@ -66,6 +66,17 @@ def test_schema_and_order(level: Level) -> None:
     assert table["mean_gap_nats"].to_pylist() == [0.25, 0.0, 0.25]
 
 
+def test_rows_of_two_speakers() -> None:
+    """Who said how much; a gap that nobody knows is null."""
+    stitched = replace(result(3, "token"), num_small_tokens=2, num_switches=5, mean_gap_nats=math.nan)
+    table = record([Row("a", stitched, "x"), Row("b", result(3, "token"), "y")], "token")
+    assert table["num_small_tokens"].to_pylist() == [2, 0]
+    assert table["num_switches"].to_pylist() == [5, 0]
+    assert table["mean_gap_nats"].to_pylist() == [None, 0.25]
+    totals = Totals.of(table)
+    assert (totals.small_tokens, totals.switches) == (2, 5)
+
+
 def test_token_lists_have_one_entry_per_token_and_keep_nan() -> None:
     table = record([Row("a", result(3, "token"), "x"), Row("b", RowError("encode", "no"), None)], "token")
     for name in TOKEN_LISTS:
