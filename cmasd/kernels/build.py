@@ -16,7 +16,8 @@ SOURCE = Path(__file__).with_name("kernels.c")
 """It includes the others beside it, and `signals.h`, which is written where it is compiled."""
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared", "-nostartfiles")
 """The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole process."""
-COMPILE_SECONDS = 60.0
+COMPILE_SECONDS = 300.0
+"""A compiler that has a busy machine to share takes more than one minute; to do without what it makes takes longer."""
 
 
 def cache_folder() -> Path:
