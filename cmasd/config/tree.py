@@ -41,6 +41,9 @@ class InputConfig:
     """Share of the shards that is decoded, chosen by their position alone; 1: all."""
     text_column: str = "text"
     """Column that holds the text to decode from."""
+    messages_column: str | None = None
+    """Column of conversations in place of texts: lists of messages with role and content, or their JSON; a name with
+    dots looks inside (body.messages in OpenAI's batch files, of whose requests nothing else is read)."""
     id_column: str | None = None
     """Column that identifies a row; null: `<file>:<row number>`."""
     keep_columns: list[str] = field(default_factory=list)
@@ -49,10 +52,20 @@ class InputConfig:
     """Prompt with `{text}` in it, e.g. "summarize: {text}"; null: the text alone."""
     chat: bool = False
     """Wrap each text in the tokenizer's chat template, as one user turn."""
+    system: str | None = None
+    """System message of each conversation that has none of its own, with `chat` or `messages_column`."""
+    thinking: Literal["keep", "drop"] = "keep"
+    """`drop`: what reasoning models write between <think> and </think> is left out of the output's text, and of the
+    assistant's earlier turns; it is generated, and counted, in any case."""
     on_too_long: Literal["error", "truncate"] = "error"
     """What a source longer than `engine.max_source_tokens` gets: a row error, or its first tokens."""
     max_text_bytes: int = 1_000_000
     """A longer text is a row error, before anyone counts its tokens: no row may take a worker's memory."""
+
+    @property
+    def column(self) -> str:
+        """What is decoded from."""
+        return self.messages_column or self.text_column
 
 
 @dataclass(frozen=True)
