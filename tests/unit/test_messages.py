@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmasd.messages import MessagesError, as_text, conversation, without_thinking
+from cmasd.messages import Message, MessagesError, as_text, conversation, without_thinking
 
 USER = {"role": "user", "content": "Why?"}
 
@@ -20,7 +20,7 @@ def test_several_turns_are_kept_with_what_templates_read() -> None:
         {"role": "assistant", "content": None, "tool_calls": calls, "refusal": None},
         {"role": "tool", "content": "3", "tool_call_id": "c1"},
     ]
-    kept = [
+    kept: list[Message] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "one\ntwo"},
         {"role": "assistant", "content": "", "tool_calls": calls},
