@@ -54,6 +54,7 @@ class MixedDrafter:
     def leave(self, slots: list[int], results: list[Result]) -> None:
         """What they said is remembered."""
         self.free.leave(slots, results)
+        self.model.leave(slots, results)
 
     def forget(self) -> None:
         """All that rows before have said."""
