@@ -11,6 +11,10 @@ MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
 are full by then, and every further row only makes each row wait longer."""
 
+KEPT_PLACES = 128
+"""Of a slot on a CPU: so many tokens' keys and values stay allocated for the next row; those behind are given back when
+a row has left."""
+
 COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
@@ -234,8 +238,12 @@ class EngineConfig:
     """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 32 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
     """Most tokens generated per row; null: the checkpoint's `max_new_tokens` or `max_length`, else 256."""
-    max_source_tokens: int = 512
-    """Longest source, or prompt, in tokens; capped by what the model takes."""
+    max_source_tokens: int | None = 512
+    """Longest source, or prompt, in tokens; capped by what the model takes, and null: all that it takes."""
+    cache_tokens: int | None = None
+    """Tokens, input and longest output, that the rows in memory may have together; others wait. null: as many as memory
+    holds, on a CPU, where a slot takes the memory that its row needs; on a GPU every slot is as long as the longest
+    row that may come."""
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
     `off`: never.

@@ -86,7 +86,8 @@ class Engine:
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
-        self._rows = Rows(pair, self.shape, self.state, self.verifier, self.drafter)
+        rows_share = config.engine.cache_tokens
+        self._rows = Rows(pair, self.shape, self.state, self.verifier, self.drafter, cache_tokens=rows_share)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):

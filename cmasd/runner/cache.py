@@ -22,12 +22,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from cmasd.config.tree import KEPT_PLACES
 from cmasd.kernels import give_back, kept_zeros
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.masks import source_mask
 
-KEPT_PLACES = 128
-"""First places of a slot that stay allocated for its next row; those behind are given back when a row has left."""
 READ_STEP = 8
 """Attention reads a multiple of this, so that views are made anew in one forward of so many; the rest is masked."""
 

@@ -80,9 +80,11 @@ class DecoderOnlyRunner(_SlotRunner):
     def _run_piece(self, window: Window) -> Tensor:
         """(N, d). Rows of a rectangle are right-padded; causality hides the padding."""
         slots, start = window.slots_R.tolist(), int(window.starts_R.max())
-        extent = self.extent(len(slots), window.longest, start, slots)
         if self._whole is not None:
+            for slot, end in zip(slots, (window.starts_R + window.firsts_R1.diff()).tolist(), strict=True):
+                self._cache.extend([slot], end)
             return self._whole(window, self._cache.buffer_KSHLP)
+        extent = self.extent(len(slots), window.longest, start, slots)
         window = window.to(self.device)
         if start > 0:
             return window.flat(self._rectangle(window, extent))

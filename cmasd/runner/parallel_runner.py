@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmasd.config.tree import KEPT_PLACES
 from cmasd.kernels import Caches, give_back, kernels_for
 from cmasd.runner.attention import Attend, NativeReading, TensorReading
 from cmasd.runner.base import Extent, Runner
-from cmasd.runner.cache import KEPT_PLACES, Geometry, SlotCache, SourceCache
+from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.graphs import GraphsMode, uses_graphs
 from cmasd.runner.masks import CausalMask
 from cmasd.runner.parallel import ParallelModel, States
