@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config
+from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config, InputConfig
 from cmasd.errors import ConfigError
 
 
@@ -68,7 +68,8 @@ RULES = (
     ),
     Rule("engine.slots", _at_least(1), "at least 1, or null"),
     Rule("engine.max_new_tokens", _at_least(1), "at least 1, or null"),
-    Rule("engine.max_source_tokens", _at_least(1), "at least 1"),
+    Rule("engine.max_source_tokens", _at_least(1), "at least 1, or null"),
+    Rule("engine.cache_tokens", _at_least(1), "at least 1, or null"),
     Rule("telemetry.teacher_top_k", lambda value: 0 <= value <= MOST_TAUGHT, f"between 0 and {MOST_TAUGHT}"),
     Rule("actors.count", _at_least(1), "at least 1, or null"),
     Rule("actors.min", _at_least(1), "at least 1"),
@@ -165,8 +166,22 @@ def _check_together(config: Config) -> None:
         )
     if config.notify.webhook is not None and not config.notify.webhook.startswith(("http://", "https://")):
         raise ConfigError("notify.webhook: must begin with https:// or http://. (The value may be secret: not shown.)")
-    if config.input.template is not None and "{text}" not in config.input.template:
-        raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")
+    _check_input(config.input)
+
+
+def _check_input(given: InputConfig) -> None:
+    if given.template is not None and "{text}" not in given.template:
+        raise ConfigError(f"input.template: must contain {{text}}, got {given.template!r}.")
+    if given.template is not None and given.messages_column is not None:
+        raise ConfigError(
+            f"input.template: is for texts, got {given.template!r} with messages in {given.messages_column}. "
+            "Write what all rows share as input.system."
+        )
+    if given.system is not None and not given.chat and given.messages_column is None:
+        raise ConfigError(
+            f"input.system: is of conversations, got {given.system!r} with texts. Set input.chat=true, or write it in "
+            "input.template."
+        )
 
 
 def _check_previous(config: Config) -> None:

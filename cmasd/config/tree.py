@@ -11,6 +11,10 @@ MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
 are full by then, and every further row only makes each row wait longer."""
 
+KEPT_PLACES = 128
+"""Of a slot on a CPU: so many tokens' keys and values stay allocated for the next row; those behind are given back when
+a row has left."""
+
 COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
@@ -41,6 +45,9 @@ class InputConfig:
     """Share of the shards that is decoded, chosen by their position alone; 1: all."""
     text_column: str = "text"
     """Column that holds the text to decode from."""
+    messages_column: str | None = None
+    """Column of conversations in place of texts: lists of messages with role and content, or their JSON; a name with
+    dots looks inside (body.messages in OpenAI's batch files, of whose requests nothing else is read)."""
     id_column: str | None = None
     """Column that identifies a row; null: `<file>:<row number>`."""
     keep_columns: list[str] = field(default_factory=list)
@@ -49,10 +56,20 @@ class InputConfig:
     """Prompt with `{text}` in it, e.g. "summarize: {text}"; null: the text alone."""
     chat: bool = False
     """Wrap each text in the tokenizer's chat template, as one user turn."""
+    system: str | None = None
+    """System message of each conversation that has none of its own, with `chat` or `messages_column`."""
+    thinking: Literal["keep", "drop"] = "keep"
+    """`drop`: what reasoning models write between <think> and </think> is left out of the output's text, and of the
+    assistant's earlier turns; it is generated, and counted, in any case."""
     on_too_long: Literal["error", "truncate"] = "error"
     """What a source longer than `engine.max_source_tokens` gets: a row error, or its first tokens."""
     max_text_bytes: int = 1_000_000
     """A longer text is a row error, before anyone counts its tokens: no row may take a worker's memory."""
+
+    @property
+    def column(self) -> str:
+        """What is decoded from."""
+        return self.messages_column or self.text_column
 
 
 @dataclass(frozen=True)
@@ -238,8 +255,12 @@ class EngineConfig:
     """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 32 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
     """Most tokens generated per row; null: the checkpoint's `max_new_tokens` or `max_length`, else 256."""
-    max_source_tokens: int = 512
-    """Longest source, or prompt, in tokens; capped by what the model takes."""
+    max_source_tokens: int | None = 512
+    """Longest source, or prompt, in tokens; capped by what the model takes, and null: all that it takes."""
+    cache_tokens: int | None = None
+    """Tokens, input and longest output, that the rows in memory may have together; others wait. null: as many as memory
+    holds, on a CPU, where a slot takes the memory that its row needs; on a GPU every slot is as long as the longest
+    row that may come."""
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
     `off`: never.

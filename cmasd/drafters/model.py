@@ -16,7 +16,7 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
-from cmasd.core import Draft, Request
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.kernels import PackedRule, kernels_for
@@ -136,6 +136,10 @@ class ModelDrafter(Drafter):
             return
         self.runner.move(source, target)
         self._held[target] = self._held[source]
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """Their memory may be given back."""
+        self.runner.leave(slots)
 
     def reserve(self, extent: Extent) -> bool:
         """Rows that were left for later make up for it in a draft that may look."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, score, scores_of
-from cmasd.core import Draft, Request
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.policies import Rule
@@ -70,6 +70,10 @@ class ParallelDrafter(Drafter):
     def move(self, source: int, target: int) -> None:
         """Copy what is known of the row."""
         self.runner.move(source, target)
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """Their memory may be given back."""
+        self.runner.leave(slots)
 
     def reserve(self, extent: Extent) -> bool:
         """Nothing is ever left for later, and an iteration adds no more places than the longest window has."""

@@ -93,8 +93,10 @@ class Engine:
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
-        following = (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
-        self._rows = Rows(pair, self.shape, self.state, *following)
+        verifier, drafter = (
+            (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
+        )
+        self._rows = Rows(pair, self.shape, self.state, verifier, drafter, config.engine.cache_tokens)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):

@@ -181,8 +181,11 @@ def engines_beside(config: ActorsConfig, device: str) -> int:
 
 
 def slots_notice(asked: Config, chosen: Config) -> list[str]:
-    """Names the number when it was left to the engine."""
-    return [] if asked.engine.slots is not None else [f"engine.slots: {chosen.engine.slots} rows fit into memory."]
+    """Names the numbers that were left to the engine."""
+    told = [] if asked.engine.slots is not None else [f"engine.slots: {chosen.engine.slots} rows fit into memory."]
+    if asked.engine.cache_tokens is None and (tokens := chosen.engine.cache_tokens) is not None:
+        told.append(f"engine.cache_tokens: rows of {tokens:,} tokens together fit into memory; beyond them rows wait.")
+    return told
 
 
 def set_torch_threads(cpus: float) -> None:

@@ -69,6 +69,7 @@ class _SlotRunner:
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
         self.wants_all = bucketed
+        self.wants_states = False
         self.ran: tuple[Window, Tensor] | None = None
         self.hidden_BTd: Tensor | None = None
         self.encoded_BSd: Tensor | None = None
@@ -144,6 +145,10 @@ class _SlotRunner:
         """See `Runner.move`."""
         self._cache.move(source, target)
 
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+        self._cache.leave(slots)
+
     def _longest_source(self, slots: slice | list[int]) -> int:
         """Source tokens to read; 0 without an encoder."""
         return 0
@@ -197,6 +202,11 @@ class EncoderDecoderRunner(_SlotRunner):
         """See `Runner.move`."""
         super().move(source, target)
         self._sources.move(source, target)
+
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+        super().leave(slots)
+        self._sources.leave(slots)
 
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""
