@@ -94,6 +94,13 @@ class Drafter(ABC):
         return False
 
 
+def empty_draft(context: Context) -> Draft:
+    """Nothing drafted for any row: K = 0."""
+    none_B0 = context.tokens_BL[:, :0]
+    real_B0 = none_B0.float()
+    return Draft(none_B0, torch.zeros_like(context.lengths_B), real_B0, real_B0[..., None].expand(-1, -1, 3))
+
+
 def until_end(tokens_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
     """(B,) int64 <= room_B: how much of a draft counts; what lies behind an end of sequence does not."""
     kernels = kernels_for(tokens_BK)

@@ -1,7 +1,7 @@
 """The kinds of drafters with a model: what is loaded for each, and how it is built from that.
 
 The kinds without one are `free.py`'s. A new kind is a file of its own, its entry in `KINDS`, and its name in
-`cmasd/config/tree.py`; nothing else asks which kind it is.
+`cmasd/config/tree.py`; neither who loads a pair nor who builds an engine asks which kind it is.
 """
 
 from abc import ABC, abstractmethod

@@ -23,7 +23,7 @@ from cmasd.engine.need import Need
 from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.errors import ConfigError
-from cmasd.runner.cache import Geometry
+from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.decoder_only import PREFILL_TOKENS
 from cmasd.runner.families import family_of
 from cmasd.runner.graphs import uses_graphs
@@ -184,8 +184,9 @@ def _kept_places(shape: SlotShape, device: torch.device) -> int:
 
 
 def _cache_bytes(geometry: Geometry, shape: SlotShape) -> int:
-    """Keys and values of one row of one runner, with the mask over its source."""
-    return _position_bytes(geometry) * (shape.length + shape.max_source) + shape.max_source * geometry.dtype.itemsize
+    """Keys and values of one row of one runner, with the mask over its source: of caches on the meta device."""
+    geometry = replace(geometry, device=torch.device("meta"))
+    return SlotCache(geometry, 1, shape.length).nbytes + SourceCache(geometry, 1, shape.max_source).nbytes
 
 
 def _parallel_geometry(network: ParallelNetwork, verifier: Geometry) -> Geometry:

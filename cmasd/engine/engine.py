@@ -7,8 +7,9 @@ windows, keeps the accepted prefix and appends one verifier token; so every row 
 token. The verifier's cache holds all of a row's tokens but the last. Rejected tokens are rolled back
 by not advancing the row's length. With no draft (l = 0) the same code is plain AR decoding.
 
-The host looks at the device within an iteration, to draft and to verify no more than it must, and after it. Where
-there are graphs (`engine.graphs`), iterations are of a shape decided beforehand and run ahead of the host (`ahead.py`).
+An iteration is launched, then landed: learned from, its finished rows collected. Mostly the host looks at the device
+within it, to draft and to verify no more than it must. Where there are graphs (`engine.graphs`), shapes are decided
+beforehand, and one iteration is launched before the last one lands (`ahead.py`): the same verbs, one step apart.
 
 Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
 """
@@ -25,9 +26,10 @@ from torch import Tensor
 from cmasd.config.tree import Config
 from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.drafters import Context, ModelDrafter
-from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead, seen
+from cmasd.drafters.base import empty_draft
+from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
-from cmasd.engine.costs import step_table, warm_up
+from cmasd.engine.costs import depends_on, step_table, warm_up
 from cmasd.engine.drafting import build_drafter
 from cmasd.engine.pair import Pair
 from cmasd.engine.reader import Reader
@@ -38,7 +40,6 @@ from cmasd.engine.stitch import Stitch
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import Rule, StitchPolicy, build_policy
-from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
 from cmasd.runner.graphs import uses_graphs
@@ -84,7 +85,8 @@ class Engine:
             large = Reader(self.verifier, self.constraints)
             self._stitch = Stitch(self.policy, self.drafter, large, self.verification, self.state, self.eos_ids)
         if self.policy.wants_costs:
-            self.policy.learn_costs(self._step_table(graphs))
+            about = depends_on(pair, graphs)
+            self.policy.learn_costs(step_table(self.verifier, self.drafter, about, slots, self.shape.window))
         self.stats = EngineStats()
         most, share = torch.get_num_threads(), config.policy.explore_share
         self._threads = Threads(most, share) if pair.device.type == "cpu" and most > 1 else None
@@ -109,12 +111,6 @@ class Engine:
         for runner in [self.verifier, *([self.drafter.runner] if isinstance(self.drafter, ModelDrafter) else [])]:
             runner.forward(start_11, start_11[0], extent=most._replace(rows=1))  # the longest read: grows all tables
         return Ahead(self._whole, most, self.pair.device, insist=config.engine.graphs == "on")
-
-    def _step_table(self, graphs: str) -> StepTable:
-        pair = self.pair
-        drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
-        about = [pair.verifier.config, *drafting, pair.int8, pair.drafter_int8, graphs]
-        return step_table(self.verifier, self.drafter, about, self.shape.slots, self.shape.window)
 
     def warm_up(self) -> None:
         """Before the first row, once: see `costs.warm_up`."""
@@ -153,39 +149,33 @@ class Engine:
             with self._threads or nullcontext():
                 results = self._run_stitched(self._stitch)
         elif self._ahead is not None and extent is not None:
-            results = self._run_ahead(self._ahead, extent)
+            results = self._overlapped(self._ahead, extent)
         else:
             with self._threads or nullcontext():
-                results = self._run(rule)
+                results = self._in_turn(rule)
         self.stats.busy_seconds += time.perf_counter() - started
         return results
 
-    def _run(self, rule: Rule | None) -> list[Result]:
-        """An iteration in which the host looks at the device; all of its rows are open."""
-        landed = self._land(Snapshot(self.state, self._rows.live), launched_since=0) if self._flight is not None else []
-        self._flight = None
+    # ---------------------------------------------------------------- who waits for whom
+
+    def _in_turn(self, rule: Rule | None) -> list[Result]:
+        """Launch an iteration, look at the device within it, and land it; what was in flight lands before."""
+        landed = self._land(Snapshot(self.state, self._rows.live).read(self.state, 0)) if self._flight else []
         if self._rows.live == 0:
             return landed
         started = time.perf_counter()
-        context = self.state.context(self._rows.live)
-        draft = self._draft(context, rule)
-        drafted = time.perf_counter()
-        logits = self._verify(context, draft)
-        verdict = self.verification.verify(draft, logits)
-        outcome = self._commit(context, draft, verdict, logits)
-        done = self.state.advance(outcome.count_B, outcome.ended_B)
-        committed = time.perf_counter()
+        one = self._iterate(self._rows.live, rule)
+        done = self.state.advance(one.outcome.count_B, one.outcome.ended_B)
+        seconds, tokens = time.perf_counter() - started, len(one.logits.values_NV)
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
-        if self._threads is None or not self._threads.is_looking:
-            self.policy.observe(seen(draft, verdict, committed - started, is_typical))
+        is_usual = self._threads is None or not self._threads.is_looking
+        self._flight = Flight(one.draft, one.verdict, lambda: seconds, is_typical, is_usual)
         if self._threads is not None and is_typical:
-            self._threads.observe(self._rows.live, len(logits.values_NV), committed - started)
-        self.stats.draft_seconds += drafted - started
-        self.stats.drafter_tokens += int(draft.drafted_B.sum()) if self._asked else 0
+            self._threads.observe(self._rows.live, tokens, seconds)
         self._count(self._rows.live)
         if self._ahead is not None:
-            self.state.reach[: self._rows.live] += logits.longest
-        return landed + self._collect(done)
+            self.state.reach[: self._rows.live] += one.logits.longest
+        return landed + self._land(done)
 
     def _run_stitched(self, stitch: Stitch) -> list[Result]:
         """A step in which each row waits for one of two models, or is spoken for by it."""
@@ -198,7 +188,25 @@ class Engine:
         step.count(self.stats, self.shape.slots)
         return self._collect(done)
 
-    # ---------------------------------------------------------------- ahead of the host
+    def _overlapped(self, ahead: Ahead, extent: Extent) -> list[Result]:
+        """Launch an iteration, and land the one before while it runs."""
+        rows, snapshot = self._rows.live, Snapshot(self.state, self._rows.live)
+        launched = ahead.launch(extent)
+        results = self._land(snapshot.read(self.state, launched_since=extent.window))
+        self._flight = launched
+        self._asked = extent.window > 1
+        self._count(rows - len(results))
+        return results
+
+    def _land(self, done: list[int]) -> list[Result]:
+        """Learn from the iteration in flight, if there is one, and collect the rows in these slots."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            if flight.is_usual:
+                self.policy.observe(flight.observation())
+            if flight.draft.tokens_BK.shape[1]:
+                self.stats.drafter_tokens += int(flight.draft.drafted_B.sum())
+        return self._collect(done)
 
     def _extent(self, rule: Rule | None) -> Extent | None:
         """The shape of an iteration that drafts by a rule and waits for nothing; None where that cannot be."""
@@ -212,51 +220,47 @@ class Engine:
         is_ready = self.drafter is None or self.drafter.reserve(extent)
         return extent if most == 0 or (self._asked and is_ready) else None
 
-    def _run_ahead(self, ahead: Ahead, extent: Extent) -> list[Result]:
-        """Launch an iteration, then collect the rows that those before have finished."""
-        rows, snapshot = self._rows.live, Snapshot(self.state, self._rows.live)
-        launched = ahead.launch(extent)
-        results = self._land(snapshot, launched_since=extent.window)
-        self._flight = launched
-        self._asked = extent.window > 1
-        self._count(rows - len(results))
-        return results
+    # ---------------------------------------------------------------- an iteration
 
-    def _land(self, snapshot: Snapshot, launched_since: int) -> list[Result]:
-        """Collect the rows that have finished by a snapshot; so many tokens were launched after it."""
-        done = snapshot.read(self.state, launched_since)
-        if self._flight is not None:
-            self.policy.observe(self._flight.observation())
-            self.stats.drafter_tokens += int(self._flight.draft.drafted_B.sum())
-        return self._collect(done)
+    def _iterate(self, rows: int, rule: Rule | None, extent: Extent | None = None) -> Iteration:
+        """Draft, verify, accept and commit, for slots 0..rows-1; lengths are still to advance.
+
+        With an `extent` by the device alone; rows that have finished are left as they are.
+        """
+        context = self.state.context(rows)
+        open_B = None if extent is None else context.lengths_B < context.limits_B
+        draft = self._draft(context, rule) if extent is None else self._draft_at(context, extent)
+        logits = self._verify(context, draft) if extent is None else self._verify_at(context, draft, extent)
+        verdict = self.verification.verify(draft, logits)
+        return Iteration(draft, logits, verdict, self._commit(context, draft, verdict, logits, open_B))
 
     def _whole(self, extent: Extent) -> tuple[Draft, Verdict]:
-        """An iteration over the slots of an extent, by the device alone; what has finished is left as it is."""
-        context = self.state.context(extent.rows)
-        if self.drafter is None or extent.window == 1:
-            draft = empty_draft(context)
-        else:
-            room_B, rule = self.state.room(extent.rows, extent.window - 1), Rule.always(extent.window - 1)
-            draft = self.drafter.draft(context, room_B, rule, extent)
-        logits = self._verify_at(context, draft, extent)
-        verdict = self.verification.verify(draft, logits)
-        outcome = self._commit(context, draft, verdict, logits, context.lengths_B < context.limits_B)
-        self.state.grow(outcome.count_B, outcome.ended_B)
-        return draft, verdict
-
-    # ---------------------------------------------------------------- draft and verify
+        """An iteration over the slots of an extent, to its very end."""
+        one = self._iterate(extent.rows, None, extent)
+        self.state.grow(one.outcome.count_B, one.outcome.ended_B)
+        return one.draft, one.verdict
 
     def _draft(self, context: Context, rule: Rule | None) -> Draft:
         """What the rule lets rows draft, as far as they may grow."""
         self._asked = rule is not None
         if self.drafter is None or rule is None:
             return self._no_draft(context)
+        started = time.perf_counter()
         room_B = self.state.room(self._rows.live, rule.most)
         self._asked = max(room_B.tolist()) > 0
         if not self._asked:
             return self._no_draft(context)
         draft = self.drafter.draft(context, room_B, rule)
-        return draft.cut(max(draft.lengths_B.tolist()))
+        draft = draft.cut(max(draft.lengths_B.tolist()))
+        self.stats.draft_seconds += time.perf_counter() - started
+        return draft
+
+    def _draft_at(self, context: Context, extent: Extent) -> Draft:
+        """As many tokens for every row as the extent has."""
+        if self.drafter is None or extent.window == 1:
+            return empty_draft(context)
+        room_B, rule = self.state.room(extent.rows, extent.window - 1), Rule.always(extent.window - 1)
+        return self.drafter.draft(context, room_B, rule, extent)
 
     def _no_draft(self, context: Context) -> Draft:
         """Nothing drafted for any row: K = 0. Made once per number of rows, for plain decoding's sake."""
@@ -284,8 +288,6 @@ class Engine:
                 logits_BTV, context.tokens_BL, starts_B, context.prompt_lengths_B, context.limits_B, window_BT
             )
         )
-
-    # ---------------------------------------------------------------- commit
 
     def _commit(
         self, context: Context, draft: Draft, verdict: Verdict, logits: Logits, open_B: Tensor | None = None
@@ -322,10 +324,3 @@ class Engine:
         if self._ahead is not None:
             state.close(slice(closed.start, closed.stop))
         return results
-
-
-def empty_draft(context: Context) -> Draft:
-    """Nothing drafted for any row: K = 0."""
-    none_B0 = context.tokens_BL[:, :0]
-    real_B0 = none_B0.float()
-    return Draft(none_B0, torch.zeros_like(context.lengths_B), real_B0, real_B0[..., None].expand(-1, -1, 3))

@@ -1,4 +1,4 @@
-"""What a policy decides before an iteration: who drafts, and the rule that ends each row's draft; then it is told.
+"""What a policy decides before an iteration: whether to draft, by which rule each row ends its own; then it is told.
 
 A rule is plain numbers, so that a kernel can follow it while it drafts. Whether a token is drafted or sent depends on
 the confidences of its own row up to it and on nothing later (non-anticipating), so speculative sampling stays lossless

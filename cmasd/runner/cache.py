@@ -133,6 +133,11 @@ class SlotCache(Cache):
         self.view: View | None = None
         """Of the open window; None while a prompt is open."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all keys and values."""
+        return self.buffer_KSHLP.nbytes
+
     def extend(self, slots: slice | list[int], length: int) -> int:
         """These slots are about to be written up to `length`; returns what to read, `length` or a few more."""
         self._written[slots] = np.maximum(self._written[slots], length)
@@ -229,6 +234,11 @@ class SourceCache:
         self._counts = torch.from_numpy(self._lengths)
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
         self._view = View(self.buffer_KSHLP, 0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all keys and values, and of the mask."""
+        return self.buffer_KSHLP.nbytes + self._mask_BS.nbytes
 
     def store(self, slots_B: Tensor, lengths_B: Tensor, computed: LayerPairs) -> None:
         """Keep the cross-attention keys and values of a batch of new rows, (B, H, S, D) per layer."""

@@ -1,7 +1,8 @@
 """What runners share, and the one of encoder-decoder models (`decoder_only.py` has the other), over a slot cache.
 
-One forward is: positions and mask from the starts, one call of the model's own decoder, its own output layer. The host
-reads one number, the longest start, unless the caller gives the extent; `_hidden` reads none, and can be captured.
+A window runs as it is where the kernels know the model, in one call; else as a rectangle: positions and mask from the
+starts, one call of the model's own decoder. Its own output layer follows. The host reads the starts, unless the caller
+gives the extent; `_hidden` reads nothing, and can be captured.
 
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """

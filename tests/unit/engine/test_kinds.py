@@ -10,8 +10,8 @@ from cmasd.config import from_dict
 from cmasd.config.tree import FREE_DRAFTERS, MODEL_DRAFTERS, PolicyConfig, VerificationConfig
 from cmasd.core import Draft
 from cmasd.drafters import Context, Drafter, kinds
+from cmasd.drafters.base import empty_draft
 from cmasd.engine import Engine
-from cmasd.engine.engine import empty_draft
 from cmasd.policies import Policy, Rule, build_policy
 from cmasd.runner.base import Extent
 from cmasd.verification import build_verification
