@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from cmasd.runner.base import Extent
 from cmasd.runner.cache import Geometry
 from cmasd.runner.families import Family
+from cmasd.runner.masks import Branches
 from cmasd.runner.rotary import RotaryDecoder, rotary_decoder
 from cmasd.runner.runners import _SlotRunner, padded
 from cmasd.window import Window
@@ -80,11 +81,15 @@ class DecoderOnlyRunner(_SlotRunner):
         extent: Extent,
         live: Tensor | None = None,
         slots_B: Tensor | None = None,
+        window: Window | None = None,
     ) -> Tensor:
-        return self._decode(tokens_BT, self._open_window(starts_B, extent, live, slots_B), extent.length)
+        positions_BT, branches = self._open_window(starts_B, extent, live, slots_B, window)
+        return self._decode(tokens_BT, positions_BT, extent.length, branches)
 
-    def _decode(self, tokens_BT: Tensor, positions_BT: Tensor, read_length: int) -> Tensor:
-        mask = self._mask(positions_BT, read_length)
+    def _decode(
+        self, tokens_BT: Tensor, positions_BT: Tensor, read_length: int, branches: Branches | None = None
+    ) -> Tensor:
+        mask = self._mask(positions_BT, read_length, branches)
         if self._last_position is not None and read_length > self._last_position:
             positions_BT = positions_BT.clamp(max=self._last_position)
         output = self._decoder(
@@ -96,7 +101,8 @@ class DecoderOnlyRunner(_SlotRunner):
         )
         return cast(Tensor, output.last_hidden_state)
 
-    def _mask(self, positions_BT: Tensor, read_length: int) -> Tensor | dict[str, Tensor]:
+    def _mask(self, positions_BT: Tensor, read_length: int, branches: Branches | None) -> Tensor | dict[str, Tensor]:
+        about = positions_BT, read_length
         if not isinstance(self._spans, dict):
-            return self._causal.window(positions_BT, read_length, self._spans)
-        return {kind: self._causal.window(positions_BT, read_length, span) for kind, span in self._spans.items()}
+            return self._causal.window(*about, self._spans, branches)
+        return {kind: self._causal.window(*about, span, branches) for kind, span in self._spans.items()}

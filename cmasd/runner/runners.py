@@ -17,7 +17,7 @@ from cmasd.runner.base import Extent, Guesser
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
-from cmasd.runner.masks import CausalMask
+from cmasd.runner.masks import Branches, CausalMask
 from cmasd.runner.stacks import BartStack, Stack, StockStack
 from cmasd.window import Window
 
@@ -99,6 +99,8 @@ class _SlotRunner:
     def _rectangle(self, window: Window, extent: Extent) -> Tensor:
         """(R, T, d): what a run's padding writes behind its end is overwritten before it can be seen."""
         tokens_RT, starts_R = window.padded(window.tokens_N), window.starts_R.to(self.device)
+        if window.parents_N is not None:
+            return self._hidden(tokens_RT, starts_R, extent, slots_B=window.slots_R, window=window)
         if not window.covers_first:
             return self._hidden(tokens_RT, starts_R, extent, slots_B=window.slots_R)
         return (self.graphs or self._hidden)(tokens_RT, starts_R, extent)
@@ -136,6 +138,18 @@ class _SlotRunner:
         """See `Runner.guesser`."""
         return None
 
+    @torch.no_grad()
+    def settle(self, chosen_M: Tensor, counts_R: Tensor) -> None:
+        """See `Runner.settle`."""
+        assert self.ran is not None, "a window was run"
+        window, hidden_Nd = self.ran
+        path = window.along(chosen_M, counts_R)
+        self.ran = path, hidden_Nd[chosen_M]
+        from_M, to_M = window.places_N[chosen_M], path.places_N
+        moved = (from_M != to_M).nonzero().squeeze(1)
+        if len(moved):
+            self._cache.carry(path.slots_N[moved], from_M[moved], to_M[moved])
+
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         self._cache.move(source, target)
@@ -151,18 +165,30 @@ class _SlotRunner:
         extent: Extent,
         live: Tensor | None = None,
         slots_B: Tensor | None = None,
+        window: Window | None = None,
     ) -> Tensor:
         """The device's part: (B, T, d), of slots 0..B-1 or of `slots_B`. Rows from `live` () on, where it is given, are
-        padding.
+        padding. `window` is given where its runs are trees.
         """
         raise NotImplementedError
 
-    def _open_window(self, starts_B: Tensor, extent: Extent, live: Tensor | None, slots_B: Tensor | None) -> Tensor:
-        """Point the cache at this window; return its positions (B, T)."""
+    def _open_window(
+        self,
+        starts_B: Tensor,
+        extent: Extent,
+        live: Tensor | None,
+        slots_B: Tensor | None,
+        window: Window | None,
+    ) -> tuple[Tensor, Branches | None]:
+        """Point the cache at this window; return its positions (B, T), and how its tokens see each other in trees."""
         starts_B1 = starts_B[:, None]
-        positions_BT = starts_B1 + self._steps_L[: extent.window]
-        self._cache.open_window(positions_BT, starts_B1, extent.length, live, slots_B)
-        return positions_BT
+        places_BT = starts_B1 + self._steps_L[: extent.window]
+        if window is None:
+            self._cache.open_window(places_BT, starts_B1, extent.length, live, slots_B)
+            return places_BT, None
+        positions_BT = starts_B1 + window.padded(window.depths_N)
+        self._cache.open_window(positions_BT, starts_B1, extent.length, live, slots_B, places_BT)
+        return positions_BT, Branches(places_BT, window.sees_RTT)
 
 
 class EncoderDecoderRunner(_SlotRunner):
@@ -202,9 +228,10 @@ class EncoderDecoderRunner(_SlotRunner):
         extent: Extent,
         live: Tensor | None = None,
         slots_B: Tensor | None = None,
+        window: Window | None = None,
     ) -> Tensor:
-        positions_BT = self._open_window(starts_B, extent, live, slots_B)
-        return self._stack.hidden(tokens_BT, positions_BT, extent, slots_B)
+        positions_BT, branches = self._open_window(starts_B, extent, live, slots_B, window)
+        return self._stack.hidden(tokens_BT, positions_BT, extent, slots_B, branches)
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
