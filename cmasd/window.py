@@ -32,7 +32,8 @@ class Window:
     covers_first: bool = False
     """Whether run i is known to be in slot i."""
     parents_N: Tensor | None = None
-    """(N,) int64: which token of its run each one follows, -1 for the first; parents come first. None: the one before.
+    """(N,) int64: which token of its run each one follows, -1 where that is what the slot holds; parents come first.
+    None: the one before.
     """
 
     @classmethod

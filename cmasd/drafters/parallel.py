@@ -18,6 +18,7 @@ from cmasd.confidence.scores import Scores, score, scores_of
 from cmasd.core import Draft
 from cmasd.drafters.base import Context, OfSources, until_end
 from cmasd.drafters.choice import Choice
+from cmasd.drafters.forest import Candidates, Forest
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 from cmasd.runner.parallel_runner import ParallelRunner
@@ -36,12 +37,15 @@ class ParallelDrafter(OfSources):
         confidence: Confidence,
         choose: Choice,
         eos_ids: Tensor,
+        branching: int = 1,
     ) -> None:
+        """`branching`: of trees, most ways to go on behind a token."""
         self.runner = runner
         self.max_draft_tokens = max_draft_tokens
         self.confidence = confidence
         self.choose = choose
         self.eos_ids = eos_ids
+        self._branching = branching
         self._is_one_call = runner.is_one_call and not choose.samples
         self.caught_up = True
 
@@ -75,6 +79,8 @@ class ParallelDrafter(OfSources):
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """One pass, then the Markov head from token to token."""
+        if rule.nodes:
+            return self._grow(context, room_B, rule)
         if extent is None:
             most = min(rule.most, max(room_B.tolist()))
         else:
@@ -82,6 +88,30 @@ class ParallelDrafter(OfSources):
         proposal = self._propose(context.tokens_BL, context.lengths_B, most, extent)
         drafted_B = until_end(proposal.tokens_BK, self.eos_ids, room_B)
         return replace(proposal, lengths_B=rule.lengths(proposal.confidence_BK, drafted_B), made_B=drafted_B)
+
+    def _grow(self, context: Context, room_B: Tensor, rule: Rule) -> Draft:
+        """A tree for each row, of one pass; the Markov head goes along every path."""
+        forest, device = Forest(rule, room_B, self.eos_ids), room_B.device
+        last_B = context.tokens_BL.gather(1, context.lengths_B[:, None] - 1).squeeze(1)
+        most = min(rule.most, self.max_draft_tokens, max(room_B.tolist()))
+        states, new_places = self.runner.forward(context.tokens_BL, context.lengths_B, most)
+        self.caught_up = new_places <= self.max_draft_tokens + 1
+        while len(forest.frontier.rows_F):
+            _, *where, depth = forest.frontier
+            rows_F, tokens_F = (torch.from_numpy(part).to(device) for part in where)
+            logits_FS, judged_F = states.branch(depth, rows_F, last_B[rows_F] if depth == 0 else tokens_F)
+            scores = score(logits_FS, self.confidence.margin_form)
+            tokens_Fn, shares_Fn, probs_FV = self.choose.several(logits_FS, self._branching)
+            forest.add(
+                Candidates.ranked(
+                    tokens_Fn.cpu().numpy(),
+                    shares_Fn.double().cpu().numpy(),
+                    self.confidence.combine(scores, judged_F).double().cpu().numpy(),
+                    scores.components.float().cpu().numpy(),
+                    probs_FV,
+                )
+            )
+        return forest.draft(device)
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
         """`most` tokens for every row."""

@@ -51,16 +51,16 @@ def build_model_drafter(
         verifier.vocabulary_size,
         pair.device,
     )
-    confidence = build_confidence(config.confidence, config.score)
+    confidence, ways = build_confidence(config.confidence, config.score), config.drafter.tree_branching
     if config.drafter.model == "parallel":
         assert pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
         model = ParallelModel(pair.parallel, pair.verifier, words, pair.drafter_int8)
         drafting = ParallelRunner(model, verifier, config.engine.graphs, words.tensor(pair.device))
-        return ParallelDrafter(drafting, min(most, model_most(config, pair)), confidence, choose, eos_ids)
+        return ParallelDrafter(drafting, min(most, model_most(config, pair)), confidence, choose, eos_ids, ways)
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
     runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs)
     share_encoder(runner, verifier)
     if config.drafter.model == "self":
         share_weights(runner, verifier)
-    return ModelDrafter(runner, confidence, constraints, choose, eos_ids)
+    return ModelDrafter(runner, confidence, constraints, choose, eos_ids, ways)

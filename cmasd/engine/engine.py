@@ -35,6 +35,7 @@ from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
+from cmasd.engine.trees import Trees
 from cmasd.policies import GoodputPolicy, Rule, build_policy
 from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Extent
@@ -64,7 +65,7 @@ class Engine:
             max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
             max_new_tokens=pair.max_new_tokens,
             max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
-            window=self.policy.max_draft_tokens + 1,
+            window=config.drafter.window if self.policy.max_draft_tokens else 1,
         )
         # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
         self.constraints = replace(pair.constraints, banned=())
@@ -86,6 +87,7 @@ class Engine:
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
+        self._trees = Trees(self.verifier, self.verification, self.constraints, self.state)
         self._rows = Rows(pair, self.shape, self.state, self.verifier, self.drafter)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
@@ -158,8 +160,14 @@ class Engine:
         context = self.state.context(self._rows.live)
         draft = self._draft(context, rule)
         drafted = time.perf_counter()
-        logits = self._verify(context, draft)
-        verdict = self.verification.verify(draft, logits)
+        sent = draft
+        if sent.parents_BK is None:
+            logits = self._verify(context, draft)
+            verdict = self.verification.verify(draft, logits)
+        else:
+            judged = self._trees.verify(context, sent, self.state.window(sent))
+            draft, logits, verdict = judged.draft, judged.logits, judged.verdict
+            self._trees.tally(sent, draft)
         outcome = self._commit(context, draft, verdict, logits)
         done = self.state.advance(outcome.count_B, outcome.ended_B)
         committed = time.perf_counter()
@@ -167,9 +175,9 @@ class Engine:
         if self._threads is None or not self._threads.is_looking:
             self.policy.observe(seen(draft, verdict, committed - started, is_typical))
         if self._threads is not None and is_typical:
-            self._threads.observe(self._rows.live, len(logits.values_NV), committed - started)
+            self._threads.observe(self._rows.live, self._rows.live + int(sent.lengths_B.sum()), committed - started)
         self.stats.draft_seconds += drafted - started
-        self.stats.drafter_tokens += int(draft.drafted_B.sum()) if self._asked else 0
+        self.stats.drafter_tokens += int(sent.drafted_B.sum()) if self._asked else 0
         self._count(self._rows.live)
         if self._ahead is not None:
             self.state.reach[: self._rows.live] += logits.longest
@@ -181,7 +189,7 @@ class Engine:
         """The shape of an iteration that drafts by a rule and waits for nothing; None where that cannot be."""
         if self._ahead is None or not can_run_ahead(self.policy, self.drafter, self.verification):
             return None
-        if rule is not None and rule.looks:
+        if rule is not None and (rule.looks or rule.nodes):
             return None
         most = 0 if rule is None else rule.most
         longest = min(int(self.state.reach[: self._rows.live].max()), self.shape.length - self.shape.window)

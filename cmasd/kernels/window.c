@@ -9,7 +9,7 @@ struct window {
     const int64_t *tokens, *slots, *starts; /* of each token; of each run its slot, and the place of its first token */
     const int64_t *firsts;                  /* where runs begin, and behind the last one where it ends */
     int64_t runs;
-    const int64_t *parents; /* the token of its run that each one follows, -1 for the first; null: the one before */
+    const int64_t *parents; /* the token of its run that each one follows, -1: none of them; null: the one before */
 };
 
 static int64_t size_of(const struct window *window) { return window->firsts[window->runs] - window->firsts[0]; }

@@ -24,11 +24,12 @@ __all__ = [
 def build_policy(config: Config) -> Policy:
     """The policy that `policy.kind` names."""
     k_min, k_max = config.drafter.min_draft_tokens, config.drafter.max_draft_tokens
+    nodes = config.drafter.tree_nodes
     policies: dict[str, Policy] = {
         "goodput": GoodputPolicy(k_max, config.policy.explore_share),
         "plain": PlainPolicy(),
-        "fixed": FixedPolicy(k_max),
-        "paper": PaperPolicy(config.policy.alpha, k_min, k_max),
-        "survival": SurvivalPolicy(config.policy.threshold, k_max),
+        "fixed": FixedPolicy(k_max, nodes),
+        "paper": PaperPolicy(config.policy.alpha, k_min, k_max, nodes),
+        "survival": SurvivalPolicy(config.policy.threshold, k_max, nodes),
     }
     return policies[config.policy.kind]

@@ -38,11 +38,13 @@ class Rule:
     slope: float | None = None
     """p_j = sigmoid(slope * logit(C_j) + offset_j) of the confidence C_j; None: p_j = C_j."""
     offsets_K: Float64 | None = None
+    nodes: int = 0
+    """Most tokens of a row's tree, whose every path goes by the rule; 0: a row drafts one way to go on."""
 
     @classmethod
-    def always(cls, most: int) -> "Rule":
+    def always(cls, most: int, nodes: int = 0) -> "Rule":
         """Every row drafts `most` tokens."""
-        return cls(np.full(most, -np.inf), np.full(most, -np.inf))
+        return cls(np.full(most, -np.inf), np.full(most, -np.inf), nodes=nodes)
 
     @property
     def most(self) -> int:
@@ -54,13 +56,13 @@ class Rule:
         """Whether confidences matter; where not, nobody need look at a draft while it is made."""
         return bool((self.go_on_K[:-1] > -np.inf).any() or (self.keep_K > -np.inf).any())
 
-    def acceptance(self, confidence_BJ: Float64) -> Float64:
-        """p (B, J); a confidence that nobody knows (NaN) counts as 1/2."""
+    def acceptance(self, confidence_BJ: Float64, first: int = 0) -> Float64:
+        """p (B, J) of tokens `first` and following; a confidence that nobody knows (NaN) counts as 1/2."""
         known_BJ = np.nan_to_num(confidence_BJ, nan=0.5)
         if self.slope is None or self.offsets_K is None:
             return known_BJ
         known_BJ = known_BJ.clip(EDGE, 1 - EDGE)
-        odds_BJ = self.slope * np.log(known_BJ / (1 - known_BJ)) + self.offsets_K[: known_BJ.shape[1]]
+        odds_BJ = self.slope * np.log(known_BJ / (1 - known_BJ)) + self.offsets_K[first : first + known_BJ.shape[1]]
         result: Float64 = 1 / (1 + np.exp(-odds_BJ))
         return result
 

@@ -6,9 +6,9 @@ from cmasd.policies.base import Policy, Rule
 class FixedPolicy(Policy):
     """k tokens in every iteration; none with k = 0."""
 
-    def __init__(self, max_draft_tokens: int) -> None:
+    def __init__(self, max_draft_tokens: int, nodes: int = 0) -> None:
         self.max_draft_tokens = max_draft_tokens
-        self._rule = Rule.always(max_draft_tokens) if max_draft_tokens else None
+        self._rule = Rule.always(max_draft_tokens, nodes) if max_draft_tokens else None
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

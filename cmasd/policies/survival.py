@@ -12,10 +12,10 @@ from cmasd.policies.base import Policy, Rule
 class SurvivalPolicy(Policy):
     """Stops at the first j whose survival probability is under the threshold."""
 
-    def __init__(self, threshold: float, max_draft_tokens: int) -> None:
+    def __init__(self, threshold: float, max_draft_tokens: int, nodes: int = 0) -> None:
         self.max_draft_tokens = max_draft_tokens
         least_K = np.full(max_draft_tokens, threshold)
-        self._rule = Rule(least_K, least_K)
+        self._rule = Rule(least_K, least_K, nodes=nodes)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

@@ -128,5 +128,8 @@ class Runner(Protocol):
         Its keys and values go where they would be had only it been run, and `ran` says that it was.
         """
 
+    def carry(self, slots_M: Tensor, from_M: Tensor, to_M: Tensor) -> None:
+        """Of these slots, what was kept of the tokens at some places goes to others, all at once."""
+
     def move(self, source: int, target: int) -> None:
         """Copy the state of slot `source` onto slot `target`."""

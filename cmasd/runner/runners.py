@@ -148,7 +148,12 @@ class _SlotRunner:
         from_M, to_M = window.places_N[chosen_M], path.places_N
         moved = (from_M != to_M).nonzero().squeeze(1)
         if len(moved):
-            self._cache.carry(path.slots_N[moved], from_M[moved], to_M[moved])
+            self.carry(path.slots_N[moved], from_M[moved], to_M[moved])
+
+    @torch.no_grad()
+    def carry(self, slots_M: Tensor, from_M: Tensor, to_M: Tensor) -> None:
+        """See `Runner.carry`."""
+        self._cache.carry(slots_M, from_M, to_M)
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
