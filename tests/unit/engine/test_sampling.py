@@ -215,7 +215,7 @@ def try_ways_anew(engine: Engine) -> None:
             taken, left_V = try_ways(probs_V, [token], [drafted_V])
             if taken is not None:
                 return way, left_V
-        return try_ways(probs_V, tokens, drafted)
+        return None, probs_V
 
     rule.try_ways = anew
 
