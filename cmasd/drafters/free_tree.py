@@ -7,18 +7,14 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from cmasd.core import Draft
-from cmasd.drafters.forest import Candidates, Forest, walk
+from cmasd.drafters.forest import Forest, Way, walk
 from cmasd.policies import Rule
 
 if TYPE_CHECKING:
     from cmasd.drafters.free import Proposal, Rates
-
-Found = tuple[int, int, float, int, "Branch"]
-"""Which token of the frontier it follows, the token, its confidence, its source, and what follows it."""
 
 
 @dataclass
@@ -40,11 +36,11 @@ class Branch:
                 known.confidence, known.source = confidence, proposal.source
             at = known
 
-    def found(self, of: int) -> list[Found]:
-        """The ways, the surest first."""
+    def found(self) -> list[tuple[Way, "Branch"]]:
+        """The ways, the surest first, and what follows each."""
         left, found = 1.0, []
         for token, way in sorted(self.ways.items(), key=lambda item: -item[1].confidence):
-            found.append((of, token, way.confidence * left, way.source, way))
+            found.append((Way(token, way.confidence * left, source=way.source), way))
             left *= 1.0 - way.confidence
         return found
 
@@ -57,20 +53,20 @@ class FreeTrees:
 
     def draft(self, proposals: "list[list[Proposal]]", rule: Rule, room_B: Tensor) -> Draft:
         """Of each row's texts."""
-        branches: dict[tuple[int, int], Branch] = {}  # of rows, and of tokens of the forest
-        for row, mine in enumerate(proposals):
-            root = branches[row, -1] = Branch()
+        roots = []
+        for mine in proposals:
+            roots.append(Branch())
             for proposal in mine:
-                root.grow(proposal)
+                roots[-1].grow(proposal)
         forest = Forest(rule, room_B, room_B.new_zeros(0))
-        while len(forest.frontier.rows_F):
-            rows, numbers = forest.frontier.rows_F.tolist(), forest.frontier.numbers_F.tolist()
-            places = [(row, -1) if number < 0 else (-1, number) for row, number in zip(rows, numbers, strict=True)]
-            found = [one for of, place in enumerate(places) for one in branches[place].found(of)]
-            first = len(forest.rows_M)
-            kept_C = forest.add(_candidates(found))
-            for number, place in enumerate(kept_C.nonzero()[0].tolist(), start=first):
-                branches[-1, number] = found[place][4]
+        branches: dict[int, Branch] = {}
+        while forest.frontier.rows:
+            numbers, rows, _ = forest.frontier
+            at = [roots[row] if number < 0 else branches[number] for number, row in zip(numbers, rows, strict=True)]
+            found = [branch.found() for branch in at]
+            added = forest.add([[way for way, _ in ways] for ways in found])
+            for fresh, ways in zip(added, found, strict=True):
+                branches.update((number, rest) for number, (_, rest) in zip(fresh, ways, strict=True))
         draft = forest.draft(room_B.device)
         self._sent = proposals, draft
         return draft
@@ -90,15 +86,3 @@ class FreeTrees:
                 if sent:
                     alike = (one == other for one, other in zip(proposal.tokens[:sent], said, strict=False))
                     rates.count(proposal, sent, sum(takewhile(bool, alike)))
-
-
-def _candidates(found: list[Found]) -> Candidates:
-    columns = zip(*found, strict=True) if found else ([], [], [], [], [])
-    of, tokens, confidence, source, _ = (list(column) for column in columns)
-    return Candidates(
-        np.array(of, dtype=np.int64),
-        np.array(tokens, dtype=np.int64),
-        np.array(confidence, dtype=np.float64),
-        np.full((len(of), 3), np.nan, dtype=np.float32),
-        np.array(source, dtype=np.int64),
-    )

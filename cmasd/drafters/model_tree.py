@@ -7,6 +7,7 @@ Shapes: F tokens that are gone on from, Q tokens asked for, V vocabulary.
 """
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
-from cmasd.drafters.forest import Candidates, Forest, Frontier, walk
+from cmasd.drafters.choice import Choice
+from cmasd.drafters.forest import Forest, Way, ranked, walk
 from cmasd.policies import Rule
 from cmasd.runner.branches import constrain_tree
 from cmasd.window import Window
@@ -36,15 +38,14 @@ class ModelTrees:
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule) -> Draft:
         """Until no row has a token that is worth going on from."""
-        drafter = self._drafter
+        drafter, device = self._drafter, room_B.device
         forest = Forest(rule, room_B, drafter.eos_ids)
         self._forest, self._fed = forest, {}
-        window = drafter.missing(context, torch.from_numpy(forest.frontier.rows_F).to(room_B.device))
-        forest.add(self._behind(drafter.behind(window), context, window, window.firsts_R1[1:] - 1))
-        while len(forest.frontier.rows_F):
-            window, asked_Q = self._window(forest, forest.frontier, context)
-            forest.add(self._behind(drafter.behind(window, asked_Q), context, window, asked_Q))
-        return forest.draft(room_B.device)
+        window = drafter.missing(context, torch.tensor(forest.frontier.rows, device=device))
+        self._go_on(forest, context, window, window.firsts_R1[1:] - 1)
+        while forest.frontier.rows:
+            self._go_on(forest, context, *self._window(forest, context))
+        return forest.draft(device)
 
     def commit(self, context: Context, accepted_B: Tensor) -> Tensor:
         """(B,) how many tokens of each row the cache holds behind its text, of those that were accepted."""
@@ -54,56 +55,51 @@ class ModelTrees:
         for row, numbers in fed.items():
             assert forest is not None, "it was grown"
             length = int(context.lengths_B[row])
-            said = context.tokens_BL[row, length : length + accepted[row]].tolist()
-            path = walk(forest.tokens_M[numbers].tolist(), _inside(forest, numbers), said)
+            path = walk(*forest.tree(numbers), context.tokens_BL[row, length : length + accepted[row]].tolist())
             held_B[row] = len(path)
             moves += [(row, length + place, length + depth) for depth, place in enumerate(path) if place != depth]
         if moves:
             self._drafter.runner.carry(*torch.tensor(moves, device=accepted_B.device).unbind(1))
         return held_B
 
-    def _window(self, forest: Forest, frontier: Frontier, context: Context) -> tuple[Window, Tensor]:
-        """All that was gone on from in these rows, and where the latest of it is in the list."""
-        for number, row in zip(frontier.numbers_F.tolist(), frontier.rows_F.tolist(), strict=True):
+    def _window(self, forest: Forest, context: Context) -> tuple[Window, Tensor]:
+        """All that was gone on from in the frontier's rows, and where the latest of it is in the list."""
+        numbers, rows, _ = forest.frontier
+        for number, row in zip(numbers, rows, strict=True):
             self._fed.setdefault(row, []).append(number)
-        rows = sorted(set(frontier.rows_F.tolist()))
-        numbers = [number for row in rows for number in self._fed[row]]
-        parents = [parent for row in rows for parent in _inside(forest, self._fed[row])]
-        sizes = torch.tensor([len(self._fed[row]) for row in rows])
-        latest = set(frontier.numbers_F.tolist())
+        rows = list(dict.fromkeys(rows))
+        trees = [forest.tree(self._fed[row]) for row in rows]
+        firsts = [0, *accumulate(len(tokens) for tokens, _ in trees)]
         device = context.lengths_B.device
         rows_R = torch.tensor(rows, device=device)
         window = Window(
-            torch.from_numpy(forest.tokens_M[numbers]).to(device),
+            torch.tensor([token for tokens, _ in trees for token in tokens], device=device),
             rows_R,
             context.lengths_B[rows_R],
-            torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(device),
-            int(sizes.max()),
-            parents_N=torch.tensor(parents, device=device),
+            torch.tensor(firsts, device=device),
+            max(len(tokens) for tokens, _ in trees),
+            parents_N=torch.tensor([parent for _, parents in trees for parent in parents], device=device),
         )
-        asked = {number: place for place, number in enumerate(numbers) if number in latest}
-        return window, torch.tensor([asked[number] for number in frontier.numbers_F.tolist()], device=device)
+        latest, fed = set(numbers), (number for row in rows for number in self._fed[row])
+        return window, torch.tensor([place for place, number in enumerate(fed) if number in latest], device=device)
 
-    def _behind(self, logits_FV: Tensor, context: Context, window: Window, asked_Q: Tensor) -> Candidates:
-        """What may follow each."""
+    def _go_on(self, forest: Forest, context: Context, window: Window, asked_Q: Tensor) -> None:
+        """From each token of the frontier."""
         drafter = self._drafter
+        logits_FV = drafter.behind(window, asked_Q)
         if drafter.follows_rules:
             if window.parents_N is None:
                 window = replace(window, parents_N=window.steps_N - 1)
             about = context.tokens_BL, context.prompt_lengths_B, context.limits_B
             logits_FV = constrain_tree(drafter.constraints, logits_FV, window, asked_Q, *about)
         confidence_F, scores = drafter.confidence(logits_FV)
-        tokens_Fn, shares_Fn, probs_FV = drafter.choose.several(logits_FV, self._branching)
-        return Candidates.ranked(
-            tokens_Fn.cpu().numpy(),
-            shares_Fn.double().cpu().numpy(),
-            confidence_F.double().cpu().numpy(),
-            scores.components.float().cpu().numpy(),
-            probs_FV,
-        )
+        forest.add(*ways_of(drafter.choose, self._branching, logits_FV, confidence_F, scores.components))
 
 
-def _inside(forest: Forest, numbers: list[int]) -> list[int]:
-    """The parent of each of these tokens among them, -1 where it is the row's last."""
-    places = {number: place for place, number in enumerate(numbers)}
-    return [places.get(parent, -1) for parent in forest.parents_M[numbers].tolist()]
+def ways_of(
+    choose: Choice, branching: int, logits_FV: Tensor, confidence_F: Tensor, components_F3: Tensor
+) -> tuple[list[list[Way]], Tensor | None]:
+    """The ways behind each token by the logits there, and what they were drawn from."""
+    tokens_Fn, shares_Fn, probs_FV = choose.several(logits_FV, branching)
+    lists = (part.tolist() for part in (tokens_Fn, shares_Fn, confidence_F, components_F3))
+    return [list(ranked(*parts)) for parts in zip(*lists, strict=True)], probs_FV

@@ -18,7 +18,8 @@ from cmasd.confidence.scores import Scores, score, scores_of
 from cmasd.core import Draft
 from cmasd.drafters.base import Context, OfSources, until_end
 from cmasd.drafters.choice import Choice
-from cmasd.drafters.forest import Candidates, Forest
+from cmasd.drafters.forest import Forest
+from cmasd.drafters.model_tree import ways_of
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 from cmasd.runner.parallel_runner import ParallelRunner
@@ -96,21 +97,16 @@ class ParallelDrafter(OfSources):
         most = min(rule.most, self.max_draft_tokens, max(room_B.tolist()))
         states, new_places = self.runner.forward(context.tokens_BL, context.lengths_B, most)
         self.caught_up = new_places <= self.max_draft_tokens + 1
-        while len(forest.frontier.rows_F):
-            _, *where, depth = forest.frontier
-            rows_F, tokens_F = (torch.from_numpy(part).to(device) for part in where)
-            logits_FS, judged_F = states.branch(depth, rows_F, last_B[rows_F] if depth == 0 else tokens_F)
+        while forest.frontier.rows:
+            numbers, rows, depth = forest.frontier
+            rows_F = torch.tensor(rows, device=device)
+            latest_F = last_B[rows_F]
+            if depth:
+                latest_F = torch.tensor([forest.nodes[number].way.token for number in numbers], device=device)
+            logits_FS, judged_F = states.branch(depth, rows_F, latest_F)
             scores = score(logits_FS, self.confidence.margin_form)
-            tokens_Fn, shares_Fn, probs_FV = self.choose.several(logits_FS, self._branching)
-            forest.add(
-                Candidates.ranked(
-                    tokens_Fn.cpu().numpy(),
-                    shares_Fn.double().cpu().numpy(),
-                    self.confidence.combine(scores, judged_F).double().cpu().numpy(),
-                    scores.components.float().cpu().numpy(),
-                    probs_FV,
-                )
-            )
+            confidence_F = self.confidence.combine(scores, judged_F)
+            forest.add(*ways_of(self.choose, self._branching, logits_FS, confidence_F, scores.components))
         return forest.draft(device)
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:

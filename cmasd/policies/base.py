@@ -7,6 +7,7 @@ under every policy, and a row's output does not depend on its neighbours.
 Shapes: B rows, J tokens drafted so far, K draft.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -56,13 +57,20 @@ class Rule:
         """Whether confidences matter; where not, nobody need look at a draft while it is made."""
         return bool((self.go_on_K[:-1] > -np.inf).any() or (self.keep_K > -np.inf).any())
 
-    def acceptance(self, confidence_BJ: Float64, first: int = 0) -> Float64:
-        """p (B, J) of tokens `first` and following; a confidence that nobody knows (NaN) counts as 1/2."""
+    def share(self, confidence: float, place: int) -> float:
+        """p of one token, which stands behind so many of the draft; as `acceptance`."""
+        if self.slope is None or self.offsets_K is None:
+            return confidence
+        known = min(max(confidence, EDGE), 1 - EDGE)
+        return 1 / (1 + math.exp(-(self.slope * math.log(known / (1 - known)) + float(self.offsets_K[place]))))
+
+    def acceptance(self, confidence_BJ: Float64) -> Float64:
+        """p (B, J); a confidence that nobody knows (NaN) counts as 1/2."""
         known_BJ = np.nan_to_num(confidence_BJ, nan=0.5)
         if self.slope is None or self.offsets_K is None:
             return known_BJ
         known_BJ = known_BJ.clip(EDGE, 1 - EDGE)
-        odds_BJ = self.slope * np.log(known_BJ / (1 - known_BJ)) + self.offsets_K[first : first + known_BJ.shape[1]]
+        odds_BJ = self.slope * np.log(known_BJ / (1 - known_BJ)) + self.offsets_K[: known_BJ.shape[1]]
         result: Float64 = 1 / (1 + np.exp(-odds_BJ))
         return result
 
