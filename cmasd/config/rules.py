@@ -17,6 +17,8 @@ class Rule(NamedTuple):
 
 
 DRAFTERS = (*MODEL_DRAFTERS, *FREE_DRAFTERS, "lookup")
+MOST_NODES = 64
+"""Of a tree: more are not worth verifying anywhere."""
 MOST_TAUGHT = 64
 """Of `telemetry.teacher_top_k`: 8 bytes each, for every output token."""
 
@@ -45,6 +47,8 @@ RULES = (
     Rule("drafter.memory_tokens", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
+    Rule("drafter.tree_nodes", lambda v: v == 0 or 2 <= v <= MOST_NODES, f"between 2 and {MOST_NODES}, or 0"),
+    Rule("drafter.tree_branching", lambda v: 1 <= v <= MOST_NODES, f"between 1 and {MOST_NODES}"),
     Rule("drafter.shortlist", _at_least(2), "at least 2, or null"),
     Rule("drafter.self_layers", _at_least(1), "at least 1, or null"),
     Rule("drafter.max_ngram", _at_least(1), "at least 1"),

@@ -130,6 +130,11 @@ class DrafterConfig:
     """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it."""
     min_draft_tokens: int = 1
     """k_min: fewest tokens drafted per iteration (policy `paper`)."""
+    tree_nodes: int = 0
+    """Most tokens of a row's draft where it is a tree: the likeliest ways to go on, k_max deep at most; 0: one way. For
+    few live rows, where the verifier looks at more tokens for little."""
+    tree_branching: int = 3
+    """Most ways to go on behind a token of a tree."""
     shortlist: int | None = None
     """Drafts are made of this many tokens, the most frequent by the drafter's shortlist.json: a smaller output layer,
     fewer right guesses; null: the whole vocabulary."""
@@ -137,6 +142,11 @@ class DrafterConfig:
     """Decoder layers of the verifier that draft (drafter `self`); null: half of them."""
     max_ngram: int = 3
     """Longest n-gram that `copy` matches; `memory` tells places apart by as many tokens, and at least by 8."""
+
+    @property
+    def window(self) -> int:
+        """Tokens of a row that the verifier is fed at most: its last one and the draft."""
+        return 1 + max(self.max_draft_tokens, self.tree_nodes)
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter
+from cmasd.drafters.free_tree import FreeTrees
 from cmasd.drafters.memory import Memory
 from cmasd.drafters.rejoin import Habits, Old
 from cmasd.drafters.texts import Text, copied
@@ -124,6 +125,7 @@ class FreeDrafter(Drafter):
         self._rows: dict[int, Row] = {}
         self._rates = Rates()
         self._habits = Habits()
+        self._trees = FreeTrees()
         self._sent: tuple[list[Proposal], Tensor] | None = None
 
     # ---------------------------------------------------------------- rows come and go
@@ -154,21 +156,25 @@ class FreeDrafter(Drafter):
     # ---------------------------------------------------------------- drafting
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
-        """The best text of each row."""
+        """The best text of each row, or a tree of all."""
         self._rates.fade()
         lengths, prompts = context.lengths_B.tolist(), context.prompt_lengths_B.tolist()
         tokens_BL = context.tokens_BL.cpu().numpy()
-        chosen = []
-        for slot, room in enumerate(room_B.tolist()):
-            row = self._rows[slot]
+        rows = [self._rows[slot] for slot in range(len(lengths))]
+        for slot, row in enumerate(rows):
             self._read(row, tokens_BL[slot, row.known : lengths[slot]].tolist(), prompts[slot])
-            chosen.append(self._best(row, min(room, rule.most)) if room else NONE)
+        rooms = [min(room, rule.most) for room in room_B.tolist()]
+        if rule.nodes:
+            found = [self._all(row, room) if room else [] for row, room in zip(rows, rooms, strict=True)]
+            return self._trees.draft(found, rule, room_B)
+        chosen = [self._best(row, room) if room else NONE for row, room in zip(rows, rooms, strict=True)]
         draft = self._written(chosen, rule, context.lengths_B.device)
         self._sent = chosen, draft.lengths_B
         return draft
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Count what became of the drafts."""
+        self._trees.commit(context.tokens_BL, context.lengths_B, accepted_B, self._rates)
         if self._sent is None:
             return
         chosen, lengths_B = self._sent
@@ -213,6 +219,10 @@ class FreeDrafter(Drafter):
                 if most >= ENOUGH * room:
                     break
         return best
+
+    def _all(self, row: Row, room: int) -> list[Proposal]:
+        found = [of(row, room) for of in (self._of_previous, self._of_alike, self._of_memory, self._of_own)]
+        return [proposal for proposal in found if proposal is not None and proposal.tokens]
 
     def _of_previous(self, row: Row, room: int) -> Proposal | None:
         return self._of_old(row.previous, FROM_PREVIOUS, room)

@@ -78,6 +78,11 @@ def merged(free: Draft, model: Draft, is_free_B: Tensor) -> Draft:
         return torch.where(is_free_B.view(-1, *[1] * (one.dim() - 1)), one, other)
 
     source_B = free.lengths_B.new_full(free.lengths_B.shape, FROM_DRAFT)
+    parents_BK = source_BK = None
+    if free.parents_BK is not None and model.parents_BK is not None:
+        parents_BK = either(free.parents_BK, model.parents_BK)
+    if free.source_BK is not None:
+        source_BK = either(free.source_BK, model.tokens_BK.new_full(model.tokens_BK.shape, FROM_DRAFT))
     return Draft(
         tokens_BK=either(free.tokens_BK, model.tokens_BK),
         lengths_B=either(free.lengths_B, model.lengths_B),
@@ -86,6 +91,8 @@ def merged(free: Draft, model: Draft, is_free_B: Tensor) -> Draft:
         probs_BKV=None if model.probs_BKV is None else either(certain(free, model.probs_BKV), model.probs_BKV),
         made_B=either(free.drafted_B, model.drafted_B),
         source_B=source_B if free.source_B is None else either(free.source_B, source_B),
+        parents_BK=parents_BK,
+        source_BK=source_BK,
     )
 
 

@@ -138,7 +138,7 @@ def need_of(pair: Pair, config: Config) -> Need:
         max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
         max_new_tokens=pair.max_new_tokens,
         max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
-        window=1 if plain else config.drafter.max_draft_tokens + 1,
+        window=1 if plain else config.drafter.window,
     )
     models = [(pair.verifier, pair.int8)]
     if pair.drafter is not None and not plain:

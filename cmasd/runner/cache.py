@@ -150,19 +150,22 @@ class SlotCache(Cache):
         read_length: int,
         live: Tensor | None = None,
         slots_B: Tensor | None = None,
+        places_BT: Tensor | None = None,
     ) -> None:
         """Slots 0..B-1, or those of `slots_B`, write at `positions_BT`; with `live` (), only so many of the first: the
-        others write to the spare slot.
+        others write to the spare slot. With `places_BT` they write there, as in a tree.
 
         Works on the device alone, so that a CUDA graph may hold it; `extend` is the host's part.
         """
-        rows = positions_BT.shape[0]
+        rows, window = positions_BT.shape
         self._starts = starts_B1
+        if places_BT is not None:  # decoders add 0, 1, 2, ... to what they are told
+            self._starts = positions_BT - torch.arange(window, device=positions_BT.device)
         first_line_BH = self._first_line_BH[:rows] if slots_B is None else self._first_line_BH[slots_B]
         if live is not None:
             assert self.is_bucketed, "rows of padding need a spare slot"
             first_line_BH = torch.where(self._slots_B1[:rows] < live, first_line_BH, self._first_line_BH[-1])
-        self._write_at(first_line_BH, positions_BT)
+        self._write_at(first_line_BH, positions_BT if places_BT is None else places_BT)
         if slots_B is not None:
             self.view = View(self.buffer_KSHLP, rows, read_length, slots_B)
             return
@@ -198,8 +201,15 @@ class SlotCache(Cache):
         return (key_states, value_states) if self.view is None else self.view.pair(layer_idx)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Length before the window: 0 for a prompt, else (B, 1), from which decoders derive (B, T) positions."""
+        """Length before the window: 0 for a prompt, else (B, 1), from which decoders derive (B, T) positions.
+
+        For trees (B, T), so that each token gets its own; the first one is a row's length before it.
+        """
         return self._starts  # type: ignore[return-value]
+
+    def carry(self, slots_M: Tensor, from_M: Tensor, to_M: Tensor) -> None:
+        """Of some slots, the keys and values of these places go to others, all at once."""
+        self.buffer_KSHLP[:, slots_M, :, to_M] = self.buffer_KSHLP[:, slots_M, :, from_M]
 
     def move(self, source: int, target: int) -> None:
         """What slot `source` wrote is in slot `target` from now on."""

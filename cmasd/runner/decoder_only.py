@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from cmasd.runner.base import Pass
 from cmasd.runner.cache import Geometry
 from cmasd.runner.families import Family
+from cmasd.runner.masks import Branches
 from cmasd.runner.prefix import Prefix
 from cmasd.runner.prompts import flat_passes, padded_passes, side_by_side, window_of
 from cmasd.runner.rotary import rotary_decoder
@@ -96,10 +97,13 @@ class DecoderOnlyRunner(_SlotRunner):
         return None if self._whole is None else self._whole(window, self._cache.buffer_KSHLP)
 
     def _hidden(self, given: Pass) -> Tensor:
-        return self._decode(given.tokens_BT, self._open_window(given), given.extent.length)
+        positions_BT, branches = self._open_window(given)
+        return self._decode(given.tokens_BT, positions_BT, given.extent.length, branches)
 
-    def _decode(self, tokens_BT: Tensor, positions_BT: Tensor, read_length: int) -> Tensor:
-        mask = self._mask(positions_BT, read_length)
+    def _decode(
+        self, tokens_BT: Tensor, positions_BT: Tensor, read_length: int, branches: Branches | None = None
+    ) -> Tensor:
+        mask = self._mask(positions_BT, read_length, branches)
         if self._last_position is not None and read_length > self._last_position:
             positions_BT = positions_BT.clamp(max=self._last_position)
         output = self._decoder(
@@ -111,7 +115,8 @@ class DecoderOnlyRunner(_SlotRunner):
         )
         return cast(Tensor, output.last_hidden_state)
 
-    def _mask(self, positions_BT: Tensor, read_length: int) -> Tensor | dict[str, Tensor]:
+    def _mask(self, positions_BT: Tensor, read_length: int, branches: Branches | None) -> Tensor | dict[str, Tensor]:
+        about = positions_BT, read_length
         if not isinstance(self._spans, dict):
-            return self._causal.window(positions_BT, read_length, self._spans)
-        return {kind: self._causal.window(positions_BT, read_length, span) for kind, span in self._spans.items()}
+            return self._causal.window(*about, self._spans, branches)
+        return {kind: self._causal.window(*about, span, branches) for kind, span in self._spans.items()}
