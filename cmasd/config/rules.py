@@ -95,7 +95,7 @@ _SECRET = re.compile(
 """Credentials before the host of an address, or in its query."""
 
 
-_NAMES = ("models.verifier", "models.drafter", "drafter.previous")
+_NAMES = ("models.verifier", "models.drafter", "drafter.previous", "drafter.memory")
 _NO_ADDRESS = re.compile(r"(?P<scheme>s3a?|gs|gcs|az|abfss?|hdfs|https?):(?!//[^/])", re.IGNORECASE)
 """Begins like an address, and would be taken for a folder of that name."""
 
@@ -183,6 +183,12 @@ def _check_previous(config: Config) -> None:
         )
     if run and run.rstrip("/") == config.output.path.rstrip("/"):
         raise ConfigError(f"drafter.previous: is output.path itself, got {run}; expected another run. Change one.")
+    memory = config.drafter.memory
+    if memory and "memory" not in config.drafter.kinds:
+        raise ConfigError(
+            f"drafter.memory: is of drafter.kind memory, got {memory} with drafter.kind {config.drafter.name}. "
+            "Add memory to drafter.kind."
+        )
 
 
 def _check_drafter_dtype(config: Config) -> None:

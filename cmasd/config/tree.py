@@ -107,8 +107,11 @@ class DrafterConfig:
     those without a model, and at most one with: [previous, memory, copy, model]."""
     previous: str | None = None
     """Run folder, local or s3://, whose outputs of the same ids `previous` goes by."""
+    memory: str | None = None
+    """Run folder, local or s3://, with what whose rows said `memory` begins, beside what this run's own said before it
+    was resumed; null: that of `drafter.previous`, if it has any."""
     memory_tokens: int = 1_000_000
-    """Output tokens that `memory` holds in one actor; the oldest make room."""
+    """Output tokens that `memory` holds in one actor, and the run folder for each; the oldest make room."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it."""
     min_draft_tokens: int = 1

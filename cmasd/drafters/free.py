@@ -13,7 +13,8 @@ Shapes: B rows, K draft, S sources, G kinds of places; 2 the first token, and th
 """
 
 import operator
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -127,6 +128,8 @@ class FreeDrafter:
         self._rates = Rates()
         self._habits = Habits()
         self._sent: tuple[list[Proposal], Tensor] | None = None
+        self.seconds = 0.0
+        """Spent on all of this so far."""
 
     # ---------------------------------------------------------------- rows come and go
 
@@ -138,10 +141,12 @@ class FreeDrafter:
 
     def enter(self, slots: list[int], requests: list[Request]) -> None:
         """Their texts are looked into when they are first drafted for."""
+        began = time.perf_counter()
         for slot, request in zip(slots, requests, strict=True):
             text = Text(request.source if self._is_encoder_decoder else ())
             text.close()
             self._rows[slot] = Row(request, text, len(text.tokens))
+        self.seconds += time.perf_counter() - began
 
     def move(self, source: int, target: int) -> None:
         """The row takes its texts along."""
@@ -149,10 +154,22 @@ class FreeDrafter:
 
     def leave(self, slots: list[int], results: list[Result]) -> None:
         """What they said is remembered."""
+        began = time.perf_counter()
         for slot, result in zip(slots, results, strict=True):
             row = self._rows.pop(slot)
             if self._memory is not None:
                 self._memory.learn(row.request.source, result.token_ids.tolist())
+        self.seconds += time.perf_counter() - began
+
+    def remember(self, rows: Iterable[tuple[list[int], list[int]]]) -> int:
+        """Source and output of rows that others have decoded; gives the tokens of outputs, 0 without a memory."""
+        if self._memory is None:
+            return 0
+        tokens = 0
+        for source, output in rows:
+            self._memory.learn(source, output)
+            tokens += len(output)
+        return tokens
 
     def forget(self) -> None:
         """All that rows before have said."""
@@ -167,6 +184,7 @@ class FreeDrafter:
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """The best text of each row."""
+        began = time.perf_counter()
         self._rates.fade()
         lengths, prompts = context.lengths_B.tolist(), context.prompt_lengths_B.tolist()
         tokens_BL = context.tokens_BL.cpu().numpy()
@@ -177,17 +195,20 @@ class FreeDrafter:
             chosen.append(self._best(row, min(room, rule.most)) if room else NONE)
         draft = self._written(chosen, rule, context.lengths_B.device)
         self._sent = chosen, draft.lengths_B
+        self.seconds += time.perf_counter() - began
         return draft
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Count what became of the drafts."""
         if self._sent is None:
             return
+        began = time.perf_counter()
         chosen, lengths_B = self._sent
         self._sent = None
         for proposal, sent, accepted in zip(chosen, lengths_B.tolist(), accepted_B.tolist(), strict=True):
             if sent:
                 self._rates.count(proposal, sent, accepted)
+        self.seconds += time.perf_counter() - began
 
     def _read(self, row: Row, tokens: list[int], prompt: int) -> None:
         """What the row has said since it was drafted for last."""

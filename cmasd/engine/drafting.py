@@ -31,6 +31,13 @@ def build_drafter(
     return MixedDrafter(free, model, model_most(config, pair)) if settings.free else model
 
 
+def free_of(drafter: Drafter | None) -> FreeDrafter | None:
+    """The part of it that drafts of known texts."""
+    if isinstance(drafter, MixedDrafter):
+        return drafter.free
+    return drafter if isinstance(drafter, FreeDrafter) else None
+
+
 def model_most(config: Config, pair: Pair) -> int:
     """Tokens that the model drafts at most beside free drafts, which may be longer than it was trained for."""
     most = config.drafter.max_draft_tokens

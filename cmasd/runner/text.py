@@ -6,6 +6,9 @@ Rows are checked and tokenized all at once; only when that fails are they tried 
 Does not pad, and does not cut outputs.
 """
 
+import hashlib
+import json
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -68,6 +71,12 @@ class TextCodec:
         if target_language is not None:
             self.forced_bos_token_id = _language_token_id(self._tokenizer, "target", target_language)
         self._backend = _backend(self._tokenizer)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A digest of all tokens and their ids: where it is the same, ids mean the same."""
+        tokens = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        return hashlib.blake2b(tokens.encode(), digest_size=16).hexdigest()
 
     def encode(self, texts: list[object]) -> list[Ids | RowError]:
         """Token ids of every text in order, or why a row has none."""
