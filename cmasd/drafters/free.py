@@ -4,19 +4,15 @@
     memory     what rows before it said after the same words, or all that was made of a source nearly the same
     copy       what followed the same words in the row's own source or output
 
-Of a row's drafts that with the most tokens expected to be accepted goes in. Confidence of a token is the share of the
-places that go on with it, times how often tokens of that source, after so many that agreed, were accepted lately, the
-first of a draft apart from those that follow it: PRIOR is assumed beforehand, and old evidence fades, so that what a
-policy has given up is tried again. Entropy and margins do not exist and are NaN.
+Of a row's drafts that with the most tokens expected to be accepted goes in (`proposals.py`). Entropy and margins do not
+exist and are NaN.
 
-Shapes: B rows, K draft, S sources, G kinds of places; 2 the first token, and those behind it.
+Shapes: B rows, K draft.
 """
 
-import operator
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -25,40 +21,16 @@ from torch import Tensor
 from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
 from cmasd.drafters.base import Context
 from cmasd.drafters.memory import Memory
+from cmasd.drafters.proposals import ALIKE, KINDS, NONE, Proposal, Rates
 from cmasd.drafters.rejoin import Habits, Old
 from cmasd.drafters.texts import Text, copied
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 
-PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
-"""Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
-FADE = 0.99
-"""Weight that evidence keeps per iteration."""
-KINDS = 32
-"""Of places: by the tokens that agree before them, in the same text (`rejoin`), or else in others from `ALIKE` on."""
-ALIKE = 12
 TOLD_APART = 8
 """Tokens by which places in the memory are, at least: it holds many."""
 ENOUGH = 0.9
 """Of the room: a draft that is expected to be accepted so far is not set beside others."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One way to go on."""
-
-    tokens: list[int]
-    confidence: list[float]
-    source: int
-    kind: int
-
-    @property
-    def expected(self) -> float:
-        """Tokens that will be accepted: the sum of what survives to each."""
-        return float(sum(accumulate(self.confidence, operator.mul)))
-
-
-NONE = Proposal([], [], FROM_COPY, 0)
 
 
 @dataclass
@@ -79,31 +51,6 @@ class Row:
     was_looked_up: bool = False
 
 
-class Rates:
-    """How often tokens were accepted, by source and kind: a place that was found wrong fails at once, or not at all."""
-
-    def __init__(self) -> None:
-        self._accepted_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
-        self._judged_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
-
-    def fade(self) -> None:
-        """An iteration later."""
-        self._accepted_SG2 *= FADE
-        self._judged_SG2 *= FADE
-
-    def __call__(self, source: int, kind: int, count: int) -> list[float]:
-        """Share accepted of those that were judged, for so many tokens."""
-        accepted_2 = self._accepted_SG2[source, kind] + PRIOR_ACCEPTED
-        first, later = (accepted_2 / (self._judged_SG2[source, kind] + PRIOR_JUDGED)).tolist()
-        return [first, *[later] * (count - 1)][:count]
-
-    def count(self, proposal: Proposal, sent: int, accepted: int) -> None:
-        """What the verifier said of a draft of which so much was sent; behind a rejection it says nothing."""
-        judged = min(accepted + 1, sent)
-        self._accepted_SG2[proposal.source, proposal.kind] += min(accepted, 1), max(accepted - 1, 0)
-        self._judged_SG2[proposal.source, proposal.kind] += min(judged, 1), max(judged - 1, 0)
-
-
 class FreeDrafter:
     """Of texts, without a model."""
 
@@ -117,8 +64,11 @@ class FreeDrafter:
         memory_tokens: int,
         vocabulary_size: int,
         is_encoder_decoder: bool,
+        inside_words: Container[int] = (),
     ) -> None:
-        """`kinds`: some of previous, memory and copy; `vocabulary_size`: the verifier says ids below it."""
+        """`kinds`: some of previous, memory and copy; `vocabulary_size`: the verifier says ids below it;
+        `inside_words`: those that go on with a word.
+        """
         self.max_ngram = max_ngram
         self._kinds = frozenset(kinds)
         self._memory = Memory(memory_tokens, max(max_ngram, TOLD_APART)) if "memory" in kinds else None
@@ -126,7 +76,7 @@ class FreeDrafter:
         self._is_encoder_decoder = is_encoder_decoder
         self._rows: dict[int, Row] = {}
         self._rates = Rates()
-        self._habits = Habits()
+        self._habits = Habits(inside_words)
         self._sent: tuple[list[Proposal], Tensor] | None = None
         self.seconds = 0.0
         """Spent on all of this so far."""

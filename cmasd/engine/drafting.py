@@ -13,6 +13,7 @@ from cmasd.runner.families import Words
 from cmasd.runner.load import load_runner, share_encoder, share_weights
 from cmasd.runner.parallel import ParallelModel
 from cmasd.runner.parallel_runner import ParallelRunner
+from cmasd.runner.text import inside_words
 
 
 def build_drafter(
@@ -23,7 +24,12 @@ def build_drafter(
         return None
     settings = config.drafter
     free = FreeDrafter(
-        settings.free, settings.max_ngram, settings.memory_tokens, verifier.vocabulary_size, pair.is_encoder_decoder
+        settings.free,
+        settings.max_ngram,
+        settings.memory_tokens,
+        verifier.vocabulary_size,
+        pair.is_encoder_decoder,
+        inside_words(pair.codec) if settings.free else (),
     )
     if settings.model is None:
         return free

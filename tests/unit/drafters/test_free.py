@@ -5,7 +5,7 @@ import torch
 
 from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.free import PRIOR_ACCEPTED, PRIOR_JUDGED, Proposal, Rates
+from cmasd.drafters.proposals import PRIOR_ACCEPTED, PRIOR_JUDGED, Proposal, Rates
 from cmasd.policies import Rule
 
 PRIOR = PRIOR_ACCEPTED / PRIOR_JUDGED
