@@ -18,7 +18,8 @@ COMPARED = (
 COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all")
 """What `compare.engines` may name besides its default."""
 
-FREE_DRAFTERS, MODEL_DRAFTERS = ("previous", "memory", "copy"), ("model", "parallel", "self", "quantised")
+FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
+MODEL_DRAFTERS = ("model", "parallel", "self", "quantised")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class DrafterConfig:
     `self`: the verifier's first decoder layers, without any training; `quantised`: the verifier's own weights rounded
     to 8 bits, on a CPU, without any training; without a model `copy` (or `lookup`): what followed the same words in the
     row's source or output; `memory`: in rows before it; `previous`: an earlier run's output of the row. Or a list of
-    those without a model, and at most one with: [previous, memory, copy, model]."""
+    those without a model, and at most one with: [previous, memory, copy, model]; with a model also `recycle`: what its
+    draft said behind a token that was rejected."""
     previous: str | None = None
     """Run folder, local or s3://, whose outputs of the same ids `previous` goes by."""
     memory: str | None = None

@@ -3,6 +3,7 @@
     previous   what an earlier run made of the same row
     memory     what rows before it said after the same words, or all that was made of a source nearly the same
     copy       what followed the same words in the row's own source or output
+    recycle    what a model's draft said behind a token that was rejected
 
 Of a row's drafts that with the most tokens expected to be accepted goes in (`proposals.py`). Entropy and margins do not
 exist and are NaN.
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
+from cmasd.core import FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
 from cmasd.drafters.base import Context
 from cmasd.drafters.memory import Memory
 from cmasd.drafters.proposals import ALIKE, KINDS, NONE, Proposal, Rates
@@ -48,6 +49,8 @@ class Row:
     previous: Old | None = None
     repeated: Old | None = None
     """The output of a row with nearly the same source."""
+    rejected: Old | None = None
+    """A model's latest draft, of which something is left."""
     was_looked_up: bool = False
 
 
@@ -66,7 +69,7 @@ class FreeDrafter:
         is_encoder_decoder: bool,
         inside_words: Container[int] = (),
     ) -> None:
-        """`kinds`: some of previous, memory and copy; `vocabulary_size`: the verifier says ids below it;
+        """`kinds`: some of previous, memory, copy and recycle; `vocabulary_size`: the verifier says ids below it;
         `inside_words`: those that go on with a word.
         """
         self.max_ngram = max_ngram
@@ -77,6 +80,7 @@ class FreeDrafter:
         self._rows: dict[int, Row] = {}
         self._rates = Rates()
         self._habits = Habits(inside_words)
+        self._habits_of_drafts = Habits()
         self._sent: tuple[list[Proposal], Tensor] | None = None
         self.seconds = 0.0
         """Spent on all of this so far."""
@@ -148,6 +152,23 @@ class FreeDrafter:
         self.seconds += time.perf_counter() - began
         return draft
 
+    def give_way(self, is_used_B: Tensor) -> None:
+        """The drafts of other rows than these go no further."""
+        if self._sent is not None:
+            chosen, lengths_B = self._sent
+            self._sent = chosen, lengths_B * is_used_B
+
+    def recycle(self, draft: Draft, is_of_model_B: Tensor, accepted_B: Tensor) -> None:
+        """A model drafted for these rows; what is left behind a rejected token may come yet."""
+        began = time.perf_counter()
+        drafted = draft.drafted_B.tolist()
+        for slot, (is_of_model, accepted) in enumerate(zip(is_of_model_B.tolist(), accepted_B.tolist(), strict=True)):
+            if is_of_model:
+                is_left = accepted + 1 < drafted[slot]
+                tokens = draft.tokens_BK[slot, : drafted[slot]].tolist() if is_left else []
+                self._rows[slot].rejected = Old(tokens, self._habits_of_drafts) if is_left else None
+        self.seconds += time.perf_counter() - began
+
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Count what became of the drafts."""
         if self._sent is None:
@@ -170,7 +191,7 @@ class FreeDrafter:
             row.was_looked_up = True
             self._look_up(row)
             new = row.output
-        for old in (row.previous, row.repeated):
+        for old in (row.previous, row.repeated, row.rejected):
             if old is not None:
                 old.follow(row.output, len(new))
 
@@ -189,7 +210,7 @@ class FreeDrafter:
 
     def _best(self, row: Row, room: int) -> Proposal:
         best, most = NONE, 0.0
-        for propose in (self._of_previous, self._of_alike, self._of_memory, self._of_own):
+        for propose in (self._of_previous, self._of_alike, self._of_memory, self._of_own, self._of_rejected):
             proposal = propose(row, room)
             if proposal is not None and proposal.tokens and (expected := proposal.expected) > most:
                 best, most = proposal, expected
@@ -202,6 +223,9 @@ class FreeDrafter:
 
     def _of_alike(self, row: Row, room: int) -> Proposal | None:
         return self._of_old(row.repeated, FROM_MEMORY, room)
+
+    def _of_rejected(self, row: Row, room: int) -> Proposal | None:
+        return self._of_old(row.rejected, FROM_DRAFT, room)
 
     def _of_old(self, old: Old | None, source: int, room: int) -> Proposal | None:
         if old is None:

@@ -17,6 +17,8 @@ from cmasd.core import FROM_COPY, FROM_PREVIOUS
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
 """Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
+PRIOR_OF_PREVIOUS = 9.5, 10.0
+"""Of the same row's output in an earlier run: what was changed since is hoped to have changed little."""
 FADE = 0.99
 """Weight that evidence keeps per iteration."""
 KINDS = 32
@@ -56,8 +58,9 @@ class Rates:
 
     def __call__(self, source: int, kind: int, count: int) -> list[float]:
         """Share accepted of those that were judged, for so many tokens."""
-        accepted_2 = self._accepted_SG2[source, kind] + PRIOR_ACCEPTED
-        first, later = (accepted_2 / (self._judged_SG2[source, kind] + PRIOR_JUDGED)).tolist()
+        accepted, judged = PRIOR_OF_PREVIOUS if source == FROM_PREVIOUS else (PRIOR_ACCEPTED, PRIOR_JUDGED)
+        accepted_2 = self._accepted_SG2[source, kind] + accepted
+        first, later = (accepted_2 / (self._judged_SG2[source, kind] + judged)).tolist()
         return [first, *[later] * (count - 1)][:count]
 
     def count(self, proposal: Proposal, sent: int, accepted: int) -> None:

@@ -34,7 +34,9 @@ def build_drafter(
     if settings.model is None:
         return free
     model = build_model_drafter(config, pair, most, verifier, constraints, eos_ids)
-    return MixedDrafter(free, model, model_most(config, pair)) if settings.free else model
+    if not settings.free:
+        return model
+    return MixedDrafter(free, model, model_most(config, pair), recycles="recycle" in settings.free)
 
 
 def free_of(drafter: Drafter | None) -> FreeDrafter | None:

@@ -187,7 +187,7 @@ class TestRules:
             ("limits.max_failed_fraction=2", "must be between 0 and 1, got 2.0."),
             (
                 "drafter.kind=nobody",
-                "must be one of model, parallel, self, quantised, previous, memory, copy, lookup, or a list",
+                "must be one of model, parallel, self, quantised, previous, memory, copy, recycle, lookup, or a list",
             ),
             ("drafter.kind=null", "must be one of"),
             ("drafter.kind=[]", "must be one of"),
