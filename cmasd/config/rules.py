@@ -33,7 +33,9 @@ def _share(value: float) -> bool:
 
 def _are_drafters(value: object) -> bool:
     listed = value if isinstance(value, list) else [value]
-    return bool(listed) and all(one in DRAFTERS for one in listed) and sum(one in MODEL_DRAFTERS for one in listed) < 2
+    models = sum(one in MODEL_DRAFTERS for one in listed)
+    are_known = bool(listed) and all(one in DRAFTERS for one in listed)
+    return are_known and models < 2 and ("recycle" not in listed or models == 1)
 
 
 def _are_compared(names: list[str]) -> bool:
@@ -43,7 +45,11 @@ def _are_compared(names: list[str]) -> bool:
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
     Rule("input.max_text_bytes", _at_least(1), "at least 1"),
-    Rule("drafter.kind", _are_drafters, f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four"),
+    Rule(
+        "drafter.kind",
+        _are_drafters,
+        f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four, and with one if recycle is in it",
+    ),
     Rule("drafter.memory_tokens", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
@@ -102,7 +108,7 @@ _SECRET = re.compile(
 """Credentials before the host of an address, or in its query."""
 
 
-_NAMES = ("models.verifier", "models.drafter", "drafter.previous")
+_NAMES = ("models.verifier", "models.drafter", "drafter.previous", "drafter.memory")
 _NO_ADDRESS = re.compile(r"(?P<scheme>s3a?|gs|gcs|az|abfss?|hdfs|https?):(?!//[^/])", re.IGNORECASE)
 """Begins like an address, and would be taken for a folder of that name."""
 
@@ -199,6 +205,12 @@ def _check_previous(config: Config) -> None:
         )
     if run and run.rstrip("/") == config.output.path.rstrip("/"):
         raise ConfigError(f"drafter.previous: is output.path itself, got {run}; expected another run. Change one.")
+    memory = config.drafter.memory
+    if memory and "memory" not in config.drafter.kinds:
+        raise ConfigError(
+            f"drafter.memory: is of drafter.kind memory, got {memory} with drafter.kind {config.drafter.name}. "
+            "Add memory to drafter.kind."
+        )
 
 
 def _check_stitch(config: Config) -> None:

@@ -22,7 +22,8 @@ COMPARED = (
 COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all")
 """What `compare.engines` may name besides its default."""
 
-FREE_DRAFTERS, MODEL_DRAFTERS = ("previous", "memory", "copy"), ("model", "parallel", "self", "quantised")
+FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
+MODEL_DRAFTERS = ("model", "parallel", "self", "quantised")
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,15 @@ class DrafterConfig:
     `self`: the verifier's first decoder layers, without any training; `quantised`: the verifier's own weights rounded
     to 8 bits, on a CPU, without any training; without a model `copy` (or `lookup`): what followed the same words in the
     row's source or output; `memory`: in rows before it; `previous`: an earlier run's output of the row. Or a list of
-    those without a model, and at most one with: [previous, memory, copy, model]."""
+    those without a model, and at most one with: [previous, memory, copy, model]; with a model also `recycle`: what its
+    draft said behind a token that was rejected."""
     previous: str | None = None
     """Run folder, local or s3://, whose outputs of the same ids `previous` goes by."""
+    memory: str | None = None
+    """Run folder, local or s3://, with what whose rows said `memory` begins, beside what this run's own said before it
+    was resumed; null: that of `drafter.previous`, if it has any."""
     memory_tokens: int = 1_000_000
-    """Output tokens that `memory` holds in one actor; the oldest make room."""
+    """Output tokens that `memory` holds in one actor, and the run folder for each; the oldest make room."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it."""
     min_draft_tokens: int = 1

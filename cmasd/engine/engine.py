@@ -16,7 +16,7 @@ Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ from cmasd.drafters.base import empty_draft
 from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
 from cmasd.engine.costs import depends_on, step_table, warm_up
-from cmasd.engine.drafting import build_drafter
+from cmasd.engine.drafting import build_drafter, free_of
 from cmasd.engine.pair import Pair
 from cmasd.engine.reader import Reader
 from cmasd.engine.results import read_results
@@ -80,6 +80,7 @@ class Engine:
         self.drafter = build_drafter(
             config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
         )
+        self._free = free_of(self.drafter)
         self._stitch = None
         if isinstance(self.policy, StitchPolicy):
             assert isinstance(self.drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
@@ -117,6 +118,10 @@ class Engine:
     def warm_up(self) -> None:
         """Before the first row, once: see `costs.warm_up`."""
         warm_up(self.verifier, self.drafter, self.shape.window)
+
+    def remember(self, rows: Iterable[tuple[list[int], list[int]]]) -> int:
+        """Source and output of rows that others have decoded, for drafts; gives their tokens, 0 without a memory."""
+        return 0 if self._free is None else self._free.remember(rows)
 
     @property
     def pending(self) -> int:
@@ -156,6 +161,8 @@ class Engine:
             with self._threads or nullcontext():
                 results = self._in_turn(rule)
         self.stats.busy_seconds += time.perf_counter() - started
+        if self._free is not None:
+            self.stats.lookup_seconds = self._free.seconds
         return results
 
     # ---------------------------------------------------------------- who waits for whom

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from cmasd.config.tree import KEPT_PLACES, Config
 from cmasd.errors import ConfigError
 from cmasd.io.earlier import earlier_run
+from cmasd.io.memories import memories_before
 from cmasd.io.provenance import provenance
 from cmasd.pipeline.address import named
 from cmasd.pipeline.engine_thread import engines_beside
@@ -57,6 +58,7 @@ def look_ahead(config: Config) -> Outlook:
         problems.append(f"confidence.calibration: no such file, got {calibration}. cmasd calibrate RUN writes one.")
     try:
         earlier_run(config)
+        memories_before(config)
     except ConfigError as error:
         problems.append(str(error))
     if (address := named()) is not None:

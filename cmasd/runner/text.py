@@ -6,8 +6,10 @@ Rows are checked and tokenized all at once; only when that fails are they tried 
 Does not pad, and does not cut outputs.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -75,6 +77,18 @@ class TextCodec:
         if target_language is not None:
             self.forced_bos_token_id = _language_token_id(self._tokenizer, "target", target_language)
         self._backend = _backend(self._tokenizer)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """All that there are as they are spelt, special ones left out, with their ids."""
+        special = set(self._tokenizer.all_special_ids)
+        return {token: one for token, one in self._tokenizer.get_vocab().items() if one not in special}
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A digest of all tokens and their ids: where it is the same, ids mean the same."""
+        tokens = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        return hashlib.blake2b(tokens.encode(), digest_size=16).hexdigest()
 
     def encode(self, texts: Sequence[object]) -> list[Ids | RowError]:
         """Token ids of every text, or list of messages, in order, or why a row has none."""
@@ -237,6 +251,22 @@ class TextCodec:
             else:
                 high = middle - 1
         return best
+
+
+def inside_words(codec: TextCodec | None) -> frozenset[int]:
+    """Ids of tokens that go on with a word, by the mark that words begin with, or that they go on with.
+
+    None where the tokenizer marks neither, or there is none.
+    """
+    vocabulary: dict[str, int] = {} if codec is None else codec.tokens
+    for mark in ("\u2581", "\u0120"):
+        if any(token.startswith(mark) for token in vocabulary):
+            return frozenset(
+                one
+                for token, one in vocabulary.items()
+                if not token.startswith(mark) and any(letter.isalnum() for letter in token)
+            )
+    return frozenset(one for token, one in vocabulary.items() if token.startswith("##"))
 
 
 def _all_text(texts: Sequence[object]) -> bool:

@@ -136,6 +136,7 @@ def kinds(draw: st.DrawFn) -> str | list[str]:
     free = draw(st.lists(st.sampled_from(["previous", "memory", "copy", "lookup"]), max_size=3, unique=True))
     if model is not None and (not free or draw(st.booleans())):
         return model
+    free += ["recycle"] if model is not None and draw(st.booleans()) else []
     listed = [*free, *([] if model is None else [model])]
     return listed or "copy"
 
