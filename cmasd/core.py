@@ -110,6 +110,11 @@ class Draft:
     """(B,) int64: tokens that the drafter made, those that do not go to the verifier included; None: no others."""
     source_B: Tensor | None = None
     """(B,) int64: who proposed each row's, as in `TokenTrace.source`; None: a model."""
+    parents_BK: Tensor | None = None
+    """(B, K) int64, of trees: which token of the draft each one follows, -1 the row's last; parents come first. None:
+    the one before."""
+    source_BK: Tensor | None = None
+    """(B, K) int64, of trees: `source_B` for each token."""
 
     @property
     def drafted_B(self) -> Tensor:
@@ -126,6 +131,8 @@ class Draft:
             confidence_BK=self.confidence_BK[:, :longest],
             components_BK3=self.components_BK3[:, :longest],
             probs_BKV=None if self.probs_BKV is None else self.probs_BKV[:, :longest],
+            parents_BK=None if self.parents_BK is None else self.parents_BK[:, :longest],
+            source_BK=None if self.source_BK is None else self.source_BK[:, :longest],
         )
 
 

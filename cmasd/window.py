@@ -1,7 +1,9 @@
-"""The tokens of one forward, as a flat list: run after run, a run being consecutive tokens of one slot.
+"""The tokens of one forward, as a flat list: run after run, a run being consecutive tokens of one slot, or a tree.
 
 A forward pays for the tokens that there are, and each row may bring as many as it likes: that is how a row's own
 confidence saves work in a batch. `padded` is for backends that want a rectangle; it costs what the longest run costs.
+In a tree a token sees what its slot held before, and its ancestors; it stands as far behind the run's start as it is
+deep. Keys and values lie in the order of the run, until a path is made contiguous (`Runner.settle`).
 
 Shapes: N tokens, R runs, T the longest run.
 """
@@ -29,6 +31,10 @@ class Window:
     """T, or more."""
     covers_first: bool = False
     """Whether run i is known to be in slot i."""
+    parents_N: Tensor | None = None
+    """(N,) int64: which token of its run each one follows, -1 where that is what the slot holds; parents come first.
+    None: the one before.
+    """
 
     @classmethod
     def rectangle(cls, tokens_RT: Tensor, starts_R: Tensor) -> "Window":
@@ -65,6 +71,13 @@ class Window:
         firsts_R1 = torch.arange(len(slots_R) + 1, device=slots_R.device)
         return cls(tokens_R, slots_R, starts_R, firsts_R1, 1, covers_first)
 
+    def to(self, device: torch.device) -> "Window":
+        """The same on another device."""
+        if device == self.tokens_N.device:
+            return self
+        tokens_N, slots_R, starts_R = (part.to(device) for part in (self.tokens_N, self.slots_R, self.starts_R))
+        return Window(tokens_N, slots_R, starts_R, self.firsts_R1.to(device), self.longest, self.covers_first)
+
     @property
     def is_rectangle(self) -> bool:
         """Whether all runs are of one length."""
@@ -86,6 +99,33 @@ class Window:
     def steps_N(self) -> Tensor:
         """(N,) the place of each token in its run."""
         return torch.arange(len(self.tokens_N), device=self.firsts_R1.device) - self.firsts_R1[:-1][self.runs_N]
+
+    @cached_property
+    def sees_RTT(self) -> Tensor:
+        """(R, T, T) bool: whether a token sees another one of its run: itself and its ancestors; behind a run's end as
+        its last.
+        """
+        assert self.parents_N is not None, "the runs are trees"
+        parents_RT = self.padded(self.parents_N)
+        numbers_T = torch.arange(self.longest, device=parents_RT.device)
+        steps_RTT = (parents_RT[..., None] == numbers_T) | torch.eye(self.longest, device=parents_RT.device).bool()
+        sees_RTT = steps_RTT.float()
+        for _ in range(max(self.longest - 1, 1).bit_length()):  # of one step, then of two, of four, ...
+            sees_RTT = (sees_RTT @ sees_RTT).clamp_max_(1.0)
+        return sees_RTT.bool()
+
+    @cached_property
+    def depths_N(self) -> Tensor:
+        """(N,) int64: how many tokens of its run each one follows."""
+        if self.parents_N is None:
+            return self.steps_N
+        return self.flat(self.sees_RTT.sum(-1) - 1)
+
+    def along(self, chosen_M: Tensor, counts_R: Tensor) -> "Window":
+        """Of each run, as its first token behind the same place, these tokens in turn: `counts_R` (R,) of the list."""
+        firsts_R1 = torch.nn.functional.pad(counts_R.cumsum(0), (1, 0))
+        longest = int(counts_R.max())
+        return Window(self.tokens_N[chosen_M], self.slots_R, self.starts_R, firsts_R1, longest, self.covers_first)
 
     @property
     def places_N(self) -> Tensor:

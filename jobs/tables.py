@@ -74,6 +74,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("rollback rate", share(summary["rollback_rate"])),
         ("slot occupancy", share(summary["slot_occupancy"])),
         *_stitched(summary),
+        *_lookup_rows(summary.get("lookup_share")),
         ("lossless", summary["lossless"]),
         ("output", f"{summary['output']}/outputs"),
     ]
@@ -98,6 +99,11 @@ def _one_line(text: str) -> str:
     """As much as one line of a terminal holds."""
     line = " ".join(text.split())
     return line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 1] + "…"
+
+
+def _lookup_rows(lookup_share: float | None) -> list[tuple[str, str]]:
+    """Of runs that draft of known texts."""
+    return [] if lookup_share is None else [("text look-ups", f"{share(lookup_share)} of an iteration")]
 
 
 def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:

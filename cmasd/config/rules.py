@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config
+from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config, InputConfig
 from cmasd.errors import ConfigError
 
 
@@ -17,6 +17,8 @@ class Rule(NamedTuple):
 
 
 DRAFTERS = (*MODEL_DRAFTERS, *FREE_DRAFTERS, "lookup")
+MOST_NODES = 64
+"""Of a tree: more are not worth verifying anywhere."""
 MOST_TAUGHT = 64
 """Of `telemetry.teacher_top_k`: 8 bytes each, for every output token."""
 
@@ -31,7 +33,9 @@ def _share(value: float) -> bool:
 
 def _are_drafters(value: object) -> bool:
     listed = value if isinstance(value, list) else [value]
-    return bool(listed) and all(one in DRAFTERS for one in listed) and sum(one in MODEL_DRAFTERS for one in listed) < 2
+    models = sum(one in MODEL_DRAFTERS for one in listed)
+    are_known = bool(listed) and all(one in DRAFTERS for one in listed)
+    return are_known and models < 2 and ("recycle" not in listed or models == 1)
 
 
 def _are_compared(names: list[str]) -> bool:
@@ -41,10 +45,16 @@ def _are_compared(names: list[str]) -> bool:
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
     Rule("input.max_text_bytes", _at_least(1), "at least 1"),
-    Rule("drafter.kind", _are_drafters, f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four"),
+    Rule(
+        "drafter.kind",
+        _are_drafters,
+        f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four, and with one if recycle is in it",
+    ),
     Rule("drafter.memory_tokens", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
+    Rule("drafter.tree_nodes", lambda v: v == 0 or 2 <= v <= MOST_NODES, f"between 2 and {MOST_NODES}, or 0"),
+    Rule("drafter.tree_branching", lambda v: 1 <= v <= MOST_NODES, f"between 1 and {MOST_NODES}"),
     Rule("drafter.shortlist", _at_least(2), "at least 2, or null"),
     Rule("drafter.self_layers", _at_least(1), "at least 1, or null"),
     Rule("drafter.max_ngram", _at_least(1), "at least 1"),
@@ -68,7 +78,8 @@ RULES = (
     ),
     Rule("engine.slots", _at_least(1), "at least 1, or null"),
     Rule("engine.max_new_tokens", _at_least(1), "at least 1, or null"),
-    Rule("engine.max_source_tokens", _at_least(1), "at least 1"),
+    Rule("engine.max_source_tokens", _at_least(1), "at least 1, or null"),
+    Rule("engine.cache_tokens", _at_least(1), "at least 1, or null"),
     Rule("telemetry.teacher_top_k", lambda value: 0 <= value <= MOST_TAUGHT, f"between 0 and {MOST_TAUGHT}"),
     Rule("actors.count", _at_least(1), "at least 1, or null"),
     Rule("actors.min", _at_least(1), "at least 1"),
@@ -97,7 +108,7 @@ _SECRET = re.compile(
 """Credentials before the host of an address, or in its query."""
 
 
-_NAMES = ("models.verifier", "models.drafter", "drafter.previous")
+_NAMES = ("models.verifier", "models.drafter", "drafter.previous", "drafter.memory")
 _NO_ADDRESS = re.compile(r"(?P<scheme>s3a?|gs|gcs|az|abfss?|hdfs|https?):(?!//[^/])", re.IGNORECASE)
 """Begins like an address, and would be taken for a folder of that name."""
 
@@ -165,8 +176,22 @@ def _check_together(config: Config) -> None:
         )
     if config.notify.webhook is not None and not config.notify.webhook.startswith(("http://", "https://")):
         raise ConfigError("notify.webhook: must begin with https:// or http://. (The value may be secret: not shown.)")
-    if config.input.template is not None and "{text}" not in config.input.template:
-        raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")
+    _check_input(config.input)
+
+
+def _check_input(given: InputConfig) -> None:
+    if given.template is not None and "{text}" not in given.template:
+        raise ConfigError(f"input.template: must contain {{text}}, got {given.template!r}.")
+    if given.template is not None and given.messages_column is not None:
+        raise ConfigError(
+            f"input.template: is for texts, got {given.template!r} with messages in {given.messages_column}. "
+            "Write what all rows share as input.system."
+        )
+    if given.system is not None and not given.chat and given.messages_column is None:
+        raise ConfigError(
+            f"input.system: is of conversations, got {given.system!r} with texts. Set input.chat=true, or write it in "
+            "input.template."
+        )
 
 
 def _check_previous(config: Config) -> None:
@@ -180,6 +205,12 @@ def _check_previous(config: Config) -> None:
         )
     if run and run.rstrip("/") == config.output.path.rstrip("/"):
         raise ConfigError(f"drafter.previous: is output.path itself, got {run}; expected another run. Change one.")
+    memory = config.drafter.memory
+    if memory and "memory" not in config.drafter.kinds:
+        raise ConfigError(
+            f"drafter.memory: is of drafter.kind memory, got {memory} with drafter.kind {config.drafter.name}. "
+            "Add memory to drafter.kind."
+        )
 
 
 def _check_stitch(config: Config) -> None:

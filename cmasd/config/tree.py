@@ -11,6 +11,10 @@ MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
 are full by then, and every further row only makes each row wait longer."""
 
+KEPT_PLACES = 128
+"""Of a slot on a CPU: so many tokens' keys and values stay allocated for the next row; those behind are given back when
+a row has left."""
+
 COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
@@ -18,7 +22,8 @@ COMPARED = (
 COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all")
 """What `compare.engines` may name besides its default."""
 
-FREE_DRAFTERS, MODEL_DRAFTERS = ("previous", "memory", "copy"), ("model", "parallel", "self", "quantised")
+FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
+MODEL_DRAFTERS = ("model", "parallel", "self", "quantised")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class InputConfig:
     """Share of the shards that is decoded, chosen by their position alone; 1: all."""
     text_column: str = "text"
     """Column that holds the text to decode from."""
+    messages_column: str | None = None
+    """Column of conversations in place of texts: lists of messages with role and content, or their JSON; a name with
+    dots looks inside (body.messages in OpenAI's batch files, of whose requests nothing else is read)."""
     id_column: str | None = None
     """Column that identifies a row; null: `<file>:<row number>`."""
     keep_columns: list[str] = field(default_factory=list)
@@ -49,10 +57,20 @@ class InputConfig:
     """Prompt with `{text}` in it, e.g. "summarize: {text}"; null: the text alone."""
     chat: bool = False
     """Wrap each text in the tokenizer's chat template, as one user turn."""
+    system: str | None = None
+    """System message of each conversation that has none of its own, with `chat` or `messages_column`."""
+    thinking: Literal["keep", "drop"] = "keep"
+    """`drop`: what reasoning models write between <think> and </think> is left out of the output's text, and of the
+    assistant's earlier turns; it is generated, and counted, in any case."""
     on_too_long: Literal["error", "truncate"] = "error"
     """What a source longer than `engine.max_source_tokens` gets: a row error, or its first tokens."""
     max_text_bytes: int = 1_000_000
     """A longer text is a row error, before anyone counts its tokens: no row may take a worker's memory."""
+
+    @property
+    def column(self) -> str:
+        """What is decoded from."""
+        return self.messages_column or self.text_column
 
 
 @dataclass(frozen=True)
@@ -104,15 +122,24 @@ class DrafterConfig:
     `self`: the verifier's first decoder layers, without any training; `quantised`: the verifier's own weights rounded
     to 8 bits, on a CPU, without any training; without a model `copy` (or `lookup`): what followed the same words in the
     row's source or output; `memory`: in rows before it; `previous`: an earlier run's output of the row. Or a list of
-    those without a model, and at most one with: [previous, memory, copy, model]."""
+    those without a model, and at most one with: [previous, memory, copy, model]; with a model also `recycle`: what its
+    draft said behind a token that was rejected."""
     previous: str | None = None
     """Run folder, local or s3://, whose outputs of the same ids `previous` goes by."""
+    memory: str | None = None
+    """Run folder, local or s3://, with what whose rows said `memory` begins, beside what this run's own said before it
+    was resumed; null: that of `drafter.previous`, if it has any."""
     memory_tokens: int = 1_000_000
-    """Output tokens that `memory` holds in one actor; the oldest make room."""
+    """Output tokens that `memory` holds in one actor, and the run folder for each; the oldest make room."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it."""
     min_draft_tokens: int = 1
     """k_min: fewest tokens drafted per iteration (policy `paper`)."""
+    tree_nodes: int = 0
+    """Most tokens of a row's draft where it is a tree: the likeliest ways to go on, k_max deep at most; 0: one way. For
+    few live rows, where the verifier looks at more tokens for little."""
+    tree_branching: int = 3
+    """Most ways to go on behind a token of a tree."""
     shortlist: int | None = None
     """Drafts are made of this many tokens, the most frequent by the drafter's shortlist.json: a smaller output layer,
     fewer right guesses; null: the whole vocabulary."""
@@ -120,6 +147,11 @@ class DrafterConfig:
     """Decoder layers of the verifier that draft (drafter `self`); null: half of them."""
     max_ngram: int = 3
     """Longest n-gram that `copy` matches; `memory` tells places apart by as many tokens, and at least by 8."""
+
+    @property
+    def window(self) -> int:
+        """Tokens of a row that the verifier is fed at most: its last one and the draft."""
+        return 1 + max(self.max_draft_tokens, self.tree_nodes)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -238,8 +270,12 @@ class EngineConfig:
     """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 32 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
     """Most tokens generated per row; null: the checkpoint's `max_new_tokens` or `max_length`, else 256."""
-    max_source_tokens: int = 512
-    """Longest source, or prompt, in tokens; capped by what the model takes."""
+    max_source_tokens: int | None = 512
+    """Longest source, or prompt, in tokens; capped by what the model takes, and null: all that it takes."""
+    cache_tokens: int | None = None
+    """Tokens, input and longest output, that the rows in memory may have together; others wait. null: as many as memory
+    holds, on a CPU, where a slot takes the memory that its row needs; on a GPU every slot is as long as the longest
+    row that may come."""
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
     `off`: never.

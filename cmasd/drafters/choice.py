@@ -1,6 +1,6 @@
 """The token of a draft, from its logits: the likeliest, or one drawn at a temperature with its distribution.
 
-Shapes: B rows, S columns of the logits, V vocabulary.
+Shapes: B rows, S columns of the logits, V vocabulary, F tokens that are gone on from, n ways to go on.
 """
 
 import torch
@@ -40,7 +40,24 @@ class Choice:
         column_B = best_B
         if self._draws:
             column_B = torch.multinomial(probs_BS, 1, generator=self._generator).squeeze(1)
-        if ids_S is None:
-            return column_B, probs_BS
+        return (column_B if ids_S is None else ids_S[column_B]), self._whole(probs_BS)
+
+    def several(self, logits_FS: Tensor, ways: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (F, n), how likely the likeliest are against the first of them (F, n), and, when sampling, what the
+        tokens were drawn from (F, V), one after the other and none twice.
+        """
+        top_Fn, columns_Fn = logits_FS.float().topk(min(ways, logits_FS.shape[1]))
+        shares_Fn, probs_FV = (top_Fn - top_Fn[:, :1]).exp(), None
+        if self._temperature is not None:
+            probs_FS = torch.softmax(logits_FS.float() / self._temperature, dim=-1)
+            columns_Fn = torch.multinomial(probs_FS, columns_Fn.shape[1], generator=self._generator)
+            shares_Fn = shares_Fn * (probs_FS.gather(1, columns_Fn) > 0)
+            probs_FV = self._whole(probs_FS)
+        return (columns_Fn if self._shortlist_S is None else self._shortlist_S[columns_Fn]), shares_Fn, probs_FV
+
+    def _whole(self, probs_BS: Tensor) -> Tensor:
+        """(B, V)"""
+        if self._shortlist_S is None:
+            return probs_BS
         whole_BV = probs_BS.new_zeros(len(probs_BS), self.vocabulary_size)
-        return ids_S[column_B], whole_BV.index_copy_(1, ids_S, probs_BS)
+        return whole_BV.index_copy_(1, self._shortlist_S, probs_BS)

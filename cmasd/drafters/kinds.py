@@ -91,7 +91,8 @@ class SmallerModel(Kind):
 
     def build(self, parts: Parts) -> Drafter:
         """See `ModelDrafter`."""
-        return ModelDrafter(self._runner(parts), parts.confidence, parts.constraints, parts.choose, parts.eos_ids)
+        ways = parts.config.drafter.tree_branching
+        return ModelDrafter(self._runner(parts), parts.confidence, parts.constraints, parts.choose, parts.eos_ids, ways)
 
     def _runner(self, parts: Parts) -> Runner:
         model, verifier = parts.loaded.model, parts.verifier
@@ -151,7 +152,8 @@ class OnePass(Kind):
         model = ParallelModel(network, parts.model, parts.words, parts.is_int8)
         runner = ParallelRunner(model, parts.verifier, parts.config.engine.graphs, parts.words.tensor(device))
         most = min(parts.most, self.most(parts.config, parts.loaded))
-        return ParallelDrafter(runner, most, parts.confidence, parts.choose, parts.eos_ids)
+        ways = parts.config.drafter.tree_branching
+        return ParallelDrafter(runner, most, parts.confidence, parts.choose, parts.eos_ids, ways)
 
     def most(self, config: Config, loaded: Loaded) -> int:
         """No more than it was trained for."""

@@ -16,57 +16,16 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
-from cmasd.core import Draft, Request
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice
+from cmasd.drafters.model_tree import ModelTrees
+from cmasd.drafters.sheet import Sheet
 from cmasd.kernels import PackedRule, kernels_for
 from cmasd.policies import EDGE, Rule
 from cmasd.runner.base import Extent, Guesser, Runner
 from cmasd.runner.constraints import Constraints
-from cmasd.signals import COMPONENTS, LOGIT_SCORES, NAN
 from cmasd.window import Window
-
-
-class Sheet:
-    """A draft while it is written, row by row and token by token."""
-
-    def __init__(self, rows: int, most: int, vocabulary: int | None, device: torch.device) -> None:
-        """`vocabulary` is given where distributions are kept."""
-        self.tokens_BK = torch.zeros(rows, most, dtype=torch.int64, device=device)
-        self.confidence_BK = torch.full((rows, most), NAN, device=device)
-        self.scores_BK4 = torch.full((rows, most, len(LOGIT_SCORES)), NAN, device=device)
-        self.made_B = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.probs_BKV = None if vocabulary is None else torch.zeros(rows, most, vocabulary, device=device)
-
-    def write(
-        self,
-        rows_R: Tensor,
-        j: int,
-        going_R: Tensor,
-        token_R: Tensor,
-        confidence_R: Tensor,
-        scores: Scores,
-        prob_RV: Tensor | None,
-    ) -> None:
-        """Token j of some rows, where they go on."""
-        rows_G = rows_R[going_R]
-        self.tokens_BK[rows_G, j] = token_R[going_R]
-        self.confidence_BK[rows_G, j] = confidence_R[going_R]
-        self.scores_BK4[rows_G, j] = scores.values[going_R].float()
-        self.made_B[rows_G] = j + 1
-        if self.probs_BKV is not None and prob_RV is not None:
-            self.probs_BKV[rows_G, j] = prob_RV[going_R]
-
-    def draft(self, rule: Rule) -> Draft:
-        """As far as the rule lets tokens be sent."""
-        return Draft(
-            tokens_BK=self.tokens_BK,
-            lengths_B=rule.lengths(self.confidence_BK, self.made_B),
-            confidence_BK=self.confidence_BK,
-            components_BK3=self.scores_BK4[..., : len(COMPONENTS)],
-            probs_BKV=self.probs_BKV,
-            made_B=self.made_B,
-        )
 
 
 class ModelDrafter(Drafter):
@@ -82,7 +41,9 @@ class ModelDrafter(Drafter):
         constraints: Constraints,
         choose: Choice,
         eos_ids: Tensor,
+        branching: int = 1,
     ) -> None:
+        """`branching`: of trees, most ways to go on behind a token."""
         self.runner = runner
         self.confidence = confidence
         self.constraints = constraints
@@ -90,12 +51,14 @@ class ModelDrafter(Drafter):
         self.choose = choose
         self.vocabulary_size = choose.vocabulary_size
         # With a shortlist columns are not ids; there a draft that breaks the verifier's rules is rejected.
-        self._follows_rules = runner.shortlist is None and not constraints.is_free
-        is_simple = not (self._follows_rules or choose.samples) and runner.vocabulary_size == choose.vocabulary_size
+        self.follows_rules = runner.shortlist is None and not constraints.is_free
+        is_simple = not (self.follows_rules or choose.samples) and runner.vocabulary_size == choose.vocabulary_size
         self._native = runner.guesser(eos_ids) if is_simple else None
         self._rule: tuple[Rule, PackedRule | None] | None = None
         self._held = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._made_B: Tensor | None = None
+        self._trees = ModelTrees(self, branching)
+        self._is_tree = False
         self._later: dict[int, list[int]] = {}
         self.caught_up = True
 
@@ -137,6 +100,10 @@ class ModelDrafter(Drafter):
         self.runner.move(source, target)
         self._held[target] = self._held[source]
 
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """Their memory may be given back."""
+        self.runner.leave(slots)
+
     def reserve(self, extent: Extent) -> bool:
         """Rows that were left for later make up for it in a draft that may look."""
         self.runner.extent(extent.rows, 0, extent.length)
@@ -152,12 +119,14 @@ class ModelDrafter(Drafter):
                 self.prefill(late, [self._later[slot] for slot in late])
             most = min(rule.most, max(room_B.tolist()))
             is_packed, packed = self._packed(rule)
-            if self._native is not None and is_packed:
+            if rule.nodes:
+                draft = self._trees.draft(context, room_B, rule)
+            elif self._native is not None and is_packed:
                 draft = self._draft_natively(self._native, context, room_B, most, packed)
             else:
                 draft = self._draft_by_steps(context, room_B, most, rule)
             self.caught_up = self.caught_up and not late
-        self._made_B = draft.made_B
+        self._made_B, self._is_tree = draft.made_B, rule.nodes > 0
         return draft
 
     def _packed(self, rule: Rule) -> tuple[bool, PackedRule | None]:
@@ -197,13 +166,13 @@ class ModelDrafter(Drafter):
         rows_R, going_R = window.slots_R, room_B[window.slots_R] > 0
         for j in range(most):
             before_R = context.lengths_B[rows_R] + j
-            logits_RV = self._behind(window)
-            if self._follows_rules:
+            logits_RV = self.behind(window)
+            if self.follows_rules:
                 logits_RV = self._constrain(logits_RV, context, rows_R, before_R - 1)
             confidence_R, scores = self.confidence(logits_RV)
             token_R, prob_RV = self.choose(logits_RV, scores.token)
             sheet.write(rows_R, j, going_R, token_R, confidence_R, scores, prob_RV)
-            if self._follows_rules:
+            if self.follows_rules:
                 context.tokens_BL[rows_R, before_R] = token_R
             going_R = going_R & (room_B[rows_R] > j + 1) & ~is_one_of(token_R, self.eos_ids)
             if rule.looks:
@@ -216,12 +185,12 @@ class ModelDrafter(Drafter):
             window = Window.singles(token_R, rows_R, before_R, covers_first=self.runner.wants_all)
         return sheet.draft(rule)
 
-    def _behind(self, window: Window) -> Tensor:
-        """(R, V): the logits behind each run, over the verifier's vocabulary."""
+    def behind(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
+        """(R, V): the logits behind each run, or (Q, V) those that are asked for, over the verifier's vocabulary."""
         own = self.runner.vocabulary_size
         if own < self.vocabulary_size:
             window = replace(window, tokens_N=window.tokens_N.clamp_max(own - 1))  # ids that this model lacks
-        return self._widened(self.runner.run(window, window.firsts_R1[1:] - 1))
+        return self._widened(self.runner.run(window, window.firsts_R1[1:] - 1 if asked_Q is None else asked_Q))
 
     def _widened(self, logits: Tensor) -> Tensor:
         """Over the verifier's vocabulary."""
@@ -231,9 +200,13 @@ class ModelDrafter(Drafter):
         return torch.nn.functional.pad(logits, (0, self.vocabulary_size - own), value=-torch.inf)
 
     def _missing(self, context: Context, room_B: Tensor) -> Window:
-        """Every token that the cache lacks of rows with room, to be fed for good; the latest at least."""
+        """Of rows with room, or of all where forwards are graphs."""
         wants_all = self.runner.wants_all
-        rows_R = ((room_B > 0) | wants_all).nonzero().squeeze(1)
+        return self.missing(context, ((room_B > 0) | wants_all).nonzero().squeeze(1))
+
+    def missing(self, context: Context, rows_R: Tensor) -> Window:
+        """Every token that the cache lacks of these rows, to be fed for good; the latest at least."""
+        wants_all = self.runner.wants_all and len(rows_R) == len(context.lengths_B)
         lengths_R = context.lengths_B[rows_R]
         starts_R = self._held[rows_R].minimum(lengths_R - 1)
         self._held[rows_R] = lengths_R
@@ -250,6 +223,10 @@ class ModelDrafter(Drafter):
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The last drafted token was never fed, so at most drafted - 1 of them are in the cache."""
+        if self._is_tree:
+            self._held[: len(accepted_B)] += self._trees.commit(context, accepted_B)
+            self._is_tree = False
+            return
         if self._made_B is None:
             return
         kernels = kernels_for(accepted_B)
@@ -279,14 +256,14 @@ class ModelDrafter(Drafter):
         )
         for j in range(most):
             logits_BV = logits_BTV[:, -1]
-            if self._follows_rules:
+            if self.follows_rules:
                 logits_BV = self._constrain(logits_BV, context, None, context.lengths_B + (j - 1))
             confidence_B, scores = self.confidence(logits_BV)
             token_B, _ = self.choose(logits_BV, scores.token)
             tokens.append(token_B)
             confidences.append(confidence_B)
             scored.append(scores)
-            if self._follows_rules:
+            if self.follows_rules:
                 context.tokens_BL.scatter_(1, context.lengths_B[:, None] + j, token_B[:, None])
             if j + 1 < most:
                 logits_BTV = self._forward_at(token_B[:, None], context.lengths_B + j, None, extent)

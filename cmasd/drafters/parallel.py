@@ -15,9 +15,11 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, score, scores_of
-from cmasd.core import Draft, Request
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter, until_end
 from cmasd.drafters.choice import Choice
+from cmasd.drafters.forest import Forest
+from cmasd.drafters.model_tree import ways_of
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 from cmasd.runner.parallel_runner import ParallelRunner
@@ -36,12 +38,15 @@ class ParallelDrafter(Drafter):
         confidence: Confidence,
         choose: Choice,
         eos_ids: Tensor,
+        branching: int = 1,
     ) -> None:
+        """`branching`: of trees, most ways to go on behind a token."""
         self.runner = runner
         self.max_draft_tokens = max_draft_tokens
         self.confidence = confidence
         self.choose = choose
         self.eos_ids = eos_ids
+        self._branching = branching
         self._is_one_call = runner.is_one_call and not choose.samples
 
     needs_host = False
@@ -71,6 +76,10 @@ class ParallelDrafter(Drafter):
         """Copy what is known of the row."""
         self.runner.move(source, target)
 
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """Their memory may be given back."""
+        self.runner.leave(slots)
+
     def reserve(self, extent: Extent) -> bool:
         """Nothing is ever left for later, and an iteration adds no more places than the longest window has."""
         self.runner.reserve(extent)
@@ -78,6 +87,8 @@ class ParallelDrafter(Drafter):
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """One pass, then the Markov head from token to token."""
+        if rule.nodes:
+            return self._grow(context, room_B, rule)
         if extent is None:
             most = min(rule.most, max(room_B.tolist()))
         else:
@@ -85,6 +96,25 @@ class ParallelDrafter(Drafter):
         proposal = self._propose(context.tokens_BL, context.lengths_B, most, extent)
         drafted_B = until_end(proposal.tokens_BK, self.eos_ids, room_B)
         return replace(proposal, lengths_B=rule.lengths(proposal.confidence_BK, drafted_B), made_B=drafted_B)
+
+    def _grow(self, context: Context, room_B: Tensor, rule: Rule) -> Draft:
+        """A tree for each row, of one pass; the Markov head goes along every path."""
+        forest, device = Forest(rule, room_B, self.eos_ids), room_B.device
+        last_B = context.tokens_BL.gather(1, context.lengths_B[:, None] - 1).squeeze(1)
+        most = min(rule.most, self.max_draft_tokens, max(room_B.tolist()))
+        states, new_places = self.runner.forward(context.tokens_BL, context.lengths_B, most)
+        self.caught_up = new_places <= self.max_draft_tokens + 1
+        while forest.frontier.rows:
+            numbers, rows, depth = forest.frontier
+            rows_F = torch.tensor(rows, device=device)
+            latest_F = last_B[rows_F]
+            if depth:
+                latest_F = torch.tensor([forest.nodes[number].way.token for number in numbers], device=device)
+            logits_FS, judged_F = states.branch(depth, rows_F, latest_F)
+            scores = score(logits_FS, self.confidence.margin_form)
+            confidence_F = self.confidence.combine(scores, judged_F)
+            forest.add(*ways_of(self.choose, self._branching, logits_FS, confidence_F, scores.components))
+        return forest.draft(device)
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
         """`most` tokens for every row."""

@@ -36,7 +36,10 @@ def can_run_ahead(policy: Policy, drafter: Drafter | None, verification: Verific
 class Iteration:
     """What one has computed."""
 
+    sent: Draft
+    """To the verifier."""
     draft: Draft
+    """That, or of a tree the path that was judged."""
     logits: Logits
     verdict: Verdict
     outcome: Outcome

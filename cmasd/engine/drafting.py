@@ -11,6 +11,7 @@ from cmasd.engine.pair import Pair
 from cmasd.runner.base import Runner
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.families import Words
+from cmasd.runner.text import inside_words
 
 
 def build_drafter(
@@ -21,13 +22,27 @@ def build_drafter(
         return None
     settings = config.drafter
     free = FreeDrafter(
-        settings.free, settings.max_ngram, settings.memory_tokens, verifier.vocabulary_size, pair.is_encoder_decoder
+        settings.free,
+        settings.max_ngram,
+        settings.memory_tokens,
+        verifier.vocabulary_size,
+        pair.is_encoder_decoder,
+        inside_words(pair.codec) if settings.free else (),
     )
     if settings.model is None:
         return free
     kind, parts = KINDS[settings.model], _parts(config, pair, most, verifier, constraints, eos_ids)
     model = kind.build(parts)
-    return MixedDrafter(free, model, kind.most(config, parts.loaded)) if settings.free else model
+    if not settings.free:
+        return model
+    return MixedDrafter(free, model, kind.most(config, parts.loaded), recycles="recycle" in settings.free)
+
+
+def free_of(drafter: Drafter | None) -> FreeDrafter | None:
+    """The part of it that drafts of known texts."""
+    if isinstance(drafter, MixedDrafter):
+        return drafter.free
+    return drafter if isinstance(drafter, FreeDrafter) else None
 
 
 def _parts(config: Config, pair: Pair, most: int, verifier: Runner, constraints: Constraints, eos_ids: Tensor) -> Parts:

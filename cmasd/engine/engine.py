@@ -16,7 +16,7 @@ Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ from cmasd.drafters.base import empty_draft
 from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
 from cmasd.engine.costs import depends_on, step_table, warm_up
-from cmasd.engine.drafting import build_drafter
+from cmasd.engine.drafting import build_drafter, free_of
 from cmasd.engine.pair import Pair
 from cmasd.engine.reader import Reader
 from cmasd.engine.results import read_results
@@ -39,6 +39,7 @@ from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.stitch import Stitch
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
+from cmasd.engine.trees import Trees
 from cmasd.policies import Rule, StitchPolicy, build_policy
 from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
@@ -67,7 +68,7 @@ class Engine:
             max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
             max_new_tokens=pair.max_new_tokens,
             max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
-            window=self.policy.max_draft_tokens + 1,
+            window=config.drafter.window if self.policy.max_draft_tokens else 1,
         )
         # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
         self.constraints = replace(pair.constraints, banned=())
@@ -79,6 +80,7 @@ class Engine:
         self.drafter = build_drafter(
             config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
         )
+        self._free = free_of(self.drafter)
         self._stitch = None
         if isinstance(self.policy, StitchPolicy):
             assert isinstance(self.drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
@@ -95,8 +97,11 @@ class Engine:
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
-        following = (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
-        self._rows = Rows(pair, self.shape, self.state, *following)
+        verifier, drafter = (
+            (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
+        )
+        self._rows = Rows(pair, self.shape, self.state, verifier, drafter, config.engine.cache_tokens)
+        self._trees = Trees(self.verifier, self.verification, self.constraints, self.state)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):
@@ -113,6 +118,10 @@ class Engine:
     def warm_up(self) -> None:
         """Before the first row, once: see `costs.warm_up`."""
         warm_up(self.verifier, self.drafter, self.shape.window)
+
+    def remember(self, rows: Iterable[tuple[list[int], list[int]]]) -> int:
+        """Source and output of rows that others have decoded, for drafts; gives their tokens, 0 without a memory."""
+        return 0 if self._free is None else self._free.remember(rows)
 
     @property
     def pending(self) -> int:
@@ -152,6 +161,8 @@ class Engine:
             with self._threads or nullcontext():
                 results = self._in_turn(rule)
         self.stats.busy_seconds += time.perf_counter() - started
+        if self._free is not None:
+            self.stats.lookup_seconds = self._free.seconds
         return results
 
     # ---------------------------------------------------------------- who waits for whom
@@ -164,7 +175,7 @@ class Engine:
         started = time.perf_counter()
         one = self._iterate(self._rows.live, rule)
         done = self.state.advance(one.outcome.count_B, one.outcome.ended_B)
-        seconds, tokens = time.perf_counter() - started, len(one.logits.values_NV)
+        seconds, tokens = time.perf_counter() - started, self._rows.live + int(one.sent.lengths_B.sum())
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
         is_usual = self._threads is None or not self._threads.is_looking
         self._flight = Flight(one.draft, one.verdict, lambda: seconds, is_typical, is_usual)
@@ -210,7 +221,7 @@ class Engine:
         """The shape of an iteration that drafts by a rule and waits for nothing; None where that cannot be."""
         if self._ahead is None or not can_run_ahead(self.policy, self.drafter, self.verification):
             return None
-        if rule is not None and rule.looks:
+        if rule is not None and (rule.looks or rule.nodes):
             return None
         most = 0 if rule is None else rule.most
         longest = min(int(self.state.reach[: self._rows.live].max()), self.shape.length - self.shape.window)
@@ -228,9 +239,15 @@ class Engine:
         context = self.state.context(rows)
         open_B = None if extent is None else context.lengths_B < context.limits_B
         draft = self._draft(context, rule) if extent is None else self._draft_at(context, extent)
+        if draft.parents_BK is not None:
+            judged = self._trees.verify(context, draft, self.state.window(draft))
+            self._trees.tally(draft, judged.draft)
+            path, logits, verdict = judged.draft, judged.logits, judged.verdict
+            self.stats.drafter_tokens += int(draft.drafted_B.sum() - path.drafted_B.sum())
+            return Iteration(draft, path, logits, verdict, self._commit(context, path, verdict, logits, open_B))
         logits = self._verify(context, draft) if extent is None else self._verify_at(context, draft, extent)
         verdict = self.verification.verify(draft, logits)
-        return Iteration(draft, logits, verdict, self._commit(context, draft, verdict, logits, open_B))
+        return Iteration(draft, draft, logits, verdict, self._commit(context, draft, verdict, logits, open_B))
 
     def _whole(self, extent: Extent) -> tuple[Draft, Verdict]:
         """An iteration over the slots of an extent, to its very end."""

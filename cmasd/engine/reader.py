@@ -30,6 +30,12 @@ class Reader:
         """New rows enter these slots; nothing is run before they are read."""
         self._later.update(zip(slots, sources, strict=True))
 
+    def leave(self, slots: list[int]) -> None:
+        """The rows in these slots are done."""
+        for slot in slots:
+            self._later.pop(slot, None)
+        self._runner.leave(slots)
+
     def move(self, source: int, target: int) -> None:
         """The row in slot `source` is now in slot `target`."""
         self._later.pop(target, None)

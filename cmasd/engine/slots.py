@@ -64,6 +64,15 @@ class SlotShape:
         """Decoder positions per slot, with room for one window past the limit."""
         return self.max_prompt + self.max_new_tokens + self.window
 
+    @property
+    def places(self) -> int:
+        """Of the longest row, its source included."""
+        return self.length + self.max_source
+
+    def places_of(self, prompt: int, new_tokens: int, source: int) -> int:
+        """The same of a row: with room for one window past its limit."""
+        return prompt + new_tokens + self.window + source
+
 
 class SlotState:
     """Everything the engine knows of its rows, one slot per index of dimension 0."""

@@ -98,7 +98,8 @@ class Stitch:
         self._needs[slots] = int(self._policy.tau == 0)
 
     def leave(self, slots: list[int], results: list[Result]) -> None:
-        """Nothing to do."""
+        """The rows in these slots are done."""
+        self._small.leave(slots, results)
 
     def move(self, source: int, target: int) -> None:
         """The row in slot `source` is now in slot `target`."""

@@ -64,17 +64,20 @@ class Outcome:
 def trace(state: SlotState, context: Context, outcome: Outcome, logits: Logits, record_gaps: bool) -> None:
     """Record one iteration; called after it is counted, before the rows' lengths advance."""
     _record(state, context, outcome, logits, record_gaps)
-    if outcome.draft.source_B is not None and state.token_trace is not None:
-        _name_sources(state.token_trace, context, outcome, outcome.draft.source_B)
+    draft = outcome.draft
+    if draft.source_BK is not None and state.token_trace is not None:
+        _name_sources(state.token_trace, context, outcome, draft.source_BK)
+    elif draft.source_B is not None and state.token_trace is not None:
+        _name_sources(state.token_trace, context, outcome, draft.source_B[:, None].expand(draft.tokens_BK.shape))
 
 
-def _name_sources(token_trace_CN8: Tensor, context: Context, outcome: Outcome, source_B: Tensor) -> None:
+def _name_sources(token_trace_CN8: Tensor, context: Context, outcome: Outcome, source_BK: Tensor) -> None:
     """Who proposed the tokens that were kept, in place of `FROM_DRAFT`."""
     kept_B = outcome.kept_B
     position_K = torch.arange(outcome.draft.tokens_BK.shape[1], device=kept_B.device)
     row_N, position_N = (position_K < kept_B[:, None]).nonzero(as_tuple=True)
     place_N = (context.lengths_B - context.prompt_lengths_B)[row_N] + position_N
-    token_trace_CN8[row_N, place_N, TokenTrace.source.place] = source_B[row_N].to(token_trace_CN8.dtype)
+    token_trace_CN8[row_N, place_N, TokenTrace.source.place] = source_BK[row_N, position_N].to(token_trace_CN8.dtype)
 
 
 def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits, record_gaps: bool) -> None:

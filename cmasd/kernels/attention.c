@@ -6,8 +6,8 @@
    counts[slot]                                        positions that count
 
    With `fresh`, every token of a run first leaves its key and value behind, and sees what was there before the run and
-   the run up to itself; without, it sees exactly counts[slot] positions. A row reads no further than it is long, and its
-   sums do not depend on the rows or on the tokens beside it. */
+   the run up to itself, in a tree its ancestors and itself; without, it sees exactly counts[slot] positions. A row reads
+   no further than it is long, and its sums do not depend on the rows or on the tokens beside it. */
 
 struct lines {
     REAL *first;
@@ -35,6 +35,20 @@ static inline __attribute__((always_inline)) void attend_one(
 /* Loops of a width that the compiler knows are unrolled: several times faster. */
 #define KNOWN(WIDTH) case WIDTH: attend_one(query, slot, count, WIDTH, scale, scores, sum); break;
 
+/* Where the slot's places from the run's start on are `lines`, the lines that the tth token of a run sees there, itself the
+   last: as if its ancestors were all there is, so that sums are those of a run of these. Returns how many there are.
+   `part` is the half of a line, or all of it, that is found `stride` numbers apart. */
+static int64_t lay_path(const int64_t *parents, int64_t t, const REAL *part, int64_t stride, int64_t part_width,
+                        int64_t line_width, REAL *lines)
+{
+    int64_t depth = 0, at;
+    for (at = t; (at = parents[at]) >= 0;) depth++;
+    at = t;
+    for (int64_t i = depth; i >= 0; i--, at = parents[at])
+        memcpy(lines + i * line_width, part + at * stride, part_width * sizeof(REAL));
+    return depth + 1;
+}
+
 static void share_attention(const struct window *window, const struct lines *lines, int64_t block, const REAL *queries,
                             int64_t stride, const REAL *fresh, int64_t heads, int64_t width, REAL *out)
 {
@@ -45,18 +59,25 @@ static void share_attention(const struct window *window, const struct lines *lin
         int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
         int64_t known = fresh ? window->starts[run] : lines->counts[owner];
         REAL *slot = lines->first + block * lines->block + owner * lines->slot + head * lines->head;
+        const int64_t *parents = fresh && window->parents ? window->parents + window->firsts[run] : 0;
         REAL scores[known + length];
         for (int64_t t = 0; t < length; t++) {
             int64_t n = first + t, count = fresh ? known + t + 1 : known;
             const REAL *query = queries + n * stride + head * width;
             REAL *sum = out + (n * heads + head) * width;
-            if (fresh)
+            if (parents)
+                count = known + lay_path(parents, t, fresh + first * stride + 2 * head * width, stride, 2 * width,
+                                         2 * width, slot + 2 * known * width);
+            else if (fresh)
                 memcpy(slot + 2 * (count - 1) * width, fresh + n * stride + 2 * head * width, 2 * width * sizeof(REAL));
             switch (width) {
                 KNOWN(32) KNOWN(64) KNOWN(128)
                 default: attend_one(query, slot, count, width, scale, scores, sum);
             }
         }
+        for (int64_t t = 0; parents && t < length; t++)
+            memcpy(slot + 2 * (known + t) * width, fresh + (first + t) * stride + 2 * head * width,
+                   2 * width * sizeof(REAL));
     }
     meet();
 }

@@ -40,7 +40,7 @@ static void share_embedding(const struct decoder *decoder, const struct window *
     #pragma omp for schedule(static) nowait
     for (int64_t run = 0; run < window->runs; run++)
         for (int64_t n = window->firsts[run], pads = 0; n < window->firsts[run + 1]; n++) {
-            int64_t place = window->starts[run] + n - window->firsts[run] - pads, id = window->tokens[n];
+            int64_t place = window->starts[run] + depth_of(window, window->firsts[run], n) - pads, id = window->tokens[n];
             if (is_whole) pads += id == decoder->padding;
             if (decoder->padding >= 0) place = id == decoder->padding ? 0 : place + 1;
             place = place < decoder->places ? place : decoder->places - 1;

@@ -50,7 +50,7 @@ class _Lines(ctypes.Structure):
 class _Window(ctypes.Structure):
     """`struct window`."""
 
-    _fields_ = (*fields_of("tokens slots starts firsts", "runs"),)
+    _fields_ = (*fields_of("tokens slots starts firsts", "runs"), *fields_of("parents"))
 
 
 class _Drafted(ctypes.Structure):
@@ -183,7 +183,10 @@ def window_struct(window: Window) -> ctypes.Structure:
     """A window on the host."""
     parts = window.tokens_N, window.slots_R, window.starts_R, window.firsts_R1
     assert all(part.is_contiguous() for part in parts), "kernels read whole lists"
-    return _Window(*(part.data_ptr() for part in parts), len(window.slots_R))
+    parents_N = window.parents_N
+    assert parents_N is None or parents_N.is_contiguous(), "kernels read whole lists"
+    parents = None if parents_N is None else parents_N.data_ptr()
+    return _Window(*(part.data_ptr() for part in parts), len(window.slots_R), parents)
 
 
 def drafted_into(tokens_BK: Tensor, numbers_BK6: Tensor, made_B: Tensor, sent_B: Tensor) -> ctypes.Structure:

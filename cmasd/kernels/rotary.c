@@ -56,8 +56,9 @@ static void share_turning(const struct rotary *rotary, const struct turn *turn, 
     const int64_t head = rotary->head, heads = rotary->heads, kept = rotary->kept, count = size_of(window);
     #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < count; n++) {
-        const int64_t run = run_of(window, n), place = window->starts[run] + n - window->firsts[run];
-        const int64_t angle = place < rotary->places ? place : rotary->places - 1;
+        const int64_t run = run_of(window, n), start = window->starts[run], place = start + n - window->firsts[run];
+        const int64_t position = start + depth_of(window, window->firsts[run], n);
+        const int64_t angle = position < rotary->places ? position : rotary->places - 1;
         const REAL *angles = turn->angles + angle * head;
         REAL *slot = past->first + block * past->block + window->slots[run] * past->slot + 2 * place * head;
         for (int64_t h = 0; h < heads; h++) turned(turn->of_queries, angles, head, queries + (n * heads + h) * head);
@@ -72,24 +73,60 @@ static void share_turning(const struct rotary *rotary, const struct turn *turn, 
 
 #define SEEN(WIDTH) case WIDTH: attend_one(query, lines, count, WIDTH, scale, scores, sum); break;
 
-static void share_seeing(const struct rotary *rotary, const struct turn *turn, const struct window *window,
-                         const struct lines *past, int64_t block, const REAL *queries, REAL *sums)
+/* The heads of queries that share a head of keys, over `count` places. */
+static void see(const REAL *lines, int64_t count, int64_t width, int64_t heads, REAL scale, const REAL *queries,
+                REAL *sums)
 {
-    const int64_t width = rotary->head, heads = rotary->heads, group = heads / rotary->kept, tokens = size_of(window);
-    const REAL scale = rotary->scale;
-    #pragma omp for schedule(dynamic, 2) nowait
-    for (int64_t task = 0; task < tokens * heads; task++) {
-        const int64_t n = task / heads, head = task % heads, run = run_of(window, n);
-        const int64_t known = window->starts[run] + n - window->firsts[run] + 1;
-        const int64_t from = turn->span && turn->span < known ? known - turn->span : 0, count = known - from;
-        const REAL *lines = past->first + block * past->block + window->slots[run] * past->slot +
-                            head / group * past->head + 2 * from * width;
-        const REAL *query = queries + task * width;
-        REAL scores[count], *sum = sums + task * width;
+    REAL scores[count];
+    for (int64_t head = 0; head < heads; head++) {
+        const REAL *query = queries + head * width;
+        REAL *sum = sums + head * width;
         switch (width) {
             SEEN(64) SEEN(128) SEEN(256)
             default: attend_one(query, lines, count, width, scale, scores, sum);
         }
+    }
+}
+
+/* In a tree, whose paths are laid into the slot one after the other: a head of keys at a time. */
+static void share_seeing_trees(const struct rotary *rotary, const struct turn *turn, const struct window *window,
+                               const struct lines *past, int64_t block, const REAL *queries, const REAL *keys,
+                               const REAL *values, REAL *sums)
+{
+    const int64_t width = rotary->head, heads = rotary->heads, kept = rotary->kept, group = heads / kept;
+    #pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t task = 0; task < window->runs * kept; task++) {
+        const int64_t run = task / kept, head = task % kept, first = window->firsts[run], start = window->starts[run];
+        const int64_t *parents = window->parents + first, length = window->firsts[run + 1] - first;
+        REAL *slot = past->first + block * past->block + window->slots[run] * past->slot + head * past->head;
+        REAL *here = slot + 2 * start * width;
+        const REAL *key = keys + (first * kept + head) * width, *value = values + (first * kept + head) * width;
+        for (int64_t t = 0; t < length; t++) {
+            lay_path(parents, t, key, kept * width, width, 2 * width, here);
+            const int64_t known = start + lay_path(parents, t, value, kept * width, width, 2 * width, here + width);
+            const int64_t from = turn->span && turn->span < known ? known - turn->span : 0;
+            const int64_t at = ((first + t) * heads + head * group) * width;
+            see(slot + 2 * from * width, known - from, width, group, rotary->scale, queries + at, sums + at);
+        }
+        for (int64_t t = 0; t < length; t++) {
+            memcpy(here + 2 * t * width, key + t * kept * width, width * sizeof(REAL));
+            memcpy(here + (2 * t + 1) * width, value + t * kept * width, width * sizeof(REAL));
+        }
+    }
+}
+
+static void share_seeing(const struct rotary *rotary, const struct turn *turn, const struct window *window,
+                         const struct lines *past, int64_t block, const REAL *queries, REAL *sums)
+{
+    const int64_t width = rotary->head, heads = rotary->heads, group = heads / rotary->kept, tokens = size_of(window);
+    #pragma omp for schedule(dynamic, 2) nowait
+    for (int64_t task = 0; task < tokens * heads; task++) {
+        const int64_t n = task / heads, head = task % heads, run = run_of(window, n);
+        const int64_t known = window->starts[run] + n - window->firsts[run] + 1;
+        const int64_t from = turn->span && turn->span < known ? known - turn->span : 0;
+        const REAL *lines = past->first + block * past->block + window->slots[run] * past->slot +
+                            head / group * past->head + 2 * from * width;
+        see(lines, known - from, width, 1, rotary->scale, queries + task * width, sums + task * width);
     }
 }
 
@@ -146,7 +183,9 @@ void rotate(const struct rotary *rotary, const struct window *window, const stru
             const struct target end = {turn->end, added};
             share_joined(attention, 3, normed, width, count), meet();
             share_turning(rotary, turn, window, past, b, queries, keys, values), meet();
-            share_seeing(rotary, turn, window, past, b, queries, sums), meet();
+            if (window->parents) share_seeing_trees(rotary, turn, window, past, b, queries, keys, values, sums);
+            else share_seeing(rotary, turn, window, past, b, queries, sums);
+            meet();
             share_joined(&keep, 1, sums, wide, count), meet();
             share_joining(turn->after_keep, turn->middle, added, count, width, x, normed), meet();
             share_joined(forward, 2, normed, width, count), meet();

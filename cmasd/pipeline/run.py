@@ -18,6 +18,7 @@ from cmasd.errors import IncompleteRunError, TooManyFailedRowsError
 from cmasd.io.changes import changed_since
 from cmasd.io.earlier import earlier_run
 from cmasd.io.lease import Lease, Watch, newest_lease, refuse_if_live
+from cmasd.io.memories import memories_before, own_memories
 from cmasd.io.provenance import provenance
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import Run, look_at
@@ -63,6 +64,7 @@ def run(
     state = look_at(known)
     if state.todo:
         earlier_run(config)  # raises where there is none, before anything is written
+        memories_before(config)  # likewise
     with Lease(folder.storage, folder.address, "run", after=seen) as lease:
         return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain(), began, changes)
 
@@ -79,6 +81,8 @@ def _run(
 ) -> dict[str, Any]:
     folder = state.folder
     folder.clean(state.plan)
+    if memories := own_memories(config):
+        memories.trim()
     if state.is_new:
         folder.start(config, state.plan, provenance())
     watcher.planned(state)

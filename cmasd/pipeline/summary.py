@@ -44,6 +44,7 @@ def summarise(
         "acceptance_rate": _rounded(totals.acceptance_rate) if totals.drafted_tokens else None,
         "slot_occupancy": _rounded(stats.slot_occupancy),
         "rollback_rate": _rounded(stats.rollback_rate) if stats.drafting_row_iterations else None,
+        "lookup_share": _rounded(stats.lookup_share) if config.drafter.free and config.policy.kind != "plain" else None,
         "lossless": config.claim,
         "finish_reasons": {"stop": totals.stopped, "length": totals.cut, "error": totals.errors},
         "rows_done_before": rows_done_before,

@@ -7,6 +7,7 @@ under every policy, and a row's output does not depend on its neighbours.
 Shapes: B rows, J tokens drafted so far, K draft.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -41,11 +42,13 @@ class Rule:
     slope: float | None = None
     """p_j = sigmoid(slope * logit(C_j) + offset_j) of the confidence C_j; None: p_j = C_j."""
     offsets_K: Float64 | None = None
+    nodes: int = 0
+    """Most tokens of a row's tree, whose every path goes by the rule; 0: a row drafts one way to go on."""
 
     @classmethod
-    def always(cls, most: int) -> "Rule":
+    def always(cls, most: int, nodes: int = 0) -> "Rule":
         """Every row drafts `most` tokens."""
-        return cls(np.full(most, -np.inf), np.full(most, -np.inf))
+        return cls(np.full(most, -np.inf), np.full(most, -np.inf), nodes=nodes)
 
     @property
     def most(self) -> int:
@@ -56,6 +59,13 @@ class Rule:
     def looks(self) -> bool:
         """Whether confidences matter; where not, nobody need look at a draft while it is made."""
         return bool((self.go_on_K[:-1] > -np.inf).any() or (self.keep_K > -np.inf).any())
+
+    def share(self, confidence: float, place: int) -> float:
+        """p of one token, which stands behind so many of the draft; as `acceptance`."""
+        if self.slope is None or self.offsets_K is None:
+            return confidence
+        known = min(max(confidence, EDGE), 1 - EDGE)
+        return 1 / (1 + math.exp(-(self.slope * math.log(known / (1 - known)) + float(self.offsets_K[place]))))
 
     def acceptance(self, confidence_BJ: Float64) -> Float64:
         """p (B, J); a confidence that nobody knows (NaN) counts as 1/2."""

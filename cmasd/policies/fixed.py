@@ -11,14 +11,14 @@ class FixedPolicy(Policy):
 
     needs_host = False
 
-    def __init__(self, max_draft_tokens: int) -> None:
+    def __init__(self, max_draft_tokens: int, nodes: int = 0) -> None:
         self.max_draft_tokens = max_draft_tokens
-        self._rule = Rule.always(max_draft_tokens) if max_draft_tokens else None
+        self._rule = Rule.always(max_draft_tokens, nodes) if max_draft_tokens else None
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(config.drafter.max_draft_tokens)
+        return cls(config.drafter.max_draft_tokens, config.drafter.tree_nodes)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

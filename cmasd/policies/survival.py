@@ -15,15 +15,15 @@ from cmasd.policies.base import Policy, Rule
 class SurvivalPolicy(Policy):
     """Stops at the first j whose survival probability is under the threshold."""
 
-    def __init__(self, threshold: float, max_draft_tokens: int) -> None:
+    def __init__(self, threshold: float, max_draft_tokens: int, nodes: int = 0) -> None:
         self.max_draft_tokens = max_draft_tokens
         least_K = np.full(max_draft_tokens, threshold)
-        self._rule = Rule(least_K, least_K)
+        self._rule = Rule(least_K, least_K, nodes=nodes)
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(config.policy.threshold, config.drafter.max_draft_tokens)
+        return cls(config.policy.threshold, config.drafter.max_draft_tokens, config.drafter.tree_nodes)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

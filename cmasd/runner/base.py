@@ -42,6 +42,8 @@ class Pass(NamedTuple):
     """() rows from this one on are padding; None: none are."""
     slots_B: Tensor | None = None
     """The slot of each row; None: slots 0..B-1."""
+    window: Window | None = None
+    """Whose runs the rows are, where these are trees."""
 
 
 class Guesser(Protocol):
@@ -85,12 +87,14 @@ class Runner(Protocol):
     """Of the logits and the cache."""
     wants_all: bool
     """Whether windows had better have a run for each of slots 0..B-1, whatever is asked of them: graphs want shapes."""
+    wants_states: bool
+    """Whether a prefill of prompts is to leave `hidden_BTd`: they are large, and for a parallel drafter alone."""
     ran: tuple[Window, Tensor] | None
     """What was run last, and its last hidden states (N, d); None after a forward of another kind. Good until the next
     call."""
     hidden_BTd: Tensor | None
-    """(B, T, d) last hidden states of the latest `forward`, or of a prefill, after each prompt token that it ran
-    (padded behind); None where it ran none. Good until the next call."""
+    """(B, T, d) last hidden states of the latest `forward`, or of a prefill, after each prompt token but the last
+    (padded behind) if `wants_states`; None where there are none. Good until the next call."""
     encoded_BSd: Tensor | None
     """(B, S, d) the encoder's states of the latest prefill, padded behind; None without an encoder."""
 
@@ -105,7 +109,8 @@ class Runner(Protocol):
     def run(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
         """Feed a window; return the logits (N, V) after its tokens, or (Q, V) after those that are asked for.
 
-        A token at place p of its slot sees the places 0..p. What a slot holds from a run's start on is overwritten.
+        A token at place p of its slot sees the places 0..p, or in a tree those before the run and its ancestors. What
+        a slot holds from a run's start on is overwritten.
         Starts and firsts may be on the host. The logits are the caller's to keep and to change; no gradients are
         recorded.
         """
@@ -134,5 +139,17 @@ class Runner(Protocol):
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """Greedy decoding of several tokens in one call, where there is a kernel for all of it."""
 
+    def settle(self, chosen_M: Tensor, counts_R: Tensor) -> None:
+        """Of trees that were run last, keep a path of each: `counts_R` (R,) tokens of the list, `chosen_M` (M,) in all.
+
+        Its keys and values go where they would be had only it been run, and `ran` says that it was.
+        """
+
+    def carry(self, slots_M: Tensor, from_M: Tensor, to_M: Tensor) -> None:
+        """Of these slots, what was kept of the tokens at some places goes to others, all at once."""
+
     def move(self, source: int, target: int) -> None:
-        """Copy the state of slot `source` onto slot `target`."""
+        """The row of slot `source` is in slot `target` from now on."""
+
+    def leave(self, slots: list[int]) -> None:
+        """No row is in these slots any more: they may give back memory."""

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from cmasd.kernels import kept_zeros
+from cmasd.config.tree import KEPT_PLACES
+from cmasd.kernels import give_back, kept_zeros
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.masks import source_mask
 
@@ -50,7 +51,10 @@ class Geometry:
 
         On a host, places that no row comes to take no memory.
         """
-        shape = (self.layers, slots, self.heads, length, 2 * self.width)
+        return self.zeros(self.layers, slots, self.heads, length, 2 * self.width)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Of any shape."""
         if self.device.type == "cpu":
             return kept_zeros(*shape, dtype=self.dtype, is_sparse=True)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -146,19 +150,22 @@ class SlotCache(Cache):
         read_length: int,
         live: Tensor | None = None,
         slots_B: Tensor | None = None,
+        places_BT: Tensor | None = None,
     ) -> None:
         """Slots 0..B-1, or those of `slots_B`, write at `positions_BT`; with `live` (), only so many of the first: the
-        others write to the spare slot.
+        others write to the spare slot. With `places_BT` they write there, as in a tree.
 
         Works on the device alone, so that a CUDA graph may hold it; `extend` is the host's part.
         """
-        rows = positions_BT.shape[0]
+        rows, window = positions_BT.shape
         self._starts = starts_B1
+        if places_BT is not None:  # decoders add 0, 1, 2, ... to what they are told
+            self._starts = positions_BT - torch.arange(window, device=positions_BT.device)
         first_line_BH = self._first_line_BH[:rows] if slots_B is None else self._first_line_BH[slots_B]
         if live is not None:
             assert self.is_bucketed, "rows of padding need a spare slot"
             first_line_BH = torch.where(self._slots_B1[:rows] < live, first_line_BH, self._first_line_BH[-1])
-        self._write_at(first_line_BH, positions_BT)
+        self._write_at(first_line_BH, positions_BT if places_BT is None else places_BT)
         if slots_B is not None:
             self.view = View(self.buffer_KSHLP, rows, read_length, slots_B)
             return
@@ -169,11 +176,12 @@ class SlotCache(Cache):
         self._starts = 0
         self._write_at(self._first_line_BH[slots_B], positions_1T)
         self.view = None
-        self.begin(slots_B.tolist(), positions_1T.shape[1])
+        self.extend(slots_B.tolist(), positions_1T.shape[1])
 
-    def begin(self, slots: list[int], length: int) -> None:
-        """New rows are in these slots, and are written up to `length`."""
-        self._written[slots] = length
+    def begin(self, slots: list[int]) -> None:
+        """New rows are in these slots, of which nothing is written yet."""
+        self.leave(slots)
+        self._written[slots] = 0
 
     def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
         self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None
@@ -193,14 +201,35 @@ class SlotCache(Cache):
         return (key_states, value_states) if self.view is None else self.view.pair(layer_idx)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Length before the window: 0 for a prompt, else (B, 1), from which decoders derive (B, T) positions."""
+        """Length before the window: 0 for a prompt, else (B, 1), from which decoders derive (B, T) positions.
+
+        For trees (B, T), so that each token gets its own; the first one is a row's length before it.
+        """
         return self._starts  # type: ignore[return-value]
 
+    def carry(self, slots_M: Tensor, from_M: Tensor, to_M: Tensor) -> None:
+        """Of some slots, the keys and values of these places go to others, all at once."""
+        self.buffer_KSHLP[:, slots_M, :, to_M] = self.buffer_KSHLP[:, slots_M, :, from_M]
+
     def move(self, source: int, target: int) -> None:
-        """Copy all that slot `source` ever wrote onto slot `target`."""
+        """What slot `source` wrote is in slot `target` from now on."""
+        self.leave([target])
         length = int(self._written[source])
         self._written[target] = length
         self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
+        self.leave([source])
+
+    def leave(self, slots: list[int]) -> None:
+        """No row is in these slots any more: a host's memory of places behind the first is given back."""
+        shrink(self.buffer_KSHLP, self._written, slots)
+
+
+def shrink(buffer_KSHLP: Tensor, written: np.ndarray[Any, np.dtype[np.int64]], slots: list[int]) -> None:
+    """Slots that were written so far keep their first places alone."""
+    for slot in slots:
+        if written[slot] > KEPT_PLACES:
+            give_back(buffer_KSHLP[:, slot, :, KEPT_PLACES : written[slot]])
+            written[slot] = KEPT_PLACES
 
 
 class SourceCache:
@@ -211,6 +240,7 @@ class SourceCache:
         self.layers_SHLP = self.buffer_KSHLP.unbind(0)
         self._width = geometry.width
         self._lengths = np.zeros(slots, dtype=np.int64)
+        self._written = np.zeros(slots, dtype=np.int64)
         self._counts = torch.from_numpy(self._lengths)
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
         self._view = View(self.buffer_KSHLP, 0, 0)
@@ -230,7 +260,9 @@ class SourceCache:
     def note(self, slots_B: Tensor, lengths_B: Tensor) -> None:
         """New rows are in these slots, with sources of these lengths."""
         self._mask_BS[slots_B] = source_mask(lengths_B, self._mask_BS.shape[-1], self._mask_BS.dtype)
-        self._lengths[slots_B.tolist()] = lengths_B.tolist()
+        slots = slots_B.tolist()
+        self._lengths[slots] = lengths_B.tolist()
+        self._written[slots] = np.maximum(self._written[slots], lengths_B.max().item())
 
     def longest(self, slots: slice | list[int]) -> int:
         """Tokens of the longest source in these slots."""
@@ -250,8 +282,14 @@ class SourceCache:
         return self._view, self._mask_BS[:rows, :, :, :read_length]
 
     def move(self, source: int, target: int) -> None:
-        """Copy the source of slot `source` onto slot `target`."""
+        """The source of slot `source` is in slot `target` from now on."""
+        self.leave([target])
         length = int(self._lengths[source])
-        self._lengths[target] = length
+        self._lengths[target] = self._written[target] = length
         self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
         self._mask_BS[target] = self._mask_BS[source]
+        self.leave([source])
+
+    def leave(self, slots: list[int]) -> None:
+        """See `SlotCache.leave`."""
+        shrink(self.buffer_KSHLP, self._written, slots)

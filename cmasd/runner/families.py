@@ -50,8 +50,13 @@ class _RelativeBias:
         if not _is_ragged(past_seen_tokens):
             return super().compute_bias(query_length, key_length, device, past_seen_tokens)  # type: ignore[misc, no-any-return]
         device = past_seen_tokens.device
-        queries_BT1 = (past_seen_tokens + torch.arange(query_length, device=device))[:, :, None]
-        distance_BTK = (queries_BT1 - torch.arange(key_length, device=device)).clamp_(min=0)
+        steps_T, keys_K = torch.arange(query_length, device=device), torch.arange(key_length, device=device)
+        queries_BT1 = (past_seen_tokens + steps_T)[:, :, None]
+        keys_B1K = keys_K.expand(len(past_seen_tokens), 1, -1)
+        if past_seen_tokens.shape[1] > 1:  # of a tree each token's own
+            places_BT = past_seen_tokens[:, :1] + steps_T
+            keys_B1K = keys_B1K.scatter(2, places_BT[:, None], queries_BT1.transpose(1, 2))
+        distance_BTK = (queries_BT1 - keys_B1K).clamp_(min=0)
         buckets_BTK = self._distance_buckets(key_length, past_seen_tokens.device)[distance_BTK]
         bias_BTKH: Tensor = self.relative_attention_bias(buckets_BTK)  # type: ignore[attr-defined]
         return bias_BTKH.permute(0, 3, 1, 2).contiguous()

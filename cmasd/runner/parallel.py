@@ -193,6 +193,16 @@ class States:
         self._steps.append(s_Br)
         return torch.addmm(self._base_BKS[:, j], s_Br, self._model.out_rS)
 
+    def branch(self, j: int, rows_F: Tensor, latest_F: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(F, S) of token j of some rows' drafts, given each token before; and acceptance (F,) as in `judged`."""
+        logits_FS, features_Fe = self._base_BKS[rows_F, j], self._z_BKd[rows_F, j]
+        if self._context_BKr is not None:
+            s_Fr = F.relu(self._context_BKr[rows_F, j] + F.embedding(latest_F, self._model.previous_Vr))
+            logits_FS = torch.addmm(logits_FS, s_Fr, self._model.out_rS)
+            features_Fe = torch.cat([features_Fe, s_Fr], dim=-1)
+        judge = self._model.judge
+        return logits_FS, None if judge is None else torch.sigmoid(judge(features_Fe)).view(-1)
+
     def judged(self) -> Tensor | None:
         """(B, K) predicted acceptance, of all tokens whose logits were asked for; None without a confidence head."""
         if self._model.judge is None:

@@ -18,7 +18,7 @@ from cmasd.runner.base import Extent, Guesser, Pass
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
-from cmasd.runner.masks import CausalMask
+from cmasd.runner.masks import Branches, CausalMask
 from cmasd.runner.stacks import BartStack, Stack, StockStack
 from cmasd.window import Window
 
@@ -70,6 +70,7 @@ class _SlotRunner:
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
         self.wants_all = bucketed
+        self.wants_states = False
         self.ran: tuple[Window, Tensor] | None = None
         self.hidden_BTd: Tensor | None = None
         self.encoded_BSd: Tensor | None = None
@@ -104,6 +105,8 @@ class _SlotRunner:
     def _rectangle(self, window: Window, extent: Extent) -> Tensor:
         """(R, T, d): what a run's padding writes behind its end is overwritten before it can be seen."""
         tokens_RT, starts_R = window.padded(window.tokens_N), window.starts_R.to(self.device)
+        if window.parents_N is not None:
+            return self._hidden(Pass(tokens_RT, starts_R, extent, slots_B=window.slots_R, window=window))
         if not window.covers_first:
             return self._hidden(Pass(tokens_RT, starts_R, extent, slots_B=window.slots_R))
         return (self.graphs or self._hidden)(Pass(tokens_RT, starts_R, extent))
@@ -141,9 +144,30 @@ class _SlotRunner:
         """See `Runner.guesser`."""
         return None
 
+    @torch.no_grad()
+    def settle(self, chosen_M: Tensor, counts_R: Tensor) -> None:
+        """See `Runner.settle`."""
+        assert self.ran is not None, "a window was run"
+        window, hidden_Nd = self.ran
+        path = window.along(chosen_M, counts_R)
+        self.ran = path, hidden_Nd[chosen_M]
+        from_M, to_M = window.places_N[chosen_M], path.places_N
+        moved = (from_M != to_M).nonzero().squeeze(1)
+        if len(moved):
+            self.carry(path.slots_N[moved], from_M[moved], to_M[moved])
+
+    @torch.no_grad()
+    def carry(self, slots_M: Tensor, from_M: Tensor, to_M: Tensor) -> None:
+        """See `Runner.carry`."""
+        self._cache.carry(slots_M, from_M, to_M)
+
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         self._cache.move(source, target)
+
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+        self._cache.leave(slots)
 
     def _longest_source(self, slots: slice | list[int]) -> int:
         """Source tokens to read; 0 without an encoder."""
@@ -153,12 +177,16 @@ class _SlotRunner:
         """The device's part: (B, T, d)."""
         raise NotImplementedError
 
-    def _open_window(self, given: Pass) -> Tensor:
-        """Point the cache at this window; return its positions (B, T)."""
-        starts_B1 = given.starts_B[:, None]
-        positions_BT = (starts_B1 + self._steps_L[: given.extent.window]).clamp_max(self.max_length - 1)
-        self._cache.open_window(positions_BT, starts_B1, given.extent.length, given.live, given.slots_B)
-        return positions_BT
+    def _open_window(self, given: Pass) -> tuple[Tensor, Branches | None]:
+        """Point the cache at this window; return its positions (B, T), and how its tokens see each other in trees."""
+        starts_B1, window, length = given.starts_B[:, None], given.window, given.extent.length
+        places_BT = (starts_B1 + self._steps_L[: given.extent.window]).clamp_max(self.max_length - 1)
+        if window is None:
+            self._cache.open_window(places_BT, starts_B1, length, given.live, given.slots_B)
+            return places_BT, None
+        positions_BT = starts_B1 + window.padded(window.depths_N)
+        self._cache.open_window(positions_BT, starts_B1, length, given.live, given.slots_B, places_BT)
+        return positions_BT, Branches(places_BT, window.sees_RTT)
 
 
 class EncoderDecoderRunner(_SlotRunner):
@@ -192,12 +220,17 @@ class EncoderDecoderRunner(_SlotRunner):
         return self._stack.run(window)
 
     def _hidden(self, given: Pass) -> Tensor:
-        return self._stack.hidden(given, self._open_window(given))
+        return self._stack.hidden(given, *self._open_window(given))
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         super().move(source, target)
         self._sources.move(source, target)
+
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+        super().leave(slots)
+        self._sources.leave(slots)
 
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""

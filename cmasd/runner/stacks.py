@@ -19,7 +19,7 @@ from cmasd.runner.bart import Decoder, Encoder
 from cmasd.runner.base import Guesser, Pass
 from cmasd.runner.cache import SlotCache, SourceCache
 from cmasd.runner.families import Head
-from cmasd.runner.masks import CausalMask, source_mask
+from cmasd.runner.masks import Branches, CausalMask, source_mask
 from cmasd.window import Window
 
 
@@ -35,7 +35,7 @@ class Stack(Protocol):
     def run(self, window: Window) -> Tensor | None:
         """Last hidden states (N, d); None where this kind wants a rectangle."""
 
-    def hidden(self, given: Pass, positions_BT: Tensor) -> Tensor:
+    def hidden(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> Tensor:
         """Last hidden states (B, T, d) of a rectangle that is open in the cache."""
 
 
@@ -102,9 +102,9 @@ class BartStack:
             return None
         return self._kernels.decode(self._packed, window, self._caches)
 
-    def hidden(self, given: Pass, positions_BT: Tensor) -> Tensor:
+    def hidden(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> Tensor:
         """See `Stack.hidden`."""
-        return self._decoder(given.tokens_BT, positions_BT, *self._attention(given, positions_BT))
+        return self._decoder(given.tokens_BT, positions_BT, *self._attention(given, positions_BT, branches))
 
     def guesser(self, head: Head, ids_S: Tensor | None, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""
@@ -117,10 +117,10 @@ class BartStack:
     def _caches(self) -> Caches:
         return Caches(self._cache.buffer_KSHLP, self._sources.buffer_KSHLP, self._sources.counts_S)
 
-    def _attention(self, given: Pass, positions_BT: Tensor) -> tuple[Attend, Attend]:
+    def _attention(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> tuple[Attend, Attend]:
         cache, sources, extent = self._cache, self._sources, given.extent
         assert cache.view is not None, "a window is open"
-        heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, span=None)
+        heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, None, branches)
         view, source_mask = sources.open(extent.rows, extent.sources, given.slots_B)
         return (
             TensorWriting(cache, TensorReading.of(cache.view.product, mask, heads)),
@@ -174,7 +174,7 @@ class StockStack:
         """See `Stack.run`."""
         return None
 
-    def hidden(self, given: Pass, positions_BT: Tensor) -> Tensor:
+    def hidden(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> Tensor:
         """See `Stack.hidden`."""
         extent = given.extent
         sources, source_mask = self._sources.open(extent.rows, extent.sources, given.slots_B)
@@ -182,7 +182,7 @@ class StockStack:
             layer.keys, layer.values = sources.pair(index)
         output = self._decoder(
             input_ids=given.tokens_BT,
-            attention_mask=self._causal.window(positions_BT, extent.length, span=None),
+            attention_mask=self._causal.window(positions_BT, extent.length, None, branches),
             encoder_hidden_states=self._encoded,
             encoder_attention_mask=source_mask,
             past_key_values=self._both,

@@ -40,6 +40,8 @@ class EngineStats:
     """Times that a row went from one of the two models to the other."""
     idle_row_iterations: int = 0
     """Live rows, summed over all its steps, that the verifier did not run for."""
+    lookup_seconds: float = 0.0
+    """Part of it spent on texts that are known already: finding drafts in them, following them, remembering them."""
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> "EngineStats":
@@ -74,6 +76,11 @@ class EngineStats:
     def rollback_rate(self) -> float:
         """Share of drafting row-iterations with a rejection."""
         return self.rollbacks / self.drafting_row_iterations if self.drafting_row_iterations else 0.0
+
+    @property
+    def lookup_share(self) -> float:
+        """Of the time of an iteration, what known texts take."""
+        return self.lookup_seconds / self.busy_seconds if self.busy_seconds else 0.0
 
     @property
     def slot_occupancy(self) -> float:

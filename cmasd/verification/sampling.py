@@ -56,6 +56,27 @@ class SamplingVerification(Verification):
         next_B = self.draw(self._residual(probs_BTV, drafted_BKV, accepted_B, draft.lengths_B))
         return Verdict(accepted_B, next_B, torch.full_like(draft.confidence_BK, torch.nan))
 
+    def try_ways(self, probs_V: Tensor, tokens: list[int], drafted: list[Tensor | None]) -> tuple[int | None, Tensor]:
+        """Which of several ways to go on is accepted, None for none; and what is left of the verifier's distribution.
+
+        `drafted`: what each was drawn from (V,), but for those before it, which were not drawn twice; None: it was
+        certain.
+        """
+        for way, (token, drafted_V) in enumerate(zip(tokens, drafted, strict=True)):
+            theirs_V = torch.zeros_like(probs_V)
+            if drafted_V is None:
+                theirs_V[token] = 1.0
+            else:
+                theirs_V.copy_(drafted_V)
+                theirs_V[tokens[:way]] = 0.0
+                theirs_V /= theirs_V.sum()
+            coin = torch.rand((), generator=self.generator(probs_V.device), device=probs_V.device)
+            if coin * theirs_V[token] < probs_V[token]:
+                return way, probs_V
+            left_V = (probs_V - theirs_V).clamp_min(0)
+            probs_V = left_V / left_V.sum() if bool(left_V.sum() > 0) else probs_V
+        return None, probs_V
+
     def _residual(self, probs_BTV: Tensor, drafted_BKV: Tensor, accepted_B: Tensor, lengths_B: Tensor) -> Tensor:
         rows_B = torch.arange(len(accepted_B), device=accepted_B.device)
         ours_BV = probs_BTV[rows_B, accepted_B]

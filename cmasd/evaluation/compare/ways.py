@@ -87,7 +87,9 @@ def _drafters(way: Way, config: Config) -> list[str]:
         return list(way.drafters)
     free = [kind for kind in way.drafters if kind != "previous" or config.drafter.previous is not None]
     is_there = not config.drafter.is_named or config.models.drafter is not None
-    return [*free, config.drafter.model] if config.drafter.model is not None and is_there else free
+    if config.drafter.model is not None and is_there:
+        return [*free, config.drafter.model]
+    return [kind for kind in free if kind != "recycle"]
 
 
 def first_batch(

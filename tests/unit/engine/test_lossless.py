@@ -94,18 +94,19 @@ def tables(draw: st.DrawFn, longest: int) -> StepTable:
 
 
 @st.composite
-def rules(draw: st.DrawFn, longest: int) -> Rule:
-    """Any thresholds, over any statistic, with and without calibration."""
+def rules(draw: st.DrawFn, longest: int, nodes: int) -> Rule:
+    """Any thresholds, over any statistic, with and without calibration, for chains and for trees."""
     most = draw(st.integers(1, longest))
     go_on, keep = (np.array(draw(st.lists(LEAST, min_size=most, max_size=most))) for _ in range(2))
     slope = draw(st.none() | st.sampled_from([0.5, 1.0, 3.0]))
     offsets = None if slope is None else np.array(draw(st.lists(st.floats(-2, 2), min_size=most, max_size=most)))
-    return Rule(go_on, keep, draw(st.sampled_from(["product", "mean"])), slope, offsets)
+    nodes = draw(st.sampled_from([0, nodes]))
+    return Rule(go_on, keep, draw(st.sampled_from(["product", "mean"])), slope, offsets, nodes)
 
 
 @st.composite
-def plans(draw: st.DrawFn, longest: int) -> Plans:
-    given = draw(st.none() | st.lists(st.none() | rules(longest), min_size=1, max_size=4))
+def plans(draw: st.DrawFn, longest: int, nodes: int) -> Plans:
+    given = draw(st.none() | st.lists(st.none() | rules(longest, nodes), min_size=1, max_size=4))
     return Plans(draw(st.lists(tables(longest), min_size=1, max_size=4)), given)
 
 
@@ -135,6 +136,7 @@ def kinds(draw: st.DrawFn) -> str | list[str]:
     free = draw(st.lists(st.sampled_from(["previous", "memory", "copy", "lookup"]), max_size=3, unique=True))
     if model is not None and (not free or draw(st.booleans())):
         return model
+    free += ["recycle"] if model is not None and draw(st.booleans()) else []
     listed = [*free, *([] if model is None else [model])]
     return listed or "copy"
 
@@ -185,6 +187,8 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "max_draft_tokens": longest,
         "min_draft_tokens": draw(st.integers(1, longest)),
         "max_ngram": draw(st.integers(1, 3)),
+        "tree_nodes": draw(st.sampled_from([0, 0, 2, 3, 5, 9])),
+        "tree_branching": draw(st.integers(1, 4)),
     }
     stitch = {"tau": 0.0, "speculate": draw(st.booleans()), "max_wait": draw(st.integers(0, 3))}
     return {"policy": policy, "confidence": confidence, "drafter": drafter, "stitch": stitch}
@@ -196,6 +200,7 @@ def cases(draw: st.DrawFn, families: list[str]) -> Case:
     rows = draw(st.lists(REQUEST, min_size=1, max_size=7))
     longest = draw(st.integers(1, QUERIES))
     sections = draw(policies(longest))
+    nodes = sections["drafter"]["tree_nodes"]
     sections["engine"] = {
         "slots": draw(st.sampled_from([1, 2, 3, 5, 8])),
         "graphs": draw(st.sampled_from(["off", "off", "on"])),
@@ -208,7 +213,7 @@ def cases(draw: st.DrawFn, families: list[str]) -> Case:
         eos_choice=draw(st.none() | st.integers(0, 40)),
         requests=[Request(key, source, limit) for key, (source, limit) in enumerate(rows)],
         sections=sections,
-        plans=draw(plans(longest)),
+        plans=draw(plans(longest, nodes)),
         shortlist=draw(st.none() | st.lists(TOKEN, min_size=2, unique=True).map(tuple)),
         edits=tuple(draw(st.none() | st.lists(EDIT, max_size=4)) for _ in rows),
     )
@@ -352,3 +357,26 @@ def test_every_family_accepts_drafts_and_stays_exact(family: str) -> None:
     assert tokens_of(fast) == tokens_of(decode_plain(pair, requests))
     assert sum(result.num_accepted_tokens for result in fast.values()) > 0
     assert sum(result.num_drafted_tokens - result.num_accepted_tokens for result in fast.values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["model", "parallel", ["memory", "copy"], ["memory", "copy", "model"]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_accepts_trees_and_stays_exact(family: str, kind: str | list[str]) -> None:
+    requests = [Request(key, list(range(5, 9 + 2 * key)), 9 + key) for key in range(5)]
+    pair = shared_pair(family, "noisy")
+    drafter = {"kind": kind, "max_draft_tokens": 4, "tree_nodes": 9, "tree_branching": 3}
+    fast = decode(pair, tiny_config(policy={"kind": "fixed"}, drafter=drafter, engine={"slots": 3}), requests)
+    assert tokens_of(fast) == tokens_of(decode_plain(pair, requests))
+    if kind == "model":
+        assert sum(one.num_accepted_tokens for one in fast.values()) > 0
+
+
+def test_trees_take_fewer_iterations_than_chains_that_are_as_deep() -> None:
+    """Where the tree holds the whole chain: ways beside it can only help."""
+    requests = [Request(key, list(range(5 + key, 9 + 2 * key)), 20) for key in range(7)]
+    taken = []
+    for nodes in (0, 60):
+        drafter = {"max_draft_tokens": 3, "tree_nodes": nodes, "tree_branching": 3}
+        config = tiny_config(policy={"kind": "fixed"}, drafter=drafter)
+        taken.append(sum(one.num_iterations for one in decode(shared_pair("marian"), config, requests).values()))
+    assert taken[1] < taken[0]

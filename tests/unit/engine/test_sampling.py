@@ -112,6 +112,19 @@ WAYS: dict[str, dict[str, Any]] = {
         "policy": {"kind": "goodput"},
         "drafter": {"kind": ["memory", "copy", "model"], "max_draft_tokens": 3},
     },
+    "tree": {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 3, "tree_nodes": 6, "tree_branching": 3}},
+    "tree survival": {
+        "policy": {"kind": "survival", "threshold": 0.1},
+        "drafter": {"max_draft_tokens": 3, "tree_nodes": 5, "tree_branching": 4},
+    },
+    "memory tree": {
+        "policy": {"kind": "fixed"},
+        "drafter": {"kind": ["memory", "copy", "model"], "max_draft_tokens": 3, "tree_nodes": 5},
+    },
+    "parallel tree": {
+        "policy": {"kind": "fixed"},
+        "drafter": {"kind": "parallel", "max_draft_tokens": 3, "tree_nodes": 7, "tree_branching": 3},
+    },
     "lookup survival": {
         "policy": {"kind": "survival", "threshold": 0.15},
         "drafter": {"kind": "lookup", "max_draft_tokens": 3},
@@ -135,6 +148,11 @@ WAYS: dict[str, dict[str, Any]] = {
         ("marian", "noisy", "memory"),
         ("llama", "noisy", "memory, model"),
         ("marian", "noisy", "memory, model goodput"),
+        ("marian", "noisy", "tree"),
+        ("llama", "unrelated", "tree"),
+        ("marian", "unrelated", "tree survival"),
+        ("llama", "noisy", "memory tree"),
+        ("marian", "noisy", "parallel tree"),
     ],
 )
 def test_output_is_distributed_as_ar_sampling(family: str, quality: str, way: str) -> None:
@@ -186,6 +204,27 @@ def peek(engine: Engine) -> None:
         return replace(drafted, lengths_B=drafted.lengths_B.minimum(likely_B))
 
     drafter.draft = draft
+
+
+def try_ways_anew(engine: Engine) -> None:
+    """Every way is tried as if none had been refused before it."""
+    rule: Any = engine.verification
+    try_ways = rule.try_ways
+
+    def anew(probs_V: Tensor, tokens: list[int], drafted: list[Tensor | None]) -> tuple[int | None, Tensor]:
+        for way, (token, drafted_V) in enumerate(zip(tokens, drafted, strict=True)):
+            taken, left_V = try_ways(probs_V, [token], [drafted_V])
+            if taken is not None:
+                return way, left_V
+        return None, probs_V
+
+    rule.try_ways = anew
+
+
+def test_a_mistake_in_a_tree_is_noticed() -> None:
+    pair = small_pair("marian", "noisy")
+    engine = sample(pair, WAYS["tree"], try_ways_anew)
+    assert p_value(counted(engine), exact_distribution(pair)) < REFUSED_P
 
 
 @pytest.mark.parametrize("mistake", [accept_always, skip_the_residual, peek])
