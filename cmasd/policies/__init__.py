@@ -5,7 +5,7 @@ from cmasd.policies.base import EDGE, Observation, Policy, Rule
 from cmasd.policies.fixed import FixedPolicy, PlainPolicy
 from cmasd.policies.goodput import GoodputPolicy
 from cmasd.policies.paper import PaperPolicy
-from cmasd.policies.stitch import StitchPolicy
+from cmasd.policies.stitch import Chance, StitchPolicy
 from cmasd.policies.survival import SurvivalPolicy
 
 __all__ = [
@@ -32,6 +32,14 @@ def build_policy(config: Config) -> Policy:
         "fixed": FixedPolicy(k_max),
         "paper": PaperPolicy(config.policy.alpha, k_min, k_max),
         "survival": SurvivalPolicy(config.policy.threshold, k_max),
-        "stitch": StitchPolicy(config.stitch.tau, k_max, config.stitch.speculate, config.stitch.max_wait),
+        "stitch": _stitch(config),
     }
     return policies[config.policy.kind]
+
+
+def _stitch(config: Config) -> StitchPolicy:
+    stitch, chance = config.stitch, None
+    if stitch.random:
+        dropped, returned = stitch.random
+        chance = Chance(config.verification.seed, dropped, returned)
+    return StitchPolicy(stitch.tau, config.drafter.max_draft_tokens, stitch.speculate, stitch.max_wait, chance)

@@ -82,8 +82,8 @@ def sample_row(
         drafted=row["num_drafted_tokens"],
         accepted=row["num_accepted_tokens"],
         iterations=row["num_iterations"],
-        small=row["num_small_tokens"],
-        switches=row["num_switches"],
+        small=row.get("num_small_tokens", 0),
+        switches=row.get("num_switches", 0),
         length=row["num_output_tokens"],
         tokens=_tokens(row, split) if split and "token_id" in row else [],
     )
