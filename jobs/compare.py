@@ -8,16 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmasd.errors import ConfigError
 from jobs.arguments import add_config, add_json, read_config
-from jobs.compare_tables import score_table, sentence, speed_table, worth_table
-from jobs.measuring import busy_lines, describe, tell, threads_of_actor, watch, with_drafter
+from jobs.compare_tables import answer_table, score_table, sentence, speed_table, worth_table
+from jobs.measuring import about_line, busy_lines, describe, tell, threads_of_actor, watch, with_drafter
 from jobs.records import check_files, command, finish
 
 if TYPE_CHECKING:
     from cmasd.config import Config
     from cmasd.evaluation.compare.comparison import Comparison
 
-OPTIONS = ("quick", "references", "threads", "record")
+OPTIONS = ("quick", "references", "threads", "plot", "record")
 QUICK_SECONDS = 270.0
 """Of --quick, loading included; scores against references come on top."""
 
@@ -29,6 +30,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="less time than compare.max_seconds: under six minutes")
     parser.add_argument("--references", metavar="COLUMN", help="also BLEU, chrF and ROUGE against this column")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: those of an actor")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw right answers against seconds (.png, .svg)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the JSON to a file as well")
 
 
@@ -36,7 +38,9 @@ def main(args: argparse.Namespace) -> int:
     """Measure, then print."""
     started = time.perf_counter()
     config = read_config(args)
-    check_files(args, "record")
+    check_files(args, "plot", "record")
+    if args.plot and config.compare.answer == "none":
+        raise ConfigError("--plot: draws right answers, got compare.answer none. Set compare.answer=gsm8k, or another.")
     import torch
 
     from cmasd.engine import load_pair
@@ -79,6 +83,7 @@ def say(args: argparse.Namespace, config: "Config", comparison: "Comparison", ab
     plain, rows = comparison.results[0], [one.to_dict() for one in comparison.results]
     tables = [speed_table(rows), worth_table(rows)]
     tables += [score_table(rows)] if plain.scores else []
+    tables += [answer_table(rows)] if plain.accuracy is not None else []
     said = sentence(advice, plain)
     remarks = [*reasons(about["skipped"]), *busy_lines(Load(**about["load"])), basis(config, comparison)]
     print("\n\n".join(tables), *remarks, said, sep="\n\n", flush=True)
@@ -92,6 +97,10 @@ def say(args: argparse.Namespace, config: "Config", comparison: "Comparison", ab
         "signatures": comparison.signatures,
         **about,
     }
+    if args.plot:
+        from cmasd.evaluation.plots import plot_answers
+
+        plot_answers(rows, args.plot, about_line(report))
     finish(args, report)
 
 

@@ -14,6 +14,17 @@ PLAIN = "ar_greedy"
 Row = dict[str, Any]
 SPEED = ("engine", "tokens/s", "x AR (95 %)", "tok/iter", "accepted", "rolled back", "wasted/token", "by position")
 WORTH = ("engine", "lossless", "= AR", "BLEU to AR", "gap nats/token", "accelerator-hours (95 %)", "cost (95 %)")
+ANSWERS = (
+    "engine",
+    "right (95 %)",
+    "of rows",
+    "tokens/row",
+    "s/row",
+    "tokens/s",
+    "x AR (95 %)",
+    "large",
+    "switches/row",
+)
 SCORES = ("engine", "BLEU (95 %)", "p", "chrF (95 %)", "p", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum")
 
 
@@ -64,13 +75,32 @@ def _score_cells(row: Row) -> tuple[str, ...]:
     return (*cells, *(_or_dash(row[name], "{:.2f}") for name in ("rouge1", "rouge2", "rougeLsum")))
 
 
+def answer_table(rows: Sequence[Row]) -> str:
+    """How many answers are right, what that took, and who said it."""
+    return table([_answer_cells(row) for row in rows], ANSWERS)
+
+
+def _answer_cells(row: Row) -> tuple[str, ...]:
+    return (
+        row["name"],
+        f"{row['accuracy']:.1%} ({row['accuracy_low']:.1%}-{row['accuracy_high']:.1%})",
+        f"{row['scored_rows']:,}",
+        f"{row['output_tokens'] / row['rows']:,.0f}",
+        f"{row['seconds'] / row['rows']:.3g}",
+        f"{row['tokens_per_second']:,.0f}",
+        speedup(row),
+        _or_dash(row["large_share"], "{:.1%}"),
+        _or_dash(row["switches_per_row"], "{:.1f}"),
+    )
+
+
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
 def speedup(row: Row) -> str:
     """Over plain decoding, with its interval; of a way that drafted nothing there is none."""
-    if row["drafted_tokens"] == 0 and row["name"] != PLAIN:
+    if row["drafted_tokens"] == 0 and row["name"] != PLAIN and row.get("large_share", 1) == 1:
         return SAME_DECODING
     return f"{row['speedup']:.2f} ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})"
 

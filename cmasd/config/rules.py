@@ -38,6 +38,17 @@ def _are_drafters(value: object) -> bool:
     return are_known and models < 2 and ("recycle" not in listed or models == 1)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        return bool(re.compile(text))
+    except re.error:
+        return False
+
+
+def _are_shares(values: list[float]) -> bool:
+    return all(map(_share, values))
+
+
 def _are_compared(names: list[str]) -> bool:
     return bool(names) and set(names) <= {*COMPARED, *COMPARED_WHEN_ASKED}
 
@@ -62,6 +73,7 @@ RULES = (
     Rule("policy.threshold", _share, "between 0 and 1"),
     Rule("policy.explore_share", _share, "between 0 and 1"),
     Rule("stitch.tau", _share, "between 0 and 1"),
+    Rule("stitch.random", lambda v: len(v) in (0, 2) and _are_shares(v), "empty, or two shares between 0 and 1"),
     Rule("stitch.max_wait", _at_least(0), "at least 0"),
     Rule("verification.beta", _at_least(1), "at least 1"),
     Rule("verification.tau", _at_least(0), "at least 0 nats"),
@@ -96,6 +108,9 @@ RULES = (
     Rule("compare.engines", _are_compared, f"some of {', '.join((*COMPARED, *COMPARED_WHEN_ASKED))}"),
     Rule("compare.max_relative_ci", lambda v: v > 0, "greater than 0"),
     Rule("compare.max_seconds", lambda v: v > 0, "greater than 0"),
+    Rule("compare.min_rows", _at_least(0), "at least 0"),
+    Rule("compare.taus", lambda v: bool(v) and _are_shares(v), "one number between 0 and 1, or more"),
+    Rule("compare.answer_pattern", _is_pattern, "a regular expression"),
     Rule("compare.quality_budget_nats_per_token", lambda v: v > 0, "greater than 0 nats"),
 )
 
@@ -168,6 +183,8 @@ def _check_together(config: Config) -> None:
         )
     _check_previous(config)
     _check_stitch(config)
+    if config.compare.answer == "regex" and not config.compare.answer_pattern:
+        raise ConfigError("compare.answer_pattern: must be set for compare.answer regex, got ''.")
     needs_drafter = config.policy.kind != "plain" and config.drafter.is_named
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(

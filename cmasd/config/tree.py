@@ -19,7 +19,8 @@ COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
 )
-COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all")
+STITCHED = ("small_alone", "stitch", "stitch_speculate", "random_router")
+COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all", *STITCHED)
 """What `compare.engines` may name besides its default."""
 
 FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
@@ -209,6 +210,9 @@ class StitchConfig:
     speculate: bool = False
     """Where the small model is not sure, let it go on for up to `drafter.max_draft_tokens` and the large model check
     them all, in place of the large model speaking word for word."""
+    random: list[float] = field(default_factory=list)
+    """Not by entropy, but by chance: the share of the small model's tokens that are dropped, and the share of the large
+    model's behind which it hands back. What entropy is worth is told by the difference. Empty: by entropy."""
     max_wait: int = 8
     """Steps of the small model that a row which needs the large one waits at most for others to need it too; as long as
     the measured cost of both says that it pays."""
@@ -372,13 +376,25 @@ class CompareConfig:
 
     engines: list[str] = field(default_factory=lambda: list(COMPARED))
     """Ways of decoding to compare; adaptive_tau_printed may be added, and copy, memory, previous and all, which are
-    goodput with drafts that cost nothing; ar_greedy takes part in any case."""
+    goodput with drafts that cost nothing; small_alone, stitch and stitch_speculate (policy `stitch`), random_router,
+    which switches as often as stitch but by chance; ar_greedy takes part in any case."""
     max_relative_ci: float = 0.05
     """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
     max_seconds: float = 1800.0
     """Most seconds of measuring, start-up of the engines included, as far as three rounds of one batch allow."""
+    min_rows: int = 0
+    """Rows that each engine decodes at least, however well its cost is known before, if there is time."""
     quality_budget_nats_per_token: float = 0.02
     """Quality budget of engine `goodput_budget`."""
+    taus: list[float] = field(default_factory=lambda: [0.001, 0.02, 0.03])
+    """`stitch.tau` of the engines stitch, stitch_speculate and random_router: one of each for each."""
+    answer: Literal["none", "gsm8k", "regex", "exact"] = "none"
+    """How an output is checked against `answer_column`: `gsm8k`: the number behind ####, in a box, or else the last;
+    `regex`: what `answer_pattern` finds last; `exact`: all of it."""
+    answer_column: str = "answer"
+    """Column of right answers."""
+    answer_pattern: str = ""
+    """Regular expression; of its first group where it has one."""
 
 
 @dataclass(frozen=True)
@@ -419,7 +435,7 @@ class Config:
     @property
     def is_stitched(self) -> bool:
         """Whether a model other than the verifier says tokens that nobody checks."""
-        return self.policy.kind == "stitch" and self.stitch.tau > 0
+        return self.policy.kind == "stitch" and (self.stitch.tau > 0 or bool(self.stitch.random))
 
     @property
     def claim(self) -> str:

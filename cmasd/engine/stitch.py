@@ -26,7 +26,7 @@ from cmasd.engine.trace import Outcome
 from cmasd.policies import Rule, StitchPolicy
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import OwnDraws, Verification
-from cmasd.verification.own_draws import SMALL
+from cmasd.verification.own_draws import DROP, RETURN, SMALL, tossed
 
 ONE = Rule.always(1)
 
@@ -93,9 +93,9 @@ class Stitch:
 
     def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
         """New rows: the small model speaks first, unless it never does."""
-        self._small.enter(slots, requests, later=later or self._policy.tau == 0)
+        self._small.enter(slots, requests, later=later or self._policy.starts_large)
         self._numbers[slots] = 0
-        self._needs[slots] = int(self._policy.tau == 0)
+        self._needs[slots] = int(self._policy.starts_large)
 
     def leave(self, slots: list[int], results: list[Result]) -> None:
         """The rows in these slots are done."""
@@ -142,7 +142,8 @@ class Stitch:
         places_B = context.lengths_B + drafted_B
         draft = self._small.draft(replace(context, lengths_B=places_B), open_B.long(), ONE)
         token_B = self._token(draft, places_B)
-        sure_B = open_B & ~needs_B & self._policy.is_sure(draft.components_BK3[:, 0, 0])
+        keys = self._state.keys[:live]
+        sure_B = open_B & ~needs_B & ~self._is_unsure(draft.components_BK3[:, 0, 0], keys, places_B)
         unsure_B = open_B & ~needs_B & ~sure_B
         step.dropped = int(unsure_B.sum())
         self._needs[:live] += unsure_B
@@ -156,6 +157,20 @@ class Stitch:
             step.ended_B[rows_R] = is_one_of(token_B[rows_R], self._eos_ids)
             keep_small(self._state, context, rows_R, token_B[rows_R], draft.components_BK3[rows_R, 0])
         self._small.rewind(rows_R, context.lengths_B[rows_R])
+
+    def _is_unsure(self, certainty_B: Tensor, keys: list[int], places_B: Tensor) -> Tensor:
+        """(B,) bool: the small model's token is dropped."""
+        chance = self._policy.chance
+        if chance is None:
+            return ~self._policy.is_sure(certainty_B)
+        return tossed(chance.seed, keys, places_B, DROP) < chance.dropped
+
+    def _is_sure(self, certainty_R: Tensor, keys: list[int], places_R: Tensor) -> Tensor:
+        """(R,) bool: the large model hands back."""
+        chance = self._policy.chance
+        if chance is None:
+            return self._policy.is_sure(certainty_R)
+        return tossed(chance.seed, keys, places_R, RETURN) < chance.returned
 
     def _token(self, draft: Draft, places_B: Tensor) -> Tensor:
         """(B,) what the small model says: the likeliest, or drawn for the row and the place."""
@@ -207,21 +222,22 @@ class Stitch:
         heard_R = self._drafted[rows_R]
         logits, step.read = self.large.read(context, rows_R, heard_R)
         draft = self._draft(context, rows_R, heard_R)
+        keys = [self._state.keys[row] for row in rows_R.tolist()]
         if isinstance(self._verification, OwnDraws):
-            self._verification.about([self._state.keys[row] for row in rows_R.tolist()], context.lengths_B[rows_R])
+            self._verification.about(keys, context.lengths_B[rows_R])
         outcome = self._outcome(draft, logits)
         accepted_R = outcome.verdict.accepted_B
+        right_R = context.lengths_B[rows_R] + accepted_R
         own = score(logits.values_NV[logits.firsts_B1[:-1] + accepted_R])
         keep_large(self._state, context, rows_R, outcome, logits, own.components)
         step.count_B[rows_R], step.ended_B[rows_R] = outcome.count_B, outcome.ended_B
         is_over_R = outcome.ended_B | (context.lengths_B[rows_R] + outcome.count_B >= context.limits_B[rows_R])
-        sure_R = self._policy.is_sure(own.entropy) & ~is_over_R
+        sure_R = self._is_sure(own.entropy, keys, right_R) & ~is_over_R
         step.large, step.returned = len(rows_R), int(sure_R.sum())
         self._switches[rows_R] += sure_R
         self._needs[rows_R] = (~sure_R).long()
         self._drafted[rows_R] = 0
         self._waited[rows_R] = 0
-        right_R = context.lengths_B[rows_R] + accepted_R
         self.large.rewind(rows_R, right_R)
         self._small.rewind(rows_R, right_R)
 

@@ -87,6 +87,32 @@ def plot_pareto(results: Sequence[Mapping[str, Any]], path: Path, title: str) ->
     figure.savefig(path, dpi=150)
 
 
+def plot_answers(results: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw the rows of a comparison with checked answers: share of right ones against seconds per row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    kinds = list(dict.fromkeys(row["name"].split()[0] for row in results))
+    points = [(row["seconds"] / row["rows"], row["accuracy"]) for row in results]
+    for row, (seconds, share) in zip(results, points, strict=True):
+        kind, _, setting = row["name"].partition(" ")
+        number = kinds.index(kind)
+        is_front = not any(other[0] <= seconds and other[1] >= share and other != (seconds, share) for other in points)
+        bars = [[share - row["accuracy_low"]], [row["accuracy_high"] - share]]
+        marker, color = MARKERS[number % len(MARKERS)], f"C{number}"
+        label = kind if row is next(one for one in results if one["name"].split()[0] == kind) else None
+        fill = color if is_front else "none"
+        axes.errorbar(seconds, share, yerr=bars, fmt=marker, color=color, mfc=fill, label=label, capsize=2, alpha=0.8)
+        axes.annotate(setting, (seconds, share), (4, 3), textcoords="offset points", fontsize="x-small")
+    axes.set_xlabel("seconds per row")
+    axes.set_ylabel("share of right answers (95 % interval)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.suptitle(f"{title} (full marker: no other is as fast and as right)", fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
 def _draw_panel(axes: Any, results: Sequence[Mapping[str, Any]], quality: str, front: str) -> None:
     """One marker per kind, each point with its setting in nats."""
     kinds = list(dict.fromkeys(row["kind"] for row in results))

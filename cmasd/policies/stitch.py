@@ -60,6 +60,17 @@ class Habits:
             setattr(self, name, value * 0.5 ** (1 / MEMORY))
 
 
+@dataclass(frozen=True)
+class Chance:
+    """Who speaks by the toss of a coin: the router that knows nothing."""
+
+    seed: int
+    dropped: float
+    """Share of the small model's tokens that it is called unsure of."""
+    returned: float
+    """Share of the large model's that it is called sure of."""
+
+
 class StitchPolicy(Policy):
     """Nobody drafts by a rule here: `cmasd.engine.stitch` asks who speaks, and when."""
 
@@ -68,11 +79,18 @@ class StitchPolicy(Policy):
     @classmethod
     def of(cls, config: Config) -> Self:
         """As configured."""
-        stitch = config.stitch
-        return cls(stitch.tau, config.drafter.max_draft_tokens, stitch.speculate, stitch.max_wait)
+        stitch, chance = config.stitch, None
+        if stitch.random:
+            dropped, returned = stitch.random
+            chance = Chance(config.verification.seed, dropped, returned)
+        return cls(stitch.tau, config.drafter.max_draft_tokens, stitch.speculate, stitch.max_wait, chance)
 
-    def __init__(self, tau: float, max_draft_tokens: int, speculates: bool, max_wait: int) -> None:
+    def __init__(
+        self, tau: float, max_draft_tokens: int, speculates: bool, max_wait: int, chance: Chance | None = None
+    ) -> None:
         self.tau = tau
+        self.chance = chance
+        """In place of tau; None: by entropy."""
         self.max_draft_tokens = max_draft_tokens
         self.speculates = speculates
         """Whether what the small model is not sure of is checked in place of being dropped."""
@@ -85,6 +103,11 @@ class StitchPolicy(Policy):
     def plan(self, rows: int) -> Rule | None:
         """No row drafts."""
         return None
+
+    @property
+    def starts_large(self) -> bool:
+        """Whether the small model never speaks."""
+        return self.tau == 0 and self.chance is None
 
     def is_sure(self, certainty_B: Tensor) -> Tensor:
         """(B,) bool, of 1 - H/ln V; with tau = 0 nobody ever is."""

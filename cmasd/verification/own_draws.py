@@ -15,8 +15,10 @@ from torch import Tensor
 
 from cmasd.verification.sampling import SamplingVerification
 
-SMALL, COIN, LARGE = range(3)
-"""What a draw is for: a token of the small model, the acceptance of one, a token of the large model."""
+SMALL, COIN, LARGE, DROP, RETURN = range(5)
+"""What a draw is for: a token of the small model, the acceptance of one, a token of the large model; whether the one is
+dropped, and whether the row goes back behind the other.
+"""
 MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -26,6 +28,12 @@ def uniform(seed: int, keys: NDArray[np.int64], places: NDArray[np.int64], purpo
     for part in (keys, places, np.int64(purpose)):
         state = _mixed(state ^ np.asarray(part).astype(np.uint64))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def tossed(seed: int, keys: Sequence[int], places_B: Tensor, purpose: int) -> Tensor:
+    """(B,) of rows, on their device."""
+    places = places_B.cpu().numpy()
+    return torch.from_numpy(uniform(seed, np.array(keys, dtype=np.int64), places, purpose)).to(places_B.device)
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -5,6 +5,7 @@ engine's cost is narrow enough or the time is up. Speed-ups are between all chun
 chunks. Rows that come up again, because the sample is small, are timed again and scored once.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,9 @@ from cmasd.engine.capacity import resolve
 from cmasd.engine.previous import previous_outputs
 from cmasd.evaluation.compare.corpus_cost import accelerator_hours, widest
 from cmasd.evaluation.compare.sample import Sample
+from cmasd.evaluation.compare.stitched import SMALL_ALONE, engines_of
 from cmasd.evaluation.compare.ways import first_batch
+from cmasd.evaluation.quality.answers import accuracy
 from cmasd.evaluation.quality.sets import output_texts, score
 from cmasd.evaluation.quality.significance import ReferenceScores, paired_scores
 from cmasd.evaluation.speed.bench import BenchWatcher, Timed, timed_turns
@@ -78,6 +81,16 @@ class Compared:
     scored_rows: int
     scores: ReferenceScores | None = None
     """Against references; None without."""
+    seconds: float = 0.0
+    """Of all chunks."""
+    accuracy: float | None = None
+    """Share of scored rows with the right answer; None without `compare.answer`, as its 95 % interval (Wilson)."""
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    large_share: float | None = None
+    """Of output tokens, those that the verifier said or checked; None for a peer."""
+    switches_per_row: float | None = None
+    """Times that a row went from one of two models to the other; None for a peer."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; scores side by side with the rest."""
@@ -111,7 +124,7 @@ def compare(
     started, seconds = time.perf_counter(), seconds or config.compare.max_seconds
     watcher = watcher or BenchWatcher()
     pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sample.sources))))
-    slots = resolve(pair, config, engines=len(config.compare.engines)).engine.slots
+    slots = resolve(pair, config, engines=engines_of(config)).engine.slots
     assert slots is not None, "a resolved configuration has slots"
     previous = None if sample.ids is None else previous_outputs(config, pair, sample.ids)
     batch = _requests(pair, sample, sample.chunks(slots, 1), previous)[0]
@@ -125,7 +138,7 @@ def compare(
         done = len(next(iter(measured.values())).seconds)
         is_narrow = widest(list(measured.values())) <= config.compare.max_relative_ci
         is_late = now - started + (now - rounds_started) / done > seconds
-        return done >= FEWEST_CHUNKS and (is_narrow or is_late)
+        return done >= FEWEST_CHUNKS and ((is_narrow and done * len(places[0]) >= config.compare.min_rows) or is_late)
 
     def on_chunk(name: str, chunk: int) -> None:
         watcher.progress(slots, name, min(1.0, (time.perf_counter() - started) / seconds))
@@ -158,12 +171,15 @@ def _comparison(
     texts = {one.contender.engine: output_texts(pair, one.measured, keys) for one in timed}
     references = None if sample.references is None else [sample.references[flat[key]] for key in keys]
     scores, signatures = paired_scores(texts, references)
+    answers = None if sample.answers is None else [sample.answers[flat[key]] for key in keys]
     results = [
         _compared(
             one, timed[0], config, slots, chunk_rows, sample.corpus_rows, keys, texts, scores.get(one.contender.engine)
         )
         for one in timed
     ]
+    if answers is not None:
+        results = [replace(one, **accuracy(config.compare, texts[one.name], answers)) for one in results]
     return Comparison(results, sample.corpus_rows, widest([one.measured for one in timed]), signatures)
 
 
@@ -207,6 +223,7 @@ def _compared(
         relative_bleu=round(score(one.engine, texts[one.engine], texts[plain.contender.engine]).bleu, 2),
         scored_rows=len(keys),
         scores=scores,
+        seconds=sum(measured.seconds),
     )
 
 
@@ -221,8 +238,17 @@ def _counters(timed: Timed) -> dict[str, Any]:
         "acceptance_by_position": None if timed.lengths_2K is None else by_position(timed.lengths_2K),
         "rollback_rate": stats.rollback_rate if stats and drafted else None,
         "wasted_tokens_per_output_token": (stats.drafted_tokens - stats.accepted_tokens) / tokens if stats else None,
-        "mean_gap_nats": timed.gap_nats / tokens if stats else None,
+        "mean_gap_nats": timed.gap_nats / tokens if stats and not math.isnan(timed.gap_nats) else None,
+        "large_share": large_share(timed),
+        "switches_per_row": stats.switches / len(timed.measured.outputs) if stats else None,
     }
+
+
+def large_share(timed: Timed) -> float | None:
+    """Share of output tokens that the verifier said or checked."""
+    if timed.stats is None:
+        return None
+    return 0.0 if timed.contender.engine == SMALL_ALONE else 1 - timed.stats.small_tokens / timed.stats.output_tokens
 
 
 def by_position(lengths_2K: Lengths) -> list[float | None] | None:

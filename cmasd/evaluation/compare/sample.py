@@ -32,6 +32,8 @@ class Sample:
     """Rows of the whole corpus that can be decoded, from the share in the sample."""
     ids: list[str | int | None] | None = None
     """Of the rows; None where nobody knows them."""
+    answers: list[str] | None = None
+    """As `references`, of the column of right answers."""
 
     def chunks(self, rows: int, most: int, seed: int = 0) -> list[list[int]]:
         """Up to `most` chunks of `rows` places in `sources`; places come again where there are too few."""
@@ -43,22 +45,30 @@ class Sample:
 
 
 def read_sample(config: Config, codec: TextCodec, column: str | None = None, rows: int = ROWS) -> Sample:
-    """About so many rows, with their references where a column of them is named; raises `InputError`."""
-    config = config if column is None else with_kept(config, column)
+    """About so many rows, with their references where a column of them is named, and with the answers that
+    `compare.answer` asks for; raises `InputError`.
+    """
+    answer_column = None if config.compare.answer == "none" else config.compare.answer_column
+    config = with_kept(config, *{one for one in (column, answer_column) if one is not None})
     plan = make_plan(config)
-    texts, references, ids, read = [], [], [], 0
+    texts, references, answers, ids, read = [], [], [], [], 0
     for table in spread_tables(config, plan, rows):
         read += table.num_rows
-        kept = [""] * table.num_rows if column is None else reference_texts(table, column)
-        columns = table["text"].to_pylist(), kept, table["id"].to_pylist()
-        good = [(text, ref or "", one) for text, ref, one in zip(*columns, strict=True) if text]
-        texts += [text for text, _, _ in good]
-        references += [reference for _, reference, _ in good]
-        ids += [one for _, _, one in good]
+        kept = (
+            [""] * table.num_rows if one is None else reference_texts(table, one) for one in (column, answer_column)
+        )
+        columns = table["text"].to_pylist(), *kept, table["id"].to_pylist()
+        good = [(text, ref or "", answer or "", one) for text, ref, answer, one in zip(*columns, strict=True) if text]
+        texts += [text for text, *_ in good]
+        references += [reference for _, reference, *_ in good]
+        answers += [answer for _, _, answer, _ in good]
+        ids += [one for *_, one in good]
     encodings = codec.encode(texts)
     places = [i for i, ids in enumerate(encodings) if not isinstance(ids, RowError)]
     if not places:
         raise InputError(f"input.path: none of {read} rows can be encoded, got {config.input.path}.")
     sources = [ids for ids in encodings if not isinstance(ids, RowError)]
     kept_references = None if column is None else [references[i] for i in places]
-    return Sample(sources, kept_references, plan.rows * len(places) / read, [ids[i] for i in places])
+    kept_answers = None if answer_column is None else [answers[i] for i in places]
+    corpus_rows = plan.rows * len(places) / read
+    return Sample(sources, kept_references, corpus_rows, [ids[i] for i in places], kept_answers)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from cmasd.config.tree import FREE_DRAFTERS, Config
+from cmasd.config.tree import FREE_DRAFTERS, STITCHED, Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
+from cmasd.evaluation.compare.stitched import stitched
 from cmasd.evaluation.speed.engines import GREEDY
 from cmasd.evaluation.speed.lineup import (
     NO_DRAFTER,
@@ -99,10 +100,11 @@ def first_batch(
 
     And the seconds that all of them took for it, which is what a round takes at most.
     """
-    warm, seconds = [], 0.0
+    warm: list[Contender] = []
+    seconds = 0.0
     for name in dict.fromkeys([PLAIN, *config.compare.engines]):
         try:
-            for contender in _build(name, pair, config, batch_size):
+            for contender in _build(name, pair, config, batch_size, warm):
                 seconds += seconds_of([contender.decoder], batch)
                 warm.append(contender)
         except Exception as error:  # peers raise what their models make them
@@ -117,7 +119,11 @@ def _reason(error: Exception, name: str) -> str:
     return lines[0].removeprefix(f"{name}: ")
 
 
-def _build(name: str, pair: Pair, config: Config, batch_size: int) -> Iterator[Contender]:
+def _build(name: str, pair: Pair, config: Config, batch_size: int, warm: list[Contender]) -> Iterator[Contender]:
+    """`warm`: those before it, which have decoded the first batch."""
+    if name in STITCHED:
+        yield from stitched(name, pair, config, batch_size, warm)
+        return
     if name in WAYS:
         own = way_config(name, config)
         if "previous" in own.drafter.free and own.drafter.previous is None:

@@ -18,9 +18,9 @@ def first_pairs(config: Config, column: str, count: int) -> list[tuple[str, str]
     return list(islice(_pairs(with_kept(config, column), column), count))
 
 
-def with_kept(config: Config, column: str) -> Config:
-    """The configuration that reads one more column, and no other."""
-    return replace(config, input=replace(config.input, keep_columns=[column]))
+def with_kept(config: Config, *columns: str) -> Config:
+    """The configuration that keeps these columns, and no others; without any as it is."""
+    return replace(config, input=replace(config.input, keep_columns=sorted(columns))) if columns else config
 
 
 def reference_texts(rows: pa.Table, column: str) -> list[str | None]:

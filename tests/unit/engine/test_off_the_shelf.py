@@ -6,7 +6,8 @@ within the limits that the shipped configuration and the checkpoint set together
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,9 +107,9 @@ def _flan_t5(layers: int) -> PreTrainedModel:
     return hf.T5ForConditionalGeneration(hf.T5Config(**settings))
 
 
-def _qwen(layers: int) -> PreTrainedModel:
-    """7B is the verifier, of two layers here; 0.5B ties its embeddings and has fewer padded columns."""
-    is_verifier = layers == 2
+def _qwen(layers: int, is_large: bool = True) -> PreTrainedModel:
+    """7B is the verifier, of two layers here; 1.5B and 0.5B tie their embeddings and have fewer padded columns."""
+    is_verifier = layers == 2 and is_large
     config = hf.Qwen2Config(
         **CAUSAL,
         num_hidden_layers=layers,
@@ -276,6 +277,24 @@ PAIRS = {
         prompts=((151644, 198),),
         overrides=[f"engine.max_new_tokens={MOST_NEW_TOKENS}"],
     ),
+    "stitch_qwen_math": Published(
+        "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        partial(_qwen, is_large=False),
+        {
+            "bos_token_id": 151643,
+            "do_sample": True,
+            "eos_token_id": [151645, 151643],
+            "pad_token_id": 151643,
+            "repetition_penalty": 1.1,
+            "temperature": 0.7,
+            "top_k": 20,
+            "top_p": 0.8,
+        },
+        tokens=151665,
+        prompts=((151644, 198),),
+        overrides=[f"engine.max_new_tokens={MOST_NEW_TOKENS}"],
+    ),
     "chat_llama": Published(
         "meta-llama/Llama-3.1-8B-Instruct",
         "meta-llama/Llama-3.2-1B-Instruct",
@@ -397,7 +416,7 @@ def test_the_shipped_configuration_names_the_pair(name: str) -> None:
     config = load([CONFIGS / f"{name}.yaml"])
     published = PAIRS[name]
     assert (config.models.verifier, config.models.drafter) == (published.verifier, published.drafter)
-    assert config.lossless == "exact"
+    assert config.lossless == ("lossy" if name == "stitch_qwen_math" else "exact")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -412,6 +431,23 @@ def test_exact_verification_equals_generate(name: str) -> None:
     drafted = sum(result.num_drafted_tokens for result in results.values())
     accepted = sum(result.num_accepted_tokens for result in results.values())
     assert drafted > accepted > 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_the_two_models_that_are_stitched_are_the_published_ones(tau: float) -> None:
+    """By the shipped settings but for tau: at its ends the output is what `generate` makes of one of the two."""
+    name = "stitch_qwen_math"
+    published, shipped = PAIRS[name], load([CONFIGS / f"{name}.yaml"])
+    pair = pair_of(published, name)
+    assert pair.drafter is not None
+    pair.drafter.generation_config = pair.verifier.generation_config
+    stitch = {"tau": tau, "speculate": shipped.stitch.speculate, "max_wait": shipped.stitch.max_wait}
+    config = tiny_config(policy={"kind": shipped.policy.kind}, stitch=stitch, engine={"slots": 2})
+    requests = requests_of(published, pair)
+    speaking = pair if tau == 0 else replace(pair, verifier=pair.drafter)
+    expected = {request.key: generate(speaking, published, request) for request in requests}
+    assert tokens_of(decode(pair, config, requests)) == expected
 
 
 def test_a_limit_of_the_checkpoint_holds_without_an_override() -> None:

@@ -57,6 +57,23 @@ def test_last_line_is_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not (folder / "run").exists(), "a comparison writes no run"
 
 
+def test_answers_are_checked_beside_references(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["compare.engines=[small_alone,stitch,random_router]", "compare.taus=[0.5]", "compare.max_seconds=0.01"]
+    asked += ["compare.answer=regex", "compare.answer_column=german", "compare.answer_pattern=[A-Za-z]"]
+    options = ["--references", "text", "--plot", str(tmp_path / "plot.png")]
+    assert main(["compare", *options, *overrides(folder, *asked)]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    rows = json.loads(last)["results"]
+    assert [row["name"] for row in rows] == ["ar_greedy", "small_alone", "stitch 0.5", "random_router 0.5"]
+    for row in rows:
+        assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
+        assert row["bleu"] is not None
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert any(line.split()[:2] == ["engine", "right"] for line in lines)
+
+
 def test_without_a_drafter_plain_and_peers_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = ["policy.kind=plain", "models.drafter=null", "telemetry.level=none"]
     assert main(["compare", *overrides(folder, *ASKED, *alone)]) == 0
@@ -78,6 +95,11 @@ def test_without_a_drafter_plain_and_peers_are_compared(folder: Path, capsys: py
         (["--record", "no/such/record.json"], "--record: no such folder, got no/such"),
         (["compare.engines=[vllm]"], "compare.engines: must be some of ar_greedy, ar_beam"),
         (["compare.max_relative_ci=0"], "compare.max_relative_ci: must be greater than 0"),
+        (["--plot", "plot.png"], "--plot: draws right answers, got compare.answer none"),
+        (["compare.answer=exact"], "no column 'answer'"),
+        (["compare.answer=regex"], "compare.answer_pattern: must be set for compare.answer regex, got ''"),
+        (["compare.answer_pattern=("], "compare.answer_pattern: must be a regular expression, got ("),
+        (["compare.taus=[2]"], "compare.taus: must be one number between 0 and 1, or more"),
     ],
 )
 def test_what_the_user_can_fix(options: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,11 +112,11 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         main(["compare", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(option in text for option in ("--quick", "--references", "--threads", "--record", "CONFIG"))
+    assert all(option in text for option in ("--quick", "--references", "--threads", "--plot", "--record", "CONFIG"))
 
 
 @pytest.mark.parametrize(
-    "line", ["run.yaml", "run.yaml --quick --references de --threads 2 --record b.json engine.slots=3"]
+    "line", ["run.yaml", "run.yaml --quick --references de --threads 2 --plot a.svg --record b.json engine.slots=3"]
 )
 def test_the_command_means_the_same(line: str) -> None:
     parser = argparse.ArgumentParser()

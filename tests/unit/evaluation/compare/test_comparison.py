@@ -10,7 +10,7 @@ import torch
 
 from cmasd.config import Config
 from cmasd.config.rules import check
-from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED
+from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, STITCHED
 from cmasd.core import Request, RowError
 from cmasd.engine import Pair
 from cmasd.evaluation.compare import comparison as comparison_module
@@ -26,7 +26,7 @@ from cmasd.runner.text import TextCodec
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 PEERS = ["ar_beam", "hf_generate"]
-NAMES = [name for name in (*COMPARED, *COMPARED_WHEN_ASKED) if name not in ("ctranslate2", "previous")]
+NAMES = [name for name in (*COMPARED, *COMPARED_WHEN_ASKED) if name not in ("ctranslate2", "previous", *STITCHED)]
 SOURCES = [request.source for request in ragged_requests(11, seed=3)]
 
 

@@ -1,0 +1,55 @@
+"""Whether an output says the right answer, for tasks where that can be told.
+
+`gsm8k` (Cobbe et al. 2021): numbers are equal, however they are written; the answer is the number behind `####`, else
+that in the last box, else the last number of the text. What is not found is wrong.
+"""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from scipy import stats
+
+from cmasd.config.tree import CompareConfig
+
+NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+MARKED = re.compile(rf"####\s*({NUMBER})")
+BOXED = re.compile(rf"\\boxed\{{\s*(?:\\\$)?\s*({NUMBER})")
+ANY = re.compile(NUMBER)
+
+
+def number_said(text: str) -> Decimal | None:
+    """The answer of a worked solution; None where there is none."""
+    for pattern in (MARKED, BOXED, ANY):
+        if found := pattern.findall(text):
+            return Decimal(found[-1].replace(",", "").replace("$", ""))
+    return None
+
+
+def found_last(pattern: str, text: str) -> str | None:
+    """The first group of the last match, or all of it; None where nothing matches."""
+    matches = list(re.finditer(pattern, text))
+    if not matches:
+        return None
+    said: str | None = matches[-1].group(1 if matches[-1].re.groups else 0)
+    return said if said is None else said.strip()
+
+
+def is_right(config: CompareConfig, output: str, answer: str) -> bool:
+    """By `compare.answer`; with `regex` an answer in which nothing matches stands for itself."""
+    if config.answer == "gsm8k":
+        expected = number_said(answer)
+        return expected is not None and number_said(output) == expected
+    if config.answer == "regex":
+        wanted = found_last(config.answer_pattern, answer)
+        return found_last(config.answer_pattern, output) == (answer.strip() if wanted is None else wanted)
+    return output.strip() == answer.strip()
+
+
+def accuracy(config: CompareConfig, outputs: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
+    """Share of right outputs with its 95 % interval (Wilson)."""
+    right = sum(is_right(config, *both) for both in zip(outputs, answers, strict=True))
+    interval = stats.binomtest(right, len(outputs)).proportion_ci(0.95, "wilson")
+    low, high = float(interval.low), float(interval.high)
+    return {"accuracy": right / len(outputs), "accuracy_low": low, "accuracy_high": high}
