@@ -26,7 +26,7 @@ def build_policy(config: Config) -> Policy:
     k_min, k_max = config.drafter.min_draft_tokens, config.drafter.max_draft_tokens
     nodes = config.drafter.tree_nodes
     policies: dict[str, Policy] = {
-        "goodput": GoodputPolicy(k_max, config.policy.explore_share),
+        "goodput": GoodputPolicy(k_max, config.policy.explore_share, tree_nodes=nodes),
         "plain": PlainPolicy(),
         "fixed": FixedPolicy(k_max, nodes),
         "paper": PaperPolicy(config.policy.alpha, k_min, k_max, nodes),

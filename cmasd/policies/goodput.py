@@ -10,7 +10,7 @@ stays until the next, and what that takes is counted as time spent looking, whic
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -27,10 +27,12 @@ BATCH = 32
 
 
 class Arm(IntEnum):
-    """A way of decoding. Another drafter would be a third, with a table and a calibration of its own."""
+    """A way of decoding. Another drafter would be a fourth, with a table and a calibration of its own."""
 
     PLAIN = 0
     DRAFTING = 1
+    TREES = 2
+    """By the same rule, of which every path of a tree is worth its seconds; where few rows leave the verifier idle."""
 
 
 @dataclass
@@ -48,18 +50,30 @@ class Range:
     """Of the log of the speed, that is expected of it."""
     seconds: float
     """Of an iteration, lately."""
+    nodes: int = 0
+    """Of a row's tree at most; 0: no trees with so many rows."""
     latest: dict[int, Measured] = field(default_factory=dict)
     """Of each arm."""
+
+    @property
+    def rules(self) -> list[Rule | None]:
+        """Of each arm."""
+        return [None, self.rule, replace(self.rule, nodes=self.nodes)]
 
 
 class GoodputPolicy(Policy):
     """The best rule, or none."""
 
     def __init__(
-        self, max_draft_tokens: int, explore_share: float = 0.01, clock: Callable[[], float] = time.thread_time
+        self,
+        max_draft_tokens: int,
+        explore_share: float = 0.01,
+        clock: Callable[[], float] = time.thread_time,
+        tree_nodes: int = 0,
     ) -> None:
-        """`clock`: seconds of this thread, for what learning takes."""
+        """`clock`: seconds of this thread, for what learning takes. `tree_nodes`: of one row; more rows share them."""
         self.max_draft_tokens = max_draft_tokens
+        self.tree_nodes = tree_nodes
         self.costs: StepTable | None = None
         """Of the drafter; set by the engine, which can measure."""
         self.looks = True
@@ -108,7 +122,7 @@ class GoodputPolicy(Policy):
         last = explorer.now
         arm = explorer.decide(self._iteration, self._range.seconds)
         self._is_new = arm != last or before is not self._range
-        self._rule = self._range.rule if arm == Arm.DRAFTING else None
+        self._rule = self._range.rules[arm]
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
         self._watched = BURST if is_losing or explorer.speeds[arm].variance >= 1.0 else BATCH
         rest = max(0.0, self._rest_until - self._ledger.total)
@@ -130,20 +144,26 @@ class GoodputPolicy(Policy):
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
             is_best = speeds[Arm.DRAFTING].mean > speeds[Arm.PLAIN].mean
             force = Arm.DRAFTING if can_win and is_best and self._ranges else Arm.PLAIN
-            explorer = Explorer(self._ledger, speeds, force, force, candidates=list(Arm) if can_win else [])
+            nodes = self.tree_nodes >> power
+            arms: list[int] = list(Arm) if nodes > 1 else [Arm.PLAIN, Arm.DRAFTING]
+            explorer = Explorer(self._ledger, speeds, force, force, candidates=arms if can_win else [])
             rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
             edges = 0.375 * 2**power, 1.25 * 2**power
-            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, seconds=curve.plain)
+            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, nodes)
         return self._ranges[power]
 
     def _speeds_near(self, power: int, gain: float) -> list[Speed]:
-        """Of plain decoding and of drafting with a new number of rows: as much faster than expected as with others."""
+        """Of plain decoding and of drafting with a new number of rows: as much faster than expected as with others.
+
+        Trees are as fast as chains, as far as anyone knows.
+        """
         known = [other for other, place in self._ranges.items() if Arm.DRAFTING in place.latest]
         if not known:
-            return [Speed(0.0), Speed(gain)]
+            return [Speed(0.0), Speed(gain), Speed(gain)]
         near = self._ranges[min(known, key=lambda other: abs(other - power))]
-        plain, drafting = near.explorer.speeds
-        return [Speed(plain.mean), Speed(gain + drafting.mean - near.gain)]
+        plain, drafting, _ = near.explorer.speeds
+        gain += drafting.mean - near.gain
+        return [Speed(plain.mean), Speed(gain), Speed(gain)]
 
     def _learn(self) -> None:
         """From the iterations that were watched, unless what that took before says to rest."""
@@ -174,10 +194,11 @@ class GoodputPolicy(Policy):
         """A rule by what is known now."""
         survival_NK, usual_K = self.calibration.survival()
         curve = place.curve
-        if len(place.latest) > 1:
+        if {Arm.PLAIN, Arm.DRAFTING} <= place.latest.keys():
             curve = curve.slower(overhead_seconds(place.latest[Arm.PLAIN], place.latest[Arm.DRAFTING]))
         choice = choose(survival_NK, usual_K, curve, self.looks)
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
-        place.explorer.speeds[Arm.DRAFTING].doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
+        for arm in (Arm.DRAFTING, Arm.TREES):
+            place.explorer.speeds[arm].doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
         place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
