@@ -10,7 +10,7 @@ stays until the next, and what that takes is counted as time spent looking, whic
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Self
 
@@ -29,10 +29,12 @@ BATCH = 32
 
 
 class Arm(IntEnum):
-    """A way of decoding. Another drafter would be a third, with a table and a calibration of its own."""
+    """A way of decoding. Another drafter would be a fourth, with a table and a calibration of its own."""
 
     PLAIN = 0
     DRAFTING = 1
+    TREES = 2
+    """By the same rule, of which every path of a tree is worth its seconds; where few rows leave the verifier idle."""
 
 
 @dataclass
@@ -50,14 +52,16 @@ class Range:
     """Of the log of the speed, that is expected of it."""
     seconds: float
     """Of an iteration, lately."""
-    lead: Lead
-    """Of drafting."""
+    leads: dict[Arm, Lead]
+    """Of the arms that draft."""
+    nodes: int = 0
+    """Of a row's tree at most; 0: no trees with so many rows."""
     latest: Measured | None = None
     """Of the arm in force."""
     is_fresh: bool = False
     """Whether that was measured in the iterations just before."""
     pair: dict[int, Measured] = field(default_factory=dict)
-    """Of both arms, when they were compared."""
+    """Of two arms, when they were compared last."""
     usual: float = 0.0
     """Rows, at most times. Arms are compared there: as a list ends its long rows are left, which take longer than the
     table says, and an arm measured then would be compared with another's full batches."""
@@ -67,6 +71,11 @@ class Range:
         """With fewer no arms are compared."""
         return 0.9 * self.usual
 
+    @property
+    def rules(self) -> list[Rule | None]:
+        """Of each arm."""
+        return [None, self.rule, replace(self.rule, nodes=self.nodes)]
+
 
 class GoodputPolicy(Policy):
     """The best rule, or none."""
@@ -75,10 +84,15 @@ class GoodputPolicy(Policy):
     wants_costs = True
 
     def __init__(
-        self, max_draft_tokens: int, explore_share: float = 0.01, clock: Callable[[], float] = time.thread_time
+        self,
+        max_draft_tokens: int,
+        explore_share: float = 0.01,
+        clock: Callable[[], float] = time.thread_time,
+        tree_nodes: int = 0,
     ) -> None:
-        """`clock`: seconds of this thread, for what learning takes."""
+        """`clock`: seconds of this thread, for what learning takes. `tree_nodes`: of one row; more rows share them."""
         self.max_draft_tokens = max_draft_tokens
+        self.tree_nodes = tree_nodes
         self.costs: StepTable | None = None
         """Of the drafter; set by the engine, which can measure."""
         self.looks = True
@@ -103,7 +117,8 @@ class GoodputPolicy(Policy):
     @classmethod
     def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(config.drafter.max_draft_tokens, config.policy.explore_share)
+        drafter = config.drafter
+        return cls(drafter.max_draft_tokens, config.policy.explore_share, tree_nodes=drafter.tree_nodes)
 
     def look_no_more(self) -> None:
         """See `Policy.look_no_more`: all rows draft as many tokens."""
@@ -140,7 +155,7 @@ class GoodputPolicy(Policy):
             place.latest = place.pair.get(explorer.force)
         place.is_fresh = False
         self._is_new = arm != last or before is not place
-        self._rule = place.rule if arm == Arm.DRAFTING else None
+        self._rule = place.rules[arm]
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
         self._watched = BURST if is_losing or place.latest is None else BATCH
         rest = max(0.0, self._rest_until - self._ledger.total)
@@ -157,25 +172,32 @@ class GoodputPolicy(Policy):
             curve = self.costs.curve(rows)
             choice = choose(*self.calibration.survival(), curve, self.looks)
             gain = float(np.log(choice.speed * curve.plain))
-            lead, is_known = self._lead_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
-            force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 else Arm.PLAIN
-            candidates = list(Arm) if can_win else []
-            beliefs: list[Belief] = [Plain(), lead]
-            explorer = Explorer(self._ledger, beliefs, force, force, candidates=candidates)
+            leads, is_known = self._leads_near(power, gain)
+            lengths = range(1, self.max_draft_tokens + 1)
+            can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
+            force = Arm.DRAFTING if can_win and is_known and leads[Arm.DRAFTING].mean > 0 else Arm.PLAIN
+            nodes = self.tree_nodes >> power
+            arms = list(Arm) if nodes > 1 else [Arm.PLAIN, Arm.DRAFTING]
+            beliefs: list[Belief] = [Plain(), *leads.values()]
+            explorer = Explorer(self._ledger, beliefs, force, force, candidates=arms if can_win else [])
             rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
             edges = 0.375 * 2**power, 1.25 * 2**power
-            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead)
+            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, leads, nodes)
         return self._ranges[power]
 
-    def _lead_near(self, power: int, gain: float) -> tuple[Lead, bool]:
-        """Of drafting with a new number of rows: as much faster than expected as with others, where that is known."""
+    def _leads_near(self, power: int, gain: float) -> tuple[dict[Arm, Lead], bool]:
+        """Of drafting with a new number of rows: as much faster than expected as with others, where that is known.
+
+        Trees are as fast as chains, as far as anyone knows.
+        """
         known = [other for other, place in self._ranges.items() if place.pair]
         if not known:
-            return Lead(Speed(gain)), False
+            return {arm: Lead(Speed(gain)) for arm in (Arm.DRAFTING, Arm.TREES)}, False
         near = self._ranges[min(known, key=lambda other: abs(other - power))]
-        return Lead(Speed(gain + near.lead.worth.mean - near.gain), Speed(near.lead.level.mean)), True
+        surplus = gain - near.gain
+        return {arm: Lead(Speed(surplus + of.worth.mean), Speed(of.level.mean)) for arm, of in near.leads.items()}, True
 
     def _learn(self) -> None:
         """From the iterations that were watched, unless what that took before says to rest."""
@@ -205,29 +227,36 @@ class GoodputPolicy(Policy):
         self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
 
     def _measure(self, place: Range, measured: Measured, is_look: bool) -> None:
-        """What the range thinks of drafting, by iterations of either arm."""
-        arm, force, lead = place.explorer.now, place.explorer.force, place.lead
-        if arm == Arm.DRAFTING:
-            lead.worth.learn(measured.worth, measured.worth_noise, self._iteration)
+        """What the range thinks of drafting, by iterations of any arm."""
+        arm, force, leads = Arm(place.explorer.now), Arm(place.explorer.force), place.leads
+        if arm in leads:
+            leads[arm].worth.learn(measured.worth, measured.worth_noise, self._iteration)
         if not is_look:
             place.latest, place.is_fresh = measured, True
-            if place.pair:
-                lead.moved = measured.level - place.pair[force].level
+            if force in place.pair:
+                for lead in leads.values():
+                    lead.moved = measured.level - place.pair[force].level
         elif place.latest is not None:
             place.pair = {force: place.latest, arm: measured}
-            plain, drafting = place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING]
-            noise = plain.level_noise + drafting.level_noise
-            lead.level.learn(drafting.level - plain.level, noise, self._iteration)
-            lead.moved = 0.0
+            self._compare(leads, arm, force, place.pair)
+
+    def _compare(self, leads: dict[Arm, Lead], arm: Arm, force: Arm, pair: dict[int, Measured]) -> None:
+        """Of the level of an arm that drafts, by one that was measured beside it."""
+        one, other = (arm, force) if arm in leads else (force, arm)
+        known = leads[other].level if other in leads else Speed(0.0, variance=0.0, seen_at=self._iteration)
+        noise = pair[one].level_noise + pair[other].level_noise + known.doubt(self._iteration)
+        leads[one].level.learn(pair[one].level - pair[other].level + known.mean, noise, self._iteration)
+        leads[one].moved = 0.0
 
     def _choose(self, place: Range) -> None:
         """A rule by what is known now."""
         survival_NK, usual_K = self.calibration.survival()
         curve = place.curve
-        if place.pair:
+        if place.pair.keys() == {Arm.PLAIN, Arm.DRAFTING}:
             curve = curve.slower(overhead_seconds(place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING]))
         choice = choose(survival_NK, usual_K, curve, self.looks)
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
-        place.lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
+        for lead in place.leads.values():
+            lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
         place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)

@@ -65,7 +65,8 @@ def _ways(tree: Draft) -> Ways:
 def _likeliest(tree: Draft, logits: Logits, ways: Ways) -> list[list[int]]:
     """Of each row the path to an end of its tree; of ways that are as likely the lowest id, as the argmax is."""
     assert tree.parents_BK is not None, "it is a tree"
-    before_BK = logits.firsts_B1[:-1, None] + 1 + tree.parents_BK
+    last_B1 = logits.firsts_B1[1:, None] - 1  # what stands behind a row's tree means nothing
+    before_BK = (logits.firsts_B1[:-1, None] + 1 + tree.parents_BK).minimum(last_B1)
     scores, tokens = logits.values_NV[before_BK, tree.tokens_BK].tolist(), tree.tokens_BK.tolist()
     paths = []
     for row, mine in enumerate(ways):
