@@ -59,7 +59,7 @@ def build_model_drafter(
         return ParallelDrafter(drafting, min(most, model_most(config, pair)), confidence, choose, eos_ids)
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
-    runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs)
+    runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs, pair.cache_dtype)
     share_encoder(runner, verifier)
     if config.drafter.model == "self":
         share_weights(runner, verifier)

@@ -59,18 +59,19 @@ static void share_turning(const struct rotary *rotary, const struct turn *turn, 
         const int64_t run = run_of(window, n), place = window->starts[run] + n - window->firsts[run];
         const int64_t angle = place < rotary->places ? place : rotary->places - 1;
         const REAL *angles = turn->angles + angle * head;
-        REAL *slot = past->first + block * past->block + window->slots[run] * past->slot + 2 * place * head;
+        const int64_t line = block * past->block + window->slots[run] * past->slot + 2 * place * head;
         for (int64_t h = 0; h < heads; h++) turned(turn->of_queries, angles, head, queries + (n * heads + h) * head);
         for (int64_t h = 0; h < kept; h++) {
             REAL *key = keys + (n * kept + h) * head;
             turned(turn->of_keys, angles, head, key);
-            memcpy(slot + h * past->head, key, head * sizeof(REAL));
-            memcpy(slot + h * past->head + head, values + (n * kept + h) * head, head * sizeof(REAL));
+            leave_line(past, line + h * past->head, key, head);
+            leave_line(past, line + h * past->head + head, values + (n * kept + h) * head, head);
         }
     }
 }
 
-#define SEEN(WIDTH) case WIDTH: attend_one(query, lines, count, WIDTH, scale, scores, sum); break;
+#define SEEN(WIDTH) case WIDTH: attend_one(query, past->first + line, count, WIDTH, scale, scores, sum); break;
+#define HALF_SEEN(WIDTH) case WIDTH: attend_halves(query, halves + line, count, WIDTH, scale, scores, sum); break;
 
 static void share_seeing(const struct rotary *rotary, const struct turn *turn, const struct window *window,
                          const struct lines *past, int64_t block, const REAL *queries, REAL *sums)
@@ -82,13 +83,21 @@ static void share_seeing(const struct rotary *rotary, const struct turn *turn, c
         const int64_t n = task / heads, head = task % heads, run = run_of(window, n);
         const int64_t known = window->starts[run] + n - window->firsts[run] + 1;
         const int64_t from = turn->span && turn->span < known ? known - turn->span : 0, count = known - from;
-        const REAL *lines = past->first + block * past->block + window->slots[run] * past->slot +
-                            head / group * past->head + 2 * from * width;
+        const int64_t line = block * past->block + window->slots[run] * past->slot + head / group * past->head +
+                             2 * from * width;
         const REAL *query = queries + task * width;
         REAL scores[count], *sum = sums + task * width;
-        switch (width) {
-            SEEN(64) SEEN(128) SEEN(256)
-            default: attend_one(query, lines, count, width, scale, scores, sum);
+        if (past->is_narrow) {
+            const uint16_t *halves = (const uint16_t *)past->first;
+            switch (width) {
+                HALF_SEEN(64) HALF_SEEN(128) HALF_SEEN(256)
+                default: attend_halves(query, halves + line, count, width, scale, scores, sum);
+            }
+        } else {
+            switch (width) {
+                SEEN(64) SEEN(128) SEEN(256)
+                default: attend_one(query, past->first + line, count, width, scale, scores, sum);
+            }
         }
     }
 }
