@@ -102,6 +102,9 @@ class ModelsConfig:
     drafter_dtype: Literal["auto", "same", "int8"] = "auto"
     """Of what `models.drafter` names; exact output does not depend on it. `same`: the verifier's; `int8`: as above;
     `auto`: int8 beside a float32 verifier on a CPU that multiplies bytes, where there are kernels."""
+    cache_dtype: Literal["auto", "bfloat16"] = "auto"
+    """Of keys and values of decoder-only models: `bfloat16` halves what rows take beside float32 weights, and rounds
+    what the model sees of earlier tokens; `auto`: the model's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when there is one."""
     source_language: str | None = None
@@ -440,10 +443,12 @@ class Config:
     @property
     def claim(self) -> str:
         """`lossless`, and against what: a verifier of fewer bits is another model than the checkpoint."""
-        dtype = self.models.dtype
-        if dtype in ("auto", "float32", "float64"):
-            return self.lossless
-        return f"{self.lossless} against the verifier {'rounded to' if dtype == 'int8' else 'in'} {dtype}"
+        dtype, parts = self.models.dtype, []
+        if dtype not in ("auto", "float32", "float64"):
+            parts.append(f"{'rounded to' if dtype == 'int8' else 'in'} {dtype}")
+        if self.models.cache_dtype != "auto":
+            parts.append(f"with keys and values in {self.models.cache_dtype}")
+        return f"{self.lossless} against the verifier {' '.join(parts)}" if parts else self.lossless
 
     @property
     def lossless(self) -> str:

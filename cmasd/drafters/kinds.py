@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cmasd.confidence import Confidence
@@ -49,6 +50,8 @@ class Parts:
     verifier: Runner
     most: int
     """Tokens of a draft."""
+    cache_dtype: torch.dtype | None
+    """Of keys and values; None: the model's."""
     words: Words
     choose: Choice
     confidence: Confidence
@@ -98,7 +101,8 @@ class SmallerModel(Kind):
         model, verifier = parts.loaded.model, parts.verifier
         assert model is not None, "the pair is loaded with a drafter unless the policy is plain"
         shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
-        runner = load_runner(model, *shape, parts.words, parts.is_int8, parts.config.engine.graphs)
+        graphs, cached = parts.config.engine.graphs, parts.cache_dtype
+        runner = load_runner(model, *shape, parts.words, parts.is_int8, graphs, cached)
         share_encoder(runner, verifier)
         return runner
 

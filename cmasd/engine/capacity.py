@@ -146,12 +146,12 @@ def need_of(pair: Pair, config: Config) -> Need:
     measured = [(model, measure(model, family_of(model))) for model, _ in models]
     state = SlotState(shape, config.telemetry.level, torch.device("meta"), config.telemetry.teacher_top_k)
     tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
-    geometries = [geometry for _, geometry in measured]
+    geometries = [replace(geometry, dtype=pair.cache_dtype or geometry.dtype) for _, geometry in measured]
     row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for geometry in geometries)
     place_bytes = sum(map(_position_bytes, geometries))
     packed = sum(_packed_bytes(model, int8) for model, int8 in models)
     if pair.parallel is not None and not plain:
-        own = _parallel_geometry(pair.parallel, geometries[0])
+        own = _parallel_geometry(pair.parallel, measured[0][1])
         width_bytes = pair.parallel.shape.width * pair.verifier.dtype.itemsize
         row_bytes += _cache_bytes(own, shape) + (shape.length + 1) * width_bytes
         place_bytes += _position_bytes(own) + width_bytes

@@ -55,6 +55,7 @@ def _parts(config: Config, pair: Pair, most: int, verifier: Runner, constraints:
         model=pair.verifier,
         verifier=verifier,
         most=most,
+        cache_dtype=pair.cache_dtype,
         words=words,
         choose=Choice(
             config.verification.temperature if samples else None,

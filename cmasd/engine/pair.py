@@ -47,6 +47,8 @@ class Pair:
     """Whether the drafter's does."""
     parallel: ParallelNetwork | None = None
     """For `drafter.kind: parallel`."""
+    cache_dtype: torch.dtype | None = None
+    """Of keys and values; None: the model's own."""
     max_length: int | None = None
     """Of a decoder-only row, prompt and output together at most; None: whatever the two make."""
 
@@ -119,7 +121,7 @@ def load_pair(config: Config) -> Pair:
         samples=config.verification.kind == "sampling",
     )
     stored = load_config(models.verifier, trust_remote_code=models.trust_remote_code).dtype
-    told = *constraints.notices, *lengths.notices, *rounding(models.dtype, stored)
+    told = *constraints.notices, *lengths.notices, *rounding(models.dtype, stored), *_cache_notice(config)
     constraints = replace(constraints, notices=told)
     shortlist = _shortlist(config, verifier, constraints) if drafter is not None or parallel is not None else None
     pair = Pair(
@@ -133,10 +135,31 @@ def load_pair(config: Config) -> Pair:
         int8=models.dtype == "int8",
         drafter_int8=drafter_int8,
         parallel=parallel,
+        cache_dtype=_cache_dtype(config, verifier),
         max_length=lengths.max_length,
     )
     _ = pair.decoder_start if encoder_decoder else None  # raises where there is none
     return pair
+
+
+def _cache_dtype(config: Config, verifier: Model) -> torch.dtype | None:
+    if config.models.cache_dtype == "auto":
+        return None
+    if verifier.config.is_encoder_decoder:
+        raise ModelError(
+            f"models.cache_dtype: is of decoder-only models, got bfloat16 with {config.models.verifier}; expected "
+            "auto. Leave it out."
+        )
+    return torch.bfloat16
+
+
+def _cache_notice(config: Config) -> tuple[str, ...]:
+    if config.models.cache_dtype == "auto":
+        return ()
+    return (
+        "models.cache_dtype: bfloat16 rounds keys and values; what is said of outputs is said of the model that reads "
+        "them so, and the checkpoint itself may answer otherwise.",
+    )
 
 
 def _drafts_in_int8(config: Config, verifier: Model) -> bool:

@@ -13,6 +13,7 @@ struct lines {
     REAL *first;
     const int64_t *counts;
     int64_t block, slot, head; /* strides */
+    int64_t is_narrow;         /* whether these are halves (halves.c); `rotate` alone takes them */
 };
 
 static inline __attribute__((always_inline)) void attend_one(

@@ -28,5 +28,6 @@
 #include "rows.c"
 #include "products.c"
 #include "layers.c"
+#include "halves.c"
 #include "rotary.c"
 #include "drafts.c"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class _Seen(ctypes.Structure):
 class _Lines(ctypes.Structure):
     """`struct lines`."""
 
-    _fields_ = (*fields_of("first counts", "block slot head"),)
+    _fields_ = (*fields_of("first counts", "block slot head is_narrow"),)
 
 
 class _Window(ctypes.Structure):
@@ -202,7 +203,8 @@ def places(seen_SLd: Tensor) -> ctypes.Structure:
 def lines(cache_KSHLP: Tensor, counts_S: Tensor | None) -> Any:
     """Keys and values of K layers in slots, of which `counts_S` (S,) int64 places count."""
     block, slot, head = cache_KSHLP.stride()[:3]
-    return _Lines(cache_KSHLP.data_ptr(), None if counts_S is None else counts_S.data_ptr(), block, slot, head)
+    counts = None if counts_S is None else counts_S.data_ptr()
+    return _Lines(cache_KSHLP.data_ptr(), counts, block, slot, head, cache_KSHLP.dtype == torch.bfloat16)
 
 
 def _address(norm: Norm | None) -> int | None:

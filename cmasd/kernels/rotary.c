@@ -60,31 +60,39 @@ static void share_turning(const struct rotary *rotary, const struct turn *turn, 
         const int64_t position = start + depth_of(window, window->firsts[run], n);
         const int64_t angle = position < rotary->places ? position : rotary->places - 1;
         const REAL *angles = turn->angles + angle * head;
-        REAL *slot = past->first + block * past->block + window->slots[run] * past->slot + 2 * place * head;
+        const int64_t line = block * past->block + window->slots[run] * past->slot + 2 * place * head;
         for (int64_t h = 0; h < heads; h++) turned(turn->of_queries, angles, head, queries + (n * heads + h) * head);
         for (int64_t h = 0; h < kept; h++) {
             REAL *key = keys + (n * kept + h) * head;
             turned(turn->of_keys, angles, head, key);
-            memcpy(slot + h * past->head, key, head * sizeof(REAL));
-            memcpy(slot + h * past->head + head, values + (n * kept + h) * head, head * sizeof(REAL));
+            leave_line(past, line + h * past->head, key, head);
+            leave_line(past, line + h * past->head + head, values + (n * kept + h) * head, head);
         }
     }
 }
 
-#define SEEN(WIDTH) case WIDTH: attend_one(query, lines, count, WIDTH, scale, scores, sum); break;
+#define SEEN(WIDTH) case WIDTH: attend_one(query, past->first + line, count, WIDTH, scale, scores, sum); break;
+#define HALF_SEEN(WIDTH) case WIDTH: attend_halves(query, halves + line, count, WIDTH, scale, scores, sum); break;
 
-/* The heads of queries that share a head of keys, over `count` places. */
-static void see(const REAL *lines, int64_t count, int64_t width, int64_t heads, REAL scale, const REAL *queries,
-                REAL *sums)
+/* The heads of queries that share a head of keys, over `count` places from a line on. */
+static void see(const struct lines *past, int64_t line, int64_t count, int64_t width, int64_t heads, REAL scale,
+                const REAL *queries, REAL *sums)
 {
+    const uint16_t *halves = (const uint16_t *)past->first;
     REAL scores[count];
     for (int64_t head = 0; head < heads; head++) {
         const REAL *query = queries + head * width;
         REAL *sum = sums + head * width;
-        switch (width) {
-            SEEN(64) SEEN(128) SEEN(256)
-            default: attend_one(query, lines, count, width, scale, scores, sum);
-        }
+        if (past->is_narrow)
+            switch (width) {
+                HALF_SEEN(64) HALF_SEEN(128) HALF_SEEN(256)
+                default: attend_halves(query, halves + line, count, width, scale, scores, sum);
+            }
+        else
+            switch (width) {
+                SEEN(64) SEEN(128) SEEN(256)
+                default: attend_one(query, past->first + line, count, width, scale, scores, sum);
+            }
     }
 }
 
@@ -98,19 +106,22 @@ static void share_seeing_trees(const struct rotary *rotary, const struct turn *t
     for (int64_t task = 0; task < window->runs * kept; task++) {
         const int64_t run = task / kept, head = task % kept, first = window->firsts[run], start = window->starts[run];
         const int64_t *parents = window->parents + first, length = window->firsts[run + 1] - first;
-        REAL *slot = past->first + block * past->block + window->slots[run] * past->slot + head * past->head;
-        REAL *here = slot + 2 * start * width;
+        const int64_t slot = block * past->block + window->slots[run] * past->slot + head * past->head;
+        const int64_t here = slot + 2 * start * width;
         const REAL *key = keys + (first * kept + head) * width, *value = values + (first * kept + head) * width;
+        REAL path[2 * length * width];
         for (int64_t t = 0; t < length; t++) {
-            lay_path(parents, t, key, kept * width, width, 2 * width, here);
-            const int64_t known = start + lay_path(parents, t, value, kept * width, width, 2 * width, here + width);
+            const int64_t depth = lay_path(parents, t, key, kept * width, width, 2 * width, path);
+            lay_path(parents, t, value, kept * width, width, 2 * width, path + width);
+            leave_line(past, here, path, 2 * depth * width);
+            const int64_t known = start + depth;
             const int64_t from = turn->span && turn->span < known ? known - turn->span : 0;
             const int64_t at = ((first + t) * heads + head * group) * width;
-            see(slot + 2 * from * width, known - from, width, group, rotary->scale, queries + at, sums + at);
+            see(past, slot + 2 * from * width, known - from, width, group, rotary->scale, queries + at, sums + at);
         }
         for (int64_t t = 0; t < length; t++) {
-            memcpy(here + 2 * t * width, key + t * kept * width, width * sizeof(REAL));
-            memcpy(here + (2 * t + 1) * width, value + t * kept * width, width * sizeof(REAL));
+            leave_line(past, here + 2 * t * width, key + t * kept * width, width);
+            leave_line(past, here + (2 * t + 1) * width, value + t * kept * width, width);
         }
     }
 }
@@ -124,9 +135,9 @@ static void share_seeing(const struct rotary *rotary, const struct turn *turn, c
         const int64_t n = task / heads, head = task % heads, run = run_of(window, n);
         const int64_t known = window->starts[run] + n - window->firsts[run] + 1;
         const int64_t from = turn->span && turn->span < known ? known - turn->span : 0;
-        const REAL *lines = past->first + block * past->block + window->slots[run] * past->slot +
-                            head / group * past->head + 2 * from * width;
-        see(lines, known - from, width, 1, rotary->scale, queries + task * width, sums + task * width);
+        const int64_t line = block * past->block + window->slots[run] * past->slot + head / group * past->head;
+        see(past, line + 2 * from * width, known - from, width, 1, rotary->scale, queries + task * width,
+            sums + task * width);
     }
 }
 

@@ -191,7 +191,8 @@ def place_bytes(config: Config, found: Found, kind: str) -> int:
         return 0
     head_width = first(found.config, ("head_dim", "d_kv")) or width // heads
     kept = first(found.config, ("num_key_value_heads",)) or heads
-    return layers * 2 * kept * head_width * item_bytes(config, found, kind)
+    each = item_bytes(config, found, kind) if config.models.cache_dtype == "auto" else 2
+    return layers * 2 * kept * head_width * each
 
 
 def row_places(config: Config, found: Found) -> tuple[int, int]:

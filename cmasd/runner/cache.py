@@ -191,14 +191,19 @@ class SlotCache(Cache):
         if self._index_N is None:  # lines of the buffer in the order (row, position, head) that projections come in
             self._index_N = (self._first_line_RH[:, None, :] + self._positions_BT[:, :, None]).reshape(-1)
         lines_NP = self._lines[layer]
-        lines_NP.index_copy_(0, self._index_N, pairs.reshape(-1, lines_NP.shape[1]))
+        lines_NP.index_copy_(0, self._index_N, pairs.reshape(-1, lines_NP.shape[1]).to(lines_NP.dtype))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer of transformers: write (B, H, T, D), return what to attend to."""
+        """Called by each attention layer of transformers: write (B, H, T, D), return what to attend to.
+
+        What is kept in fewer bits is read so by its own window, too: a row is the same however its tokens come.
+        """
         self.write(layer_idx, torch.cat([key_states, value_states], dim=-1).transpose(1, 2))
-        return (key_states, value_states) if self.view is None else self.view.pair(layer_idx)
+        kept, asked = self.buffer_KSHLP.dtype, key_states.dtype
+        keys, values = (key_states, value_states) if self.view is None else self.view.pair(layer_idx)
+        return (keys, values) if kept == asked else (keys.to(kept).to(asked), values.to(kept).to(asked))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length before the window: 0 for a prompt, else (B, 1), from which decoders derive (B, T) positions.

@@ -30,12 +30,14 @@ def load_runner(
     words: Words = ANY_WORD,
     int8: bool = False,
     graphs: GraphsMode = "auto",
+    cache_dtype: torch.dtype | None = None,
 ) -> Runner:
     """Allocate a cache of `slots` rows and `max_length` decoder positions around a loaded model.
 
     `max_length` includes room for the last window. `max_source_length` concerns encoder-decoder models alone.
     `words` says which ids the logits are computed for; `int8` rounds the weights to 8 bits. `graphs`: see
-    `cmasd.runner.graphs`; `auto` uses them on a GPU.
+    `cmasd.runner.graphs`; `auto` uses them on a GPU. `cache_dtype` is of keys and values of a decoder-only model; None:
+    the model's own.
     """
     assert slots >= 1, f"a runner needs at least one slot, got {slots}"
     family = family_of(model)
@@ -45,7 +47,8 @@ def load_runner(
     model.eval()
     geometry, how = measure(model, family), (words, int8, graphs, origin)
     if not family.is_encoder_decoder:
-        return DecoderOnlyRunner(model, family, geometry, slots, max_length, max_length, *how)
+        return DecoderOnlyRunner(model, family, geometry, slots, max_length, max_length, *how, cache_dtype)
+    assert cache_dtype is None, "asked of decoder-only models alone"
     _check_source_length(model, family, max_source_length)
     family.prepare(model.get_decoder(), max_length)
     return EncoderDecoderRunner(

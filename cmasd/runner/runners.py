@@ -7,6 +7,7 @@ gives the extent; `_hidden` reads nothing, and can be captured.
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -52,8 +53,9 @@ class _SlotRunner:
         int8: bool,
         graphs: GraphsMode,
         origin: PreTrainedModel,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
-        """`origin`: the model of which `model` is the packed form, or the same."""
+        """`origin`: the model of which `model` is the packed form, or the same. `cache_dtype`: None: the model's."""
         config: Any = model.config
         self._origin = origin
         self.slots = slots
@@ -66,7 +68,8 @@ class _SlotRunner:
         self._head = output_head(model, words, int8)
         self.shortlist = words.tensor(geometry.device)
         bucketed = uses_graphs(graphs, geometry.device)
-        self._cache = SlotCache(geometry, slots, max_length, spare=bucketed)
+        kept = replace(geometry, dtype=cache_dtype or geometry.dtype)
+        self._cache = SlotCache(kept, slots, max_length, spare=bucketed)
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
         self.wants_all = bucketed

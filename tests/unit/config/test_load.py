@@ -298,6 +298,13 @@ def test_what_may_be_said_of_the_output(policy: Any, verification: Any, claim: s
     assert config.lossless == claim
 
 
+def test_a_claim_names_rounded_keys_and_values() -> None:
+    models = {"dtype": "int8", "cache_dtype": "bfloat16"}
+    said = "exact against the verifier rounded to int8 with keys and values in bfloat16"
+    assert from_dict({"models": models}).claim == said
+    assert from_dict({"models": {"cache_dtype": "bfloat16"}}).claim == said.replace(" rounded to int8", "")
+
+
 @pytest.mark.parametrize(
     ("dtype", "against"),
     [
