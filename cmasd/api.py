@@ -4,6 +4,8 @@
     decoder = Decoder("en-de/verifier", "en-de/drafter")
     [row.text for row in decoder(["Good morning.", "How are you?"])]
 
+Chat models also take conversations: `decoder([[{"role": "user", "content": "How are you?"}]])`.
+
 The same engine as a run's: continuous batching, any policy and drafter; rows come back in the order they were given.
 Nothing is written, and nothing is resumed: that is what `cmasd run` is for.
 """
@@ -52,7 +54,9 @@ class Decoder:
         """Its `stats` count everything decoded so far."""
 
     def __call__(self, rows: Iterable[object]) -> list[Decoded]:
-        """Decode texts, with `input.template` and `input.chat` as in a run; one result for each, in order."""
+        """Decode texts, with `input.template` and `input.chat` as in a run, and lists of messages; one result for
+        each, in order.
+        """
         sources = self._pair.codec.encode(list(rows))
         requests = [
             Request(key, source, self._pair.max_new_tokens)

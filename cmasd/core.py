@@ -9,20 +9,18 @@ Shapes: B rows, K draft positions, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cmasd.signals import Float32, IterationTrace, TokenTrace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Int32 = NDArray[np.int32]
-Float32 = NDArray[np.float32]
 FinishReason = Literal["stop", "length", "error"]
-
-FROM_VERIFIER, FROM_DRAFT, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS = range(5)
-"""Values of `TokenTrace.source`: who proposed a token; a draft without a name of its own is of a model."""
 
 
 @dataclass(frozen=True)
@@ -48,70 +46,6 @@ class Request:
     max_new_tokens: int
     previous: list[int] | None = None
     """What an earlier run made of the same row, its end of sequence included; None: it made nothing of it."""
-
-
-Number = TypeVar("Number", bound=np.generic)
-
-
-class Channel(Generic[Number]):
-    """One column of a trace, read by its name."""
-
-    def __init__(self, place: int, kind: type[Number]) -> None:
-        self.place = place
-        self.kind = kind
-
-    def __get__(self, trace: Trace, owner: type[Trace]) -> NDArray[Number]:
-        return trace.values_NC[:, self.place].astype(self.kind, copy=False)
-
-
-class Trace:
-    """What was recorded at N moments of a row, C channels side by side; made from its columns, each (N,).
-
-    A row's trace is one view of a whole batch's array: cutting it into columns is left to whoever reads them.
-    """
-
-    values_NC: Float32
-
-    def __init__(self, *columns: NDArray[Any]) -> None:
-        self.values_NC = np.stack(columns, axis=1).astype(np.float32)
-
-    @classmethod
-    def of(cls, values_NC: Float32) -> Self:
-        """From the columns side by side, without a copy."""
-        trace = cls.__new__(cls)
-        trace.values_NC = values_NC
-        return trace
-
-
-class TokenTrace(Trace):
-    """Per output token telemetry.
-
-    Confidence, entropy, margin and softmax belong to the draft of that position; NaN where nothing was drafted.
-    """
-
-    source = Channel(0, np.int8)
-    """0 the verifier's own token; an accepted draft is 1 of a model, 2 a copy, 3 of the memory, 4 of an earlier run."""
-    confidence = Channel(1, np.float32)
-    entropy = Channel(2, np.float32)
-    margin = Channel(3, np.float32)
-    softmax = Channel(4, np.float32)
-    tau = Channel(5, np.float32)
-    """Tolerance in nats in force when the token was verified; 0 under exact verification."""
-    gap_nats = Channel(6, np.float32)
-    """Verifier log-probability of its argmax minus that of this token."""
-    verifier_logprob = Channel(7, np.float32)
-
-
-class IterationTrace(Trace):
-    """Per iteration telemetry."""
-
-    draft_length = Channel(0, np.int32)
-    accepted = Channel(1, np.int32)
-    rejected_confidence = Channel(2, np.float32)
-    """Of the first rejected draft token; NaN when all were accepted. The next three likewise."""
-    rejected_entropy = Channel(3, np.float32)
-    rejected_margin = Channel(4, np.float32)
-    rejected_softmax = Channel(5, np.float32)
 
 
 @dataclass(frozen=True)
@@ -140,13 +74,17 @@ class Result:
     mean_confidence: float
     """Over the draft tokens sent to the verifier; NaN without drafts."""
     mean_gap_nats: float
-    """Over the output tokens; 0 under exact verification."""
+    """Over the output tokens; 0 under exact verification, NaN where the small model said some of them."""
     iterations: IterationTrace | None
     """None at telemetry level `none`."""
     tokens: TokenTrace | None
     """None below telemetry level `token`."""
     teaching: Teaching | None = None
     """None unless `telemetry.teacher_top_k` asks for it."""
+    num_small_tokens: int = 0
+    """Output tokens that the small model of policy `stitch` said; the others are the verifier's, or checked by it."""
+    num_switches: int = 0
+    """Times that another of the two models was to speak than the one before."""
 
     @property
     def num_output_tokens(self) -> int:

@@ -71,6 +71,13 @@ class Window:
         firsts_R1 = torch.arange(len(slots_R) + 1, device=slots_R.device)
         return cls(tokens_R, slots_R, starts_R, firsts_R1, 1, covers_first)
 
+    def to(self, device: torch.device) -> "Window":
+        """The same on another device."""
+        if device == self.tokens_N.device:
+            return self
+        tokens_N, slots_R, starts_R = (part.to(device) for part in (self.tokens_N, self.slots_R, self.starts_R))
+        return Window(tokens_N, slots_R, starts_R, self.firsts_R1.to(device), self.longest, self.covers_first)
+
     @property
     def is_rectangle(self) -> bool:
         """Whether all runs are of one length."""

@@ -73,10 +73,21 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("acceptance rate", share(summary["acceptance_rate"])),
         ("rollback rate", share(summary["rollback_rate"])),
         ("slot occupancy", share(summary["slot_occupancy"])),
+        *_stitched(summary),
+        *_lookup_rows(summary.get("lookup_share")),
         ("lossless", summary["lossless"]),
         ("output", f"{summary['output']}/outputs"),
     ]
     return "\n" + pairs(rows) + "\n"
+
+
+def _stitched(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where two models spoke in turn."""
+    small, rows = summary["small_tokens"], summary["rows"] - summary["errors"]
+    if not small:
+        return []
+    said = f"{share(small / summary['output_tokens'])} of the tokens, {summary['switches'] / rows:.1f} switches per row"
+    return [("small model", said)]
 
 
 def rows_table(rows: Sequence[tuple[str, str]]) -> str:
@@ -88,6 +99,11 @@ def _one_line(text: str) -> str:
     """As much as one line of a terminal holds."""
     line = " ".join(text.split())
     return line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 1] + "…"
+
+
+def _lookup_rows(lookup_share: float | None) -> list[tuple[str, str]]:
+    """Of runs that draft of known texts."""
+    return [] if lookup_share is None else [("text look-ups", f"{share(lookup_share)} of an iteration")]
 
 
 def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmasd.kernels import kernels_for
+from cmasd.signals import LogitNumbers
 
 LEAST = -1e30
 """In place of -inf, which times probability 0 is not a number."""
@@ -21,22 +22,22 @@ class Statistics(NamedTuple):
     token: Tensor
     """int64: the argmax, the first of equals."""
     numbers: Tensor
-    """(..., 6), in the order of the properties."""
+    """(..., 6), see `LogitNumbers`."""
 
     @property
     def top(self) -> Tensor:
         """z1"""
-        return self.numbers[..., 0]
+        return self.numbers[..., LogitNumbers.top.place]
 
     @property
     def log_mass(self) -> Tensor:
         """log sum exp(z - z1), so that -log_mass is the log-probability of the argmax."""
-        return self.numbers[..., 1]
+        return self.numbers[..., LogitNumbers.log_mass.place]
 
     @property
     def scores(self) -> Tensor:
-        """(..., 4): 1 - H(p)/ln V, 2*sigmoid(z1 - z2) - 1, p1 - p2 and p1; all in [0, 1]."""
-        return self.numbers[..., 2:]
+        """(..., 4): `LOGIT_SCORES`, from the entropy on; all in [0, 1]."""
+        return self.numbers[..., LogitNumbers.entropy.place :]
 
 
 def argmax(logits: Tensor) -> Tensor:

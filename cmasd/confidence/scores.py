@@ -17,6 +17,7 @@ from torch import Tensor
 from cmasd.confidence.largest import Statistics, statistics
 from cmasd.confidence.maps import CalibrationMap, load_calibration
 from cmasd.config.tree import ConfidenceConfig
+from cmasd.signals import COMPONENTS, LOGIT_SCORES
 
 
 class Components(Protocol):
@@ -45,7 +46,7 @@ class Scores(NamedTuple):
     token: Tensor
     """int64: the argmax."""
     values: Tensor
-    """(..., 4): entropy, margin, softmax, max_prob."""
+    """(..., 4): `LOGIT_SCORES`."""
 
     @classmethod
     def stack(cls, positions: Sequence["Scores"]) -> "Scores":
@@ -56,27 +57,27 @@ class Scores(NamedTuple):
     @property
     def entropy(self) -> Tensor:
         """See `Components`."""
-        return self.values[..., 0]
+        return self.values[..., LOGIT_SCORES.index("entropy")]
 
     @property
     def margin(self) -> Tensor:
         """See `Components`."""
-        return self.values[..., 1]
+        return self.values[..., LOGIT_SCORES.index("margin")]
 
     @property
     def softmax(self) -> Tensor:
         """See `Components`."""
-        return self.values[..., 2]
+        return self.values[..., LOGIT_SCORES.index("softmax")]
 
     @property
     def max_prob(self) -> Tensor:
         """See `Components`."""
-        return self.values[..., 3]
+        return self.values[..., LOGIT_SCORES.index("max_prob")]
 
     @property
     def components(self) -> Tensor:
-        """(..., 3): entropy, margin, softmax, as a draft carries them."""
-        return self.values[..., :3]
+        """(..., 3): `COMPONENTS`, as a draft carries them."""
+        return self.values[..., : len(COMPONENTS)]
 
 
 def score(logits_BV: Tensor, margin_form: str = "full") -> Scores:
@@ -89,7 +90,7 @@ def scores_of(found: Statistics, margin_form: str) -> Scores:
     values = found.scores
     if margin_form == "printed":
         values = values.clone()
-        values[..., 1].add_(1).mul_(0.5)
+        values[..., LOGIT_SCORES.index("margin")].add_(1).mul_(0.5)
     return Scores(found.token, values)
 
 
@@ -124,10 +125,11 @@ class Confidence:
         """C as weights of entropy, margin (in the full form), softmax and max_prob, and what is added; None where it is
         something else.
         """
-        if self.calibration is not None or self.kind == "head":
+        if self.calibration is not None or self.kind not in (*LOGIT_SCORES, "ensemble"):
             return None
-        kinds = ("entropy", "margin", "softmax", "max_prob")
-        own = (*self.weights, 0.0) if self.kind == "ensemble" else tuple(float(kind == self.kind) for kind in kinds)
+        own = (
+            (*self.weights, 0.0) if self.kind == "ensemble" else tuple(float(one == self.kind) for one in LOGIT_SCORES)
+        )
         entropy, margin, softmax, max_prob = own
         if self.margin_form == "printed":  # (margin + 1) / 2
             return (entropy, margin / 2, softmax, max_prob), margin / 2

@@ -24,6 +24,8 @@ LISTED = ("drafter.kind",)
 """Keys that may hold a list, and mostly hold a word."""
 AUTO = {"engine.slots": None}
 """Keys for which `auto` may be said, and what it stands for."""
+MOVED = {"policy.quality_budget_nats_per_token": "verification.budget_nats_per_token, for verification.kind=budget"}
+"""Keys of earlier versions, and what they are now."""
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 EXAMPLES = {int: ("1", "2"), float: ("0.5", "0.5"), str: ("a", "b")}
@@ -107,6 +109,8 @@ def _apply_override(merged: DictConfig, known: Mapping[str, Any], override: str)
 
 
 def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, where: str) -> None:
+    if key in MOVED:
+        raise ConfigError(f"{where}: unknown key. It is now {MOVED[key]}.")
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else " `configs/reference.yaml` lists every key."

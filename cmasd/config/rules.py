@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config
+from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config, InputConfig
 from cmasd.errors import ConfigError
 
 
@@ -33,7 +33,9 @@ def _share(value: float) -> bool:
 
 def _are_drafters(value: object) -> bool:
     listed = value if isinstance(value, list) else [value]
-    return bool(listed) and all(one in DRAFTERS for one in listed) and sum(one in MODEL_DRAFTERS for one in listed) < 2
+    models = sum(one in MODEL_DRAFTERS for one in listed)
+    are_known = bool(listed) and all(one in DRAFTERS for one in listed)
+    return are_known and models < 2 and ("recycle" not in listed or models == 1)
 
 
 def _are_compared(names: list[str]) -> bool:
@@ -43,7 +45,11 @@ def _are_compared(names: list[str]) -> bool:
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
     Rule("input.max_text_bytes", _at_least(1), "at least 1"),
-    Rule("drafter.kind", _are_drafters, f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four"),
+    Rule(
+        "drafter.kind",
+        _are_drafters,
+        f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four, and with one if recycle is in it",
+    ),
     Rule("drafter.memory_tokens", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),
     Rule("drafter.min_draft_tokens", _at_least(1), "at least 1"),
@@ -55,9 +61,11 @@ RULES = (
     Rule("policy.alpha", lambda v: v > 0, "greater than 0"),
     Rule("policy.threshold", _share, "between 0 and 1"),
     Rule("policy.explore_share", _share, "between 0 and 1"),
-    Rule("policy.quality_budget_nats_per_token", _at_least(0), "at least 0 nats"),
+    Rule("stitch.tau", _share, "between 0 and 1"),
+    Rule("stitch.max_wait", _at_least(0), "at least 0"),
     Rule("verification.beta", _at_least(1), "at least 1"),
     Rule("verification.tau", _at_least(0), "at least 0 nats"),
+    Rule("verification.budget_nats_per_token", lambda v: v > 0, "greater than 0 nats"),
     Rule("verification.tau_base", _at_least(0), "at least 0 nats"),
     Rule("verification.gamma", _at_least(0), "at least 0 nats"),
     Rule("verification.temperature", lambda v: v > 0, "greater than 0"),
@@ -70,7 +78,8 @@ RULES = (
     ),
     Rule("engine.slots", _at_least(1), "at least 1, or null"),
     Rule("engine.max_new_tokens", _at_least(1), "at least 1, or null"),
-    Rule("engine.max_source_tokens", _at_least(1), "at least 1"),
+    Rule("engine.max_source_tokens", _at_least(1), "at least 1, or null"),
+    Rule("engine.cache_tokens", _at_least(1), "at least 1, or null"),
     Rule("telemetry.teacher_top_k", lambda value: 0 <= value <= MOST_TAUGHT, f"between 0 and {MOST_TAUGHT}"),
     Rule("actors.count", _at_least(1), "at least 1, or null"),
     Rule("actors.min", _at_least(1), "at least 1"),
@@ -99,7 +108,7 @@ _SECRET = re.compile(
 """Credentials before the host of an address, or in its query."""
 
 
-_NAMES = ("models.verifier", "models.drafter", "drafter.previous")
+_NAMES = ("models.verifier", "models.drafter", "drafter.previous", "drafter.memory")
 _NO_ADDRESS = re.compile(r"(?P<scheme>s3a?|gs|gcs|az|abfss?|hdfs|https?):(?!//[^/])", re.IGNORECASE)
 """Begins like an address, and would be taken for a folder of that name."""
 
@@ -146,12 +155,6 @@ def _check_together(config: Config) -> None:
     if config.actors.local and (config.actors.count or config.actors.max) > 1:
         most = config.actors.count or config.actors.max
         raise ConfigError(f"actors.local: one process decodes, got {most} actors. Set actors.local=false, or leave it.")
-    if config.policy.quality_budget_nats_per_token and not config.quality_budget:
-        raise ConfigError(
-            "policy.quality_budget_nats_per_token: must be 0 unless policy.kind is goodput and verification.kind is "
-            f"exact, got {config.policy.quality_budget_nats_per_token:g} with policy.kind {config.policy.kind} and "
-            f"verification.kind {config.verification.kind}. Set policy.kind=goodput verification.kind=exact."
-        )
     if config.confidence.kind == "head" and config.drafter.model != "parallel":
         raise ConfigError(
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.name}. "
@@ -164,6 +167,7 @@ def _check_together(config: Config) -> None:
             f"{config.models.dtype}. Use models.dtype=auto."
         )
     _check_previous(config)
+    _check_stitch(config)
     needs_drafter = config.policy.kind != "plain" and config.drafter.is_named
     if needs_drafter and config.models.drafter is None:
         raise ConfigError(
@@ -172,8 +176,22 @@ def _check_together(config: Config) -> None:
         )
     if config.notify.webhook is not None and not config.notify.webhook.startswith(("http://", "https://")):
         raise ConfigError("notify.webhook: must begin with https:// or http://. (The value may be secret: not shown.)")
-    if config.input.template is not None and "{text}" not in config.input.template:
-        raise ConfigError(f"input.template: must contain {{text}}, got {config.input.template!r}.")
+    _check_input(config.input)
+
+
+def _check_input(given: InputConfig) -> None:
+    if given.template is not None and "{text}" not in given.template:
+        raise ConfigError(f"input.template: must contain {{text}}, got {given.template!r}.")
+    if given.template is not None and given.messages_column is not None:
+        raise ConfigError(
+            f"input.template: is for texts, got {given.template!r} with messages in {given.messages_column}. "
+            "Write what all rows share as input.system."
+        )
+    if given.system is not None and not given.chat and given.messages_column is None:
+        raise ConfigError(
+            f"input.system: is of conversations, got {given.system!r} with texts. Set input.chat=true, or write it in "
+            "input.template."
+        )
 
 
 def _check_previous(config: Config) -> None:
@@ -187,6 +205,37 @@ def _check_previous(config: Config) -> None:
         )
     if run and run.rstrip("/") == config.output.path.rstrip("/"):
         raise ConfigError(f"drafter.previous: is output.path itself, got {run}; expected another run. Change one.")
+    memory = config.drafter.memory
+    if memory and "memory" not in config.drafter.kinds:
+        raise ConfigError(
+            f"drafter.memory: is of drafter.kind memory, got {memory} with drafter.kind {config.drafter.name}. "
+            "Add memory to drafter.kind."
+        )
+
+
+def _check_stitch(config: Config) -> None:
+    """Both models must be able to say any token at any place, by themselves."""
+    if config.policy.kind != "stitch":
+        return
+    drafter, said = config.drafter, "with policy.kind stitch"
+    if drafter.free or drafter.model == "parallel":
+        raise ConfigError(
+            f"drafter.kind: must be a model that speaks token by token {said}, got {drafter.name}; expected model, "
+            "self or quantised. Set drafter.kind=model."
+        )
+    if drafter.shortlist is not None:
+        raise ConfigError(
+            f"drafter.shortlist: must be null {said}, got {drafter.shortlist}; the small model says whole rows."
+        )
+    if config.verification.kind not in ("exact", "sampling"):
+        raise ConfigError(
+            f"verification.kind: must be exact (greedy) or sampling {said}, got {config.verification.kind}."
+        )
+    if config.telemetry.teacher_top_k:
+        raise ConfigError(
+            f"telemetry.teacher_top_k: must be 0 {said}, got {config.telemetry.teacher_top_k}; the verifier does not "
+            "judge every token."
+        )
 
 
 def _check_drafter_dtype(config: Config) -> None:

@@ -11,6 +11,10 @@ MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
 are full by then, and every further row only makes each row wait longer."""
 
+KEPT_PLACES = 128
+"""Of a slot on a CPU: so many tokens' keys and values stay allocated for the next row; those behind are given back when
+a row has left."""
+
 COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
@@ -18,7 +22,8 @@ COMPARED = (
 COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all")
 """What `compare.engines` may name besides its default."""
 
-FREE_DRAFTERS, MODEL_DRAFTERS = ("previous", "memory", "copy"), ("model", "parallel", "self", "quantised")
+FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
+MODEL_DRAFTERS = ("model", "parallel", "self", "quantised")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class InputConfig:
     """Share of the shards that is decoded, chosen by their position alone; 1: all."""
     text_column: str = "text"
     """Column that holds the text to decode from."""
+    messages_column: str | None = None
+    """Column of conversations in place of texts: lists of messages with role and content, or their JSON; a name with
+    dots looks inside (body.messages in OpenAI's batch files, of whose requests nothing else is read)."""
     id_column: str | None = None
     """Column that identifies a row; null: `<file>:<row number>`."""
     keep_columns: list[str] = field(default_factory=list)
@@ -49,10 +57,20 @@ class InputConfig:
     """Prompt with `{text}` in it, e.g. "summarize: {text}"; null: the text alone."""
     chat: bool = False
     """Wrap each text in the tokenizer's chat template, as one user turn."""
+    system: str | None = None
+    """System message of each conversation that has none of its own, with `chat` or `messages_column`."""
+    thinking: Literal["keep", "drop"] = "keep"
+    """`drop`: what reasoning models write between <think> and </think> is left out of the output's text, and of the
+    assistant's earlier turns; it is generated, and counted, in any case."""
     on_too_long: Literal["error", "truncate"] = "error"
     """What a source longer than `engine.max_source_tokens` gets: a row error, or its first tokens."""
     max_text_bytes: int = 1_000_000
     """A longer text is a row error, before anyone counts its tokens: no row may take a worker's memory."""
+
+    @property
+    def column(self) -> str:
+        """What is decoded from."""
+        return self.messages_column or self.text_column
 
 
 @dataclass(frozen=True)
@@ -104,11 +122,15 @@ class DrafterConfig:
     `self`: the verifier's first decoder layers, without any training; `quantised`: the verifier's own weights rounded
     to 8 bits, on a CPU, without any training; without a model `copy` (or `lookup`): what followed the same words in the
     row's source or output; `memory`: in rows before it; `previous`: an earlier run's output of the row. Or a list of
-    those without a model, and at most one with: [previous, memory, copy, model]."""
+    those without a model, and at most one with: [previous, memory, copy, model]; with a model also `recycle`: what its
+    draft said behind a token that was rejected."""
     previous: str | None = None
     """Run folder, local or s3://, whose outputs of the same ids `previous` goes by."""
+    memory: str | None = None
+    """Run folder, local or s3://, with what whose rows said `memory` begins, beside what this run's own said before it
+    was resumed; null: that of `drafter.previous`, if it has any."""
     memory_tokens: int = 1_000_000
-    """Output tokens that `memory` holds in one actor; the oldest make room."""
+    """Output tokens that `memory` holds in one actor, and the run folder for each; the oldest make room."""
     max_draft_tokens: int = 5
     """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it."""
     min_draft_tokens: int = 1
@@ -162,13 +184,10 @@ class DrafterConfig:
 class PolicyConfig:
     """How many tokens to draft."""
 
-    kind: Literal["goodput", "plain", "fixed", "paper", "survival"] = "goodput"
+    kind: Literal["goodput", "plain", "fixed", "paper", "survival", "stitch"] = "goodput"
     """`goodput`: as many as raise the expected tokens per second, none where none do; `plain`: none (AR decoding);
     `fixed`: k_max; `paper`: floor(alpha * mean confidence * k_max); `survival`: while the product of confidences stays
-    at or above `threshold`."""
-    quality_budget_nats_per_token: float = 0.0
-    """Mean log-probability gap per output token that policy `goodput` may spend on draft tokens that are not the
-    argmax, within `verification.beta` and `verification.tau` each; 0: lossless."""
+    at or above `threshold`; `stitch` (lossy): the drafter speaks for itself where it is sure, see `stitch`."""
     alpha: float = 1.0
     """Factor of policy `paper`."""
     threshold: float = 0.4
@@ -179,19 +198,39 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True)
+class StitchConfig:
+    """Policy `stitch` (R-Stitch): the drafter is a small model that says tokens unchecked, the verifier a large one,
+    which speaks where the small one is not sure.
+    """
+
+    tau: float = 0.02
+    """Entropy over its largest value, ln V, above which the small model's token is dropped and the large model speaks,
+    until a token of its own is at or below; 0: the large model alone, 1: the small one alone."""
+    speculate: bool = False
+    """Where the small model is not sure, let it go on for up to `drafter.max_draft_tokens` and the large model check
+    them all, in place of the large model speaking word for word."""
+    max_wait: int = 8
+    """Steps of the small model that a row which needs the large one waits at most for others to need it too; as long as
+    the measured cost of both says that it pays."""
+
+
+@dataclass(frozen=True)
 class VerificationConfig:
     """When a draft token is accepted.
 
     Only `exact` equals greedy AR; `sampling` equals AR sampling in distribution; the others are lossy.
     """
 
-    kind: Literal["exact", "relaxed", "modulated", "sampling", "typical"] = "exact"
-    """`exact`: the argmax; `relaxed`: in the top `beta` within `tau` nats; `modulated`: tau from confidence;
-    `sampling`: speculative sampling; `typical`: entropy-dependent threshold."""
+    kind: Literal["exact", "relaxed", "modulated", "budget", "sampling", "typical"] = "exact"
+    """`exact`: the argmax; `relaxed`: in the top `beta` within `tau` nats; `modulated`: tau from confidence; `budget`:
+    as relaxed, while the mean gap of all output stays within a budget, spent where it buys the most tokens; `sampling`:
+    speculative sampling; `typical`: entropy-dependent threshold."""
     beta: int = 5
-    """Draft tokens must be among the verifier's top `beta` (relaxed, modulated)."""
+    """Draft tokens must be among the verifier's top `beta` (relaxed, modulated, budget)."""
     tau: float = 3.0
-    """Largest accepted log-probability gap in nats (relaxed)."""
+    """Largest accepted log-probability gap in nats (relaxed, budget)."""
+    budget_nats_per_token: float = 0.02
+    """Mean log-probability gap per output token that may be spent on draft tokens that are not the argmax (budget)."""
     tau_base: float = 0.5
     """Tolerance in nats before modulation (modulated)."""
     gamma: float = 1.0
@@ -231,8 +270,12 @@ class EngineConfig:
     """Rows decoded at once in one actor; auto or null: as many as memory holds, up to 32 on a CPU, 1024 on a GPU."""
     max_new_tokens: int | None = None
     """Most tokens generated per row; null: the checkpoint's `max_new_tokens` or `max_length`, else 256."""
-    max_source_tokens: int = 512
-    """Longest source, or prompt, in tokens; capped by what the model takes."""
+    max_source_tokens: int | None = 512
+    """Longest source, or prompt, in tokens; capped by what the model takes, and null: all that it takes."""
+    cache_tokens: int | None = None
+    """Tokens, input and longest output, that the rows in memory may have together; others wait. null: as many as memory
+    holds, on a CPU, where a slot takes the memory that its row needs; on a GPU every slot is as long as the longest
+    row that may come."""
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
     `off`: never.
@@ -347,6 +390,7 @@ class Config:
     models: ModelsConfig = field(default_factory=ModelsConfig)
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    stitch: StitchConfig = field(default_factory=StitchConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -373,10 +417,9 @@ class Config:
         return automatic if self.confidence.kind == "auto" else self.confidence.kind
 
     @property
-    def quality_budget(self) -> float:
-        """Nats per output token that may be spent; 0 unless policy and verification can spend any."""
-        spends = self.policy.kind == "goodput" and self.verification.kind == "exact"
-        return self.policy.quality_budget_nats_per_token if spends else 0.0
+    def is_stitched(self) -> bool:
+        """Whether a model other than the verifier says tokens that nobody checks."""
+        return self.policy.kind == "stitch" and self.stitch.tau > 0
 
     @property
     def claim(self) -> str:
@@ -391,6 +434,6 @@ class Config:
         """What may be said of the output: `exact`, `in distribution` or `lossy`."""
         if self.policy.kind == "plain" and self.verification.kind != "sampling":
             return "exact"
-        if self.quality_budget:
+        if self.is_stitched:
             return "lossy"
         return {"exact": "exact", "sampling": "in distribution"}.get(self.verification.kind, "lossy")

@@ -1,14 +1,14 @@
 """What a drafter is asked, and what it is told.
 
-A drafter follows the engine's slots: rows are prefilled into a slot, moved between slots, drafted
-for while they are live (slots 0..B-1), and told after each verification what was accepted.
+A drafter follows the engine's slots: rows enter a slot, are moved between slots, drafted for while they are live
+(slots 0..B-1), and told after each verification what was accepted.
 
 Shapes: B live rows, L token buffer, S source buffer.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,55 +35,38 @@ class Context:
     """(B, S) int64 encoder input; -1 pads; S = 0 for decoder-only models."""
 
 
-class Drafter(Protocol):
-    """Proposes tokens, for each row as many as a rule lets it."""
+class Drafter(ABC):
+    """Proposes tokens, for each row as many as a rule lets it.
 
-    @property
-    def one_pass(self) -> bool:
-        """Whether all tokens of a draft come of one forward, or each of its own."""
-        ...
+    The life of a row: it enters a slot, may be moved to another, is drafted for and told of in every iteration, and
+    leaves. A drafter that keeps nothing of rows has only `draft` to say.
+    """
 
-    @property
-    def caught_up(self) -> bool:
-        """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
-        ...
+    one_pass: bool = True
+    """Whether all tokens of a draft come of one forward, or each of its own."""
+    needs_host: bool = True
+    """Whether it must look at rows before it drafts for them: then nothing is launched before it has."""
+    caught_up: bool = True
+    """Whether the latest draft began right behind the iteration before, with nothing to catch up on."""
 
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """New rows enter these slots; `later` leaves the work, if it is any, until they are first drafted for."""
-        ...
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """New rows are in these slots, where the verifier was prefilled just before; told again where that failed.
 
-    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None] | None:
-        """Made-up rows enter these slots; returns one forward for those that have `starts_B` (B,) tokens, to be timed.
-
-        None where drafting has no cost worth naming.
+        With `later` the work, if it is any, may be left until they are first drafted for.
         """
-        ...
-
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
-        """All that is known of new rows, behind their prefill."""
-        ...
+        return
 
     def move(self, source: int, target: int) -> None:
         """The row in slot `source` is now in slot `target`."""
-        ...
+        return
 
-    def leave(self, slots: list[int], results: list[Result]) -> None:
-        """The rows in these slots are done."""
-        ...
-
-    def reserve(self, extent: Extent) -> bool:
-        """The host's part of an iteration of this extent; whether it may draft, with no more to catch up on than the
-        iteration before.
-        """
-        ...
-
+    @abstractmethod
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """Propose at most room_B (B,) tokens for each row, as far as the rule lets it; rows that stop cost no more.
 
         With an `extent`, which was reserved, the drafter looks at nothing that the device computes: it always drafts
         one token less than the window, and rows that have fewer are cut.
         """
-        ...
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """The verifier has seen the rows: (B,) tokens of the draft were accepted, 0 where nothing was drafted.
@@ -91,17 +74,31 @@ class Drafter(Protocol):
         Called after every iteration, those without a draft included, before lengths advance; what was not accepted is
         rolled back.
         """
-        ...
-
-
-class OfSources:
-    """What a drafter has that needs no more of a row than its source."""
-
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
-        """Nothing to do: sources are all that it needs."""
+        return
 
     def leave(self, slots: list[int], results: list[Result]) -> None:
-        """Nothing to do."""
+        """The rows in these slots are done."""
+        return
+
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None] | None:
+        """Made-up rows enter these slots; returns one forward for those that have `starts_B` (B,) tokens, to be timed.
+
+        None where drafting has no cost worth naming.
+        """
+        return None
+
+    def reserve(self, extent: Extent) -> bool:
+        """The host's part of an iteration of this extent; whether it may draft, with no more to catch up on than the
+        iteration before.
+        """
+        return False
+
+
+def empty_draft(context: Context) -> Draft:
+    """Nothing drafted for any row: K = 0."""
+    none_B0 = context.tokens_BL[:, :0]
+    real_B0 = none_B0.float()
+    return Draft(none_B0, torch.zeros_like(context.lengths_B), real_B0, real_B0[..., None].expand(-1, -1, 3))
 
 
 def until_end(tokens_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:

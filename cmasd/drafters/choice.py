@@ -11,11 +11,21 @@ class Choice:
     """Greedy, or sampling; a shortlist's columns become token ids again."""
 
     def __init__(
-        self, temperature: float | None, seed: int, shortlist: Tensor | None, vocabulary_size: int, device: torch.device
+        self,
+        temperature: float | None,
+        seed: int,
+        shortlist: Tensor | None,
+        vocabulary_size: int,
+        device: torch.device,
+        draws: bool = True,
     ) -> None:
-        """`temperature`: None is greedy; a number samples, and drafts carry their distribution."""
+        """`temperature`: None is greedy; a number samples, and drafts carry their distribution.
+
+        Without `draws` the caller draws from that by himself, and the token beside it is the likeliest.
+        """
         self.samples = temperature is not None
         self._temperature = temperature
+        self._draws = draws
         self._generator = torch.Generator(device).manual_seed(seed + 1)
         self._shortlist_S = shortlist
         self.vocabulary_size = vocabulary_size
@@ -27,7 +37,9 @@ class Choice:
         if self._temperature is None:
             return best_B if ids_S is None else ids_S.index_select(0, best_B), None
         probs_BS = torch.softmax(logits_BS.float() / self._temperature, dim=-1)
-        column_B = torch.multinomial(probs_BS, 1, generator=self._generator).squeeze(1)
+        column_B = best_B
+        if self._draws:
+            column_B = torch.multinomial(probs_BS, 1, generator=self._generator).squeeze(1)
         return (column_B if ids_S is None else ids_S[column_B]), self._whole(probs_BS)
 
     def several(self, logits_FS: Tensor, ways: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -3,62 +3,37 @@
     previous   what an earlier run made of the same row
     memory     what rows before it said after the same words, or all that was made of a source nearly the same
     copy       what followed the same words in the row's own source or output
+    recycle    what a model's draft said behind a token that was rejected
 
-Of a row's drafts that with the most tokens expected to be accepted goes in. Confidence of a token is the share of the
-places that go on with it, times how often tokens of that source, after so many that agreed, were accepted lately, the
-first of a draft apart from those that follow it: PRIOR is assumed beforehand, and old evidence fades, so that what a
-policy has given up is tried again. Entropy and margins do not exist and are NaN.
+Of a row's drafts that with the most tokens expected to be accepted goes in (`proposals.py`). Entropy and margins do not
+exist and are NaN.
 
-Shapes: B rows, K draft, S sources, G kinds of places; 2 the first token, and those behind it.
+Shapes: B rows, K draft.
 """
 
-import operator
-from collections.abc import Sequence
+import time
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
-from cmasd.drafters.base import Context
+from cmasd.core import Draft, Request, Result
+from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.free_tree import FreeTrees
 from cmasd.drafters.memory import Memory
+from cmasd.drafters.proposals import ALIKE, KINDS, NONE, Proposal, Rates
 from cmasd.drafters.rejoin import Habits, Old
 from cmasd.drafters.texts import Text, copied
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
+from cmasd.signals import COMPONENTS, FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_PREVIOUS
 
-PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
-"""Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
-FADE = 0.99
-"""Weight that evidence keeps per iteration."""
-KINDS = 32
-"""Of places: by the tokens that agree before them, in the same text (`rejoin`), or else in others from `ALIKE` on."""
-ALIKE = 12
 TOLD_APART = 8
 """Tokens by which places in the memory are, at least: it holds many."""
 ENOUGH = 0.9
 """Of the room: a draft that is expected to be accepted so far is not set beside others."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One way to go on."""
-
-    tokens: list[int]
-    confidence: list[float]
-    source: int
-    kind: int
-
-    @property
-    def expected(self) -> float:
-        """Tokens that will be accepted: the sum of what survives to each."""
-        return float(sum(accumulate(self.confidence, operator.mul)))
-
-
-NONE = Proposal([], [], FROM_COPY, 0)
 
 
 @dataclass
@@ -76,39 +51,13 @@ class Row:
     previous: Old | None = None
     repeated: Old | None = None
     """The output of a row with nearly the same source."""
+    rejected: Old | None = None
+    """A model's latest draft, of which something is left."""
     was_looked_up: bool = False
 
 
-class Rates:
-    """How often tokens were accepted, by source and kind: a place that was found wrong fails at once, or not at all."""
-
-    def __init__(self) -> None:
-        self._accepted_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
-        self._judged_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
-
-    def fade(self) -> None:
-        """An iteration later."""
-        self._accepted_SG2 *= FADE
-        self._judged_SG2 *= FADE
-
-    def __call__(self, source: int, kind: int, count: int) -> list[float]:
-        """Share accepted of those that were judged, for so many tokens."""
-        accepted_2 = self._accepted_SG2[source, kind] + PRIOR_ACCEPTED
-        first, later = (accepted_2 / (self._judged_SG2[source, kind] + PRIOR_JUDGED)).tolist()
-        return [first, *[later] * (count - 1)][:count]
-
-    def count(self, proposal: Proposal, sent: int, accepted: int) -> None:
-        """What the verifier said of a draft of which so much was sent; behind a rejection it says nothing."""
-        judged = min(accepted + 1, sent)
-        self._accepted_SG2[proposal.source, proposal.kind] += min(accepted, 1), max(accepted - 1, 0)
-        self._judged_SG2[proposal.source, proposal.kind] += min(judged, 1), max(judged - 1, 0)
-
-
-class FreeDrafter:
+class FreeDrafter(Drafter):
     """Of texts, without a model."""
-
-    one_pass = True
-    caught_up = True
 
     def __init__(
         self,
@@ -117,8 +66,11 @@ class FreeDrafter:
         memory_tokens: int,
         vocabulary_size: int,
         is_encoder_decoder: bool,
+        inside_words: Container[int] = (),
     ) -> None:
-        """`kinds`: some of previous, memory and copy; `vocabulary_size`: the verifier says ids below it."""
+        """`kinds`: some of previous, memory, copy and recycle; `vocabulary_size`: the verifier says ids below it;
+        `inside_words`: those that go on with a word.
+        """
         self.max_ngram = max_ngram
         self._kinds = frozenset(kinds)
         self._memory = Memory(memory_tokens, max(max_ngram, TOLD_APART)) if "memory" in kinds else None
@@ -126,24 +78,23 @@ class FreeDrafter:
         self._is_encoder_decoder = is_encoder_decoder
         self._rows: dict[int, Row] = {}
         self._rates = Rates()
-        self._habits = Habits()
+        self._habits = Habits(inside_words)
+        self._habits_of_drafts = Habits()
         self._trees = FreeTrees()
         self._sent: tuple[list[Proposal], Tensor] | None = None
+        self.seconds = 0.0
+        """Spent on all of this so far."""
 
     # ---------------------------------------------------------------- rows come and go
 
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Nothing to do: see `enter`."""
-
-    def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
-        """Nothing to time."""
-
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
         """Their texts are looked into when they are first drafted for."""
+        began = time.perf_counter()
         for slot, request in zip(slots, requests, strict=True):
             text = Text(request.source if self._is_encoder_decoder else ())
             text.close()
             self._rows[slot] = Row(request, text, len(text.tokens))
+        self.seconds += time.perf_counter() - began
 
     def move(self, source: int, target: int) -> None:
         """The row takes its texts along."""
@@ -151,24 +102,33 @@ class FreeDrafter:
 
     def leave(self, slots: list[int], results: list[Result]) -> None:
         """What they said is remembered."""
+        began = time.perf_counter()
         for slot, result in zip(slots, results, strict=True):
             row = self._rows.pop(slot)
             if self._memory is not None:
                 self._memory.learn(row.request.source, result.token_ids.tolist())
+        self.seconds += time.perf_counter() - began
+
+    def remember(self, rows: Iterable[tuple[list[int], list[int]]]) -> int:
+        """Source and output of rows that others have decoded; gives the tokens of outputs, 0 without a memory."""
+        if self._memory is None:
+            return 0
+        tokens = 0
+        for source, output in rows:
+            self._memory.learn(source, output)
+            tokens += len(output)
+        return tokens
 
     def forget(self) -> None:
         """All that rows before have said."""
         if self._memory is not None:
             self._memory = self._memory.emptied()
 
-    def reserve(self, extent: Extent) -> bool:
-        """It always looks: as far as texts go on, and no further."""
-        return False
-
     # ---------------------------------------------------------------- drafting
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """The best text of each row, or a tree of all."""
+        began = time.perf_counter()
         self._rates.fade()
         lengths, prompts = context.lengths_B.tolist(), context.prompt_lengths_B.tolist()
         tokens_BL = context.tokens_BL.cpu().numpy()
@@ -182,18 +142,38 @@ class FreeDrafter:
         chosen = [self._best(row, room) if room else NONE for row, room in zip(rows, rooms, strict=True)]
         draft = self._written(chosen, rule, context.lengths_B.device)
         self._sent = chosen, draft.lengths_B
+        self.seconds += time.perf_counter() - began
         return draft
+
+    def give_way(self, is_used_B: Tensor) -> None:
+        """The drafts of other rows than these go no further."""
+        if self._sent is not None:
+            chosen, lengths_B = self._sent
+            self._sent = chosen, lengths_B * is_used_B
+
+    def recycle(self, draft: Draft, is_of_model_B: Tensor, accepted_B: Tensor) -> None:
+        """A model drafted for these rows; what is left behind a rejected token may come yet."""
+        began = time.perf_counter()
+        drafted = draft.drafted_B.tolist()
+        for slot, (is_of_model, accepted) in enumerate(zip(is_of_model_B.tolist(), accepted_B.tolist(), strict=True)):
+            if is_of_model:
+                is_left = accepted + 1 < drafted[slot]
+                tokens = draft.tokens_BK[slot, : drafted[slot]].tolist() if is_left else []
+                self._rows[slot].rejected = Old(tokens, self._habits_of_drafts) if is_left else None
+        self.seconds += time.perf_counter() - began
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Count what became of the drafts."""
         self._trees.commit(context.tokens_BL, context.lengths_B, accepted_B, self._rates)
         if self._sent is None:
             return
+        began = time.perf_counter()
         chosen, lengths_B = self._sent
         self._sent = None
         for proposal, sent, accepted in zip(chosen, lengths_B.tolist(), accepted_B.tolist(), strict=True):
             if sent:
                 self._rates.count(proposal, sent, accepted)
+        self.seconds += time.perf_counter() - began
 
     def _read(self, row: Row, tokens: list[int], prompt: int) -> None:
         """What the row has said since it was drafted for last."""
@@ -205,7 +185,7 @@ class FreeDrafter:
             row.was_looked_up = True
             self._look_up(row)
             new = row.output
-        for old in (row.previous, row.repeated):
+        for old in (row.previous, row.repeated, row.rejected):
             if old is not None:
                 old.follow(row.output, len(new))
 
@@ -224,7 +204,7 @@ class FreeDrafter:
 
     def _best(self, row: Row, room: int) -> Proposal:
         best, most = NONE, 0.0
-        for propose in (self._of_previous, self._of_alike, self._of_memory, self._of_own):
+        for propose in (self._of_previous, self._of_alike, self._of_memory, self._of_own, self._of_rejected):
             proposal = propose(row, room)
             if proposal is not None and proposal.tokens and (expected := proposal.expected) > most:
                 best, most = proposal, expected
@@ -241,6 +221,9 @@ class FreeDrafter:
 
     def _of_alike(self, row: Row, room: int) -> Proposal | None:
         return self._of_old(row.repeated, FROM_MEMORY, room)
+
+    def _of_rejected(self, row: Row, room: int) -> Proposal | None:
+        return self._of_old(row.rejected, FROM_DRAFT, room)
 
     def _of_old(self, old: Old | None, source: int, room: int) -> Proposal | None:
         if old is None:
@@ -281,7 +264,7 @@ class FreeDrafter:
             tokens_BK=torch.from_numpy(tokens_BK).to(device),
             lengths_B=rule.lengths(confidence, made_B),
             confidence_BK=confidence,
-            components_BK3=confidence.new_full((*confidence.shape, 3), torch.nan),
+            components_BK3=confidence.new_full((*confidence.shape, len(COMPONENTS)), torch.nan),
             made_B=made_B,
             source_B=torch.tensor([proposal.source for proposal in chosen], device=device),
         )

@@ -5,16 +5,13 @@ Where they part, the second is as likely as it is by itself, provided that the f
 
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cmasd.core import Draft
 from cmasd.drafters.forest import Forest, Way, walk
+from cmasd.drafters.proposals import Proposal, Rates
 from cmasd.policies import Rule
-
-if TYPE_CHECKING:
-    from cmasd.drafters.free import Proposal, Rates
 
 
 @dataclass

@@ -1,6 +1,7 @@
-"""Free drafts first, and a drafting model for the rows that have none which is worth sending.
+"""Free drafts, and a drafting model for the rows that have none from which more is expected than it costs to ask.
 
-The model sees only those rows; what it missed of the others it catches up on when it is asked for them.
+What the model's drafts bring is known from those lately; of that, as much is counted as is left when its own forwards
+are paid. The model sees only those rows; what it missed of the others it catches up on when it is asked for them.
 
 Shapes: B rows, K draft, V vocabulary.
 """
@@ -10,41 +11,43 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_DRAFT, Draft, Request, Result
-from cmasd.drafters.base import Context
+from cmasd.core import Draft, Request, Result
+from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.free import FreeDrafter
-from cmasd.drafters.model import ModelDrafter
-from cmasd.drafters.parallel import ParallelDrafter
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
+from cmasd.signals import FROM_DRAFT
+
+WORTH_ONE_PASS, WORTH = 0.9, 0.5
+"""Share of a model's accepted tokens that is left when its drafting is paid: of one pass, and of one for each token."""
+FADE = 0.98
+"""Weight that evidence keeps per draft of the model."""
 
 
-class MixedDrafter:
-    """Both."""
+class MixedDrafter(Drafter):
+    """Both; the host looks at texts."""
 
-    def __init__(self, free: FreeDrafter, model: ModelDrafter | ParallelDrafter, model_most: int) -> None:
-        """`model_most`: tokens that the model drafts at most."""
+    def __init__(self, free: FreeDrafter, model: Drafter, model_most: int, recycles: bool = False) -> None:
+        """`model_most`: tokens that the model drafts at most; `recycles`: whether what it said may come again."""
         self.free = free
         self.model = model
         self._most = model_most
+        self._recycles = recycles
         self.one_pass = model.one_pass
+        self._worth = WORTH_ONE_PASS if model.one_pass else WORTH
+        self._accepted = self._asked = 0.0
+        """Tokens that the model's drafts brought, and rows that it drafted for, lately."""
+        self._of_model: tuple[Draft, Tensor] | None = None
+        """Its latest draft, and the rows for which it was made."""
 
-    @property
-    def caught_up(self) -> bool:
-        """Of the model; free drafts have nothing to catch up on."""
-        return self.model.caught_up
-
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Of the model."""
-        self.model.prefill(slots, sources, later)
-
-    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:
+    def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None] | None:
         """Of the model, which alone costs anything."""
         return self.model.rehearse(slots, sources)
 
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
-        """Texts of new rows."""
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """In both."""
         self.free.enter(slots, requests)
+        self.model.enter(slots, requests, later)
 
     def move(self, source: int, target: int) -> None:
         """In both."""
@@ -54,28 +57,49 @@ class MixedDrafter:
     def leave(self, slots: list[int], results: list[Result]) -> None:
         """What they said is remembered."""
         self.free.leave(slots, results)
+        self.model.leave(slots, results)
 
     def forget(self) -> None:
         """All that rows before have said."""
         self.free.forget()
 
-    def reserve(self, extent: Extent) -> bool:
-        """Texts are looked at by the host."""
-        return False
-
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
-        """A free draft that the rule lets go, or else the model's."""
+        """A free draft that the rule lets go, unless more is expected of the model; or else the model's."""
         free = self.free.draft(context, room_B, rule)
         is_free_B = free.lengths_B > 0
+        if self._asked:
+            is_free_B &= expected(free) >= self._worth * room_B.clamp_max(self._accepted / self._asked)
         left_B = room_B.masked_fill(is_free_B, 0).clamp_max(self._most)
         if not left_B.any():
             return free
-        return merged(free, self.model.draft(context, left_B, rule), is_free_B)
+        self.free.give_way(is_free_B)
+        model = self.model.draft(context, left_B, rule)
+        self.caught_up = self.model.caught_up  # free drafts have nothing to catch up on
+        self._of_model = None if rule.nodes else (model, ~is_free_B & (model.drafted_B > 0))
+        return merged(free, model, is_free_B)
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Both have their own rows in mind."""
         self.free.commit(context, accepted_B)
         self.model.commit(context, accepted_B)
+        if self._of_model is None:
+            return
+        draft, is_of_model_B = self._of_model
+        self._of_model = None
+        rows = int(is_of_model_B.sum())
+        if rows:
+            kept = FADE**rows
+            self._accepted = kept * self._accepted + int((accepted_B * is_of_model_B).sum())
+            self._asked = kept * self._asked + rows
+            if self._recycles:
+                self.free.recycle(draft, is_of_model_B, accepted_B)
+
+
+def expected(draft: Draft) -> Tensor:
+    """(B,) tokens of what is sent that will be accepted, by its confidence."""
+    places_K = torch.arange(draft.confidence_BK.shape[1], device=draft.lengths_B.device)
+    is_sent_BK = places_K < draft.lengths_B[:, None]
+    return draft.confidence_BK.cumprod(1).masked_fill(~is_sent_BK, 0.0).sum(1)
 
 
 def merged(free: Draft, model: Draft, is_free_B: Tensor) -> Draft:

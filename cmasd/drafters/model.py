@@ -16,8 +16,8 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
-from cmasd.core import Draft
-from cmasd.drafters.base import Context, OfSources, is_one_of, until_end
+from cmasd.core import Draft, Request, Result
+from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.drafters.model_tree import ModelTrees
 from cmasd.drafters.sheet import Sheet
@@ -28,10 +28,11 @@ from cmasd.runner.constraints import Constraints
 from cmasd.window import Window
 
 
-class ModelDrafter(OfSources):
+class ModelDrafter(Drafter):
     """Autoregressive drafting: greedy, or sampling at a temperature."""
 
     one_pass = False
+    needs_host = False
 
     def __init__(
         self,
@@ -60,6 +61,10 @@ class ModelDrafter(OfSources):
         self._is_tree = False
         self._later: dict[int, list[int]] = {}
         self.caught_up = True
+
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """Their sources are all that it needs."""
+        self.prefill(slots, [request.source for request in requests], later)
 
     def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
         """Encode sources, or run prompts up to their last token."""
@@ -94,6 +99,10 @@ class ModelDrafter(OfSources):
             return
         self.runner.move(source, target)
         self._held[target] = self._held[source]
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """Their memory may be given back."""
+        self.runner.leave(slots)
 
     def reserve(self, extent: Extent) -> bool:
         """Rows that were left for later make up for it in a draft that may look."""
@@ -225,6 +234,11 @@ class ModelDrafter(OfSources):
             kernels.keep(self._held, accepted_B, self._made_B)
         else:
             self._held[: len(accepted_B)] += accepted_B.minimum((self._made_B - 1).clamp_min(0))
+        self._made_B = None
+
+    def rewind(self, rows_R: Tensor, lengths_R: Tensor) -> None:
+        """In place of `commit`: of these rows, what the cache holds from `lengths_R` on is of no use."""
+        self._held[rows_R] = self._held[rows_R].minimum(lengths_R)
         self._made_B = None
 
     # ---------------------------------------------------------------- of a shape decided beforehand

@@ -15,8 +15,8 @@ from torch import Tensor
 from cmasd.confidence import Confidence
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, score, scores_of
-from cmasd.core import Draft
-from cmasd.drafters.base import Context, OfSources, until_end
+from cmasd.core import Draft, Request, Result
+from cmasd.drafters.base import Context, Drafter, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.drafters.forest import Forest
 from cmasd.drafters.model_tree import ways_of
@@ -28,7 +28,7 @@ REHEARSED_PLACES = 2
 """New places of a row in a usual draft: the verifier's token, and one that was accepted."""
 
 
-class ParallelDrafter(OfSources):
+class ParallelDrafter(Drafter):
     """Greedy, or sampling at a temperature."""
 
     def __init__(
@@ -48,12 +48,15 @@ class ParallelDrafter(OfSources):
         self.eos_ids = eos_ids
         self._branching = branching
         self._is_one_call = runner.is_one_call and not choose.samples
-        self.caught_up = True
 
-    one_pass = True
+    needs_host = False
 
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        """Follows the verifier's own prefill of the same rows, and reads what it has just computed; never later."""
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """Reads what the verifier's own prefill of the same rows has just computed; never later."""
+        self.prefill(slots, [request.source for request in requests])
+
+    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        """The same, by sources."""
         self.runner.prefill(slots, sources)
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> Callable[[Tensor], None]:
@@ -72,6 +75,10 @@ class ParallelDrafter(OfSources):
     def move(self, source: int, target: int) -> None:
         """Copy what is known of the row."""
         self.runner.move(source, target)
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """Their memory may be given back."""
+        self.runner.leave(slots)
 
     def reserve(self, extent: Extent) -> bool:
         """Nothing is ever left for later, and an iteration adds no more places than the longest window has."""

@@ -17,32 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import Draft, Verdict
-from cmasd.drafters import Drafter, FreeDrafter, MixedDrafter
+from cmasd.core import Draft, Logits, Verdict
+from cmasd.drafters import Drafter
 from cmasd.engine.slots import SlotState
-from cmasd.policies import FixedPolicy, GoodputPolicy, Observation, Policy
+from cmasd.engine.trace import Outcome
+from cmasd.policies import Observation, Policy
 from cmasd.runner.base import Extent
 from cmasd.runner.graphs import StateGraphs
-from cmasd.verification import ExactVerification, RelaxedVerification, TypicalVerification, Verification
+from cmasd.verification import Verification
 
 
 def can_run_ahead(policy: Policy, drafter: Drafter | None, verification: Verification) -> bool:
     """Whether an iteration of these needs the host for nothing: no decision while drafting, no account, no draw."""
-    rules = (ExactVerification, RelaxedVerification, TypicalVerification)
-    is_decided = isinstance(policy, FixedPolicy | GoodputPolicy)
-    return is_decided and not isinstance(drafter, FreeDrafter | MixedDrafter) and isinstance(verification, rules)
+    return not any(part.needs_host for part in (policy, drafter, verification) if part is not None)
 
 
-def seen(draft: Draft, verdict: Verdict, seconds: float, is_typical: bool) -> Observation:
-    """What a policy learns from an iteration."""
-    return Observation(
-        draft.lengths_B.cpu().numpy(),
-        verdict.accepted_B.cpu().numpy(),
-        draft.confidence_BK.cpu().numpy().astype(np.float64),
-        draft.drafted_B.cpu().numpy(),
-        seconds,
-        is_typical,
-    )
+@dataclass(frozen=True)
+class Iteration:
+    """What one has computed."""
+
+    sent: Draft
+    """To the verifier."""
+    draft: Draft
+    """That, or of a tree the path that was judged."""
+    logits: Logits
+    verdict: Verdict
+    outcome: Outcome
 
 
 class Moment:
@@ -84,16 +84,30 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Flight:
-    """An iteration that was launched; what policies read of it is on its way to the host."""
+    """An iteration that was launched and has not landed; what policies read of it is on its way to the host."""
 
     draft: Draft
     verdict: Verdict
-    began: Moment
-    ended: Moment
+    seconds: Callable[[], float]
+    """Known once it has ended, as by a later snapshot."""
+    is_typical: bool = True
+    """See `Observation`."""
+    is_usual: bool = True
+    """Whether it ran as iterations do, and not to see whether another number of threads is faster."""
+    tree: Draft | None = None
+    """What was sent, where the draft is a path of it."""
 
     def observation(self) -> Observation:
-        """What a policy learns from it, once a later snapshot was read."""
-        return seen(self.draft, self.verdict, self.ended.seconds_since(self.began), is_typical=True)
+        """What a policy learns from it, when it has ended."""
+        return Observation(
+            self.draft.lengths_B.cpu().numpy(),
+            self.verdict.accepted_B.cpu().numpy(),
+            self.draft.confidence_BK.cpu().numpy().astype(np.float64),
+            self.draft.drafted_B.cpu().numpy(),
+            self.seconds(),
+            self.is_typical,
+            None if self.tree is None else self.tree.lengths_B.cpu().numpy(),
+        )
 
 
 class Ahead:
@@ -125,7 +139,7 @@ class Ahead:
             made_B=None if draft.made_B is None else on_host(draft.made_B[:rows]),
         )
         verdict = replace(verdict, accepted_B=on_host(verdict.accepted_B[:rows]))
-        return Flight(draft, verdict, began, ended)
+        return Flight(draft, verdict, lambda: ended.seconds_since(began))
 
     def beside(self) -> AbstractContextManager[object]:
         """Within, the device is read without a wait for what was launched after the latest snapshot."""

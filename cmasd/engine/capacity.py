@@ -2,7 +2,8 @@
 
 `engine.slots` null is turned into a number here, and a number that cannot fit is refused here: otherwise it would be
 the operating system that ends the job, hours later. A slot costs two rows of every buffer, its own and a staged one,
-besides the logits of its window and what encoding its source needs for a moment.
+besides the logits of its window and what encoding its source needs for a moment. Where long rows are possible, and not
+in every slot, `engine.cache_tokens` is given the tokens that fit (`need.py`).
 The count is of the tensors that the engine asks for; `SAFE_SHARE` leaves the rest of the memory to everything else.
 
 Shapes: T window, V vocabulary, S source length.
@@ -11,16 +12,18 @@ Shapes: T window, V vocabulary, S source length.
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from cmasd.config.tree import MOST_SLOTS, Config
+from cmasd.config.tree import KEPT_PLACES, MOST_SLOTS, Config
+from cmasd.engine.need import Need
 from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.errors import ConfigError
-from cmasd.runner.cache import Geometry
+from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.decoder_only import PREFILL_TOKENS
 from cmasd.runner.families import family_of
 from cmasd.runner.graphs import uses_graphs
@@ -33,46 +36,44 @@ SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory")
 
+Row = TypeVar("Row")
+
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Need:
-    """Memory that an engine asks for."""
-
-    fixed_bytes: int
-    """Whatever the number of slots."""
-    slot_bytes: int
-    """For each further slot."""
-
-    def of(self, slots: int) -> int:
-        """Bytes for an engine of `slots` rows."""
-        return self.fixed_bytes + slots * self.slot_bytes
-
-    def most(self, free_bytes: float) -> int:
-        """Slots that fit; 0 where not even one does."""
-        return max(0, int((free_bytes - self.fixed_bytes) // self.slot_bytes))
-
-
 def resolve(pair: Pair, config: Config, engines: int = 1) -> Config:
-    """The configuration with a number of slots that fits; raises `ConfigError` when there is none.
+    """The configuration with a number of slots, and of tokens, that fits; raises `ConfigError` when there is none.
 
     `engines` are built alike and share the device's memory.
     """
     need, free = need_of(pair, config), free_bytes(pair.device) // engines
-    asked = config.engine.slots
+    asked, tokens, safe = config.engine.slots, config.engine.cache_tokens, SAFE_SHARE[pair.device.type] * free
     if asked is not None and need.of(asked) <= free:
         return config
-    if asked is not None:
+    if asked is not None and need.least(asked) > free:
         raise ConfigError(f"engine.slots: {_refusal(asked, need, free)}")
-    slots = choose_slots(need, pair.device.type, free)
-    log.info("%s", {"event": "engine.slots", "slots": slots, "slot_bytes": need.slot_bytes, "free_bytes": free})
-    return replace(config, engine=replace(config.engine, slots=slots))
+    slots = choose_slots(need, pair.device.type, free) if asked is None else asked
+    if tokens is None:
+        tokens = need.tokens(slots, safe)
+    elif need.of(slots) > free:
+        _check_tokens(tokens, slots, need, free)
+    told = {"event": "engine.slots", "slots": slots, "slot_bytes": need.slot_bytes, "free_bytes": free}
+    log.info("%s", told if tokens is None else {**told, "cache_tokens": tokens, "token_bytes": need.token_bytes})
+    return replace(config, engine=replace(config.engine, slots=slots, cache_tokens=tokens))
+
+
+def _check_tokens(tokens: int, slots: int, need: Need, free: int) -> None:
+    if need.shared(slots, tokens) > free:
+        most = need.tokens(slots, free)
+        raise ConfigError(
+            f"engine.cache_tokens: do not fit into memory, got {tokens} ({_size(need.shared(slots, tokens))}; "
+            f"{_size(free)} are free); expected at most {most}. Lower it, or leave it to null."
+        )
 
 
 def choose_slots(need: Need, kind: str, free_bytes: int) -> int:
     """As many rows as are worth having in `free_bytes` of this kind of device; raises `ConfigError` when none fits."""
-    fitting = need.most(SAFE_SHARE[kind] * free_bytes)
+    fitting = need.most_sharing(SAFE_SHARE[kind] * free_bytes)
     if fitting == 0:
         raise ConfigError(f"engine.slots: {_refusal(1, need, free_bytes)}")
     return min(fitting, MOST_SLOTS[kind])
@@ -80,15 +81,17 @@ def choose_slots(need: Need, kind: str, free_bytes: int) -> int:
 
 def fits(pair: Pair, config: Config, slots: int, free_bytes: int) -> bool:
     """Whether an engine of `slots` rows can be had in `free_bytes`."""
-    return need_of(pair, config).of(slots) <= free_bytes
+    return need_of(pair, config).least(slots) <= free_bytes
 
 
 def _refusal(slots: int, need: Need, free: int) -> str:
-    most = need.most(free)
+    most = need.most_sharing(free)
     expected = f"at most {most}" if most else "more memory, because not even one slot fits"
+    long_row = f", and {_size(need.longest_tokens * need.token_bytes)} for a row as long as allowed"
     return (
-        f"does not fit into memory, got {slots} ({_size(need.of(slots))}: {_size(need.slot_bytes)} a slot; "
-        f"{_size(free)} are free); expected {expected}. Lower it, engine.max_source_tokens or engine.max_new_tokens."
+        f"does not fit into memory, got {slots} ({_size(need.least(slots))}: {_size(need.least_slot_bytes)} a slot"
+        f"{long_row * bool(need.token_bytes)}; {_size(free)} are free); expected {expected}. "
+        "Lower it, engine.max_source_tokens or engine.max_new_tokens."
     )
 
 
@@ -100,12 +103,10 @@ def _size(count: float) -> str:
     return f"{count:,.0f} TB"
 
 
-def in_halves(
-    prefill: Callable[[list[int], list[list[int]]], None], slots: list[int], sources: list[list[int]]
-) -> None:
-    """`prefill` a batch; where memory is short after all, its halves one after the other, down to single rows."""
+def in_halves(enter: Callable[[list[int], list[Row]], None], slots: list[int], rows: list[Row]) -> None:
+    """A batch enters; where memory is short after all, its halves one after the other, down to single rows."""
     try:
-        prefill(slots, sources)
+        enter(slots, rows)
     except RuntimeError as error:
         if len(slots) == 1 or not is_out_of_memory(error):
             raise
@@ -116,8 +117,8 @@ def in_halves(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     half = len(slots) // 2
-    in_halves(prefill, slots[:half], sources[:half])
-    in_halves(prefill, slots[half:], sources[half:])
+    in_halves(enter, slots[:half], rows[:half])
+    in_halves(enter, slots[half:], rows[half:])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -145,31 +146,52 @@ def need_of(pair: Pair, config: Config) -> Need:
     measured = [(model, measure(model, family_of(model))) for model, _ in models]
     state = SlotState(shape, config.telemetry.level, torch.device("meta"), config.telemetry.teacher_top_k)
     tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
-    row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for _, geometry in measured)
+    geometries = [geometry for _, geometry in measured]
+    row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for geometry in geometries)
+    place_bytes = sum(map(_position_bytes, geometries))
     packed = sum(_packed_bytes(model, int8) for model, int8 in models)
     if pair.parallel is not None and not plain:
-        row_bytes += _parallel_bytes(pair.parallel, measured[0][1], shape)
+        own = _parallel_geometry(pair.parallel, geometries[0])
+        width_bytes = pair.parallel.shape.width * pair.verifier.dtype.itemsize
+        row_bytes += _cache_bytes(own, shape) + (shape.length + 1) * width_bytes
+        place_bytes += _position_bytes(own) + width_bytes
         packed += _packed_bytes(pair.parallel, pair.drafter_int8)
     prefill = max(_prefill_bytes(model, geometry, pair.max_source_tokens) for model, geometry in measured)
     if not pair.is_encoder_decoder:  # prompts are run a few at a time
-        most = max(PREFILL_TOKENS[pair.device.type], pair.max_source_tokens)
-        packed += max(_prefill_bytes(model, geometry, most) for model, geometry in measured)
-        prefill = max(_state_bytes(model, pair.max_source_tokens) for model, _ in measured)
+        most = PREFILL_TOKENS[pair.device.type]
+        packed += max(_prefill_bytes(model, geometry, most, shape.length) for model, geometry in measured)
+        prefill = _state_bytes(pair.verifier, pair.max_source_tokens) if pair.parallel is not None else 0
     logits = _logits_bytes(pair.verifier, config, shape.window)
     # What graphs use for a moment, nothing else can.
     passing = prefill + logits if uses_graphs(config.engine.graphs, pair.device) else max(prefill, logits)
-    return Need(packed + LEAST_STAGED * row_bytes, 2 * row_bytes + passing)
+    more = shape.places - _kept_places(shape, pair.device)
+    least_bytes = row_bytes - more * place_bytes
+    return Need(
+        packed + LEAST_STAGED * row_bytes,
+        2 * row_bytes + passing,
+        packed + LEAST_STAGED * least_bytes,
+        2 * least_bytes + passing,
+        place_bytes if more else 0,
+        shape.places,
+    )
+
+
+def _kept_places(shape: SlotShape, device: torch.device) -> int:
+    """Of a row's, those whose memory stays allocated whatever row is there."""
+    if device.type != "cpu":
+        return shape.places
+    return min(shape.length, KEPT_PLACES) + min(shape.max_source, KEPT_PLACES)
 
 
 def _cache_bytes(geometry: Geometry, shape: SlotShape) -> int:
-    """Keys and values of one row of one runner, with the mask over its source."""
-    return _position_bytes(geometry) * (shape.length + shape.max_source) + shape.max_source * geometry.dtype.itemsize
+    """Keys and values of one row of one runner, with the mask over its source: of caches on the meta device."""
+    geometry = replace(geometry, device=torch.device("meta"))
+    return SlotCache(geometry, 1, shape.length).nbytes + SourceCache(geometry, 1, shape.max_source).nbytes
 
 
-def _parallel_bytes(network: ParallelNetwork, verifier: Geometry, shape: SlotShape) -> int:
-    """What a parallel drafter keeps of one row: keys and values of its own, and the verifier's hidden states."""
-    own = replace(verifier, layers=network.shape.layers, heads=network.shape.heads, width=network.shape.head_width)
-    return _cache_bytes(own, shape) + (shape.length + 1) * network.shape.width * verifier.dtype.itemsize
+def _parallel_geometry(network: ParallelNetwork, verifier: Geometry) -> Geometry:
+    """Of a parallel drafter's own keys and values."""
+    return replace(verifier, layers=network.shape.layers, heads=network.shape.heads, width=network.shape.head_width)
 
 
 def _position_bytes(geometry: Geometry) -> int:
@@ -188,17 +210,22 @@ def _state_bytes(model: Model, source: int) -> int:
     return 2 * source * int(model.config.get_text_config().hidden_size) * model.dtype.itemsize
 
 
-def _prefill_bytes(model: Model, geometry: Geometry, source: int) -> int:
-    """What encoding one staged row holds at its peak: a layer's activations, and the keys and values not yet stored."""
+def _prefill_bytes(model: Model, geometry: Geometry, source: int, length: int | None = None) -> int:
+    """What encoding so many tokens holds at its peak: a layer's activations, and the keys and values not yet stored.
+
+    `length`: positions that they may see, their own ones unless told otherwise.
+    """
+    seen = source if length is None else max(source, length)
     family = family_of(model)
     hidden = int(model.config.get_text_config().hidden_size)
     layers = [layer for layer in linears(model) if layer is not getattr(model, "lm_head", None)]
     widest = max([outputs_of(layer) for layer in layers], default=4 * hidden)
     activations = source * (2 * widest + 8 * hidden) * geometry.dtype.itemsize
+    activations += 2 * source * seen * geometry.dtype.itemsize if length is not None else 0  # masks
     fresh = source * _position_bytes(geometry) if family.is_encoder_decoder else 0
     relative = family.is_encoder_decoder and family.positions_key is None
     scored = relative or model.config._attn_implementation == "eager"
-    return activations + fresh + (2 * geometry.heads * source * source * 4 if scored else 0)
+    return activations + fresh + (2 * geometry.heads * source * seen * 4 if scored else 0)
 
 
 def _packed_bytes(model: Model | ParallelNetwork, int8: bool) -> int:

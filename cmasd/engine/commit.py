@@ -15,6 +15,7 @@ from cmasd.drafters.base import is_one_of
 from cmasd.engine.slots import SlotState
 from cmasd.engine.trace import Outcome
 from cmasd.kernels import kernels_for
+from cmasd.signals import COUNTERS, RowNumbers
 
 
 class Committer:
@@ -44,7 +45,7 @@ class Committer:
         if open_B is not None:
             count_B, ended_B = count_B * open_B, ended_B & open_B
         context.tokens_BL.scatter_(1, context.lengths_B[:, None], next_B[:, None])
-        self._state.counters[:rows, 0] += count_B
+        self._state.numbers[:rows, RowNumbers.iterations.place] += count_B
         return Outcome(draft, verdict, next_B[:, None], count_B, ended_B)
 
     def _drafted(self, context: Context, draft: Draft, verdict: Verdict, open_B: Tensor | None) -> Outcome:
@@ -64,6 +65,13 @@ class Committer:
     def _tally(self, outcome: Outcome) -> None:
         state, rows, lengths_B = self._state, len(outcome.count_B), outcome.draft.lengths_B
         kept_B, ran_B = outcome.kept_B, outcome.ran_B
-        state.counters[:rows] += torch.stack([ran_B, lengths_B, kept_B, lengths_B > 0, outcome.rejected_B], dim=-1)
+        counted = {
+            RowNumbers.iterations: ran_B,
+            RowNumbers.drafted_tokens: lengths_B,
+            RowNumbers.accepted_tokens: kept_B,
+            RowNumbers.drafting_row_iterations: lengths_B > 0,
+            RowNumbers.rollbacks: outcome.rejected_B,
+        }
+        state.counters[:rows] += torch.stack([counted[counter] for counter in COUNTERS], dim=-1)
         state.lengths_2K.scatter_add_(1, torch.stack([lengths_B, kept_B]), ran_B.expand(2, -1))
         state.confidence_sum[:rows] += outcome.draft.confidence_BK.where(outcome.sent_BK, 0.0).sum(-1)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cmasd import __version__
 from cmasd.drafters import Drafter
+from cmasd.engine.pair import Pair
 from cmasd.kernels import cache_folder, kernels
 from cmasd.policies.costs import StepTable
 from cmasd.runner.base import Runner
@@ -32,10 +33,16 @@ REPEAT_SECONDS = 0.05
 """Steps are repeated up to `MOST_REPEATS` times while they take no longer than this together."""
 
 
+def depends_on(pair: Pair, graphs: str) -> list[Any]:
+    """What costs depend on besides devices, versions and shapes."""
+    drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
+    return [pair.verifier.config, *drafting, pair.int8, pair.drafter_int8, graphs]
+
+
 def step_table(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> StepTable:
     """The table for up to `slots` rows and `window` tokens each; slots 0..slots-1 of both are overwritten.
 
-    `about` is what else the costs depend on, models' configurations first, for the name under which it is kept.
+    `about`: see `depends_on`, for the name under which it is kept.
     """
     path = _folder() / f"{_name(verifier, drafter, about, slots, window)}.json"
     try:

@@ -4,15 +4,14 @@ from torch import Tensor
 
 from cmasd.confidence import build_confidence
 from cmasd.config.tree import Config
-from cmasd.drafters import Drafter, FreeDrafter, MixedDrafter, ModelDrafter, ParallelDrafter
+from cmasd.drafters import Drafter, FreeDrafter, MixedDrafter
 from cmasd.drafters.choice import Choice
+from cmasd.drafters.kinds import KINDS, Loaded, Parts
 from cmasd.engine.pair import Pair
 from cmasd.runner.base import Runner
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.families import Words
-from cmasd.runner.load import load_runner, share_encoder, share_weights
-from cmasd.runner.parallel import ParallelModel
-from cmasd.runner.parallel_runner import ParallelRunner
+from cmasd.runner.text import inside_words
 
 
 def build_drafter(
@@ -23,44 +22,49 @@ def build_drafter(
         return None
     settings = config.drafter
     free = FreeDrafter(
-        settings.free, settings.max_ngram, settings.memory_tokens, verifier.vocabulary_size, pair.is_encoder_decoder
+        settings.free,
+        settings.max_ngram,
+        settings.memory_tokens,
+        verifier.vocabulary_size,
+        pair.is_encoder_decoder,
+        inside_words(pair.codec) if settings.free else (),
     )
     if settings.model is None:
         return free
-    model = build_model_drafter(config, pair, most, verifier, constraints, eos_ids)
-    return MixedDrafter(free, model, model_most(config, pair)) if settings.free else model
+    kind, parts = KINDS[settings.model], _parts(config, pair, most, verifier, constraints, eos_ids)
+    model = kind.build(parts)
+    if not settings.free:
+        return model
+    return MixedDrafter(free, model, kind.most(config, parts.loaded), recycles="recycle" in settings.free)
 
 
-def model_most(config: Config, pair: Pair) -> int:
-    """Tokens that the model drafts at most beside free drafts, which may be longer than it was trained for."""
-    most = config.drafter.max_draft_tokens
-    if config.drafter.model != "parallel" or pair.parallel is None:
-        return most
-    return min(most, pair.parallel.shape.queries)
+def free_of(drafter: Drafter | None) -> FreeDrafter | None:
+    """The part of it that drafts of known texts."""
+    if isinstance(drafter, MixedDrafter):
+        return drafter.free
+    return drafter if isinstance(drafter, FreeDrafter) else None
 
 
-def build_model_drafter(
-    config: Config, pair: Pair, most: int, verifier: Runner, constraints: Constraints, eos_ids: Tensor
-) -> ModelDrafter | ParallelDrafter:
-    """Of at most `most` tokens a draft."""
+def _parts(config: Config, pair: Pair, most: int, verifier: Runner, constraints: Constraints, eos_ids: Tensor) -> Parts:
     words = Words(pair.constraints.banned, pair.shortlist)
-    choose = Choice(
-        config.verification.temperature if config.verification.kind == "sampling" else None,
-        config.verification.seed,
-        words.tensor(pair.device),
-        verifier.vocabulary_size,
-        pair.device,
+    samples = config.verification.kind == "sampling"
+    return Parts(
+        config=config,
+        loaded=Loaded(pair.drafter, pair.parallel),
+        is_int8=pair.drafter_int8,
+        model=pair.verifier,
+        verifier=verifier,
+        most=most,
+        words=words,
+        choose=Choice(
+            config.verification.temperature if samples else None,
+            config.verification.seed,
+            words.tensor(pair.device),
+            verifier.vocabulary_size,
+            pair.device,
+            draws=config.policy.kind != "stitch",
+        ),
+        confidence=build_confidence(config.confidence, config.score),
+        constraints=constraints,
+        eos_ids=eos_ids,
     )
-    confidence, ways = build_confidence(config.confidence, config.score), config.drafter.tree_branching
-    if config.drafter.model == "parallel":
-        assert pair.parallel is not None, "the pair is loaded with a drafter unless the policy is plain"
-        model = ParallelModel(pair.parallel, pair.verifier, words, pair.drafter_int8)
-        drafting = ParallelRunner(model, verifier, config.engine.graphs, words.tensor(pair.device))
-        return ParallelDrafter(drafting, min(most, model_most(config, pair)), confidence, choose, eos_ids, ways)
-    assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
-    shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
-    runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs)
-    share_encoder(runner, verifier)
-    if config.drafter.model == "self":
-        share_weights(runner, verifier)
-    return ModelDrafter(runner, confidence, constraints, choose, eos_ids, ways)

@@ -7,15 +7,16 @@ windows, keeps the accepted prefix and appends one verifier token; so every row 
 token. The verifier's cache holds all of a row's tokens but the last. Rejected tokens are rolled back
 by not advancing the row's length. With no draft (l = 0) the same code is plain AR decoding.
 
-The host looks at the device within an iteration, to draft and to verify no more than it must, and after it. Where
-there are graphs (`engine.graphs`), iterations are of a shape decided beforehand and run ahead of the host (`ahead.py`).
+An iteration is launched, then landed: learned from, its finished rows collected. Mostly the host looks at the device
+within it, to draft and to verify no more than it must. Where there are graphs (`engine.graphs`), shapes are decided
+beforehand, and one iteration is launched before the last one lands (`ahead.py`): the same verbs, one step apart.
 
 Shapes: B live rows, K draft, T = K + 1 window, V vocabulary.
 """
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -25,19 +26,21 @@ from torch import Tensor
 from cmasd.config.tree import Config
 from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.drafters import Context, ModelDrafter
-from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead, seen
+from cmasd.drafters.base import empty_draft
+from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
-from cmasd.engine.costs import step_table, warm_up
-from cmasd.engine.drafting import build_drafter
+from cmasd.engine.costs import depends_on, step_table, warm_up
+from cmasd.engine.drafting import build_drafter, free_of
 from cmasd.engine.pair import Pair
+from cmasd.engine.reader import Reader
 from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.stitch import Stitch
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
 from cmasd.engine.trees import Trees
-from cmasd.policies import GoodputPolicy, Rule, build_policy
-from cmasd.policies.costs import StepTable
+from cmasd.policies import Rule, StitchPolicy, build_policy
 from cmasd.runner.base import Extent
 from cmasd.runner.families import Words
 from cmasd.runner.graphs import uses_graphs
@@ -77,8 +80,15 @@ class Engine:
         self.drafter = build_drafter(
             config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
         )
-        if isinstance(self.policy, GoodputPolicy):
-            self.policy.learn_costs(self._step_table(graphs))
+        self._free = free_of(self.drafter)
+        self._stitch = None
+        if isinstance(self.policy, StitchPolicy):
+            assert isinstance(self.drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
+            large = Reader(self.verifier, self.constraints)
+            self._stitch = Stitch(self.policy, self.drafter, large, self.verification, self.state, self.eos_ids)
+        if self.policy.wants_costs:
+            about = depends_on(pair, graphs)
+            self.policy.learn_costs(step_table(self.verifier, self.drafter, about, slots, self.shape.window))
         self.stats = EngineStats()
         most, share = torch.get_num_threads(), config.policy.explore_share
         self._threads = Threads(most, share) if pair.device.type == "cpu" and most > 1 else None
@@ -87,31 +97,31 @@ class Engine:
         self._flight: Flight | None = None
         self._empty: dict[int, Draft] = {}
         self._keep = Committer(self.state, self.eos_ids)
+        verifier, drafter = (
+            (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
+        )
+        self._rows = Rows(pair, self.shape, self.state, verifier, drafter, config.engine.cache_tokens)
         self._trees = Trees(self.verifier, self.verification, self.constraints, self.state)
-        self._rows = Rows(pair, self.shape, self.state, self.verifier, self.drafter)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):
             kinds = [type(part).__name__ for part in (self.policy, self.drafter, self.verification)]
             log.info("%s", {"event": "engine.looks", "kinds": kinds})
             return None
-        if isinstance(self.policy, GoodputPolicy):
-            self.policy.looks = False
+        self.policy.look_no_more()
         most = Extent(self.shape.slots, self.shape.window, self.shape.length, self.shape.max_source)
         start_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.pair.device)
         for runner in [self.verifier, *([self.drafter.runner] if isinstance(self.drafter, ModelDrafter) else [])]:
             runner.forward(start_11, start_11[0], extent=most._replace(rows=1))  # the longest read: grows all tables
         return Ahead(self._whole, most, self.pair.device, insist=config.engine.graphs == "on")
 
-    def _step_table(self, graphs: str) -> StepTable:
-        pair = self.pair
-        drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
-        about = [pair.verifier.config, *drafting, pair.int8, pair.drafter_int8, graphs]
-        return step_table(self.verifier, self.drafter, about, self.shape.slots, self.shape.window)
-
     def warm_up(self) -> None:
         """Before the first row, once: see `costs.warm_up`."""
         warm_up(self.verifier, self.drafter, self.shape.window)
+
+    def remember(self, rows: Iterable[tuple[list[int], list[int]]]) -> int:
+        """Source and output of rows that others have decoded, for drafts; gives their tokens, 0 without a memory."""
+        return 0 if self._free is None else self._free.remember(rows)
 
     @property
     def pending(self) -> int:
@@ -142,48 +152,71 @@ class Engine:
             return []
         rule = self.policy.plan(self._rows.live) if self.drafter is not None else None
         extent = self._extent(rule)
-        if self._ahead is not None and extent is not None:
-            results = self._run_ahead(self._ahead, extent)
+        if self._stitch is not None:
+            with self._threads or nullcontext():
+                results = self._run_stitched(self._stitch)
+        elif self._ahead is not None and extent is not None:
+            results = self._overlapped(self._ahead, extent)
         else:
             with self._threads or nullcontext():
-                results = self._run(rule)
+                results = self._in_turn(rule)
         self.stats.busy_seconds += time.perf_counter() - started
+        if self._free is not None:
+            self.stats.lookup_seconds = self._free.seconds
         return results
 
-    def _run(self, rule: Rule | None) -> list[Result]:
-        """An iteration in which the host looks at the device; all of its rows are open."""
-        landed = self._land(Snapshot(self.state, self._rows.live), launched_since=0) if self._flight is not None else []
-        self._flight = None
+    # ---------------------------------------------------------------- who waits for whom
+
+    def _in_turn(self, rule: Rule | None) -> list[Result]:
+        """Launch an iteration, look at the device within it, and land it; what was in flight lands before."""
+        landed = self._land(Snapshot(self.state, self._rows.live).read(self.state, 0)) if self._flight else []
         if self._rows.live == 0:
             return landed
         started = time.perf_counter()
-        context = self.state.context(self._rows.live)
-        draft = self._draft(context, rule)
-        drafted = time.perf_counter()
-        sent = draft
-        if sent.parents_BK is None:
-            logits = self._verify(context, draft)
-            verdict = self.verification.verify(draft, logits)
-        else:
-            judged = self._trees.verify(context, sent, self.state.window(sent))
-            draft, logits, verdict = judged.draft, judged.logits, judged.verdict
-            self._trees.tally(sent, draft)
-        outcome = self._commit(context, draft, verdict, logits)
-        done = self.state.advance(outcome.count_B, outcome.ended_B)
-        committed = time.perf_counter()
+        one = self._iterate(self._rows.live, rule)
+        done = self.state.advance(one.outcome.count_B, one.outcome.ended_B)
+        seconds, tokens = time.perf_counter() - started, self._rows.live + int(one.sent.lengths_B.sum())
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
-        if self._threads is None or not self._threads.is_looking:
-            self.policy.observe(seen(draft, verdict, committed - started, is_typical))
+        is_usual = self._threads is None or not self._threads.is_looking
+        tree = None if one.sent.parents_BK is None else one.sent
+        self._flight = Flight(one.draft, one.verdict, lambda: seconds, is_typical, is_usual, tree)
         if self._threads is not None and is_typical:
-            self._threads.observe(self._rows.live, self._rows.live + int(sent.lengths_B.sum()), committed - started)
-        self.stats.draft_seconds += drafted - started
-        self.stats.drafter_tokens += int(sent.drafted_B.sum()) if self._asked else 0
+            self._threads.observe(self._rows.live, tokens, seconds)
         self._count(self._rows.live)
         if self._ahead is not None:
-            self.state.reach[: self._rows.live] += logits.longest
-        return landed + self._collect(done)
+            self.state.reach[: self._rows.live] += one.logits.longest
+        return landed + self._land(done)
 
-    # ---------------------------------------------------------------- ahead of the host
+    def _run_stitched(self, stitch: Stitch) -> list[Result]:
+        """A step in which each row waits for one of two models, or is spoken for by it."""
+        started, live = time.perf_counter(), self._rows.live
+        step = stitch.step(live)
+        done = self.state.advance(step.count_B, step.ended_B)
+        if self._threads is not None:  # steps with the large model in them are of another kind
+            self._threads.observe(live, step.small + (step.read << 16), time.perf_counter() - started)
+        self._asked = True
+        step.count(self.stats, self.shape.slots)
+        return self._collect(done)
+
+    def _overlapped(self, ahead: Ahead, extent: Extent) -> list[Result]:
+        """Launch an iteration, and land the one before while it runs."""
+        rows, snapshot = self._rows.live, Snapshot(self.state, self._rows.live)
+        launched = ahead.launch(extent)
+        results = self._land(snapshot.read(self.state, launched_since=extent.window))
+        self._flight = launched
+        self._asked = extent.window > 1
+        self._count(rows - len(results))
+        return results
+
+    def _land(self, done: list[int]) -> list[Result]:
+        """Learn from the iteration in flight, if there is one, and collect the rows in these slots."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            if flight.is_usual:
+                self.policy.observe(flight.observation())
+            if flight.draft.tokens_BK.shape[1]:
+                self.stats.drafter_tokens += int(flight.draft.drafted_B.sum())
+        return self._collect(done)
 
     def _extent(self, rule: Rule | None) -> Extent | None:
         """The shape of an iteration that drafts by a rule and waits for nothing; None where that cannot be."""
@@ -197,51 +230,53 @@ class Engine:
         is_ready = self.drafter is None or self.drafter.reserve(extent)
         return extent if most == 0 or (self._asked and is_ready) else None
 
-    def _run_ahead(self, ahead: Ahead, extent: Extent) -> list[Result]:
-        """Launch an iteration, then collect the rows that those before have finished."""
-        rows, snapshot = self._rows.live, Snapshot(self.state, self._rows.live)
-        launched = ahead.launch(extent)
-        results = self._land(snapshot, launched_since=extent.window)
-        self._flight = launched
-        self._asked = extent.window > 1
-        self._count(rows - len(results))
-        return results
+    # ---------------------------------------------------------------- an iteration
 
-    def _land(self, snapshot: Snapshot, launched_since: int) -> list[Result]:
-        """Collect the rows that have finished by a snapshot; so many tokens were launched after it."""
-        done = snapshot.read(self.state, launched_since)
-        if self._flight is not None:
-            self.policy.observe(self._flight.observation())
-            self.stats.drafter_tokens += int(self._flight.draft.drafted_B.sum())
-        return self._collect(done)
+    def _iterate(self, rows: int, rule: Rule | None, extent: Extent | None = None) -> Iteration:
+        """Draft, verify, accept and commit, for slots 0..rows-1; lengths are still to advance.
+
+        With an `extent` by the device alone; rows that have finished are left as they are.
+        """
+        context = self.state.context(rows)
+        open_B = None if extent is None else context.lengths_B < context.limits_B
+        draft = self._draft(context, rule) if extent is None else self._draft_at(context, extent)
+        if draft.parents_BK is not None:
+            judged = self._trees.verify(context, draft, self.state.window(draft))
+            self._trees.tally(draft, judged.draft)
+            path, logits, verdict = judged.draft, judged.logits, judged.verdict
+            self.stats.drafter_tokens += int(draft.drafted_B.sum() - path.drafted_B.sum())
+            return Iteration(draft, path, logits, verdict, self._commit(context, path, verdict, logits, open_B))
+        logits = self._verify(context, draft) if extent is None else self._verify_at(context, draft, extent)
+        verdict = self.verification.verify(draft, logits)
+        return Iteration(draft, draft, logits, verdict, self._commit(context, draft, verdict, logits, open_B))
 
     def _whole(self, extent: Extent) -> tuple[Draft, Verdict]:
-        """An iteration over the slots of an extent, by the device alone; what has finished is left as it is."""
-        context = self.state.context(extent.rows)
-        if self.drafter is None or extent.window == 1:
-            draft = empty_draft(context)
-        else:
-            room_B, rule = self.state.room(extent.rows, extent.window - 1), Rule.always(extent.window - 1)
-            draft = self.drafter.draft(context, room_B, rule, extent)
-        logits = self._verify_at(context, draft, extent)
-        verdict = self.verification.verify(draft, logits)
-        outcome = self._commit(context, draft, verdict, logits, context.lengths_B < context.limits_B)
-        self.state.grow(outcome.count_B, outcome.ended_B)
-        return draft, verdict
-
-    # ---------------------------------------------------------------- draft and verify
+        """An iteration over the slots of an extent, to its very end."""
+        one = self._iterate(extent.rows, None, extent)
+        self.state.grow(one.outcome.count_B, one.outcome.ended_B)
+        return one.draft, one.verdict
 
     def _draft(self, context: Context, rule: Rule | None) -> Draft:
         """What the rule lets rows draft, as far as they may grow."""
         self._asked = rule is not None
         if self.drafter is None or rule is None:
             return self._no_draft(context)
+        started = time.perf_counter()
         room_B = self.state.room(self._rows.live, rule.most)
         self._asked = max(room_B.tolist()) > 0
         if not self._asked:
             return self._no_draft(context)
         draft = self.drafter.draft(context, room_B, rule)
-        return draft.cut(max(draft.lengths_B.tolist()))
+        draft = draft.cut(max(draft.lengths_B.tolist()))
+        self.stats.draft_seconds += time.perf_counter() - started
+        return draft
+
+    def _draft_at(self, context: Context, extent: Extent) -> Draft:
+        """As many tokens for every row as the extent has."""
+        if self.drafter is None or extent.window == 1:
+            return empty_draft(context)
+        room_B, rule = self.state.room(extent.rows, extent.window - 1), Rule.always(extent.window - 1)
+        return self.drafter.draft(context, room_B, rule, extent)
 
     def _no_draft(self, context: Context) -> Draft:
         """Nothing drafted for any row: K = 0. Made once per number of rows, for plain decoding's sake."""
@@ -270,8 +305,6 @@ class Engine:
             )
         )
 
-    # ---------------------------------------------------------------- commit
-
     def _commit(
         self, context: Context, draft: Draft, verdict: Verdict, logits: Logits, open_B: Tensor | None = None
     ) -> Outcome:
@@ -297,19 +330,13 @@ class Engine:
         with nullcontext() if self._ahead is None else self._ahead.beside():
             results = read_results(state, done)
             totals = state.counters[done].sum(0).tolist()
+        if self._stitch is not None:
+            results = self._stitch.sign(results, done)
+        self.stats.small_tokens += sum(result.num_small_tokens for result in results)
+        self.stats.switches += sum(result.num_switches for result in results)
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
-        self.stats.drafted_tokens += totals[1]
-        self.stats.accepted_tokens += totals[2]
-        self.stats.drafting_row_iterations += totals[3]
-        self.stats.rollbacks += totals[4]
+        self.stats.add_rows(totals)
         closed = self._rows.leave(done, results, self._later)
         if self._ahead is not None:
             state.close(slice(closed.start, closed.stop))
         return results
-
-
-def empty_draft(context: Context) -> Draft:
-    """Nothing drafted for any row: K = 0."""
-    none_B0 = context.tokens_BL[:, :0]
-    real_B0 = none_B0.float()
-    return Draft(none_B0, torch.zeros_like(context.lengths_B), real_B0, real_B0[..., None].expand(-1, -1, 3))

@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from cmasd.config.tree import Config
+from cmasd.drafters.kinds import KINDS, load_drafter
 from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import kernels
 from cmasd.runner.checkpoints import check_end, decoder_start, limits, rounding
 from cmasd.runner.constraints import Constraints
-from cmasd.runner.early_exit import early_exit
-from cmasd.runner.load import parallel_shape
 from cmasd.runner.models import (
     Model,
-    Tokenizer,
-    check_pair,
     load_config,
     load_shortlist,
     load_tokenizer,
@@ -25,7 +22,6 @@ from cmasd.runner.models import (
     vocabulary_size,
 )
 from cmasd.runner.parallel import ParallelNetwork
-from cmasd.runner.parallel_folder import is_parallel, load_parallel
 from cmasd.runner.streaming import load_ready
 from cmasd.runner.text import TextCodec
 
@@ -98,13 +94,17 @@ def load_pair(config: Config) -> Pair:
     verifier = load_ready(models.verifier, models.dtype, device, **trust)
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
     check_end(models.verifier, verifier.generation_config, tokenizer)
-    drafter, parallel = _load_drafter(config, verifier, tokenizer)
+    drafter_int8 = _drafts_in_int8(config, verifier)
+    drafter, parallel = load_drafter(config, verifier, tokenizer, drafter_int8)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
     lengths = limits(config.engine, verifier.generation_config, verifier.config)
     codec = TextCodec(
         tokenizer,
         template=config.input.template,
         chat=config.input.chat,
+        messages=config.input.messages_column is not None,
+        system=config.input.system,
+        drops_thinking=config.input.thinking == "drop",
         source_language=models.source_language,
         target_language=models.target_language,
         on_too_long=config.input.on_too_long,
@@ -131,7 +131,7 @@ def load_pair(config: Config) -> Pair:
         lengths.max_source_tokens,
         shortlist,
         int8=models.dtype == "int8",
-        drafter_int8=_drafts_in_int8(config, verifier),
+        drafter_int8=drafter_int8,
         parallel=parallel,
         max_length=lengths.max_length,
     )
@@ -139,45 +139,14 @@ def load_pair(config: Config) -> Pair:
     return pair
 
 
-def _load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer) -> tuple[Model | None, ParallelNetwork | None]:
-    """The model that drafts, in one of two forms, or none: a policy may never draft, and texts need no model."""
-    models, kind, name = config.models, config.drafter.model, config.models.drafter or ""
-    if config.policy.kind == "plain" or kind is None:
-        return None, None
-    if kind == "quantised":
-        return verifier, None
-    if kind == "self":
-        return early_exit(verifier, config.drafter.self_layers), None
-    if kind == "parallel":
-        encoder = verifier.get_encoder() if verifier.config.is_encoder_decoder else None
-        parallel = load_parallel(name, parallel_shape(verifier), verifier.dtype, verifier.device, encoder)
-        if not config.drafter.free and config.drafter.max_draft_tokens > parallel.shape.queries:
-            raise ConfigError(
-                f"drafter.max_draft_tokens: must be at most {parallel.shape.queries}, which {name} was trained for, "
-                f"got {config.drafter.max_draft_tokens}."
-            )
-        if config.score == "head" and not parallel.shape.has_confidence:
-            raise ConfigError(
-                f"confidence.kind: {name} has no confidence head, got {config.confidence.kind}. Use max_prob."
-            )
-        return None, parallel
-    if is_parallel(name):
-        raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
-    trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
-    drafter = load_ready(name, models.dtype, verifier.device, int8=_drafts_in_int8(config, verifier), **trust)
-    drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
-    check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
-    return drafter, None
-
-
 def _drafts_in_int8(config: Config, verifier: Model) -> bool:
     """What is drafted is verified, so a drafter may be rounded where that makes it faster."""
-    models = config.models
-    if models.dtype == "int8" or config.drafter.model == "quantised":
+    models, kind = config.models, config.drafter.model
+    if models.dtype == "int8" or (kind is not None and KINDS[kind].is_rounded):
         return True
     if not config.drafter.is_named:
         return False
-    if models.drafter_dtype != "auto":
+    if models.drafter_dtype != "auto" or config.policy.kind == "stitch":  # whose small model nobody checks
         return models.drafter_dtype == "int8"
     native = kernels(verifier.dtype) if verifier.device.type == "cpu" and verifier.dtype == torch.float32 else None
     return native is not None and native.multiplies_bytes
@@ -185,7 +154,7 @@ def _drafts_in_int8(config: Config, verifier: Model) -> bool:
 
 def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tuple[int, ...] | None:
     """Ids that a trained drafter drafts from; None: all."""
-    if config.drafter.shortlist is None or config.drafter.model in ("self", "quantised"):
+    if config.drafter.shortlist is None or not config.drafter.is_named:
         return None
     known, listed = vocabulary_size(verifier.config), load_shortlist(config.models.drafter or "")
     if strangers := [one for one in listed if not 0 <= one < known]:

@@ -11,20 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmasd.core import IterationTrace, Result, Teaching, TokenTrace
+from cmasd.core import Result, Teaching
 from cmasd.engine.slots import SlotState
-
-NAN = float("nan")
+from cmasd.signals import NAN, IterationTrace, RowNumbers, TokenTrace
 
 
 def read_results(state: SlotState, slots: list[int]) -> list[Result]:
     """Results of the rows in `slots`."""
     fetch = _Fetch(slots, state.tokens.device)
-    numbers = fetch(state.lengths), fetch(state.prompt_lengths), fetch(state.source_lengths)
-    lengths, prompts, sources = (values.tolist() for values in numbers)
-    iterations, drafted, accepted = fetch(state.counters).T[:3].tolist()
+    numbers = dict(zip((one.name for one in RowNumbers.signals), fetch(state.numbers).T.tolist(), strict=True))
+    lengths, prompts, limits = numbers["length"], numbers["prompt_length"], numbers["limit"]
+    iterations, drafted, accepted = numbers["iterations"], numbers["drafted_tokens"], numbers["accepted_tokens"]
     confidence, gaps = fetch(state.confidence_sum).tolist(), fetch(state.gap_sum).tolist()
-    ended = (fetch(state.limits) == 0).tolist()
     tokens = fetch(state.tokens[:, : max(lengths)]).astype(np.int32)
     most_tokens, most_iterations = max(map(int.__sub__, lengths, prompts)), max(iterations)
     token_trace = None if state.token_trace is None else fetch(state.token_trace[:, :most_tokens])
@@ -37,8 +35,8 @@ def read_results(state: SlotState, slots: list[int]) -> list[Result]:
             Result(
                 state.keys[slot],
                 tokens[i, prompts[i] : lengths[i]],
-                "stop" if ended[i] else "length",
-                sources[i],
+                "stop" if limits[i] == 0 else "length",
+                numbers["input_tokens"][i],
                 iterations[i],
                 drafted[i],
                 accepted[i],

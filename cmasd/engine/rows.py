@@ -6,22 +6,56 @@ Live rows never leave a hole behind, so that every tensor of the hot loop is a v
 """
 
 from collections import deque
+from typing import Protocol
 
 from cmasd.core import Request, Result
-from cmasd.drafters import Drafter
 from cmasd.engine.capacity import in_halves
 from cmasd.engine.pair import Pair
+from cmasd.engine.places import Places
 from cmasd.engine.slots import NewRow, SlotShape, SlotState
-from cmasd.runner import Runner
+
+
+class Verifying(Protocol):
+    """What verifies, as far as rows come and go."""
+
+    def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
+        """See `Runner.prefill`."""
+
+    def move(self, source: int, target: int) -> None:
+        """See `Runner.move`."""
+
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+
+
+class Drafting(Protocol):
+    """What drafts, likewise."""
+
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
+        """See `Drafter.enter`."""
+
+    def move(self, source: int, target: int) -> None:
+        """See `Drafter.move`."""
+
+    def leave(self, slots: list[int], results: list[Result]) -> None:
+        """See `Drafter.leave`."""
 
 
 class Rows:
     """Rows from their submission until they are done."""
 
     def __init__(
-        self, pair: Pair, shape: SlotShape, state: SlotState, verifier: Runner, drafter: Drafter | None
+        self,
+        pair: Pair,
+        shape: SlotShape,
+        state: SlotState,
+        verifier: Verifying,
+        drafter: Drafting | None,
+        cache_tokens: int | None = None,
     ) -> None:
+        """`cache_tokens`: see `Places`."""
         self.live = 0
+        self.places = Places(cache_tokens, shape)
         self._pair = pair
         self._shape = shape
         self._state = state
@@ -51,8 +85,10 @@ class Rows:
 
         Gives the slots that are live no more.
         """
+        self._verifier.leave(done)
         if self._drafter is not None:
             self._drafter.leave(done, results)
+        self.places.leave(done)
         while done and self._stage(later):
             count = min(len(done), len(self._staged))
             self._unstage(done[:count])
@@ -66,22 +102,34 @@ class Rows:
 
     def _stage(self, later: bool) -> bool:
         """Prefill a batch of queued rows if none is waiting; returns whether any is."""
-        if self._staged or not self._queue:
+        if self._staged or not (batch := self._next()):
             return bool(self._staged)
-        batch = [self._queue.popleft() for _ in range(min(self._shape.staging, len(self._queue)))]
         slots = [self._shape.slots + i for i in range(len(batch))]
 
-        def prefill(slots: list[int], sources: list[list[int]]) -> None:
-            self._verifier.prefill(slots, sources)
+        def enter(slots: list[int], requests: list[Request]) -> None:
+            self._verifier.prefill(slots, [request.source for request in requests])
             if self._drafter is not None:
-                self._drafter.prefill(slots, sources, later=later)
+                self._drafter.enter(slots, requests, later)
 
-        in_halves(prefill, slots, [request.source for request in batch])
-        if self._drafter is not None:
-            self._drafter.enter(slots, batch)
+        in_halves(enter, slots, batch)
         self._state.enter(self._shape.slots, [self._new(request) for request in batch])
         self._staged.extend(slots)
         return True
+
+    def _next(self) -> list[Request]:
+        """The rows that are prefilled together, as far as there is room for what they may need."""
+        batch: list[Request] = []
+        while self._queue and len(batch) < self._shape.staging:
+            needs = self._needs(self._queue[0])
+            if not self.places.has_room(needs):
+                break
+            self.places.enter(self._shape.slots + len(batch), needs)
+            batch.append(self._queue.popleft())
+        return batch
+
+    def _needs(self, request: Request) -> int:
+        row = self._new(request)
+        return self._shape.places_of(len(row.prompt), row.limit - len(row.prompt), len(row.source))
 
     def _new(self, request: Request) -> NewRow:
         encoder = self._pair.is_encoder_decoder
@@ -94,6 +142,7 @@ class Rows:
 
     def _move(self, sources: list[int], targets: list[int]) -> None:
         for source, target in zip(sources, targets, strict=True):
+            self.places.move(source, target)
             self._verifier.move(source, target)
             if self._drafter is not None:
                 self._drafter.move(source, target)

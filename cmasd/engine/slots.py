@@ -17,22 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import FROM_VERIFIER, Draft
+from cmasd.core import Draft
 from cmasd.drafters import Context
 from cmasd.kernels import kernels_for
 from cmasd.runner.runners import padded, uploaded
+from cmasd.signals import COUNTERS, IterationTrace, RowNumbers, TokenTrace
 from cmasd.window import Window
 
-TOKEN_CHANNELS = ("source", "confidence", "entropy", "margin", "softmax", "tau", "gap_nats", "verifier_logprob")
-ITERATION_CHANNELS = ("draft_length", "accepted", "confidence", "entropy", "margin", "softmax")
 LEAST_STAGED = 8
 """Rows prefilled at once, however few slots there are: encoding one by one is several times slower."""
-COUNTERS = ("iterations", "drafted", "accepted", "drafting", "rollbacks")
-NAN = float("nan")
-PLAIN_TOKEN = (float(FROM_VERIFIER), NAN, NAN, NAN, NAN, 0.0, 0.0, 0.0)
-"""Trace of a token that nobody drafted, in the order of TOKEN_CHANNELS; gap and log-probability to be filled in."""
-PLAIN_ITERATION = (0.0, 0.0, NAN, NAN, NAN, NAN)
-"""Trace of an iteration without a draft; a row's trace begins with these, so that plain decoding writes none."""
+FIRST_COUNTER = COUNTERS[0].place
 
 
 class NewRow(NamedTuple):
@@ -70,6 +64,15 @@ class SlotShape:
         """Decoder positions per slot, with room for one window past the limit."""
         return self.max_prompt + self.max_new_tokens + self.window
 
+    @property
+    def places(self) -> int:
+        """Of the longest row, its source included."""
+        return self.length + self.max_source
+
+    def places_of(self, prompt: int, new_tokens: int, source: int) -> int:
+        """The same of a row: with room for one window past its limit."""
+        return prompt + new_tokens + self.window + source
+
 
 class SlotState:
     """Everything the engine knows of its rows, one slot per index of dimension 0."""
@@ -90,24 +93,26 @@ class SlotState:
         self.source = whole(shape.max_source) - 1
         self._kernels = kernels_for(self.tokens)
         self._contexts: dict[int, Context] = {}
-        self.numbers = whole(4 + len(COUNTERS))
-        """(C, 9): length, limit, prompt length, source length, and COUNTERS."""
-        self.lengths, self.limits, self.prompt_lengths, self.source_lengths = self.numbers[:, :4].unbind(1)
-        self.lengths_and_limits = self.numbers[:, :2]
+        self.numbers = whole(RowNumbers.width())
+        """(C, 9), see `RowNumbers`."""
+        self.lengths, self.limits, self.prompt_lengths, self.input_tokens = self.numbers[:, :FIRST_COUNTER].unbind(1)
+        self.lengths_and_limits = self.numbers[:, : RowNumbers.limit.place + 1]
         """A row is open while its length is below its limit; an end of sequence makes that 0."""
         self._vacant = torch.tensor([1, 0, 1], device=device)
         self.close(slice(None))
-        self.counters = self.numbers[:, 4:]
+        self.counters = self.numbers[:, FIRST_COUNTER:]
         self._sums = real(2)
         self.confidence_sum, self.gap_sum = self._sums.unbind(1)
-        self.token_trace = real(steps, len(TOKEN_CHANNELS)) if level == "token" else None
-        self.iteration_trace = real(steps, len(ITERATION_CHANNELS)) if level != "none" else None
+        self.token_trace = real(steps, TokenTrace.width()) if level == "token" else None
+        self.iteration_trace = real(steps, IterationTrace.width()) if level != "none" else None
         self.lengths_2K = torch.zeros(2, shape.window, dtype=torch.int64, device=device)
         """(2, k + 1) row-iterations that had a draft, by tokens drafted, and by tokens accepted; since the start."""
         self.top = (whole(steps, teacher_top_k), real(steps, teacher_top_k)) if teacher_top_k else None
         """Ids and log-probabilities of the verifier's likeliest tokens, by output token."""
-        self.plain_token = torch.tensor(PLAIN_TOKEN, device=device)
-        self._plain_iteration = torch.tensor(PLAIN_ITERATION, device=device)
+        self.plain_token = torch.tensor(TokenTrace.without_draft(), device=device)
+        """Trace of a token that nobody drafted; gap and log-probability to be filled in."""
+        self._plain_iteration = torch.tensor(IterationTrace.without_draft(), device=device)
+        """Of an iteration without a draft; a row's trace begins with these, so that plain decoding writes none."""
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """The rows in slots `sources` continue in slots `targets`; no slot is in both."""
@@ -126,8 +131,8 @@ class SlotState:
         lengths = [len(row.prompt) for row in rows]
         self.keys[slots] = [row.key for row in rows]
         self.reach[slots] = lengths
-        self.numbers[slots, 4:], self._sums[slots], self.source[slots] = 0, 0, -1
-        self.numbers[slots, :4] = uploaded(
+        self.counters[slots], self._sums[slots], self.source[slots] = 0, 0, -1
+        self.numbers[slots, :FIRST_COUNTER] = uploaded(
             [[len(row.prompt), row.limit, len(row.prompt), len(row.source) or len(row.prompt)] for row in rows], device
         )
         self.tokens[slots, : max(lengths)] = padded([row.prompt for row in rows], 0, device)[0]

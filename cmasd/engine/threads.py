@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from cmasd.policies.explorer import BURST, Explorer, Ledger
-from cmasd.policies.speeds import Measured, Speed
+from cmasd.policies.speeds import Speed
 
 REST = 32
 """Iterations between two decisions while nothing is looked at: their mean is within 2 % where one has 10."""
@@ -31,9 +31,10 @@ class Threads:
         self.counts = [1 << i for i in range((most - 1).bit_length())] + [most]
         self._use = use
         everything = len(self.counts) - 1
-        speeds = [Speed(math.log(count / most) / 2) for count in self.counts]
+        self._speeds = [Speed(math.log(count / most) / 2) for count in self.counts]
         self._ledger = Ledger(share)
-        self._explorer = Explorer(self._ledger, speeds, everything, everything, candidates=list(range(len(speeds))))
+        arms = list(range(len(self.counts)))
+        self._explorer = Explorer(self._ledger, self._speeds, everything, everything, candidates=arms)
         self._usual: dict[tuple[int, int], float] = {}
         """Seconds of an iteration, by powers of two of its rows and of its verified tokens."""
         self._levels: list[tuple[float, float]] = []
@@ -81,9 +82,9 @@ class Threads:
         noise = sum((one - level) ** 2 for one in middle) / (len(middle) * max(1, len(middle) - 1)) / level**2
         seconds = sum(taken for taken, _ in self._levels)
         if before != explorer.force:
-            worth = math.exp(explorer.speeds[explorer.force].mean)
+            worth = math.exp(self._speeds[explorer.force].mean)
             self._ledger.charge(sum(taken - usual / worth for taken, usual in self._levels))
-        explorer.speeds[before].learn(Measured(-math.log(level), noise, level, seconds), self._iteration)
+        self._speeds[before].learn(-math.log(level), noise, self._iteration)
         after = explorer.decide(self._iteration, seconds / len(self._levels))
         self._levels = []
         self._left = BURST if after != explorer.force else REST

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.largest import top_and_mass
-from cmasd.core import FROM_DRAFT, FROM_VERIFIER, Draft, Logits, Verdict
+from cmasd.core import Draft, Logits, Verdict
 from cmasd.drafters import Context
 from cmasd.engine.slots import SlotState
 from cmasd.kernels import kernels_for
-
-NAN = float("nan")
+from cmasd.signals import FROM_DRAFT, FROM_VERIFIER, NAN, RowNumbers, TokenTrace
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def _name_sources(token_trace_CN8: Tensor, context: Context, outcome: Outcome, s
     position_K = torch.arange(outcome.draft.tokens_BK.shape[1], device=kept_B.device)
     row_N, position_N = (position_K < kept_B[:, None]).nonzero(as_tuple=True)
     place_N = (context.lengths_B - context.prompt_lengths_B)[row_N] + position_N
-    token_trace_CN8[row_N, place_N, 0] = source_BK[row_N, position_N].to(token_trace_CN8.dtype)
+    token_trace_CN8[row_N, place_N, TokenTrace.source.place] = source_BK[row_N, position_N].to(token_trace_CN8.dtype)
 
 
 def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits, record_gaps: bool) -> None:
@@ -102,16 +101,16 @@ def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits
         return
     live = len(outcome.count_B)
     if state.iteration_trace is not None:
-        step_B = state.counters[:live, 0] - outcome.ran_B
-        state.iteration_trace[torch.arange(live, device=step_B.device), step_B] = _iteration_row(outcome)
+        step_B = state.numbers[:live, RowNumbers.iterations.place] - outcome.ran_B
+        state.iteration_trace[torch.arange(live, device=step_B.device), step_B] = iteration_row(outcome)
     if not record_gaps and state.token_trace is None:
         return
-    gap_BT, logprob_BT = _chosen(logits_BTV, outcome.emitted_BT)
+    gap_BT, logprob_BT = chosen(logits_BTV, outcome.emitted_BT)
     position_T = torch.arange(gap_BT.shape[1], device=gap_BT.device)
     if record_gaps:
         state.gap_sum[:live] += gap_BT.where(position_T < outcome.count_B[:, None], 0.0).sum(-1)
     if state.token_trace is not None:
-        rows_BT8 = _token_rows(state.plain_token, outcome, gap_BT, logprob_BT)
+        rows_BT8 = token_rows(state.plain_token, outcome, gap_BT, logprob_BT)
         where_BT = (context.lengths_B - context.prompt_lengths_B)[:, None] + position_T
         state.token_trace[:live].scatter_(1, where_BT[..., None].expand(rows_BT8.shape), rows_BT8)
 
@@ -121,18 +120,18 @@ def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, outcome
     emitted_B1, live = outcome.emitted_BT, len(outcome.count_B)
     if not record_gaps and state.token_trace is None:
         return
-    gap_B1, logprob_B1 = _chosen(logits_B1V, emitted_B1)
+    gap_B1, logprob_B1 = chosen(logits_B1V, emitted_B1)
     if record_gaps:
         state.gap_sum[:live].addcmul_(gap_B1[:, 0], outcome.count_B)
     if state.token_trace is not None:
         rows_B18 = state.plain_token.repeat(live, 1, 1)
-        rows_B18[..., -2] = gap_B1
-        rows_B18[..., -1] = logprob_B1
+        rows_B18[..., TokenTrace.gap_nats.place] = gap_B1
+        rows_B18[..., TokenTrace.verifier_logprob.place] = logprob_B1
         where_B1 = (context.lengths_B - context.prompt_lengths_B)[:, None]
         state.token_trace[:live].scatter_(1, where_B1[..., None].expand(rows_B18.shape), rows_B18)
 
 
-def _chosen(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+def chosen(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
     """(B, T) float32 of tokens: how far their logits lie below the largest, and their log-probabilities; in nats."""
     top_BT, log_mass_BT = top_and_mass(logits_BTV.float())
     gap_BT = top_BT - logits_BTV.gather(-1, tokens_BT[..., None]).squeeze(-1).float()
@@ -150,22 +149,22 @@ def _keep_top(ids_CNk: Tensor, logprobs_CNk: Tensor, context: Context, logits_BT
     logprobs_CNk[:live].scatter_(1, where_BTk, top.values)
 
 
-def _iteration_row(outcome: Outcome) -> Tensor:
-    """(B, 6) float32 in the order of `ITERATION_CHANNELS`; NaN where no token was rejected."""
+def iteration_row(outcome: Outcome) -> Tensor:
+    """(B, 6) float32 as in `IterationTrace`; NaN where no token was rejected."""
     scores_BT4 = torch.nn.functional.pad(outcome.scores_BK4, (0, 0, 0, 1), value=NAN)
     where_B14 = outcome.verdict.accepted_B[:, None, None].expand(-1, 1, 4)
     first_rejected_B4 = scores_BT4.gather(1, where_B14).squeeze(1).where(outcome.rejected_B[:, None], NAN)
     return torch.cat([outcome.draft.lengths_B[:, None], outcome.kept_B[:, None], first_rejected_B4], dim=-1)
 
 
-def _token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
-    """(B, T, 8) float32 in the order of `TOKEN_CHANNELS`; scores are NaN for the verifier's own tokens."""
+def token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
+    """(B, T, 8) float32 as in `TokenTrace`; scores are NaN for the verifier's own tokens."""
     sent_BK = outcome.sent_BK
     position_K = torch.arange(sent_BK.shape[1], device=gap_BT.device)
     accepted_BK1 = (position_K < outcome.verdict.accepted_B[:, None])[..., None]
     source_BK1 = torch.where(accepted_BK1, float(FROM_DRAFT), float(FROM_VERIFIER))
     tau_BK1 = outcome.verdict.tau_BK.where(sent_BK, 0.0)[..., None]
     drafted_BK6 = torch.cat([source_BK1, outcome.scores_BK4.where(accepted_BK1, NAN), tau_BK1], dim=-1)
-    own_B16 = plain_8[:6].expand(len(gap_BT), 1, 6)
+    own_B16 = plain_8[: TokenTrace.gap_nats.place].expand(len(gap_BT), 1, -1)
     scores_BT6 = torch.cat([drafted_BK6, own_B16], dim=1)
     return torch.cat([scores_BT6, gap_BT[..., None], logprob_BT[..., None]], dim=-1)

@@ -17,6 +17,7 @@ from cmasd.engine.slots import SlotState
 from cmasd.runner import Runner
 from cmasd.runner.branches import constrain_tree
 from cmasd.runner.constraints import Constraints
+from cmasd.signals import RowNumbers
 from cmasd.verification.base import Verification
 from cmasd.verification.trees import Judged, judge
 from cmasd.window import Window
@@ -51,7 +52,7 @@ class Trees:
     def tally(self, tree: Draft, path: Draft) -> None:
         """What was drafted beside the path."""
         rows = len(tree.lengths_B)
-        self._state.counters[:rows, 1] += tree.lengths_B - path.lengths_B
+        self._state.numbers[:rows, RowNumbers.drafted_tokens.place] += tree.lengths_B - path.lengths_B
         self._state.confidence_sum[:rows] += _sum(tree) - _sum(path)
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from cmasd.config.tree import InputConfig
 from cmasd.errors import InputError
-from cmasd.io.formats.base import UNREADABLE, Count, partitions, printable
-from cmasd.io.formats.columnar import is_text, no_values
+from cmasd.io.formats.base import UNREADABLE, Count, column_of, partitions, printable
+from cmasd.io.formats.columnar import is_list, is_text, no_values, type_inside
 from cmasd.io.inputs import InputFile
 from cmasd.telemetry.schema import ROW_FIELDS, output_schema
 
@@ -47,14 +47,20 @@ def kept_names(config: InputConfig) -> list[str]:
 
 def check_columns(config: InputConfig, one: Known, typed: bool) -> None:
     """Raises `InputError` unless text and ids are there, and the text can be one."""
-    for key, name in (("input.text_column", config.text_column), ("input.id_column", config.id_column)):
+    is_messages = config.messages_column is not None
+    key = "input.messages_column" if is_messages else "input.text_column"
+    owner = config.column if not is_messages else column_of(config.column, one.types)
+    for named, name in ((key, owner), ("input.id_column", config.id_column)):
         if name is not None and name not in one.types:
-            raise _missing(key, name, one)
-    kind = one.types[config.text_column]
-    if typed and not is_text(kind):
-        raise InputError(
-            f"{one.file.name}: column '{config.text_column}' is {kind}, expected strings. Set input.text_column."
-        )
+            raise _missing(named, name, one)
+    if not typed:
+        return
+    kind = type_inside(one.types[owner], config.column.removeprefix(owner))
+    if kind is None:
+        raise InputError(f"{one.file.name}: column '{owner}' has no '{config.column}' inside. Set {key}.")
+    if not (is_text(kind) or (is_messages and is_list(kind))):
+        expected = "lists of messages" if is_messages else "strings"
+        raise InputError(f"{one.file.name}: column '{config.column}' is {kind}, expected {expected}. Set {key}.")
 
 
 def _missing(key: str, name: str, one: Known) -> InputError:

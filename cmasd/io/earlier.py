@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cmasd.config.tree import Config
-from cmasd.errors import ConfigError
 from cmasd.io.outputs import OutputFile, Position
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.run_folder import RunFolder
@@ -68,11 +67,7 @@ class EarlierRun:
     def __init__(self, address: str) -> None:
         """Raises `ConfigError` where there is none."""
         self._folder = RunFolder(address)
-        if self._folder.read_json("manifest.json") is None:
-            raise ConfigError(
-                f"drafter.previous: is no run folder, it has no manifest.json, got {address}. Name an earlier run's "
-                "output.path."
-            )
+        self._folder.check_is_run("drafter.previous")
         self._files = self._folder.files_by_position()
         self._positions = sorted(self._files)
         self._lock = threading.Lock()

@@ -178,7 +178,8 @@ def make_plan(config: Config) -> Plan:
 
 def _spec(config: Config, keep: pa.Schema, id_type: pa.DataType) -> ReadSpec:
     settings = config.input
-    return ReadSpec(settings.text_column, settings.id_column, keep, settings.max_text_bytes, id_type)
+    is_messages = settings.messages_column is not None
+    return ReadSpec(settings.column, settings.id_column, keep, settings.max_text_bytes, id_type, is_messages)
 
 
 def is_sampled(file: int, index: int, sample: float) -> bool:
@@ -259,7 +260,7 @@ def _named(files: Sequence[PlannedFile]) -> str:
 def _probe(config: Config, listing: Listing, file: InputFile, kept: list[str]) -> tuple[Known | None, Count]:
     """(its columns, what is in it) of one file, checked; null where it has no rows to tell its columns."""
     source, reader = source_of(config, file), FORMATS[listing.format]
-    names = [config.input.text_column, *([config.input.id_column] if config.input.id_column else []), *kept]
+    names = [config.input.column, *([config.input.id_column] if config.input.id_column else []), *kept]
     try:
         types, count = reader.columns(source, names), reader.count(source, config.input.id_column)
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""The folder of a run: `outputs/`, `manifest.json`, `attempts/`, `leases/`, `summary.json`.
+"""The folder of a run: `outputs/`, `manifest.json`, `attempts/`, `leases/`, `memory/`, `summary.json`.
 
 Why nothing is lost without a log of commits: a shard's rows and the name of its file follow from the plan in the
 manifest alone, and a file appears only whole, so that its presence is the commit, made in one step by rename or put.
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cmasd.config import fingerprint, identity, public_dict
 from cmasd.config.tree import Config
-from cmasd.errors import RunFolderError
+from cmasd.errors import ConfigError, RunFolderError
 from cmasd.io import lease
 from cmasd.io.outputs import (
     READERS,
@@ -40,7 +40,9 @@ from cmasd.telemetry.totals import Totals
 
 BATCH_ROWS = 4096
 """Of an output, in memory at once when it is read."""
-SUBFOLDERS = ("attempts", lease.FOLDER)
+MEMORY = "memory"
+"""What rows said, by shard (`cmasd.io.memories`)."""
+SUBFOLDERS = ("attempts", lease.FOLDER, MEMORY)
 """Beside `outputs`."""
 
 
@@ -76,6 +78,14 @@ class RunFolder:
         for path in (Path(self.storage.root), *Path(self.storage.root).parents):
             if path.is_file():
                 raise RunFolderError(f"output.path: {path} is a file; expected a folder. Use another path.")
+
+    def check_is_run(self, key: str) -> None:
+        """Raises `ConfigError` where no run is, in words about the key that names it."""
+        if self.read_json("manifest.json") is None:
+            raise ConfigError(
+                f"{key}: is no run folder, it has no manifest.json, got {self.address}. Name an earlier run's "
+                "output.path."
+            )
 
     def manifest(self) -> dict[str, Any] | None:
         """Null before the first start."""

@@ -10,8 +10,10 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+from cmasd.signals import as_c
+
 SOURCE = Path(__file__).with_name("kernels.c")
-"""It includes the others beside it."""
+"""It includes the others beside it, and `signals.h`, which is written where it is compiled."""
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared", "-nostartfiles")
 """The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole process."""
 COMPILE_SECONDS = 60.0
@@ -33,14 +35,15 @@ def built(*definitions: str) -> Path:
     threads = _threads()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
     sources = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.c"))]
-    about = repr([command, known, threads, version, sources])
+    about = repr([command, known, threads, version, sources, as_c()])
     library = cache_folder() / "kernels" / f"kernels-{sha256(about.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             fresh = Path(folder) / library.name
+            (Path(folder) / "signals.h").write_text(as_c(), encoding="ascii")
             subprocess.run(
-                [*command, str(SOURCE), *threads, "-lm", "-o", str(fresh)],
+                [*command, f"-I{folder}", str(SOURCE), *threads, "-lm", "-o", str(fresh)],
                 capture_output=True,
                 check=True,
                 timeout=COMPILE_SECONDS,

@@ -27,6 +27,7 @@ from cmasd.kernels.layers import lines, window_struct
 from cmasd.kernels.memory import kept_zeros
 from cmasd.kernels.rows import RowKernels
 from cmasd.kernels.weights import Packed
+from cmasd.signals import LogitNumbers
 from cmasd.window import Window
 
 REALS = {
@@ -91,8 +92,8 @@ class Kernels(RowKernels, ForwardKernels):
         return self._scan(logits, None)
 
     def statistics(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Of (..., V): the argmax (...), and the numbers (..., 6) of `cmasd.confidence.largest.Statistics`."""
-        numbers = logits.new_empty(*logits.shape[:-1], 6)
+        """Of (..., V): the argmax (...), and its `LogitNumbers` (..., 6)."""
+        numbers = logits.new_empty(*logits.shape[:-1], LogitNumbers.width())
         return self._scan(logits, numbers), numbers
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False, is_draft: bool = False) -> Packed:

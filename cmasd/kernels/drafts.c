@@ -3,7 +3,8 @@
    Greedy decoding of several tokens, each row as far as a rule lets it: a row that stops costs nothing more, while the
    others go on. */
 
-/* As `Rule` of cmasd/policies/base.py, over a confidence that is a weighted sum of a token's last four NUMBERS. */
+/* As `Rule` of cmasd/policies/base.py, over a confidence that is a weighted sum of a token's `LogitNumbers` from
+   the entropy on. */
 struct rule {
     const double *go_on, *keep, *offsets; /* by tokens drafted; offsets null: confidence is taken as it is */
     double slope, edge, bias, weights[4];
@@ -20,7 +21,7 @@ struct drafted {
 static double accepted_share(const struct rule *rule, int64_t j, const REAL *numbers)
 {
     REAL confidence = (REAL)rule->bias;
-    for (int64_t i = 0; i < 4; i++) confidence += (REAL)rule->weights[i] * numbers[2 + i];
+    for (int64_t i = 0; i < 4; i++) confidence += (REAL)rule->weights[i] * numbers[LOGIT_ENTROPY + i];
     if (!rule->offsets) return confidence;
     double known = confidence < rule->edge ? rule->edge : confidence > 1 - rule->edge ? 1 - rule->edge : confidence;
     return 1 / (1 + exp(-(rule->slope * log(known / (1 - known)) + rule->offsets[j])));
@@ -35,12 +36,12 @@ int64_t guess(const struct decoder *decoder, const struct layer *head, const int
     const int64_t width = decoder->width, runs = window->runs, size = size_of(window);
     int64_t *owners = malloc((5 * runs + 1) * sizeof(int64_t));
     int64_t *slots = owners + runs, *places = slots + runs, *best = places + runs, *firsts = best + runs;
-    int64_t needed = (size * (width + decoder->room) + runs * (head->out + NUMBERS)) * sizeof(REAL) + runs * sizeof(double);
+    int64_t needed = (size * (width + decoder->room) + runs * (head->out + LOGIT_WIDTH)) * sizeof(REAL) + runs * sizeof(double);
     REAL *hidden = aligned_alloc(VECTOR, (needed + VECTOR - 1) / VECTOR * VECTOR);
     if (owners && hidden) {
         double *statistic = (double *)hidden; /* what rules look at, first for the sake of alignment */
         REAL *states = (REAL *)(statistic + runs), *logits = states + size * width;
-        REAL *judged = logits + runs * head->out, *rest = judged + runs * NUMBERS;
+        REAL *judged = logits + runs * head->out, *rest = judged + runs * LOGIT_WIDTH;
         struct window here = *window;
         int64_t active = runs;
         for (int64_t run = 0; run < runs; run++) {
@@ -61,9 +62,9 @@ int64_t guess(const struct decoder *decoder, const struct layer *head, const int
                 int64_t goes_on = j + 1 < room[slot] && !is_one_of(token, eos, eos_count);
                 double now = statistic[run];
                 out->tokens[at] = token, out->made[slot]++;
-                memcpy(out->numbers + at * NUMBERS, judged + run * NUMBERS, NUMBERS * sizeof(REAL));
+                memcpy(out->numbers + at * LOGIT_WIDTH, judged + run * LOGIT_WIDTH, LOGIT_WIDTH * sizeof(REAL));
                 if (rule) {
-                    double share = accepted_share(rule, j, judged + run * NUMBERS);
+                    double share = accepted_share(rule, j, judged + run * LOGIT_WIDTH);
                     now = rule->is_mean ? (now * j + share) / (j + 1) : now * share;
                     if (out->sent[slot] == j && now >= rule->keep[j]) out->sent[slot]++;
                     else goes_on = 0; /* what lies behind a token that is not sent is not sent either */
@@ -89,14 +90,14 @@ int64_t guess(const struct decoder *decoder, const struct layer *head, const int
 
 /* The tokens that a cache lacks of rows with room, run after run, from `held` on, or the latest again where it lacks none;
    it holds them all afterwards. `tokens` is null to count them. Returns how many there are. */
-static int64_t lacking(const int64_t *row_tokens, int64_t token_stride, const int64_t *row_numbers,
-                       int64_t number_stride, int64_t *held, int64_t rows, const int64_t *room, int64_t *slots,
+static int64_t lacking(const int64_t *row_tokens, int64_t token_stride, const int64_t *row_lengths,
+                       int64_t length_stride, int64_t *held, int64_t rows, const int64_t *room, int64_t *slots,
                        int64_t *starts, int64_t *firsts, int64_t *runs, int64_t *tokens)
 {
     int64_t size = 0;
     *runs = 0;
     for (int64_t row = 0; row < rows; row++) {
-        int64_t length = row_numbers[row * number_stride + LENGTH], start = held[row] < length ? held[row] : length - 1;
+        int64_t length = row_lengths[row * length_stride], start = held[row] < length ? held[row] : length - 1;
         if (room && room[row] <= 0) continue;
         if (tokens) {
             memcpy(tokens + size, row_tokens + row * token_stride + start, (length - start) * sizeof(int64_t));
@@ -110,15 +111,15 @@ static int64_t lacking(const int64_t *row_tokens, int64_t token_stride, const in
 
 /* As `guess`, behind all tokens that the cache lacks of the first `rows` slots. Returns how many of a row at most. */
 int64_t catch_up(const struct decoder *decoder, const struct layer *head, const int64_t *ids, const int64_t *row_tokens,
-                 int64_t token_stride, const int64_t *row_numbers, int64_t number_stride, int64_t *held, int64_t rows,
+                 int64_t token_stride, const int64_t *row_lengths, int64_t length_stride, int64_t *held, int64_t rows,
                  const int64_t *eos, int64_t eos_count, const int64_t *room, int64_t count, const struct rule *rule,
                  const struct lines *past, const struct lines *source, const struct drafted *out)
 {
-    int64_t runs, size = lacking(row_tokens, token_stride, row_numbers, number_stride, held, rows, room, 0, 0, 0, &runs, 0);
+    int64_t runs, size = lacking(row_tokens, token_stride, row_lengths, length_stride, held, rows, room, 0, 0, 0, &runs, 0);
     int64_t *tokens = malloc((size + 3 * rows + 1) * sizeof(int64_t)), longest = 0;
     if (!tokens) return 0;
     int64_t *slots = tokens + size, *starts = slots + rows, *firsts = starts + rows;
-    lacking(row_tokens, token_stride, row_numbers, number_stride, held, rows, room, slots, starts, firsts, &runs, tokens);
+    lacking(row_tokens, token_stride, row_lengths, length_stride, held, rows, room, slots, starts, firsts, &runs, tokens);
     struct window window = {tokens, slots, starts, firsts, runs};
     longest = longest_of(&window);
     if (!guess(decoder, head, ids, &window, eos, eos_count, room, count, rule, past, source, out)) longest = 0;
@@ -198,7 +199,7 @@ static void say(const struct drafter *drafter, int64_t rows, int64_t j, int64_t 
         int64_t at = row * count + j;
         if (drafter->ids) latest[row] = drafter->ids[latest[row]];
         found[at] = latest[row];
-        memcpy(numbers + at * NUMBERS, judged + row * NUMBERS, NUMBERS * sizeof(REAL));
+        memcpy(numbers + at * LOGIT_WIDTH, judged + row * LOGIT_WIDTH, LOGIT_WIDTH * sizeof(REAL));
         if (!drafter->judge) continue;
         REAL sum = drafter->judge[width + rank];
         for (int64_t i = 0; i < width; i++) sum += drafter->judge[i] * states[at * width + i];
@@ -207,10 +208,10 @@ static void say(const struct drafter *drafter, int64_t rows, int64_t j, int64_t 
     }
 }
 
-/* `count` tokens for each row with their NUMBERS and predicted acceptance, [row][token]. The cache lacks the places from
+/* `count` tokens for each row with their `LogitNumbers` and predicted acceptance, [row][token]. The cache lacks the places from
    `held` on, and holds them afterwards. Returns how many of a row at most, or 0 where there is no memory. */
 int64_t propose(const struct drafter *drafter, const int64_t *row_tokens, int64_t token_stride,
-                const int64_t *row_numbers, int64_t number_stride, int64_t *held, int64_t rows, int64_t count,
+                const int64_t *row_lengths, int64_t length_stride, int64_t *held, int64_t rows, int64_t count,
                 const struct seen *seen, const struct lines *past, const struct lines *source, int64_t *found,
                 REAL *numbers, REAL *predicted)
 {
@@ -218,18 +219,18 @@ int64_t propose(const struct drafter *drafter, const int64_t *row_tokens, int64_
     const int64_t width = decoder->width, all = rows * count, columns = drafter->head->out, rank = drafter->rank;
     int64_t runs, longest = 0;
     const int64_t size =
-        lacking(row_tokens, token_stride, row_numbers, number_stride, held, rows, 0, 0, 0, 0, &runs, 0);
-    int64_t needed = size * 5 * width + all * (decoder->room + columns + rank) + rows * (columns + rank + NUMBERS);
+        lacking(row_tokens, token_stride, row_lengths, length_stride, held, rows, 0, 0, 0, 0, &runs, 0);
+    int64_t needed = size * 5 * width + all * (decoder->room + columns + rank) + rows * (columns + rank + LOGIT_WIDTH);
     int64_t *tokens = malloc((size + 6 * rows + 2) * sizeof(int64_t));
     REAL *joined = aligned_alloc(VECTOR, (needed * sizeof(REAL) + VECTOR - 1) / VECTOR * VECTOR);
     if (tokens && joined) {
         int64_t *slots = tokens + size, *starts = slots + rows, *firsts = starts + rows, *asked = firsts + rows + 1;
         int64_t *lengths = asked + rows + 1, *latest = lengths + rows;
-        lacking(row_tokens, token_stride, row_numbers, number_stride, held, rows, 0, slots, starts, firsts, &runs, tokens);
+        lacking(row_tokens, token_stride, row_lengths, length_stride, held, rows, 0, slots, starts, firsts, &runs, tokens);
         const struct window lacked = {tokens, slots, starts, firsts, runs}, queries = {0, slots, starts, asked, rows};
         longest = longest_of(&lacked);
         for (int64_t row = 0; row < rows; row++) {
-            lengths[row] = row_numbers[row * number_stride + LENGTH];
+            lengths[row] = row_lengths[row * length_stride];
             latest[row] = tokens[firsts[row + 1] - 1], asked[row + 1] = (row + 1) * count;
         }
         asked[0] = 0;

@@ -20,11 +20,10 @@ from cmasd.kernels.layers import (
 )
 from cmasd.kernels.rotary import PackedRotary
 from cmasd.kernels.weights import Packed
+from cmasd.signals import LogitNumbers
 from cmasd.window import Window
 
 NO_ROOM = "no memory for a draft"
-NUMBERS = 6
-"""Of a row of logits, see `cmasd.confidence.largest.Statistics`."""
 
 
 class Caches(NamedTuple):
@@ -177,7 +176,7 @@ class ForwardKernels:
     def _room_for(rows: int, count: int, real: Tensor, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens, numbers, and how many are made and sent, of rows that draft nothing."""
         made_2B = whole.new_zeros(2, rows)
-        numbers_BK6 = real.new_full((rows, count, NUMBERS), float("nan"))
+        numbers_BK6 = real.new_full((rows, count, LogitNumbers.width()), float("nan"))
         return whole.new_zeros(rows, count), numbers_BK6, made_2B[0], made_2B[1]
 
     @staticmethod
@@ -204,7 +203,7 @@ class ForwardKernels:
         """
         past_KSHLP, source_KSHLP, counts_S = caches
         rows = len(lengths_B)
-        found, numbers = held_B.new_empty(rows, count), past_KSHLP.new_empty(rows, count, NUMBERS)
+        found, numbers = held_B.new_empty(rows, count), past_KSHLP.new_empty(rows, count, LogitNumbers.width())
         predicted = past_KSHLP.new_empty(rows, count) if drafter.has_judge else None
         stored = ctypes.byref(places(seen_SLd)), ctypes.byref(lines(past_KSHLP, None))
         source = None if source_KSHLP is None else ctypes.byref(lines(source_KSHLP, counts_S))

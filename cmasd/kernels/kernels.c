@@ -20,6 +20,7 @@
 #define LEAST -1e30 /* below any score; an infinity has no place in code that is compiled to be fast */
 #define NOTHING -80 /* exp of it counts as nothing beside 1 */
 
+#include "signals.h" /* written by build.py: the places of cmasd/signals.py */
 #include "meeting.c"
 #include "window.c"
 #include "attention.c"

@@ -1,9 +1,7 @@
 /* ------------------------------------------------------------------ logits
 
-   Of each row z: where the largest is (the first of equals), and, unless `numbers` is null, what NUMBERS are called in
-   cmasd/confidence/largest.py, with z1 and z2 the two largest and p = softmax(z). */
-
-#define NUMBERS 6
+   Of each row z: where the largest is (the first of equals), and, unless `numbers` is null, the `LogitNumbers` of
+   cmasd/signals.py. */
 
 #define ABREAST 64 /* so that no comparison waits for the one before */
 
@@ -48,13 +46,13 @@ void statistics(const REAL *logits, int64_t rows, int64_t columns, int64_t *toke
             mean += share * below;
         }
         REAL gap = second - top, entropy = 1 - (LOG(mass) - mean / mass) / LOG((REAL)columns);
-        REAL ratio = EXP(gap < NOTHING ? NOTHING : gap), *out = numbers + NUMBERS * row;
-        out[0] = top;
-        out[1] = LOG(mass);
-        out[2] = entropy < 0 ? 0 : entropy > 1 ? 1 : entropy;
-        out[3] = (1 - ratio) / (1 + ratio);
-        out[4] = (1 - ratio) / mass;
-        out[5] = 1 / mass;
+        REAL ratio = EXP(gap < NOTHING ? NOTHING : gap), *out = numbers + LOGIT_WIDTH * row;
+        out[LOGIT_TOP] = top;
+        out[LOGIT_LOG_MASS] = LOG(mass);
+        out[LOGIT_ENTROPY] = entropy < 0 ? 0 : entropy > 1 ? 1 : entropy;
+        out[LOGIT_MARGIN] = (1 - ratio) / (1 + ratio);
+        out[LOGIT_SOFTMAX] = (1 - ratio) / mass;
+        out[LOGIT_MAX_PROB] = 1 / mass;
     }
 }
 

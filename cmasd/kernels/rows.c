@@ -1,15 +1,13 @@
 /* ------------------------------------------------------------------ rows
 
    Small work on whole numbers, one call each: in tensor operations it took longer than the model's forward. `numbers`
-   has a row for each slot, see below; the rows are those of the first slots. */
-
-enum { LENGTH, LIMIT, PROMPT, ITERATIONS = 4, DRAFTED, ACCEPTED, DRAFTING, ROLLBACKS };
+   has the `RowNumbers` of cmasd/signals.py for each slot; the rows are those of the first slots. */
 
 /* How many tokens each row may draft, of at most `most`. */
 void room(const int64_t *numbers, int64_t number_stride, int64_t rows, int64_t most, int64_t *rooms)
 {
     for (int64_t row = 0; row < rows; row++) {
-        int64_t left = numbers[row * number_stride + LIMIT] - numbers[row * number_stride + LENGTH] - 1;
+        int64_t left = numbers[row * number_stride + ROW_LIMIT] - numbers[row * number_stride + ROW_LENGTH] - 1;
         rooms[row] = left < 0 ? 0 : left < most ? left : most;
     }
 }
@@ -22,7 +20,7 @@ void show(const int64_t *numbers, int64_t number_stride, const int64_t *row_toke
     firsts[0] = 0;
     for (int64_t row = 0; row < rows; row++) {
         int64_t *out = tokens + firsts[row], length = lengths ? lengths[row] : 0;
-        slots[row] = row, starts[row] = numbers[row * number_stride + LENGTH] - 1;
+        slots[row] = row, starts[row] = numbers[row * number_stride + ROW_LENGTH] - 1;
         out[0] = row_tokens[row * token_stride + starts[row]];
         memcpy(out + 1, draft + row * drafted, length * sizeof(int64_t));
         firsts[row + 1] = firsts[row] + 1 + length;
@@ -55,7 +53,7 @@ void commit(const int64_t *draft, const int64_t *lengths, const float *confidenc
             float *confidence_sum, int64_t sum_stride, int64_t *emitted, int64_t *counts, uint8_t *ended)
 {
     for (int64_t row = 0; row < rows; row++) {
-        int64_t *number = numbers + row * number_stride, *to = tokens + row * token_stride + number[LENGTH];
+        int64_t *number = numbers + row * number_stride, *to = tokens + row * token_stride + number[ROW_LENGTH];
         int64_t *out = emitted + row * (drafted + 1), length = lengths[row], count = 0, is_end = 0;
         for (int64_t i = 0; i < drafted; i++) to[i] = out[i] = draft[row * drafted + i];
         to[drafted] = out[drafted] = next[row];
@@ -66,12 +64,12 @@ void commit(const int64_t *draft, const int64_t *lengths, const float *confidenc
         }
         counts[row] = count, ended[row] = is_end;
         int64_t kept = accepted[row] < count ? accepted[row] : count;
-        number[ITERATIONS]++;
+        number[ROW_ITERATIONS]++;
         if (!drafted) continue;
-        number[DRAFTED] += length;
-        number[ACCEPTED] += kept;
-        number[DRAFTING] += length > 0;
-        number[ROLLBACKS] += accepted[row] < length && accepted[row] < count;
+        number[ROW_DRAFTED_TOKENS] += length;
+        number[ROW_ACCEPTED_TOKENS] += kept;
+        number[ROW_DRAFTING_ROW_ITERATIONS] += length > 0;
+        number[ROW_ROLLBACKS] += accepted[row] < length && accepted[row] < count;
         by_length[length]++, by_length[length_stride + kept]++;
         for (int64_t i = 0; i < length; i++) confidence_sum[row * sum_stride] += confidence[row * drafted + i];
     }
@@ -84,9 +82,9 @@ int64_t advance(int64_t *numbers, int64_t number_stride, int64_t rows, const int
     int64_t count = 0;
     for (int64_t row = 0; row < rows; row++) {
         int64_t *number = numbers + row * number_stride;
-        number[LENGTH] += counts[row];
-        if (ended[row]) number[LIMIT] = 0;
-        if (number[LENGTH] >= number[LIMIT]) done[count++] = row;
+        number[ROW_LENGTH] += counts[row];
+        if (ended[row]) number[ROW_LIMIT] = 0;
+        if (number[ROW_LENGTH] >= number[ROW_LIMIT]) done[count++] = row;
     }
     return count;
 }
@@ -103,14 +101,12 @@ void keep(int64_t *held, int64_t rows, const int64_t *accepted, const int64_t *d
 /* As `trace` of cmasd/engine/trace.py, after `commit`, for what is kept: what is not is null. The first row of each trace
    is given, with what an iteration or a token holds that nobody drafted. */
 
-#define TOKEN 8
-#define ITERATION 6
-#define SCORES 4
+#define COMPONENTS (TOKEN_SOFTMAX - TOKEN_CONFIDENCE) /* behind a confidence */
 
 static void put_scores(const float *confidence, const float *components, float *out)
 {
     out[0] = *confidence;
-    memcpy(out + 1, components, (SCORES - 1) * sizeof(float));
+    memcpy(out + 1, components, COMPONENTS * sizeof(float));
 }
 
 void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t window, int64_t columns,
@@ -123,24 +119,28 @@ void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t wind
     #pragma omp parallel for if (rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         const int64_t *number = numbers + row * number_stride, count = counts[row], length = lengths[row];
-        const float *mine = confidence + row * drafted, *why = components + row * drafted * (SCORES - 1);
+        const float *mine = confidence + row * drafted, *why = components + row * drafted * COMPONENTS;
         int64_t kept = accepted[row] < count ? accepted[row] : count;
         if (iterations && drafted && count) {
-            float *out = iterations + row * iteration_stride + ITERATION * (number[ITERATIONS] - 1);
-            out[0] = length, out[1] = kept; /* the others hold what they do without a rejection */
-            if (kept < length && kept < count) put_scores(mine + kept, why + kept * (SCORES - 1), out + 2);
+            float *out = iterations + row * iteration_stride + ITERATION_WIDTH * (number[ROW_ITERATIONS] - 1);
+            out[ITERATION_DRAFT_LENGTH] = length, out[ITERATION_ACCEPTED] = kept;
+            if (kept < length && kept < count) /* else the scores are what they are without a rejection */
+                put_scores(mine + kept, why + kept * COMPONENTS, out + ITERATION_REJECTED_CONFIDENCE);
         }
         for (int64_t t = 0; t < count && (tokens || gap_sum); t++) {
             const REAL *z = logits + (firsts[row] + t) * columns;
             REAL top = most(z, columns, z[0]), gap = top - z[emitted[row * window + t]], mass = 0;
             if (gap_sum) gap_sum[row * sum_stride] += gap;
             if (!tokens) continue;
-            float *out = tokens + row * token_stride + TOKEN * (number[LENGTH] - number[PROMPT] + t);
+            float *out = tokens + row * token_stride + TOKEN_WIDTH * (number[ROW_LENGTH] - number[ROW_PROMPT_LENGTH] + t);
             for (int64_t i = 0; i < columns; i++) mass += EXP(z[i] - top < NOTHING ? NOTHING : z[i] - top);
-            memcpy(out, plain_token, TOKEN * sizeof(float));
-            if (t < accepted[row]) out[0] = 1, put_scores(mine + t, why + t * (SCORES - 1), out + 1);
-            if (t < length) out[5] = tau[row * drafted + t];
-            out[6] = gap, out[7] = -gap - LOG(mass);
+            memcpy(out, plain_token, TOKEN_WIDTH * sizeof(float));
+            if (t < accepted[row]) {
+                out[TOKEN_SOURCE] = FROM_DRAFT;
+                put_scores(mine + t, why + t * COMPONENTS, out + TOKEN_CONFIDENCE);
+            }
+            if (t < length) out[TOKEN_TAU] = tau[row * drafted + t];
+            out[TOKEN_GAP_NATS] = gap, out[TOKEN_VERIFIER_LOGPROB] = -gap - LOG(mass);
         }
     }
 }

@@ -1,7 +1,6 @@
 """What becomes of rows in an iteration, in C: small work on whole numbers, one call each.
 
-The numbers of a row are columns of the engine's state (`cmasd.engine.slots`), whose views are given from the row's
-length on.
+The numbers of a row are columns of the engine's state (`cmasd.signals.RowNumbers`).
 
 Shapes: B rows, C slots, T window, K draft, L token buffer, V vocabulary.
 """

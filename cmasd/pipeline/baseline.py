@@ -1,9 +1,8 @@
-"""The check against AR decoding, as one Ray task with an actor's resources.
+"""The check against AR decoding, in whatever process decodes.
 
 What is compared, and how, is the caller's: this room provides the first rows, the loaded pair and the place to run.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from cmasd.config.tree import Config
 from cmasd.core import RowError
 from cmasd.io.plan import Plan
 from cmasd.io.samples import first_rows
-from cmasd.pipeline.cluster import Resources
 from cmasd.pipeline.engine_thread import set_torch_threads
 
 if TYPE_CHECKING:
@@ -25,21 +23,8 @@ ENGINES = 2
 """That a comparison has in memory at once."""
 
 
-def compare_in_cluster(
-    config: Config, plan: Plan, has: Resources, compare: Compare
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The comparison and its seconds, null when no row can be encoded; and what users should know of it."""
-    import ray
-
-    started = time.monotonic()
-    task = ray.remote(num_cpus=has.cpus_each, num_gpus=has.gpus_each, max_retries=1)(_compare)
-    result, notices = ray.get(task.remote(config, plan, compare))
-    if result is not None:
-        result["seconds"] = round(time.monotonic() - started, 2)
-    return result, notices
-
-
-def _compare(config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
+def compare_from_start(config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
+    """In a process that has loaded nothing yet."""
     from cmasd.engine import load_pair
 
     set_torch_threads(config.actors.cpus_each)
@@ -47,7 +32,7 @@ def _compare(config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, An
 
 
 def compare_with(pair: "Pair", config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
-    """The same with a pair that is loaded, in this process."""
+    """With a pair that is loaded: what was found, null when no row can be encoded; and what users should know of it."""
     from cmasd.engine.previous import previous_outputs
 
     rows = first_rows(config, plan, config.baseline.rows)

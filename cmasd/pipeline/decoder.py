@@ -20,6 +20,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Result, RowError
 from cmasd.io.earlier import Id, earlier_run
 from cmasd.io.lease import Watch
+from cmasd.io.memories import Rows, own_memories
 from cmasd.io.outputs import Position
 from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
@@ -61,6 +62,7 @@ class Decoder:
             self._preemption.listen()
         watch.on_stop(self._engine.drain)
         self._earlier = earlier_run(config)
+        self._memories = own_memories(config)
         self._metrics = ShardMetrics(config.output.path, self._name)
         self._text_lock = threading.Lock()
         self._engine.wait()  # an actor that counts as ready can decode; a failure is raised by the first shard
@@ -95,7 +97,10 @@ class Decoder:
         """None where the driver is gone, and another does this shard again, perhaps by another plan."""
         assert rows.num_rows == shard.rows, f"{shard.output_name} has {rows.num_rows} rows, planned {shard.rows}"
         started_at = time.time()
-        decoded, notices = self._crashes.decode(shard, rows, lambda part: self._decode(codec, part, shard.position))
+        said: Rows = []
+        decoded, notices = self._crashes.decode(
+            shard, rows, lambda part: self._decode(codec, part, shard.position, said)
+        )
         telemetry = self._config.telemetry
         id_type = rows.schema.field("id").type
         table = record(decoded, telemetry.level, kept_columns(rows), telemetry.teacher_top_k, id_type)
@@ -104,6 +109,8 @@ class Decoder:
         timing = ShardTiming(self._name, started_at, time.time() - started_at)
         totals = self._folder.write_shard(shard, table, timing)
         self._metrics.written(totals)
+        if self._memories is not None:
+            self._memories.write(shard, said, codec.vocabulary)
         report = self._report(shard, totals, decoded, notices)
         counts = {"rows": totals.rows, "errors": totals.errors, "output_tokens": totals.output_tokens}
         _log.info("shard written", extra={"fields": {**counts, "seconds": round(timing.seconds, 3)}})
@@ -123,7 +130,8 @@ class Decoder:
             first_failure=next(failures, None),
         )
 
-    def _decode(self, codec: TextCodec, rows: pa.Table, near: Position) -> list[Row]:
+    def _decode(self, codec: TextCodec, rows: pa.Table, near: Position, said: Rows) -> list[Row]:
+        """Adds to `said` what is worth being remembered."""
         ids, texts, errors = (rows[name].to_pylist() for name in ("id", "text", "error"))
         good = [i for i, error in enumerate(errors) if error is None]
         outcomes: list[Result | RowError] = [RowError("read", error or "") for error in errors]
@@ -137,6 +145,7 @@ class Decoder:
                 ready.append((i, source))
         previous = self._said_before(codec, [ids[i] for i, _ in ready], near)
         results = self._engine.decode([source for _, source in ready], previous)
+        said += [(source, result.token_ids.tolist()) for (_, source), result in zip(ready, results, strict=True)]
         with self._text_lock:
             outputs = codec.decode([result.token_ids.tolist() for result in results])
         decoded: dict[int, str] = {}

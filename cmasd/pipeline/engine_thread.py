@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from cmasd.config.tree import ActorsConfig, Config
 from cmasd.core import Request, Result
 from cmasd.errors import CmasdError, DecodingError
+from cmasd.io.memories import memories_before
 from cmasd.pipeline.backlog import Backlog
 from cmasd.pipeline.estimate import note_steps
 from cmasd.pipeline.metrics import EngineMetrics
@@ -117,8 +118,13 @@ class EngineThread:
             config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
             engine = Engine(pair, config)
             engine.warm_up()
+            remembered = sum(
+                engine.remember(memories.read(pair.codec.vocabulary)) for memories in memories_before(self._config)
+            )
         note_step_table(self._config, engine)
         self.notices = [*pair.notices, *slots_notice(self._config, config)]
+        if remembered:
+            self.notices.append(f"memory: begins with {remembered:,} output tokens of earlier rows.")
         metrics.loaded(time.monotonic() - started)
         _log.info("models loaded in %.1f s", time.monotonic() - started)
         self._pair.set_result(pair)
@@ -181,8 +187,11 @@ def engines_beside(config: ActorsConfig, device: str) -> int:
 
 
 def slots_notice(asked: Config, chosen: Config) -> list[str]:
-    """Names the number when it was left to the engine."""
-    return [] if asked.engine.slots is not None else [f"engine.slots: {chosen.engine.slots} rows fit into memory."]
+    """Names the numbers that were left to the engine."""
+    told = [] if asked.engine.slots is not None else [f"engine.slots: {chosen.engine.slots} rows fit into memory."]
+    if asked.engine.cache_tokens is None and (tokens := chosen.engine.cache_tokens) is not None:
+        told.append(f"engine.cache_tokens: rows of {tokens:,} tokens together fit into memory; beyond them rows wait.")
+    return told
 
 
 def set_torch_threads(cpus: float) -> None:

@@ -80,7 +80,8 @@ def tokens_in(config: Config, texts: Sequence[str], folder: Path | None) -> int:
 
         with suppress(Exception):  # the tokenizer's own, of no public class
             counted = Tokenizer.from_file(str(file)).encode_batch_fast(prompts)
-            return sum(min(len(one.ids), config.engine.max_source_tokens) for one in counted)
+            most = config.engine.max_source_tokens
+            return sum(len(one.ids) if most is None else min(len(one.ids), most) for one in counted)
     return sum(-(-len(prompt.encode(errors="replace")) // BYTES_PER_TOKEN) for prompt in prompts)
 
 

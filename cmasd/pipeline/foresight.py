@@ -9,11 +9,12 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cmasd.config.tree import Config
+from cmasd.config.tree import KEPT_PLACES, Config
 from cmasd.errors import ConfigError
 from cmasd.io.earlier import earlier_run
+from cmasd.io.memories import memories_before
 from cmasd.io.provenance import provenance
 from cmasd.pipeline.address import named
 from cmasd.pipeline.engine_thread import engines_beside
@@ -57,6 +58,7 @@ def look_ahead(config: Config) -> Outlook:
         problems.append(f"confidence.calibration: no such file, got {calibration}. cmasd calibrate RUN writes one.")
     try:
         earlier_run(config)
+        memories_before(config)
     except ConfigError as error:
         problems.append(str(error))
     if (address := named()) is not None:
@@ -66,7 +68,9 @@ def look_ahead(config: Config) -> Outlook:
     problems += machine_problems(config, gpus)
     takes_gpu = bool(gpus) and config.actors.gpus_each != 0 and config.models.device != "cpu"
     models = [found for found in (verifier, drafter) if found is not None]
-    problems += memory_problems(config, models, "cuda" if takes_gpu else "cpu")
+    kind = "cuda" if takes_gpu else "cpu"
+    problems += memory_problems(config, models, kind)
+    remarks += memory_remarks(config, models, kind)
     return Outlook(verifier, problems, remarks)
 
 
@@ -97,28 +101,66 @@ def visible_gpus() -> list[str]:
 
 
 def memory_problems(config: Config, models: list[Found], kind: str) -> list[str]:
-    """By what is certain to be asked for: weights, and two rows of keys and values for each slot."""
-    free = free_bytes() if kind == "cpu" else gpu_free_bytes()
-    weights = sum(weight_bytes(config, found, kind) for found in models)
-    slot = 2 * sum(row_bytes(config, found, kind) for found in models if not found.is_parallel)
-    slots, engines = config.engine.slots or 1, engines_beside(config.actors, kind)
-    need = weights + slots * slot
-    if free is None or need <= free / engines:
+    """By what is certain to be asked for: weights, two rows of keys and values for each slot, and one long row."""
+    need = _memory(config, models, kind)
+    slots, free = config.engine.slots or 1, need.free
+    least = need.weights + slots * need.slot + need.long_row
+    if free is None or least <= free:
         return []
-    fitting = max(0, int((free / engines - weights) // slot)) if slot else 0
+    fitting = max(0, int((free - need.weights - need.long_row) // need.slot)) if need.slot else 0
     expected = f"at most {fitting}" if fitting else "more memory, because not even one slot fits"
+    long_row = f", and {size(need.long_row)} for a row as long as allowed" * bool(need.long_row)
     return [
-        f"engine.slots: does not fit into memory, got {slots} ({size(need)} or more: {size(weights)} of weights, and "
-        f"{size(slot)} a slot; {size(free / engines)} are free for each of {engines} actor(s)); expected {expected}. "
+        f"engine.slots: does not fit into memory, got {slots} ({size(least)} or more: {size(need.weights)} of weights, "
+        f"and {size(need.slot)} a slot{long_row}; {size(free)} are free for each of "
+        f"{engines_beside(config.actors, kind)} actor(s)); expected {expected}. "
         "Lower it, engine.max_source_tokens or engine.max_new_tokens."
     ]
+
+
+def memory_remarks(config: Config, models: list[Found], kind: str) -> list[str]:
+    """Where rows as long as allowed do not fit into all slots."""
+    need, slots = _memory(config, models, kind), config.engine.slots
+    if need.free is None or not (slots and need.long_row) or config.engine.cache_tokens is not None:
+        return []
+    left = need.free - need.weights - slots * need.slot
+    if not need.long_row <= left < slots * need.long_row:
+        return []
+    return [
+        f"engine.cache_tokens: {slots} rows as long as allowed do not fit into memory together; rows of up to "
+        f"{left / need.token:,.0f} tokens in all do, and others wait."
+    ]
+
+
+class _Memory(NamedTuple):
+    """Bytes."""
+
+    weights: int
+    slot: int
+    long_row: int
+    """Of the longest row, beyond what its slot has; 0 where slots are allocated whole."""
+    token: int
+    free: float | None
+    """For one actor; None where that cannot be read."""
+
+
+def _memory(config: Config, models: list[Found], kind: str) -> _Memory:
+    weights = sum(weight_bytes(config, found, kind) for found in models)
+    speaking = [found for found in models if not found.is_parallel]
+    slot = 2 * sum(row_bytes(config, found, kind) for found in speaking)
+    whole = sum(place_bytes(config, found, kind) * sum(row_places(config, found)) for found in speaking)
+    token = sum(place_bytes(config, found, kind) for found in speaking)
+    free = free_bytes() if kind == "cpu" else gpu_free_bytes()
+    each = None if free is None else free / engines_beside(config.actors, kind)
+    return _Memory(weights, slot, whole if slot < 2 * whole else 0, token, each)
 
 
 def weight_bytes(config: Config, found: Found, kind: str) -> int:
     """In memory: with `auto` as stored, but on a CPU float32 in families that are widened."""
     stored, each, models = stored_bytes(found), item_bytes(config, found, kind), config.models
     if kind == "cpu" and models.dtype in ("auto", "float32", "int8") and found.config.get("model_type") not in WIDENED:
-        drafts_in_int8 = found.name == models.drafter and models.drafter_dtype != "same"
+        least = "int8" if config.policy.kind == "stitch" else "auto"  # whose small model nobody checks
+        drafts_in_int8 = found.name == models.drafter and models.drafter_dtype in ("int8", least)
         each = 1 if models.dtype == "int8" or drafts_in_int8 else stored
     return found.weight_bytes * each // stored
 
@@ -136,20 +178,30 @@ def item_bytes(config: Config, found: Found, kind: str) -> int:
 
 
 def row_bytes(config: Config, found: Found, kind: str) -> int:
-    """Keys and values of one row; 0 where `config.json` does not tell by the usual names."""
-    tree = found.config
-    layers, heads, width = (first(tree, names) for names in (LAYERS, HEADS, WIDTHS))
+    """Keys and values of one row that every slot has; 0 where `config.json` does not tell by the usual names."""
+    places = row_places(config, found)
+    kept = places if kind != "cpu" else tuple(min(count, KEPT_PLACES) for count in places)
+    return place_bytes(config, found, kind) * sum(kept)
+
+
+def place_bytes(config: Config, found: Found, kind: str) -> int:
+    """Keys and values of one token."""
+    layers, heads, width = (first(found.config, names) for names in (LAYERS, HEADS, WIDTHS))
     if not (layers and heads and width):
         return 0
-    head_width = first(tree, ("head_dim", "d_kv")) or width // heads
-    kept = first(tree, ("num_key_value_heads",)) or heads
-    source, fresh = config.engine.max_source_tokens, new_tokens(config, found)
-    positions = first(tree, ("max_position_embeddings", "n_positions")) or source + fresh
-    if tree.get("is_encoder_decoder"):
-        length = min(source, positions) + min(fresh, positions)
-    else:
-        length = min(source + fresh, positions)
-    return layers * 2 * kept * head_width * item_bytes(config, found, kind) * length
+    head_width = first(found.config, ("head_dim", "d_kv")) or width // heads
+    kept = first(found.config, ("num_key_value_heads",)) or heads
+    return layers * 2 * kept * head_width * item_bytes(config, found, kind)
+
+
+def row_places(config: Config, found: Found) -> tuple[int, int]:
+    """Of the longest row: those of its decoder, and of its source where that is encoded."""
+    fresh, positions = new_tokens(config, found), first(found.config, ("max_position_embeddings", "n_positions"))
+    source = config.engine.max_source_tokens or positions
+    positions = positions or source + fresh
+    if found.config.get("is_encoder_decoder"):
+        return min(fresh, positions), min(source, positions)
+    return min(source + fresh, positions), 0
 
 
 def new_tokens(config: Config, found: Found) -> int:

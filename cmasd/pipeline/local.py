@@ -6,11 +6,10 @@ again), and metrics.
 """
 
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -18,8 +17,10 @@ from cmasd.config.tree import Config
 from cmasd.io.lease import Watch
 from cmasd.io.plan import Plan, Shard, source_of
 from cmasd.io.shards import read_shards
-from cmasd.pipeline.baseline import Compare, compare_with
+from cmasd.pipeline.baseline import Compare, compare_from_start, compare_with
 from cmasd.pipeline.blocks import to_block
+from cmasd.pipeline.engine_thread import set_torch_threads
+from cmasd.pipeline.place import Compared, Place, shards_in_flight
 from cmasd.pipeline.report import ShardReport
 
 if TYPE_CHECKING:
@@ -31,18 +32,19 @@ def with_all_processors(config: Config) -> Config:
     return replace(config, actors=replace(config.actors, cpus_each=float(os.cpu_count() or 1)))
 
 
-class Here:
+class Here(Place):
     """One decoder in this process."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = with_all_processors(config)
+    def __init__(self, config: Config, stage: Callable[[str], None]) -> None:
+        super().__init__(with_all_processors(config), stage)
         self._decoder: Decoder | None = None
 
-    def decode(self, plan: Plan, todo: list[Shard], in_flight: int, watch: Watch) -> Iterator[ShardReport]:
-        """A report for each shard that was written; ends early once told to stop."""
+    def decode(self, plan: Plan, todo: list[Shard], watch: Watch) -> Iterator[ShardReport]:
+        """See `Place.decode`; ends early once told to stop."""
         from cmasd.pipeline.decoder import Decoder
 
-        decoder = self._decoder = Decoder(self._config, watch, owns_process=False)
+        decoder = self._decoder = Decoder(self.config, watch, owns_process=False)
+        in_flight = min(shards_in_flight(self.config, plan), len(todo))
         with ThreadPoolExecutor(in_flight, thread_name_prefix="shard") as pool:
             waiting: set[Future[pa.Table]] = set()
             for block in self._blocks(plan, todo):
@@ -60,21 +62,15 @@ class Here:
         for number in sorted({shard.file for shard in todo}):
             file = plan.part(number)
             missing = {shard.index for shard in todo if shard.file == number}
-            for shard, rows in read_shards(file, source_of(self._config, file.planned.file), missing):
+            for shard, rows in read_shards(file, source_of(self.config, file.planned.file), missing):
                 yield to_block(shard, rows)
 
-    def compare(self, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
-        """See `compare_in_cluster`; with the pair that has decoded, where one has."""
-        from cmasd.engine import load_pair
-        from cmasd.pipeline.engine_thread import set_torch_threads
-
-        started = time.monotonic()
-        set_torch_threads(self._config.actors.cpus_each)
-        pair = load_pair(self._config) if self._decoder is None else self._decoder.pair
-        result, notices = compare_with(pair, self._config, plan, compare)
-        if result is not None:
-            result["seconds"] = round(time.monotonic() - started, 2)
-        return result, notices
+    def _compare(self, plan: Plan, compare: Compare) -> Compared:
+        """With the pair that has decoded, where one has."""
+        if self._decoder is None:
+            return compare_from_start(self.config, plan, compare)
+        set_torch_threads(self.config.actors.cpus_each)
+        return compare_with(self._decoder.pair, self.config, plan, compare)
 
 
 def _reports(done: set[Future[pa.Table]]) -> Iterator[ShardReport]:

@@ -62,6 +62,8 @@ ENGINE_COUNTERS = {
     "drafted_tokens": _counter("spec_decode_num_draft_tokens", "Draft tokens."),
     "accepted_tokens": _counter("spec_decode_num_accepted_tokens", "Accepted draft tokens."),
     "rollbacks": _counter("spec_decode_num_rollbacks", "Drafts of which a token was rejected."),
+    "small_tokens": _counter("stitch_num_small_tokens", "Output tokens that the small model said by itself."),
+    "switches": _counter("stitch_num_switches", "Times that rows went from one of the two models to the other."),
     "output_tokens": _counter("generation_tokens", "Output tokens of finished rows."),
     "iterations": _counter("iterations", "Verifier forwards."),
     "row_iterations": _counter("row_iterations", "Live rows summed over verifier forwards."),

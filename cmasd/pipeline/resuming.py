@@ -17,6 +17,7 @@ FREE_WHERE_EXACT = (
     "engine.graphs",
     "drafter.max_draft_tokens",
     "drafter.min_draft_tokens",
+    "drafter.memory",
     "drafter.memory_tokens",
 )
 FREE_SECTIONS_WHERE_EXACT = ("policy",)

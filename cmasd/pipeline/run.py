@@ -1,52 +1,42 @@
 """One start of a run, from a configuration to a summary.
 
-    look -> take the lease -> (connect -> decode what is missing) -> audit -> summarise -> (compare with AR, and add it)
+    look -> take the lease -> decode what is missing -> audit -> summarise -> (compare with AR, and add it)
 
 Only the audit decides whether a run is complete: every planned shard is in a file whose footer counts its planned rows,
 each with a result or with the error that it has instead. What Ray reports decides nothing, nor does the comparison,
 which has its place in the summary or a notice why not.
 """
 
-import gc
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from cmasd.config.tree import MOST_SLOTS, Config
+from cmasd.config.tree import Config
 from cmasd.errors import IncompleteRunError, TooManyFailedRowsError
 from cmasd.io.changes import changed_since
 from cmasd.io.earlier import earlier_run
 from cmasd.io.lease import Lease, Watch, newest_lease, refuse_if_live
-from cmasd.io.plan import Plan, Shard
+from cmasd.io.memories import memories_before, own_memories
 from cmasd.io.provenance import provenance
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import Run, look_at
+from cmasd.pipeline.actors import Cluster
 from cmasd.pipeline.attempt import Attempt
-from cmasd.pipeline.baseline import Compare, compare_in_cluster
-from cmasd.pipeline.cluster import Resources, connected, resources
-from cmasd.pipeline.crashes import forget as forget_crashes
+from cmasd.pipeline.baseline import Compare
 from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.estimate import note_run
 from cmasd.pipeline.failures import cause_of
-from cmasd.pipeline.gate import limits, open_gate
 from cmasd.pipeline.local import Here
 from cmasd.pipeline.metrics import RunMetrics
-from cmasd.pipeline.report import ShardReport
+from cmasd.pipeline.place import Place
 from cmasd.pipeline.resuming import as_started
 from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Progress, Tally
 from cmasd.telemetry.totals import Totals
 
 _log = logging.getLogger(__name__)
-
-ROWS_IN_FLIGHT_PER_SLOT = 16
-"""Rows handed to an actor per slot: slots stay full across shard borders, by rows of like length."""
-
-READERS_PER_ACTOR = 4
-"""Input files open at once; reading is far cheaper than decoding."""
 
 
 class Watcher:
@@ -74,6 +64,7 @@ def run(
     state = look_at(known)
     if state.todo:
         earlier_run(config)  # raises where there is none, before anything is written
+        memories_before(config)  # likewise
     with Lease(folder.storage, folder.address, "run", after=seen) as lease:
         return _run(config, state, lease, compare, watcher or Watcher(), drain or Drain(), began, changes)
 
@@ -90,6 +81,8 @@ def _run(
 ) -> dict[str, Any]:
     folder = state.folder
     folder.clean(state.plan)
+    if memories := own_memories(config):
+        memories.trim()
     if state.is_new:
         folder.start(config, state.plan, provenance())
     watcher.planned(state)
@@ -98,26 +91,16 @@ def _run(
     check_failures(config, tally)
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
-    has: Resources | None = None
-    here = Here(config) if config.actors.local else None
-    with ExitStack() as stack:
+    with _place(config, state, watcher, tally) as place:
         if state.todo:
             with _causes(), Attempt(folder, tally, began) as attempt:
-                has = None if here else _connect(config, state, stack, watcher, tally)
-                _decode(config, state, here or has, lease, attempt, watcher, drain)
+                _decode(config, state, place, lease, attempt, watcher, drain)
         lease.check()
         summary = _close(config, state, tally, baseline)
         note_run(config, summary)
         if compare is not None and wants_baseline:
             try:
-                if here is None:
-                    has = has or _connect(config, state, stack, watcher, tally)
-                watcher.stage(f"comparing with AR decoding on {min(config.baseline.rows, state.plan.rows)} rows")
-                if here is not None:
-                    baseline, notices = here.compare(state.plan, compare)
-                else:
-                    assert has is not None, "connected just now"
-                    baseline, notices = compare_in_cluster(config, state.plan, has, compare)
+                baseline, notices = place.compare(state.plan, compare)
             except Exception as error:  # noqa: BLE001 - whatever it is, the rows are there
                 _log.info("the comparison with AR decoding failed", exc_info=error)
                 notices = [f"baseline.rows: not compared with AR decoding ({cause_of(error)}). The run is complete."]
@@ -137,31 +120,24 @@ def _causes() -> Iterator[None]:
         raise cause_of(error) from error
 
 
-def _connect(config: Config, state: Run, stack: ExitStack, watcher: Watcher, tally: Tally) -> Resources:
-    watcher.stage("starting Ray")
-    has = resources(config.actors, stack.enter_context(connected()))
-    tally.notices += has.notices(config.actors, len(state.todo))
-    return has
+def _place(config: Config, state: Run, watcher: Watcher, tally: Tally) -> AbstractContextManager[Place]:
+    """Here or on a Ray: nothing else of a run asks."""
+    if config.actors.local:
+        return nullcontext(Here(config, watcher.stage))
+    return Cluster(config, watcher.stage, len(state.todo), tally.notices)
 
 
 def _decode(
     config: Config,
     state: Run,
-    by: Resources | Here | None,
+    place: Place,
     lease: Lease,
     attempt: Attempt,
     watcher: Watcher,
     drain: Drain,
 ) -> None:
-    """By actors of a cluster, or by this process."""
-    assert by is not None, "somebody decodes"
+    reports = place.decode(state.plan, state.todo, Watch(state.folder.address, lease.record.number))
     watcher.stage("loading models")
-    watch = Watch(state.folder.address, lease.record.number)
-    if isinstance(by, Here):
-        in_flight = min(shards_in_flight(config, state.plan), len(state.todo))
-        reports = by.decode(state.plan, state.todo, in_flight, watch)
-    else:
-        reports = decode_shards(config, state.plan, state.todo, by, watch)
     tally, metrics = attempt.tally, RunMetrics(config.output.path)
     with drain.possible(lease):
         for report in reports:
@@ -174,61 +150,6 @@ def _decode(
             check_failures(config, tally)
     if drain.asked and tally.rows_left:
         raise Drained
-
-
-def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources, watch: Watch) -> Iterator[ShardReport]:
-    """The Ray Data pipeline: read tasks, a pool of decoders, one report per written shard."""
-    import ray.data
-
-    from cmasd.pipeline.decoder import Decoder
-    from cmasd.pipeline.source import ShardSource
-
-    gc.collect()  # a failed run of this process is in a cycle with its exception, and would keep its actors
-    in_flight = min(shards_in_flight(config, plan, on_gpu=has.gpus_each > 0), len(todo))
-    slots = slots_at_most(config, on_gpu=has.gpus_each > 0)
-    least, most = min(has.least_actors, len(todo)), min(has.most_actors, len(todo))
-    gate = open_gate(limits(len(todo), most, in_flight, plan.rows_per_shard, slots))
-    source = ShardSource(config, plan, todo, watch, gate)
-    readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
-    # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
-    decoded = dataset.map_batches(
-        Decoder,
-        fn_constructor_args=[config, watch],
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=has.cpus_each,
-        num_gpus=has.gpus_each,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=least,
-            max_size=most,
-            # A cluster starts nodes for actors that wait for room; Ray Data itself asks for none while readers wait.
-            initial_size=least if has.is_local else most,
-            max_tasks_in_flight_per_actor=in_flight,
-            max_concurrent_calls_per_actor=in_flight,
-            enable_true_multi_threading=True,
-        ),
-    )
-    folder = RunFolder(config.output.path)
-    forget_crashes(folder)
-    try:
-        for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for report in ShardReport.from_table(table):
-                gate.leave.remote()
-                yield report
-    finally:
-        forget_crashes(folder)
-
-
-def shards_in_flight(config: Config, plan: Plan, on_gpu: bool = False) -> int:
-    """Shards one actor works on at once."""
-    rows = ROWS_IN_FLIGHT_PER_SLOT * slots_at_most(config, on_gpu)
-    return config.actors.shards_in_flight or max(2, math.ceil(rows / plan.rows_per_shard))
-
-
-def slots_at_most(config: Config, on_gpu: bool = False) -> int:
-    """Of one actor; how many fit into memory, only the actor knows."""
-    return config.engine.slots or MOST_SLOTS["cuda" if on_gpu else "cpu"]
 
 
 def check_failures(config: Config, tally: Tally) -> None:

@@ -35,6 +35,8 @@ def summarise(
         "drafted_tokens": totals.drafted_tokens,
         "verified_tokens": stats.verified_tokens,
         "drafter_tokens": stats.drafter_tokens,
+        "small_tokens": totals.small_tokens,
+        "switches": totals.switches,
         "seconds": round(seconds, 2),
         "seconds_by_phase": {name: round(value, 2) for name, value in phases.items()},
         "tokens_per_second": _rounded(totals.output_tokens / seconds if seconds else 0.0),
@@ -42,6 +44,7 @@ def summarise(
         "acceptance_rate": _rounded(totals.acceptance_rate) if totals.drafted_tokens else None,
         "slot_occupancy": _rounded(stats.slot_occupancy),
         "rollback_rate": _rounded(stats.rollback_rate) if stats.drafting_row_iterations else None,
+        "lookup_share": _rounded(stats.lookup_share) if config.drafter.free and config.policy.kind != "plain" else None,
         "lossless": config.claim,
         "finish_reasons": {"stop": totals.stopped, "length": totals.cut, "error": totals.errors},
         "rows_done_before": rows_done_before,
@@ -97,8 +100,10 @@ def own_notices(config: Config, baseline: dict[str, Any] | None) -> list[str]:
 
 def _lossy_by(config: Config) -> str:
     """The setting that makes a run lossy."""
-    if config.quality_budget:
-        return f"policy.quality_budget_nats_per_token={config.quality_budget:g}"
+    if config.verification.kind == "budget":
+        return f"verification.budget_nats_per_token={config.verification.budget_nats_per_token:g}"
+    if config.is_stitched:
+        return f"policy.kind=stitch with stitch.tau={config.stitch.tau:g}"
     return f"verification.kind={config.verification.kind}"
 
 

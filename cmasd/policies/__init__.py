@@ -1,14 +1,18 @@
 """Policies: how many tokens each row drafts in an iteration."""
 
+from collections.abc import Callable
+
 from cmasd.config.tree import Config
 from cmasd.policies.base import EDGE, Observation, Policy, Rule
 from cmasd.policies.fixed import FixedPolicy, PlainPolicy
 from cmasd.policies.goodput import GoodputPolicy
 from cmasd.policies.paper import PaperPolicy
+from cmasd.policies.stitch import StitchPolicy
 from cmasd.policies.survival import SurvivalPolicy
 
 __all__ = [
     "EDGE",
+    "KINDS",
     "FixedPolicy",
     "GoodputPolicy",
     "Observation",
@@ -16,20 +20,22 @@ __all__ = [
     "PlainPolicy",
     "Policy",
     "Rule",
+    "StitchPolicy",
     "SurvivalPolicy",
     "build_policy",
 ]
 
+KINDS: dict[str, Callable[[Config], Policy]] = {
+    "goodput": GoodputPolicy.of,
+    "plain": PlainPolicy.of,
+    "fixed": FixedPolicy.of,
+    "paper": PaperPolicy.of,
+    "survival": SurvivalPolicy.of,
+    "stitch": StitchPolicy.of,
+}
+"""By `policy.kind`."""
+
 
 def build_policy(config: Config) -> Policy:
     """The policy that `policy.kind` names."""
-    k_min, k_max = config.drafter.min_draft_tokens, config.drafter.max_draft_tokens
-    nodes = config.drafter.tree_nodes
-    policies: dict[str, Policy] = {
-        "goodput": GoodputPolicy(k_max, config.policy.explore_share, tree_nodes=nodes),
-        "plain": PlainPolicy(),
-        "fixed": FixedPolicy(k_max, nodes),
-        "paper": PaperPolicy(config.policy.alpha, k_min, k_max, nodes),
-        "survival": SurvivalPolicy(config.policy.threshold, k_max, nodes),
-    }
-    return policies[config.policy.kind]
+    return KINDS[config.policy.kind](config)

@@ -1,4 +1,4 @@
-"""What a policy decides before an iteration: who drafts, and the rule that ends each row's draft; then it is told.
+"""What a policy decides before an iteration: whether to draft, by which rule each row ends its own; then it is told.
 
 A rule is plain numbers, so that a kernel can follow it while it drafts. Whether a token is drafted or sent depends on
 the confidences of its own row up to it and on nothing later (non-anticipating), so speculative sampling stays lossless
@@ -10,12 +10,15 @@ Shapes: B rows, J tokens drafted so far, K draft.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from cmasd.policies.costs import StepTable
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -127,10 +130,19 @@ class Observation:
     """Drafting, verifying and committing; prefill of new rows not included."""
     is_typical: bool
     """False when the drafter had to catch up on more than the last iteration, which costs extra."""
+    nodes_B: Int64 | None = None
+    """Of trees, all tokens that were sent; the others are then of the path that was judged."""
 
 
 class Policy(ABC):
     """Draft lengths of all live rows."""
+
+    needs_host: ClassVar[bool] = True
+    """Whether it must see how sure a draft is while it is made; where not, or where it can do without, iterations may
+    be launched before the last one ended."""
+
+    wants_costs: ClassVar[bool] = False
+    """Whether it must know what forwards cost, which takes seconds to measure."""
 
     max_draft_tokens: int
     """No row ever drafts more; 0: the drafter is never called."""
@@ -141,4 +153,12 @@ class Policy(ABC):
 
     def observe(self, seen: Observation) -> None:
         """Told after every iteration; a policy may learn from it, and most do not."""
+        return
+
+    def learn_costs(self, table: "StepTable") -> None:
+        """What forwards cost; before the first plan, where it is wanted."""
+        return
+
+    def look_no_more(self) -> None:
+        """From now on nobody may look at a draft while it is made; asked of those that can do without alone."""
         return

@@ -7,9 +7,10 @@ sure they are.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cmasd.policies.speeds import DRIFT, Speed
+from cmasd.policies.speeds import DRIFT, Belief
 
 BURST = 6
 """Iterations that a look takes at least; the first one has to catch up. As many iterations' time may be lost beyond the
@@ -50,24 +51,29 @@ class Explorer:
     """For one range of row counts."""
 
     ledger: Ledger
-    speeds: list[Speed]
+    speeds: Sequence[Belief]
     """Of each arm."""
     force: int = 0
     """The arm in force, which is thought best."""
     now: int = 0
     """The arm that decodes: that one, or one that is looked at."""
-    candidates: list[int] = field(default_factory=list)
+    candidates: Sequence[int] = field(default_factory=list)
     """Arms that could win if every draft token were accepted."""
     _looked_at: set[int] = field(default_factory=set)
     """Arms, here."""
 
-    def decide(self, iteration: int, iteration_seconds: float) -> int:
-        """The arm of the next iterations; those before have been learned from."""
+    def decide(self, iteration: int, iteration_seconds: float, may_look: bool = True) -> int:
+        """The arm of the next iterations; those before have been learned from.
+
+        `may_look`: whether the arm in force was measured just now, which another is compared with.
+        """
         if self.now != self.force and self._lead(self.now) > self._unsure(self.now, iteration):
             self.force = self.now
         others = [arm for arm in self.candidates if arm != self.force]
         challenger = max(others, key=lambda arm: self._hope(arm, iteration), default=self.force)
-        self.now = challenger if self._is_worth_a_look(challenger, iteration, iteration_seconds) else self.force
+        look = may_look and self.now == self.force
+        look = look and self._is_worth_a_look(challenger, iteration, iteration_seconds)
+        self.now = challenger if look else self.force
         return self.now
 
     def hopeless_for(self, iteration: int) -> float:
@@ -78,11 +84,8 @@ class Explorer:
         return max(0.0, min(gaps, default=math.inf)) / (2 * DRIFT**2)
 
     def _is_worth_a_look(self, arm: int, iteration: int, iteration_seconds: float) -> bool:
-        """Whether it could be best, and that costs little; of two that are as good, the one less known is next."""
-        known = self.speeds[self.force].doubt(iteration)
-        if arm == self.force or known >= 1.0 or self.ledger.share == 0:
-            return False
-        if arm == self.now and self.speeds[arm].doubt(iteration) < known:
+        """Whether it could be best, and that costs little."""
+        if arm == self.force or self.ledger.share == 0:
             return False
         if arm not in self._looked_at:
             self._looked_at |= {arm, self.force}

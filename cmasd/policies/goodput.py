@@ -10,29 +10,30 @@ stays until the next, and what that takes is counted as time spent looking, whic
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 
+from cmasd.config.tree import Config
 from cmasd.policies.acceptance import Calibration
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.explorer import BURST, Explorer, Ledger
 from cmasd.policies.lengths import Choice, choose, expected
-from cmasd.policies.speeds import Batch, Measured, Speed, overhead_seconds
+from cmasd.policies.shapes import Shapes
+from cmasd.policies.speeds import Batch, Belief, Lead, Measured, Plain, Speed, overhead_seconds
 
 BATCH = 32
 """Iterations that are learned from at once where nothing is looked at: their mean is within 2 % where one has 10."""
 
 
 class Arm(IntEnum):
-    """A way of decoding. Another drafter would be a fourth, with a table and a calibration of its own."""
+    """A way of decoding. Another drafter would be a third, with a table and a calibration of its own."""
 
     PLAIN = 0
     DRAFTING = 1
-    TREES = 2
-    """By the same rule, of which every path of a tree is worth its seconds; where few rows leave the verifier idle."""
 
 
 @dataclass
@@ -50,19 +51,31 @@ class Range:
     """Of the log of the speed, that is expected of it."""
     seconds: float
     """Of an iteration, lately."""
-    nodes: int = 0
-    """Of a row's tree at most; 0: no trees with so many rows."""
-    latest: dict[int, Measured] = field(default_factory=dict)
-    """Of each arm."""
+    lead: Lead
+    """Of drafting."""
+    shapes: Shapes
+    """Of drafts."""
+    latest: Measured | None = None
+    """Of the arm in force."""
+    is_fresh: bool = False
+    """Whether that was measured in the iterations just before."""
+    pair: dict[int, Measured] = field(default_factory=dict)
+    """Of both arms, when they were compared."""
+    usual: float = 0.0
+    """Rows, at most times. Arms are compared there: as a list ends its long rows are left, which take longer than the
+    table says, and an arm measured then would be compared with another's full batches."""
 
     @property
-    def rules(self) -> list[Rule | None]:
-        """Of each arm."""
-        return [None, self.rule, replace(self.rule, nodes=self.nodes)]
+    def least_rows(self) -> float:
+        """With fewer no arms are compared."""
+        return 0.9 * self.usual
 
 
 class GoodputPolicy(Policy):
     """The best rule, or none."""
+
+    needs_host = False
+    wants_costs = True
 
     def __init__(
         self,
@@ -77,7 +90,7 @@ class GoodputPolicy(Policy):
         self.costs: StepTable | None = None
         """Of the drafter; set by the engine, which can measure."""
         self.looks = True
-        """Whether rules go by confidence; set by the engine, where nobody may look at a draft while it is made."""
+        """Whether rules go by the confidence of each row."""
         self.calibration = Calibration(max_draft_tokens)
         self._ledger = Ledger(explore_share)
         self._clock = clock
@@ -95,8 +108,18 @@ class GoodputPolicy(Policy):
         """Seconds of all iterations, before which nothing is learned from the arm in force."""
         self._pending: list[Observation] = []
 
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """As configured."""
+        drafter = config.drafter
+        return cls(drafter.max_draft_tokens, config.policy.explore_share, tree_nodes=drafter.tree_nodes)
+
+    def look_no_more(self) -> None:
+        """See `Policy.look_no_more`: all rows draft as many tokens."""
+        self.looks = False
+
     def learn_costs(self, table: StepTable) -> None:
-        """What forwards cost; before the first plan."""
+        """See `Policy.learn_costs`."""
         self.costs = table
         self._ranges, self._range, self._left = {}, None, 0
 
@@ -117,17 +140,26 @@ class GoodputPolicy(Policy):
         self._iteration += self._planned - self._left
         self._learn()
         before, self._range = self._range, self._range_of(rows)
-        self._lowest, self._highest = self._range.lowest, self._range.highest
-        explorer = self._range.explorer
-        last = explorer.now
-        arm = explorer.decide(self._iteration, self._range.seconds)
-        self._is_new = arm != last or before is not self._range
-        self._rule = self._range.rules[arm]
+        place, explorer = self._range, self._range.explorer
+        self._lowest, self._highest = place.lowest, place.highest
+        place.usual = max(rows, place.usual - (place.usual - rows) / BATCH)
+        last, force = explorer.now, explorer.force
+        arm = explorer.decide(self._iteration, place.seconds, may_look=place.is_fresh and rows >= place.least_rows)
+        if explorer.force != force:
+            place.latest = place.pair.get(explorer.force)
+        shape = place.shapes.explorer.now
+        if arm == explorer.force == Arm.DRAFTING:
+            place.shapes.turn(self._iteration, place.seconds, may_look=place.is_fresh and rows >= place.least_rows)
+        else:
+            place.shapes.rest()
+        place.is_fresh = False
+        self._is_new = arm != last or before is not place or place.shapes.explorer.now != shape
+        self._rule = place.shapes.rule(place.rule) if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
-        self._watched = BURST if is_losing or explorer.speeds[arm].variance >= 1.0 else BATCH
+        self._watched = BURST if is_losing or place.latest is None or place.shapes.is_look else BATCH
         rest = max(0.0, self._rest_until - self._ledger.total)
-        resting = 0.0 if arm != explorer.force else rest / self._range.seconds
-        if arm == explorer.force == Arm.PLAIN:
+        resting = 0.0 if arm != explorer.force or place.shapes.is_look else rest / place.seconds
+        if arm == explorer.force == Arm.PLAIN and place.latest is not None:
             resting = max(resting, explorer.hopeless_for(self._iteration))
         self._planned = self._left = self._watched + int(min(resting, 2.0**31))
         return self._rule
@@ -139,31 +171,26 @@ class GoodputPolicy(Policy):
             curve = self.costs.curve(rows)
             choice = choose(*self.calibration.survival(), curve, self.looks)
             gain = float(np.log(choice.speed * curve.plain))
-            speeds = self._speeds_near(power, gain)
+            lead, is_known = self._lead_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
-            is_best = speeds[Arm.DRAFTING].mean > speeds[Arm.PLAIN].mean
-            force = Arm.DRAFTING if can_win and is_best and self._ranges else Arm.PLAIN
-            nodes = self.tree_nodes >> power
-            arms: list[int] = list(Arm) if nodes > 1 else [Arm.PLAIN, Arm.DRAFTING]
-            explorer = Explorer(self._ledger, speeds, force, force, candidates=arms if can_win else [])
+            force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 else Arm.PLAIN
+            candidates = list(Arm) if can_win else []
+            beliefs: list[Belief] = [Plain(), lead]
+            explorer = Explorer(self._ledger, beliefs, force, force, candidates=candidates)
             rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
+            shapes = Shapes.of(0 if not self.looks else self.tree_nodes >> power, self._ledger)
             edges = 0.375 * 2**power, 1.25 * 2**power
-            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, nodes)
+            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead, shapes)
         return self._ranges[power]
 
-    def _speeds_near(self, power: int, gain: float) -> list[Speed]:
-        """Of plain decoding and of drafting with a new number of rows: as much faster than expected as with others.
-
-        Trees are as fast as chains, as far as anyone knows.
-        """
-        known = [other for other, place in self._ranges.items() if Arm.DRAFTING in place.latest]
+    def _lead_near(self, power: int, gain: float) -> tuple[Lead, bool]:
+        """Of drafting with a new number of rows: as much faster than expected as with others, where that is known."""
+        known = [other for other, place in self._ranges.items() if place.pair]
         if not known:
-            return [Speed(0.0), Speed(gain), Speed(gain)]
+            return Lead(Speed(gain)), False
         near = self._ranges[min(known, key=lambda other: abs(other - power))]
-        plain, drafting, _ = near.explorer.speeds
-        gain += drafting.mean - near.gain
-        return [Speed(plain.mean), Speed(gain), Speed(gain)]
+        return Lead(Speed(gain + near.lead.worth.mean - near.gain), Speed(near.lead.level.mean)), True
 
     def _learn(self) -> None:
         """From the iterations that were watched, unless what that took before says to rest."""
@@ -172,33 +199,54 @@ class GoodputPolicy(Policy):
         self._pending = []
         if not seen or self._range is None or self.costs is None:
             return
-        explorer = self._range.explorer
-        if explorer.now == explorer.force and self._ledger.total < self._rest_until:
+        place, explorer = self._range, self._range.explorer
+        is_look, shapes = explorer.now != explorer.force, place.shapes
+        if not (is_look or shapes.is_look) and self._ledger.total < self._rest_until:
             return
         started = self._clock()
-        batch = Batch(seen, self.costs, self._range.curve)
+        batch = Batch(seen, self.costs, place.curve)
         batch.is_timed_I[0] &= not self._is_new
-        self._range.seconds = float(np.median(batch.seconds_I))
-        is_look = explorer.now != explorer.force
-        self._ledger.charge(batch.lost(explorer.speeds[explorer.force].mean) if is_look else batch.lost_by_change())
-        measured = batch.measured()
-        if measured is not None:
-            explorer.speeds[explorer.now].learn(measured, self._iteration)
-            self._range.latest[explorer.now] = measured
+        place.seconds = float(np.median(batch.seconds_I))
+        measured = batch.measured(place.least_rows, latest=0 if is_look else 2 * BURST)
+        if shapes.is_look and shapes.latest is not None:
+            self._ledger.charge(batch.lost(shapes.latest.worth - shapes.latest.level))
+        elif is_look and place.latest is not None:
+            self._ledger.charge(batch.lost(place.latest.worth - place.latest.level))
+        else:
+            self._ledger.charge(batch.lost_by_change())
+        if measured is not None and drafting and not is_look:
+            shapes.learn(measured, self._iteration)
+        if measured is not None and not shapes.is_look:
+            self._measure(place, measured, is_look)
         if drafting:
             self.calibration.observe(seen)
-            self._choose(self._range)
+            self._choose(place)
         self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
+
+    def _measure(self, place: Range, measured: Measured, is_look: bool) -> None:
+        """What the range thinks of drafting, by iterations of either arm."""
+        arm, force, lead = place.explorer.now, place.explorer.force, place.lead
+        if arm == Arm.DRAFTING:
+            lead.worth.learn(measured.worth, measured.worth_noise, self._iteration)
+        if not is_look:
+            place.latest, place.is_fresh = measured, True
+            if place.pair:
+                lead.moved = measured.level - place.pair[force].level
+        elif place.latest is not None:
+            place.pair = {force: place.latest, arm: measured}
+            plain, drafting = place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING]
+            noise = plain.level_noise + drafting.level_noise
+            lead.level.learn(drafting.level - plain.level, noise, self._iteration)
+            lead.moved = 0.0
 
     def _choose(self, place: Range) -> None:
         """A rule by what is known now."""
         survival_NK, usual_K = self.calibration.survival()
         curve = place.curve
-        if {Arm.PLAIN, Arm.DRAFTING} <= place.latest.keys():
-            curve = curve.slower(overhead_seconds(place.latest[Arm.PLAIN], place.latest[Arm.DRAFTING]))
+        if place.pair:
+            curve = curve.slower(overhead_seconds(place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING]))
         choice = choose(survival_NK, usual_K, curve, self.looks)
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
-        for arm in (Arm.DRAFTING, Arm.TREES):
-            place.explorer.speeds[arm].doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
+        place.lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
         place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)

@@ -5,8 +5,11 @@ confidences exist only once drafted, so Cbar is the mean over the tokens drafted
 drafting ends when their number reaches the length which that mean allows.
 """
 
+from typing import Self
+
 import numpy as np
 
+from cmasd.config.tree import Config
 from cmasd.policies.base import Policy, Rule
 
 
@@ -20,6 +23,12 @@ class PaperPolicy(Policy):
         least_K = (drafted_K + 1) / (alpha * max_draft_tokens) if alpha > 0 else np.full(max_draft_tokens, np.inf)
         go_on_K = np.where(drafted_K < min_draft_tokens, -np.inf, least_K)
         self._rule = Rule(go_on_K, np.full(max_draft_tokens, -np.inf), statistic="mean", nodes=nodes)
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """As configured."""
+        drafter = config.drafter
+        return cls(config.policy.alpha, drafter.min_draft_tokens, drafter.max_draft_tokens, drafter.tree_nodes)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

@@ -1,15 +1,18 @@
 """How fast a way of decoding (an arm) is, measured, with how sure that is.
 
-Speed is tokens of a row over seconds of an iteration, in units of what the table says of plain decoding with as many
-rows; its logarithm is followed by a Kalman filter. Between measurements its variance grows, since texts and machines
-change: what was seen long ago is doubted, and that alone says when to look again.
+The load of a machine changes, and rows that are left at a list's end are not those it began with. So an arm's speed is
+its lead over plain decoding, in two parts that Kalman filters follow. Its worth is the tokens of a row over what its
+iterations cost by the table, in plain ones: no load changes that, and it is measured whenever the arm decodes. Its
+level is what they really take over that, and over the same of plain ones: measured by pairs, an arm that is looked at
+and the one in force just before. Variances grow with time, since texts and machines change, which says when to look.
 
 Shapes: I iterations, M their rows, one after the other.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -22,7 +25,7 @@ DRIFT = 0.005
 
 @dataclass
 class Speed:
-    """What is thought of an arm."""
+    """What is thought of a number that is followed."""
 
     mean: float
     """Of the log; before anything was measured, by table and calibration."""
@@ -34,28 +37,70 @@ class Speed:
         """Variance by now."""
         return min(1.0, self.variance + DRIFT**2 * (iteration - self.seen_at))
 
-    def learn(self, measured: "Measured", iteration: int) -> None:
-        """Weighed by how sure it is."""
+    def learn(self, value: float, noise: float, iteration: int) -> None:
+        """A measurement and its variance, weighed by how sure it is."""
         doubt = self.doubt(iteration)
-        gain = doubt / (doubt + measured.noise)
-        self.mean += gain * (measured.speed - self.mean)
+        gain = doubt / (doubt + noise)
+        self.mean += gain * (value - self.mean)
         self.variance, self.seen_at = (1 - gain) * doubt, iteration
 
     def doubt_more(self, change: float) -> None:
-        """Another rule, chosen for being faster by `change`; that has yet to be seen."""
+        """By what has changed, and has yet to be seen."""
         self.variance = min(1.0, self.variance + change**2)
+
+
+class Belief(Protocol):
+    """A log of a speed, and how sure it is."""
+
+    @property
+    def mean(self) -> float: ...
+
+    def doubt(self, iteration: int) -> float:
+        """Variance by now."""
+
+
+@dataclass
+class Lead:
+    """Of an arm over plain decoding."""
+
+    worth: Speed
+    level: Speed = field(default_factory=lambda: Speed(0.0))
+    moved: float = 0.0
+    """Log of what iterations of the arm in force take now, over what they took when arms were compared: another load,
+    or another cost of one of them."""
+
+    @property
+    def mean(self) -> float:
+        return self.worth.mean - self.level.mean
+
+    def doubt(self, iteration: int) -> float:
+        """Variance by now."""
+        return min(1.0, self.worth.doubt(iteration) + self.level.doubt(iteration) + self.moved**2)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Plain decoding leads itself by nothing."""
+
+    mean: float = 0.0
+
+    def doubt(self, iteration: int) -> float:
+        """None."""
+        return 0.0 * iteration
 
 
 @dataclass(frozen=True)
 class Measured:
     """Of some iterations of one arm."""
 
-    speed: float
+    worth: float
     """The log."""
-    noise: float
+    worth_noise: float
     """Its variance."""
     level: float
-    """Seconds, over those by the table."""
+    """Seconds, over those by the table; the log of it."""
+    level_noise: float
+    """Its variance."""
     seconds: float
     """By the table, of an iteration."""
 
@@ -65,11 +110,11 @@ def overhead_seconds(plain: Measured, drafting: Measured) -> float:
 
     No more than a plain iteration, since what was measured long ago may have been another load.
     """
-    slope = drafting.level * drafting.seconds - plain.level * plain.seconds
+    taken, drafting_taken = (math.exp(one.level) * one.seconds for one in (plain, drafting))
     rise = drafting.seconds - plain.seconds
-    if rise <= 0 or slope <= 0:
+    if rise <= 0 or drafting_taken <= taken:
         return 0.0
-    return min(max(0.0, plain.level * plain.seconds * rise / slope - plain.seconds), plain.seconds)
+    return min(max(0.0, taken * rise / (drafting_taken - taken) - plain.seconds), plain.seconds)
 
 
 class Batch:
@@ -91,24 +136,30 @@ class Batch:
         self.expected_I = self.plain_I * _slowdown(seen, self.rows_I, starts_I, curve)
         """Seconds by the table of what was drafted and sent."""
 
-    def measured(self) -> Measured | None:
-        """None where too few were timed to say."""
-        level_I = self.seconds_I[self.is_timed_I] / self.expected_I[self.is_timed_I]
+    def measured(self, least_rows: float = 0.0, latest: int = 0) -> Measured | None:
+        """None where too few were timed to say.
+
+        The level is that of iterations with `least_rows` or more, and of so many of the latest of them; 0: of all.
+        """
+        timed_T = np.flatnonzero(self.is_timed_I & (self.rows_I >= least_rows))[-latest:]
+        level_I = self.seconds_I[timed_T] / self.expected_I[timed_T]
         count = len(level_I)
         if count < 3:
             return None
         level_I = _without_outliers(level_I)
         level, tokens = level_I.mean(), self.tokens_I.sum() / self.rows_I.sum()
         slowdown = (self.expected_I / self.plain_I).mean()
-        noise = ((level_I - level) ** 2).sum() / (count * (count - 2)) / level**2
+        level_noise = ((level_I - level) ** 2).sum() / (count * (count - 2)) / level**2
+        worth_noise = 0.0
         if self.sent:  # few rows that were alike by chance may have been none and all, too
             spread = ((1 + self.accepted_M - tokens) ** 2).sum() + self.sent**2 / 2
-            noise += spread / len(self.accepted_M) ** 2 / tokens**2
-        speed = math.log(tokens / (level * slowdown))
-        return Measured(speed, float(noise), float(level), float(self.expected_I.mean()))
+            worth_noise = spread / len(self.accepted_M) ** 2 / tokens**2
+        worth = math.log(tokens / slowdown)
+        seconds = float(self.expected_I[timed_T].mean())
+        return Measured(worth, float(worth_noise), math.log(level), float(level_noise), seconds)
 
     def lost(self, best: float) -> float:
-        """Seconds beyond those that its tokens would have taken at speed e^best."""
+        """Seconds beyond those that its tokens would have taken at a speed of e^best plain ones by the table."""
         worth_I = self.tokens_I / self.rows_I * self.plain_I / math.exp(best)
         return float((self._undisturbed() - worth_I).sum())
 
@@ -143,7 +194,8 @@ def _slowdown(seen: Sequence[Observation], rows_I: Int64, starts_I: Int64, curve
     if not drafted_M.any():
         return np.ones(len(rows_I))
     scale_I = curve.rows / rows_I
-    sent_I = np.add.reduceat(np.concatenate([one.lengths_B for one in seen]), starts_I) * scale_I
+    sent_M = np.concatenate([one.lengths_B if one.nodes_B is None else one.nodes_B for one in seen])
+    sent_I = np.add.reduceat(sent_M, starts_I) * scale_I
     seconds_I = curve.verify_N[sent_I.round().astype(int).clip(0, len(curve.verify_N) - 1)]
     most = 1 if curve.one_pass else int(drafted_M.max())
     for place in range(most):

@@ -4,8 +4,11 @@ SpecDec++ (arXiv 2405.19715) and the confidence threshold of assisted generation
 The token that falls under the threshold was drafted but is not sent to the verifier.
 """
 
+from typing import Self
+
 import numpy as np
 
+from cmasd.config.tree import Config
 from cmasd.policies.base import Policy, Rule
 
 
@@ -16,6 +19,11 @@ class SurvivalPolicy(Policy):
         self.max_draft_tokens = max_draft_tokens
         least_K = np.full(max_draft_tokens, threshold)
         self._rule = Rule(least_K, least_K, nodes=nodes)
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """As configured."""
+        return cls(config.policy.threshold, config.drafter.max_draft_tokens, config.drafter.tree_nodes)
 
     def plan(self, rows: int) -> Rule | None:
         """Always the same."""

@@ -144,7 +144,7 @@ class Evidence:
     error_examples: dict[str, str] = field(default_factory=dict)
     """Identity of the first row of a kind."""
     gap_nats: float = 0.0
-    """Summed over output tokens."""
+    """Summed over output tokens, but for rows of which the verifier has not seen all."""
 
     @property
     def level(self) -> str:
@@ -185,8 +185,11 @@ class Evidence:
 
     def add(self, batch: pa.RecordBatch, place: tuple[int, ...]) -> None:
         """Rows of an output."""
-        gap_R, tokens_R = (batch.column(name).to_numpy() for name in ("mean_gap_nats", "num_output_tokens"))
-        self.gap_nats += float(gap_R.astype(np.float64) @ tokens_R)
+        gap_R, tokens_R = (
+            batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
+            for name in ("mean_gap_nats", "num_output_tokens")
+        )
+        self.gap_nats += float(np.nan_to_num(gap_R) @ tokens_R)
         self._add_errors(batch)
         self.picks.add(batch, place)
         if self.level in ("iteration", "token"):

@@ -123,7 +123,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("Input", config.input.path),
         ("Verifier", config.models.verifier),
         ("Drafter", "none" if config.policy.kind == "plain" else str(config.drafter_name)),
-        ("Policy", config.policy.kind),
+        ("Policy", config.policy.kind + (f", tau = {config.stitch.tau:g}" if config.is_stitched else "")),
         ("Verification", config.verification.kind),
         ("Confidence", config.score + (", calibrated" if config.confidence.calibration else "")),
         ("Started", _time(evidence.state["started_at"])),
@@ -157,7 +157,17 @@ def _cards(evidence: Evidence) -> list[tuple[str, str, str]]:
         ("Acceptance rate", _share(summary["acceptance_rate"]), "of drafted tokens"),
         ("Rollback rate", _share(summary["rollback_rate"]), drafted),
         ("Slot occupancy", f"{summary['slot_occupancy']:.1%}", "of all iterations"),
+        *_stitched(summary),
     ]
+
+
+def _stitched(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Where two models spoke in turn; a summary of an earlier version does not say."""
+    small, rows = summary.get("small_tokens", 0), summary["rows"] - summary["errors"]
+    if not small:
+        return []
+    switches = f"unchecked; {summary['switches'] / rows:.1f} switches per row"
+    return [("Said by the small model", f"{small / summary['output_tokens']:.1%}", switches)]
 
 
 def drafted_in(baseline: dict[str, Any]) -> bool:
@@ -237,7 +247,7 @@ def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], list[str]]:
     chosen, config = evidence.picks.read(evidence.folder), evidence.config
     texts: dict[Place, str] = {}
     notes: list[str] = []
-    if chosen and config.input.text_column not in chosen[0][2]:
+    if chosen and config.input.column not in chosen[0][2]:
         rows = [(place, row["id"]) for _, place, row in chosen]
         texts, why_not = source_texts(config, evidence.manifest, evidence.folder.address, rows)
         notes += [why_not] if why_not else []
@@ -245,7 +255,7 @@ def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], list[str]]:
     if isinstance(split, str):
         notes.append(f"The verifier's tokenizer cannot be loaded here, so rows are not split into tokens: {split}")
         split = None
-    shown = [sample_row(why, row, split, texts.get(place), config.input.text_column) for why, place, row in chosen]
+    shown = [sample_row(why, row, split, texts.get(place), config.input.column) for why, place, row in chosen]
     return shown, notes
 
 

@@ -1,6 +1,7 @@
 """The colours of a report, light and dark; every text has a contrast of at least 4.5 to what is under it.
 
-Confidence is shown in five tints of one hue under the text; who wrote a token is shown by lines, not by colour.
+Confidence is shown in five tints of one hue under the text; who wrote a token is shown by lines, and a small model that
+nobody checked also by a hue of its own.
 """
 
 LEVELS = 5
@@ -20,6 +21,7 @@ LIGHT = {
     "tint2": "#b9d7f3",
     "tint3": "#96c3ed",
     "tint4": "#70ace4",
+    "small": "#fbe6c8",
 }
 DARK = {
     "page": "#12161b",
@@ -37,10 +39,11 @@ DARK = {
     "tint2": "#1c466b",
     "tint3": "#1a5588",
     "tint4": "#1763a5",
+    "small": "#4a3414",
 }
 TEXT_ON = [
     *((ink, paper) for ink in ("text", "quiet", "link", "warn", "good") for paper in ("page", "card")),
-    *(("text", f"tint{level}") for level in range(LEVELS)),
+    *(("text", paper) for paper in ("small", *(f"tint{level}" for level in range(LEVELS)))),
 ]
 """Colours of text and of what is under it, as the template pairs them."""
 SHAPES_ON = [(shape, paper) for shape in ("mark", "second", "quiet") for paper in ("page", "card")]

@@ -67,7 +67,17 @@ def _quality(evidence: Evidence) -> Iterator[Signature]:
     baseline, gap = evidence.summary["baseline"], evidence.mean_gap_nats
     match = baseline["exact_match"] if baseline else None
     shown = f"{match:.1%} of the compared rows equal AR decoding" if match is not None else "no AR baseline was run"
-    if evidence.config.lossless == "lossy":
+    if evidence.config.is_stitched:
+        if match is not None and match < LEAST_EXACT_MATCH:
+            yield Signature(
+                "quality",
+                "notice",
+                "Outputs are not the large model's",
+                f"The small model speaks unchecked where it is sure; {shown}. Whether they are worse, a check of the "
+                "answers tells.",
+                "cmasd compare with compare.answer does that; a lower stitch.tau lets the large model speak more.",
+            )
+    elif evidence.config.lossless == "lossy":
         if gap > MOST_GAP_NATS or (match is not None and match < LEAST_EXACT_MATCH):
             yield Signature(
                 "quality",
@@ -75,7 +85,7 @@ def _quality(evidence: Evidence) -> Iterator[Signature]:
                 "Outputs drift from AR decoding",
                 f"The verifier gives output tokens {gap:.3f} nats less than its best token on average; {shown}.",
                 "The tolerance is too permissive: lower verification.tau or gamma, or bound the loss with "
-                "verification.kind=exact and a small policy.quality_budget_nats_per_token.",
+                "verification.kind=budget and a small verification.budget_nats_per_token.",
             )
     elif evidence.config.lossless == "exact" and match is not None and match < 1:
         yield Signature(
@@ -133,7 +143,7 @@ def _idle_slots(evidence: Evidence) -> Iterator[Signature]:
     if not 0 < occupancy < LEAST_OCCUPANCY:
         return
     actors = max([1, *(attempt["actors"] for attempt in evidence.attempts)])
-    slots = actors * stats.slot_iterations / stats.iterations
+    slots = actors * stats.slot_iterations / (stats.iterations + stats.idle_iterations)
     if evidence.summary["rows"] >= LEAST_ROWS_PER_SLOT * slots:
         yield Signature(
             "idle-slots",

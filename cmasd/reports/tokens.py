@@ -6,12 +6,12 @@ The verifier's own tokenizer says where a token's text begins. Where it cannot b
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cmasd.config.tree import Config
-from cmasd.core import FROM_VERIFIER
 from cmasd.errors import CmasdError
 from cmasd.reports.palette import level_of
+from cmasd.signals import FROM_SMALL, FROM_VERIFIER
 from cmasd.telemetry.schema import output_schema
 
 MOST_TOKENS = 300
@@ -20,6 +20,9 @@ MOST_CHARACTERS = 600
 """Of a text, that are shown."""
 _OWN_COLUMNS = frozenset(output_schema("token", teacher_top_k=1).names)
 _BROKEN = "\ufffd"
+Speaker = Literal["verifier", "draft", "small model"]
+SPEAKERS: dict[int, Speaker] = {FROM_VERIFIER: "verifier", FROM_SMALL: "small model"}
+"""By `token_source`; all others are drafts."""
 Splitter = Callable[[Sequence[int]], list[str]]
 
 
@@ -29,13 +32,14 @@ class Token:
 
     text: str
     """Empty for special tokens, and for the first of several tokens that make one character."""
-    is_draft: bool
-    """An accepted draft token; else the verifier's own."""
+    speaker: Speaker
+    """The verifier itself, an accepted draft, or the small model that policy `stitch` lets speak unchecked."""
     confidence: float | None
     """Null where nothing was drafted."""
     level: int | None
     """The tint of that confidence."""
-    gap_nats: float
+    gap_nats: float | None
+    """Null where the verifier has not seen the token."""
     tau_nats: float
 
 
@@ -54,6 +58,9 @@ class SampleRow:
     drafted: int
     accepted: int
     iterations: int
+    small: int
+    """Tokens that the small model said."""
+    switches: int
     length: int
     """Output tokens."""
     tokens: list[Token]
@@ -75,6 +82,8 @@ def sample_row(
         drafted=row["num_drafted_tokens"],
         accepted=row["num_accepted_tokens"],
         iterations=row["num_iterations"],
+        small=row.get("num_small_tokens", 0),
+        switches=row.get("num_switches", 0),
         length=row["num_output_tokens"],
         tokens=_tokens(row, split) if split and "token_id" in row else [],
     )
@@ -90,10 +99,10 @@ def _tokens(row: dict[str, Any], split: Splitter) -> list[Token]:
     return [
         Token(
             text=text,
-            is_draft=source != FROM_VERIFIER,
+            speaker=SPEAKERS.get(source, "draft"),
             confidence=None if math.isnan(confidence) else confidence,
             level=None if math.isnan(confidence) else level_of(confidence),
-            gap_nats=gap,
+            gap_nats=None if math.isnan(gap) else gap,
             tau_nats=tau,
         )
         for text, source, confidence, gap, tau in zip(texts, *columns, strict=False)

@@ -234,7 +234,7 @@ class Encoder:
 
     def __call__(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """(B, S, d) states of `sources`, padded to `ids_BS`."""
-        if self._latest is None or self._latest[0] is not sources:
+        if self._latest is None or self._latest[0] != sources:
             self._latest = (sources, self._encode(ids_BS, lengths_B))
         return self._latest[1]
 

@@ -31,6 +31,21 @@ class Extent(NamedTuple):
     """Source positions that cross-attention reads; 0 without an encoder."""
 
 
+class Pass(NamedTuple):
+    """A rectangle of tokens on its way through a model, as the device sees it."""
+
+    tokens_BT: Tensor
+    starts_B: Tensor
+    """The place of each row's first token in its slot."""
+    extent: Extent
+    live: Tensor | None = None
+    """() rows from this one on are padding; None: none are."""
+    slots_B: Tensor | None = None
+    """The slot of each row; None: slots 0..B-1."""
+    window: Window | None = None
+    """Whose runs the rows are, where these are trees."""
+
+
 class Guesser(Protocol):
     """Greedy decoding of several tokens in one call of a kernel."""
 
@@ -72,12 +87,14 @@ class Runner(Protocol):
     """Of the logits and the cache."""
     wants_all: bool
     """Whether windows had better have a run for each of slots 0..B-1, whatever is asked of them: graphs want shapes."""
+    wants_states: bool
+    """Whether a prefill of prompts is to leave `hidden_BTd`: they are large, and for a parallel drafter alone."""
     ran: tuple[Window, Tensor] | None
     """What was run last, and its last hidden states (N, d); None after a forward of another kind. Good until the next
     call."""
     hidden_BTd: Tensor | None
-    """(B, T, d) last hidden states of the latest `forward`, or of a prefill, after each prompt token that it ran
-    (padded behind); None where it ran none. Good until the next call."""
+    """(B, T, d) last hidden states of the latest `forward`, or of a prefill, after each prompt token but the last
+    (padded behind) if `wants_states`; None where there are none. Good until the next call."""
     encoded_BSd: Tensor | None
     """(B, S, d) the encoder's states of the latest prefill, padded behind; None without an encoder."""
 
@@ -132,4 +149,7 @@ class Runner(Protocol):
         """Of these slots, what was kept of the tokens at some places goes to others, all at once."""
 
     def move(self, source: int, target: int) -> None:
-        """Copy the state of slot `source` onto slot `target`."""
+        """The row of slot `source` is in slot `target` from now on."""
+
+    def leave(self, slots: list[int]) -> None:
+        """No row is in these slots any more: they may give back memory."""

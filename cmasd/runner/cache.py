@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from cmasd.kernels import kept_zeros
+from cmasd.config.tree import KEPT_PLACES
+from cmasd.kernels import give_back, kept_zeros
 from cmasd.runner.base import LayerPairs
 from cmasd.runner.masks import source_mask
 
@@ -50,7 +51,10 @@ class Geometry:
 
         On a host, places that no row comes to take no memory.
         """
-        shape = (self.layers, slots, self.heads, length, 2 * self.width)
+        return self.zeros(self.layers, slots, self.heads, length, 2 * self.width)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Of any shape."""
         if self.device.type == "cpu":
             return kept_zeros(*shape, dtype=self.dtype, is_sparse=True)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -129,6 +133,11 @@ class SlotCache(Cache):
         self.view: View | None = None
         """Of the open window; None while a prompt is open."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all keys and values."""
+        return self.buffer_KSHLP.nbytes
+
     def extend(self, slots: slice | list[int], length: int) -> int:
         """These slots are about to be written up to `length`; returns what to read, `length` or a few more."""
         self._written[slots] = np.maximum(self._written[slots], length)
@@ -167,11 +176,12 @@ class SlotCache(Cache):
         self._starts = 0
         self._write_at(self._first_line_BH[slots_B], positions_1T)
         self.view = None
-        self.begin(slots_B.tolist(), positions_1T.shape[1])
+        self.extend(slots_B.tolist(), positions_1T.shape[1])
 
-    def begin(self, slots: list[int], length: int) -> None:
-        """New rows are in these slots, and are written up to `length`."""
-        self._written[slots] = length
+    def begin(self, slots: list[int]) -> None:
+        """New rows are in these slots, of which nothing is written yet."""
+        self.leave(slots)
+        self._written[slots] = 0
 
     def _write_at(self, first_line_BH: Tensor, positions_BT: Tensor) -> None:
         self._first_line_RH, self._positions_BT, self._index_N = first_line_BH, positions_BT, None
@@ -202,10 +212,24 @@ class SlotCache(Cache):
         self.buffer_KSHLP[:, slots_M, :, to_M] = self.buffer_KSHLP[:, slots_M, :, from_M]
 
     def move(self, source: int, target: int) -> None:
-        """Copy all that slot `source` ever wrote onto slot `target`."""
+        """What slot `source` wrote is in slot `target` from now on."""
+        self.leave([target])
         length = int(self._written[source])
         self._written[target] = length
         self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
+        self.leave([source])
+
+    def leave(self, slots: list[int]) -> None:
+        """No row is in these slots any more: a host's memory of places behind the first is given back."""
+        shrink(self.buffer_KSHLP, self._written, slots)
+
+
+def shrink(buffer_KSHLP: Tensor, written: np.ndarray[Any, np.dtype[np.int64]], slots: list[int]) -> None:
+    """Slots that were written so far keep their first places alone."""
+    for slot in slots:
+        if written[slot] > KEPT_PLACES:
+            give_back(buffer_KSHLP[:, slot, :, KEPT_PLACES : written[slot]])
+            written[slot] = KEPT_PLACES
 
 
 class SourceCache:
@@ -216,9 +240,15 @@ class SourceCache:
         self.layers_SHLP = self.buffer_KSHLP.unbind(0)
         self._width = geometry.width
         self._lengths = np.zeros(slots, dtype=np.int64)
+        self._written = np.zeros(slots, dtype=np.int64)
         self._counts = torch.from_numpy(self._lengths)
         self._mask_BS = torch.zeros((slots, 1, 1, max_source_length), dtype=geometry.dtype, device=geometry.device)
         self._view = View(self.buffer_KSHLP, 0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all keys and values, and of the mask."""
+        return self.buffer_KSHLP.nbytes + self._mask_BS.nbytes
 
     def store(self, slots_B: Tensor, lengths_B: Tensor, computed: LayerPairs) -> None:
         """Keep the cross-attention keys and values of a batch of new rows, (B, H, S, D) per layer."""
@@ -230,7 +260,9 @@ class SourceCache:
     def note(self, slots_B: Tensor, lengths_B: Tensor) -> None:
         """New rows are in these slots, with sources of these lengths."""
         self._mask_BS[slots_B] = source_mask(lengths_B, self._mask_BS.shape[-1], self._mask_BS.dtype)
-        self._lengths[slots_B.tolist()] = lengths_B.tolist()
+        slots = slots_B.tolist()
+        self._lengths[slots] = lengths_B.tolist()
+        self._written[slots] = np.maximum(self._written[slots], lengths_B.max().item())
 
     def longest(self, slots: slice | list[int]) -> int:
         """Tokens of the longest source in these slots."""
@@ -250,8 +282,14 @@ class SourceCache:
         return self._view, self._mask_BS[:rows, :, :, :read_length]
 
     def move(self, source: int, target: int) -> None:
-        """Copy the source of slot `source` onto slot `target`."""
+        """The source of slot `source` is in slot `target` from now on."""
+        self.leave([target])
         length = int(self._lengths[source])
-        self._lengths[target] = length
+        self._lengths[target] = self._written[target] = length
         self.buffer_KSHLP[:, target, :, :length] = self.buffer_KSHLP[:, source, :, :length]
         self._mask_BS[target] = self._mask_BS[source]
+        self.leave([source])
+
+    def leave(self, slots: list[int]) -> None:
+        """See `SlotCache.leave`."""
+        shrink(self.buffer_KSHLP, self._written, slots)

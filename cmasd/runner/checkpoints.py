@@ -170,7 +170,8 @@ def decoder_start(generation: GenerationConfig, config: PretrainedConfig, vocabu
 def limits(engine: EngineConfig, generation: GenerationConfig, config: PretrainedConfig) -> Limits:
     """Lengths that configuration, checkpoint and positions allow."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    source, asked = engine.max_source_tokens, engine.max_new_tokens
+    asked = engine.max_new_tokens
+    source = _longest_source(engine.max_source_tokens, positions)
     name, most = ("engine.max_new_tokens", asked) if asked is not None else _own_limit(generation)
     if positions is None:
         return Limits(source, most)
@@ -183,6 +184,14 @@ def limits(engine: EngineConfig, generation: GenerationConfig, config: Pretraine
         source = min(source, positions - min(most, positions // 2))
         return Limits(source, min(most, positions - source))
     return _as_the_checkpoint_says(positions, source, generation, name)
+
+
+def _longest_source(asked: int | None, positions: int | None) -> int:
+    if asked is None and positions is None:
+        raise ConfigError(
+            "engine.max_source_tokens: has to be set, got null; the model knows no longest input. Set a number."
+        )
+    return positions if asked is None else asked  # type: ignore[return-value]
 
 
 def _own_limit(generation: GenerationConfig) -> tuple[str, int]:

@@ -19,11 +19,11 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from cmasd.runner.base import Extent
+from cmasd.runner.base import Extent, Pass
 
 GraphsMode = Literal["auto", "on", "off"]
-Function = Callable[[Tensor, Tensor, Extent, Tensor | None], Tensor]
-"""Tokens (R, T), starts (R,), the extent, live rows () -> hidden states (R, T, d), without a wait for the device."""
+Function = Callable[[Pass], Tensor]
+"""A rectangle -> hidden states (R, T, d), without a wait for the device."""
 Output = TypeVar("Output")
 
 WARM_UPS = 3
@@ -89,7 +89,7 @@ class Window(Bucket[Tensor]):
     """Forwards of one extent, with their inputs at fixed addresses."""
 
     def __init__(self, function: Function, extent: Extent, device: torch.device) -> None:
-        super().__init__(lambda extent: function(self._tokens_RT, self._starts_R, extent, self._live), extent)
+        super().__init__(lambda extent: function(Pass(self._tokens_RT, self._starts_R, extent, self._live)), extent)
         with torch.inference_mode(False):  # so that callers within and without it may write to them
             self._tokens_RT = torch.zeros(extent.rows, extent.window, dtype=torch.int64, device=device)
             self._starts_R = torch.zeros(extent.rows, dtype=torch.int64, device=device)
@@ -217,12 +217,12 @@ class Graphs(_Buckets[Tensor]):
         super().__init__(most, device, insist)
         self._function = function
 
-    def __call__(self, tokens_BT: Tensor, starts_B: Tensor, extent: Extent) -> Tensor:
-        """Hidden states (B, T, d), to be used up before the next call."""
-        bucket = self._bucket(self.round(extent))
+    def __call__(self, given: Pass) -> Tensor:
+        """Hidden states (B, T, d) of slots 0..B-1, to be used up before the next call."""
+        bucket = self._bucket(self.round(given.extent))
         assert isinstance(bucket, Window), "made here"
-        bucket.load(tokens_BT, starts_B)
-        return self._use(bucket)[: extent.rows]
+        bucket.load(given.tokens_BT, given.starts_B)
+        return self._use(bucket)[: given.extent.rows]
 
     def _make(self, extent: Extent) -> Window:
         return Window(self._function, extent, self._device)

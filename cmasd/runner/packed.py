@@ -1,9 +1,9 @@
 """The linear layers of stock models in packed form, everything else of them as transformers has it.
 
-Decoder-only families and T5 run the modules of transformers. Here each `nn.Linear` in them, and GPT-2's `Conv1D`,
-gives way to a module whose forward is the packed product (`cmasd.kernels`), and a large embedding to one that looks up
-rows of 16 bits and widens those. Results differ by rounding alone, and by 8-bit rounding where that is asked for. The
-modules around them are shells of the given ones (`copy.copy`), so a model that was given stays as it was.
+Decoder-only families and T5 are modules of transformers, whoever runs them. Here each `nn.Linear` in them, and GPT-2's
+`Conv1D`, gives way to a module whose forward is the packed product (`cmasd.kernels`), and a large embedding to one that
+looks up rows of 16 bits and widens those. Results differ by rounding alone, and by 8-bit rounding where that is asked
+for. The modules around them are shells of the given ones (`copy.copy`), so a model that was given stays as it was.
 
 Shapes: V vocabulary, O outputs, I inputs, d width.
 """

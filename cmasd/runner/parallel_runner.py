@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmasd.kernels import Caches, kernels_for
+from cmasd.config.tree import KEPT_PLACES
+from cmasd.kernels import Caches, give_back, kernels_for
 from cmasd.runner.attention import Attend, NativeReading, TensorReading
 from cmasd.runner.base import Extent, Runner
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
@@ -39,12 +40,13 @@ class ParallelRunner:
         geometry = Geometry(shape.layers, shape.heads, shape.head_width, verifier.dtype, device)
         self.model = model
         self.verifier = verifier
+        verifier.wants_states = True
         self._cache = SlotCache(geometry, slots, length)
         self._sources = SourceCache(geometry, slots, verifier.max_source_length) if shape.has_source else None
         self._causal = CausalMask.build(length, verifier.dtype, device)
         self._kernels = None if uses_graphs(graphs, device) else kernels_for(self._causal.visible)
         self._packed = None if self._kernels is None else packed_drafter(model, ids_S)
-        self._seen_SLd = torch.zeros(slots, length + 1, shape.width, dtype=verifier.dtype, device=device)
+        self._seen_SLd = geometry.zeros(slots, length + 1, shape.width)
         self._seen_SLd[:, 0] = model.start_d
         self._first_line_S1 = torch.arange(slots, device=device)[:, None] * (length + 1)
         self._steps_L = torch.arange(length + 1, device=device)
@@ -174,13 +176,23 @@ class ParallelRunner:
         return TensorReading.of(view.product, mask, self.model.shape.heads)
 
     def move(self, source: int, target: int) -> None:
-        """Copy all that is known of a row."""
+        """All that is known of a row is in another slot from now on."""
+        self.leave([target])
         self._cache.move(source, target)
         if self._sources is not None:
             self._sources.move(source, target)
         written = self._written[target] = self._written[source]
         self._seen_SLd[target, : written + 1] = self._seen_SLd[source, : written + 1]
         self._stored_S[target] = self._stored_S[source]
+        self.leave([source])
+
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+        self._cache.leave(slots)
+        if self._sources is not None:
+            self._sources.leave(slots)
+        for slot in slots:
+            give_back(self._seen_SLd[slot, KEPT_PLACES : self._written[slot] + 1])
 
 
 def _reach(window: Window) -> tuple[Tensor, Tensor, Tensor]:

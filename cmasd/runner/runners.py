@@ -1,7 +1,8 @@
 """What runners share, and the one of encoder-decoder models (`decoder_only.py` has the other), over a slot cache.
 
-One forward is: positions and mask from the starts, one call of the model's own decoder, its own output layer. The host
-reads one number, the longest start, unless the caller gives the extent; `_hidden` reads none, and can be captured.
+A window runs as it is where the kernels know the model, in one call; else as a rectangle: positions and mask from the
+starts, one call of the model's own decoder. Its own output layer follows. The host reads the starts, unless the caller
+gives the extent; `_hidden` reads nothing, and can be captured.
 
 Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import Extent, Guesser
+from cmasd.runner.base import Extent, Guesser, Pass
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.families import Family, Words, output_head
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
@@ -69,6 +70,7 @@ class _SlotRunner:
         self._causal = CausalMask.build(max_length, geometry.dtype, geometry.device)
         self._steps_L = torch.arange(max_length, device=geometry.device)
         self.wants_all = bucketed
+        self.wants_states = False
         self.ran: tuple[Window, Tensor] | None = None
         self.hidden_BTd: Tensor | None = None
         self.encoded_BSd: Tensor | None = None
@@ -89,7 +91,11 @@ class _SlotRunner:
     def run(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
         """See `Runner.run`."""
         slots = None if window.covers_first else window.slots_R.tolist()
-        extent = self.extent(len(window.slots_R), window.longest, max(window.starts_R.tolist()), slots)
+        longest_start = max(window.starts_R.tolist())
+        if longest_start + window.longest > self.max_length and not window.is_rectangle:
+            # A short run may begin where the longest would not fit any more: its padding lands in the last place.
+            longest_start = max((window.starts_R + window.firsts_R1.diff()).tolist()) - window.longest
+        extent = self.extent(len(window.slots_R), window.longest, longest_start, slots)
         hidden_Nd = self._flat(window)
         if hidden_Nd is None:
             hidden_Nd = window.flat(self._rectangle(window, extent))
@@ -100,10 +106,10 @@ class _SlotRunner:
         """(R, T, d): what a run's padding writes behind its end is overwritten before it can be seen."""
         tokens_RT, starts_R = window.padded(window.tokens_N), window.starts_R.to(self.device)
         if window.parents_N is not None:
-            return self._hidden(tokens_RT, starts_R, extent, slots_B=window.slots_R, window=window)
+            return self._hidden(Pass(tokens_RT, starts_R, extent, slots_B=window.slots_R, window=window))
         if not window.covers_first:
-            return self._hidden(tokens_RT, starts_R, extent, slots_B=window.slots_R)
-        return (self.graphs or self._hidden)(tokens_RT, starts_R, extent)
+            return self._hidden(Pass(tokens_RT, starts_R, extent, slots_B=window.slots_R))
+        return (self.graphs or self._hidden)(Pass(tokens_RT, starts_R, extent))
 
     def _flat(self, window: Window) -> Tensor | None:
         """(N, d) where this kind runs windows as they are, else None."""
@@ -121,7 +127,7 @@ class _SlotRunner:
             logits_QV = self.run(window, asked)
             self.hidden_BTd = None if self.ran is None else self.ran[1].view(rows, length, -1)
             return logits_QV.view(rows, -1, logits_QV.shape[1])
-        hidden_BTd = self._hidden(tokens_BT, starts_B, extent._replace(window=tokens_BT.shape[1]))
+        hidden_BTd = self._hidden(Pass(tokens_BT, starts_B, extent._replace(window=tokens_BT.shape[1])))
         self.ran, self.hidden_BTd = None, hidden_BTd
         if only_B is not None:
             hidden_BTd = hidden_BTd.take_along_dim(only_B[:, None, None], dim=1)
@@ -159,40 +165,27 @@ class _SlotRunner:
         """See `Runner.move`."""
         self._cache.move(source, target)
 
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+        self._cache.leave(slots)
+
     def _longest_source(self, slots: slice | list[int]) -> int:
         """Source tokens to read; 0 without an encoder."""
         return 0
 
-    def _hidden(
-        self,
-        tokens_BT: Tensor,
-        starts_B: Tensor,
-        extent: Extent,
-        live: Tensor | None = None,
-        slots_B: Tensor | None = None,
-        window: Window | None = None,
-    ) -> Tensor:
-        """The device's part: (B, T, d), of slots 0..B-1 or of `slots_B`. Rows from `live` () on, where it is given, are
-        padding. `window` is given where its runs are trees.
-        """
+    def _hidden(self, given: Pass) -> Tensor:
+        """The device's part: (B, T, d)."""
         raise NotImplementedError
 
-    def _open_window(
-        self,
-        starts_B: Tensor,
-        extent: Extent,
-        live: Tensor | None,
-        slots_B: Tensor | None,
-        window: Window | None,
-    ) -> tuple[Tensor, Branches | None]:
+    def _open_window(self, given: Pass) -> tuple[Tensor, Branches | None]:
         """Point the cache at this window; return its positions (B, T), and how its tokens see each other in trees."""
-        starts_B1 = starts_B[:, None]
-        places_BT = starts_B1 + self._steps_L[: extent.window]
+        starts_B1, window, length = given.starts_B[:, None], given.window, given.extent.length
+        places_BT = (starts_B1 + self._steps_L[: given.extent.window]).clamp_max(self.max_length - 1)
         if window is None:
-            self._cache.open_window(places_BT, starts_B1, extent.length, live, slots_B)
+            self._cache.open_window(places_BT, starts_B1, length, given.live, given.slots_B)
             return places_BT, None
         positions_BT = starts_B1 + window.padded(window.depths_N)
-        self._cache.open_window(positions_BT, starts_B1, extent.length, live, slots_B, places_BT)
+        self._cache.open_window(positions_BT, starts_B1, length, given.live, given.slots_B, places_BT)
         return positions_BT, Branches(places_BT, window.sees_RTT)
 
 
@@ -226,22 +219,18 @@ class EncoderDecoderRunner(_SlotRunner):
     def _flat(self, window: Window) -> Tensor | None:
         return self._stack.run(window)
 
-    def _hidden(
-        self,
-        tokens_BT: Tensor,
-        starts_B: Tensor,
-        extent: Extent,
-        live: Tensor | None = None,
-        slots_B: Tensor | None = None,
-        window: Window | None = None,
-    ) -> Tensor:
-        positions_BT, branches = self._open_window(starts_B, extent, live, slots_B, window)
-        return self._stack.hidden(tokens_BT, positions_BT, extent, slots_B, branches)
+    def _hidden(self, given: Pass) -> Tensor:
+        return self._stack.hidden(given, *self._open_window(given))
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         super().move(source, target)
         self._sources.move(source, target)
+
+    def leave(self, slots: list[int]) -> None:
+        """See `Runner.leave`."""
+        super().leave(slots)
+        self._sources.leave(slots)
 
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""

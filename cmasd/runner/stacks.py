@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from cmasd.kernels import Caches, Drafted, Kernels, PackedRule, Speaker, kernels_for
 from cmasd.runner.attention import Attend, TensorReading, TensorWriting
 from cmasd.runner.bart import Decoder, Encoder
-from cmasd.runner.base import Extent, Guesser
+from cmasd.runner.base import Guesser, Pass
 from cmasd.runner.cache import SlotCache, SourceCache
 from cmasd.runner.families import Head
 from cmasd.runner.masks import Branches, CausalMask, source_mask
@@ -35,15 +35,8 @@ class Stack(Protocol):
     def run(self, window: Window) -> Tensor | None:
         """Last hidden states (N, d); None where this kind wants a rectangle."""
 
-    def hidden(
-        self,
-        tokens_BT: Tensor,
-        positions_BT: Tensor,
-        extent: Extent,
-        slots_B: Tensor | None,
-        branches: Branches | None,
-    ) -> Tensor:
-        """Last hidden states (B, T, d) of a rectangle that is open in the cache, of slots 0..B-1 or of `slots_B`."""
+    def hidden(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> Tensor:
+        """Last hidden states (B, T, d) of a rectangle that is open in the cache."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +102,9 @@ class BartStack:
             return None
         return self._kernels.decode(self._packed, window, self._caches)
 
-    def hidden(
-        self,
-        tokens_BT: Tensor,
-        positions_BT: Tensor,
-        extent: Extent,
-        slots_B: Tensor | None,
-        branches: Branches | None,
-    ) -> Tensor:
+    def hidden(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> Tensor:
         """See `Stack.hidden`."""
-        return self._decoder(tokens_BT, positions_BT, *self._attention(positions_BT, extent, slots_B, branches))
+        return self._decoder(given.tokens_BT, positions_BT, *self._attention(given, positions_BT, branches))
 
     def guesser(self, head: Head, ids_S: Tensor | None, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""
@@ -131,13 +117,11 @@ class BartStack:
     def _caches(self) -> Caches:
         return Caches(self._cache.buffer_KSHLP, self._sources.buffer_KSHLP, self._sources.counts_S)
 
-    def _attention(
-        self, positions_BT: Tensor, extent: Extent, slots_B: Tensor | None, branches: Branches | None
-    ) -> tuple[Attend, Attend]:
-        cache, sources = self._cache, self._sources
+    def _attention(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> tuple[Attend, Attend]:
+        cache, sources, extent = self._cache, self._sources, given.extent
         assert cache.view is not None, "a window is open"
         heads, mask = self._decoder.heads, self._causal.window(positions_BT, extent.length, None, branches)
-        view, source_mask = sources.open(extent.rows, extent.sources, slots_B)
+        view, source_mask = sources.open(extent.rows, extent.sources, given.slots_B)
         return (
             TensorWriting(cache, TensorReading.of(cache.view.product, mask, heads)),
             TensorReading.of(view.product, source_mask, heads),
@@ -155,7 +139,7 @@ class StockEncoder:
 
     def __call__(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """(B, S, d) states of `sources`, padded to `ids_BS`."""
-        if self._latest is None or self._latest[0] is not sources:
+        if self._latest is None or self._latest[0] != sources:
             self._latest = (sources, encode(self._encoder, ids_BS, lengths_B, self._dtype))
         return self._latest[1]
 
@@ -190,20 +174,14 @@ class StockStack:
         """See `Stack.run`."""
         return None
 
-    def hidden(
-        self,
-        tokens_BT: Tensor,
-        positions_BT: Tensor,
-        extent: Extent,
-        slots_B: Tensor | None,
-        branches: Branches | None,
-    ) -> Tensor:
+    def hidden(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> Tensor:
         """See `Stack.hidden`."""
-        sources, source_mask = self._sources.open(extent.rows, extent.sources, slots_B)
+        extent = given.extent
+        sources, source_mask = self._sources.open(extent.rows, extent.sources, given.slots_B)
         for index, layer in enumerate(self._layers):
             layer.keys, layer.values = sources.pair(index)
         output = self._decoder(
-            input_ids=tokens_BT,
+            input_ids=given.tokens_BT,
             attention_mask=self._causal.window(positions_BT, extent.length, None, branches),
             encoder_hidden_states=self._encoded,
             encoder_attention_mask=source_mask,

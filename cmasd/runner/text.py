@@ -1,17 +1,23 @@
-"""Text to token ids and back, for whatever a tokenizer needs around a row's text.
+"""Text to token ids and back, for whatever a tokenizer needs around a row's text, or around its messages (`chat.py`).
 
-Templates, chat templates and language codes live here, so the engine sees ids only. A row that cannot be encoded
+Templates, chat templates and language codes end here, so the engine sees ids only. A row that cannot be encoded
 (null, not a string, broken unicode, too long) becomes a RowError value in its place: a job never stops for one row.
 Rows are checked and tokenized all at once; only when that fails are they tried one by one to find the culprit.
 Does not pad, and does not cut outputs.
 """
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cmasd.core import RowError
 from cmasd.errors import ConfigError, ModelError
+from cmasd.messages import Message, MessagesError, conversation, without_thinking
+from cmasd.runner.chat import Chat
 
 Ids = list[int]
 
@@ -33,28 +39,31 @@ class TextCodec:
         max_source_tokens: int,
         is_encoder_decoder: bool,
         known_ids: int,
+        messages: bool = False,
+        system: str | None = None,
+        drops_thinking: bool = False,
     ) -> None:
         """Raise ConfigError for a template without `{text}`, ModelError for what the tokenizer lacks.
 
-        `known_ids`: the model has an embedding for the ids below this; tokenizers may have gained others.
+        `known_ids`: the model has an embedding for the ids below this; tokenizers may have gained others. `messages`:
+        texts are conversations as JSON, as lists of messages are in any case.
         """
         if template is not None and _PLACE not in template:
             raise ConfigError(
                 f"input.template: has no {_PLACE}, got {template!r}; expected {_PLACE} where the row goes."
             )
-        if chat and not tokenizer.chat_template:
-            raise ModelError(
-                "input.chat: the tokenizer has no chat template, got true; expected an instruct model. "
-                "Set input.chat to false, or write the prompt as input.template."
-            )
+        key = "input.messages_column" if messages else "input.chat" if chat else None
+        self._talk = Chat(tokenizer, key, system, drops_thinking)
+        self._drops_thinking = drops_thinking
+        self._messages = messages
         self._tokenizer = cast(Any, tokenizer)
         self._template = template or _PLACE
-        self._chat = chat
+        self._chat = chat or messages
         self._truncates = on_too_long == "truncate"
         self._limit = max_source_tokens
         self._known_ids = known_ids
         self._is_encoder_decoder = is_encoder_decoder
-        self._is_bare = self._template == _PLACE and not chat
+        self._is_bare = self._template == _PLACE and not self._chat
         self.forced_bos_token_id: int | None = None
         """The target language's token, which must be generated first; None where there is none."""
         if source_language is not None:
@@ -69,15 +78,33 @@ class TextCodec:
             self.forced_bos_token_id = _language_token_id(self._tokenizer, "target", target_language)
         self._backend = _backend(self._tokenizer)
 
-    def encode(self, texts: list[object]) -> list[Ids | RowError]:
-        """Token ids of every text in order, or why a row has none."""
-        prompts = texts if self._is_bare and _all_text(texts) else [self._prompt(text) for text in texts]
-        good = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(self._tokenize(good))
+    @property
+    def tokens(self) -> dict[str, int]:
+        """All that there are as they are spelt, special ones left out, with their ids."""
+        special = set(self._tokenizer.all_special_ids)
+        return {token: one for token, one in self._tokenizer.get_vocab().items() if one not in special}
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A digest of all tokens and their ids: where it is the same, ids mean the same."""
+        tokens = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        return hashlib.blake2b(tokens.encode(), digest_size=16).hexdigest()
+
+    def encode(self, texts: Sequence[object]) -> list[Ids | RowError]:
+        """Token ids of every text, or list of messages, in order, or why a row has none."""
+        prompts = list(texts) if self._is_bare and _all_text(texts) else [self._prompt(text) for text in texts]
+        encoded: dict[bool, Iterator[Ids | RowError]] = {}
+        for chat in (False, True):  # a chat template writes the special tokens itself
+            rows = zip(texts, prompts, strict=True)
+            good = [prompt for text, prompt in rows if isinstance(prompt, str) and self._is_chat(text) is chat]
+            encoded[chat] = iter(self._tokenize(good, chat))
         return [
-            prompt if isinstance(prompt, RowError) else self._known(self._fit(text, next(encoded)))
+            prompt if isinstance(prompt, RowError) else self._known(self._fit(text, next(encoded[self._is_chat(text)])))
             for text, prompt in zip(texts, prompts, strict=True)
         ]
+
+    def _is_chat(self, text: object) -> bool:
+        return self._chat or isinstance(text, list)
 
     def decode(self, rows: list[Ids]) -> list[str | RowError]:
         """The text of every row of generated ids, special tokens and the forced language token left out."""
@@ -86,15 +113,16 @@ class TextCodec:
         if self.forced_bos_token_id is not None:
             rows = [row[1:] if row[:1] == [self.forced_bos_token_id] else row for row in rows]
         try:
-            return list(self._detokenize(rows))
+            return self._detokenize(rows)
         except Exception:  # noqa: BLE001  (whatever one row's ids provoke, the other rows have their text)
             return [self._decode_one(row) for row in rows]
 
-    def _detokenize(self, rows: list[Ids]) -> list[str]:
+    def _detokenize(self, rows: list[Ids]) -> list[str | RowError]:
         if self._backend is not None:
-            return cast(list[str], self._backend.decode_batch(rows, skip_special_tokens=True))
-        texts = self._tokenizer.decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(list[str], texts)
+            texts = self._backend.decode_batch(rows, skip_special_tokens=True)
+        else:
+            texts = self._tokenizer.decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [without_thinking(text) for text in texts] if self._drops_thinking else list(texts)
 
     def _decode_one(self, row: Ids) -> str | RowError:
         try:
@@ -117,7 +145,9 @@ class TextCodec:
             return [[]] if len(texts) == 1 else [self._output_ids([text])[0] for text in texts]
 
     def _prompt(self, text: object) -> str | RowError:
-        """What the model reads for a text, as a string."""
+        """What the model reads for a text, or for messages, as a string."""
+        if self._messages or isinstance(text, list):
+            return self._prompt_of_messages(text)
         if text is None:
             return RowError("encode", "the text is null")
         if not isinstance(text, str):
@@ -130,37 +160,44 @@ class TextCodec:
             prompt = self._wrap(text)
         except Exception as error:  # noqa: BLE001  (chat templates are programs and raise what they like)
             return RowError("encode", f"the chat template failed on this row ({_reason(error)})")
+        return self._not_empty(prompt)
+
+    def _prompt_of_messages(self, given: object) -> str | RowError:
+        try:
+            return self._not_empty(self._talk.prompt(conversation(given)))
+        except MessagesError as error:
+            return RowError("encode", str(error))
+        except Exception as error:  # noqa: BLE001  (as above)
+            return RowError("encode", f"the chat template failed on this row ({_reason(error)})")
+
+    def _not_empty(self, prompt: str) -> str | RowError:
         if not prompt and not self._is_encoder_decoder:
             return RowError("encode", "the prompt is empty; a decoder-only model needs at least one token")
         return prompt
 
     def _wrap(self, text: str) -> str:
         text = self._template.replace(_PLACE, text)
-        if not self._chat:
-            return text
-        conversation = [{"role": "user", "content": text}]
-        prompt = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        return cast(str, prompt)
+        return self._talk.prompt([{"role": "user", "content": text}]) if self._chat else text
 
-    def _tokenize(self, prompts: list[str]) -> list[Ids | RowError]:
+    def _tokenize(self, prompts: list[str], chat: bool) -> list[Ids | RowError]:
         if not prompts:
             return []
         try:
-            return list(self._backend_ids(prompts) if self._backend is not None else self._ids(prompts))
+            ids = self._ids if self._backend is None else self._backend_ids
+            return list(ids(prompts, chat))
         except Exception as error:  # noqa: BLE001  (find the row that the tokenizer cannot take)
             if len(prompts) == 1:
                 return [RowError("encode", f"the tokenizer failed on this row ({_reason(error)})")]
-            return [self._tokenize([prompt])[0] for prompt in prompts]
+            return [self._tokenize([prompt], chat)[0] for prompt in prompts]
 
-    def _backend_ids(self, prompts: list[str]) -> list[Ids]:
+    def _backend_ids(self, prompts: list[str], chat: bool) -> list[Ids]:
         """What `_ids` gives, without the offsets, masks and dictionaries that nobody here reads."""
         if self._backend.truncation is not None:
             self._backend.no_truncation()
-        return [row.ids for row in self._backend.encode_batch_fast(prompts, add_special_tokens=not self._chat)]
+        return [row.ids for row in self._backend.encode_batch_fast(prompts, add_special_tokens=not chat)]
 
-    def _ids(self, prompts: list[str], **options: object) -> list[Ids]:
-        """A chat template writes the special tokens itself."""
-        encoding = self._tokenizer(prompts, add_special_tokens=not self._chat, verbose=False, **options)
+    def _ids(self, prompts: list[str], chat: bool, **options: object) -> list[Ids]:
+        encoding = self._tokenizer(prompts, add_special_tokens=not chat, verbose=False, **options)
         return cast(list[Ids], encoding["input_ids"])
 
     def _known(self, ids: Ids | RowError) -> Ids | RowError:
@@ -177,25 +214,38 @@ class TextCodec:
             return ids
         if not ids:
             return RowError("encode", "the text has no tokens")
-        cut = self._truncate(cast(str, text)) if self._truncates else None
+        try:
+            cut = self._truncate(text) if self._truncates else None
+        except Exception as error:  # noqa: BLE001  (a chat template may refuse the shorter text)
+            return RowError("encode", f"the chat template failed on this row, cut ({_reason(error)})")
         if cut is not None:
             return cut
         way_out = "even without its text" if self._truncates else "shorten it, or set input.on_too_long to truncate"
         return RowError("encode", f"the source has {len(ids)} tokens; expected at most {self._limit} ({way_out})")
 
-    def _truncate(self, text: str) -> Ids | None:
-        """Cut tokens, as transformers does, where the text ends the prompt; else cut the text and keep what follows."""
-        if self._template.endswith(_PLACE) and not self._chat:
-            [ids] = self._ids([self._wrap(text)], truncation=True, max_length=self._limit)
-            return ids if 0 < len(ids) <= self._limit else None
-        return self._longest_prefix(text)
+    def _truncate(self, text: object) -> Ids | None:
+        """Cut tokens, as transformers does, where the text ends the prompt; else cut the text and keep what follows.
 
-    def _longest_prefix(self, text: str) -> Ids | None:
+        Of messages, the last one is cut.
+        """
+        if self._messages or isinstance(text, list):
+            *before, last = conversation(text)
+            return self._longest_prefix(last["content"], True, partial(self._ending, before, last))
+        text = cast(str, text)
+        if self._template.endswith(_PLACE) and not self._chat:
+            [ids] = self._ids([self._wrap(text)], chat=False, truncation=True, max_length=self._limit)
+            return ids if 0 < len(ids) <= self._limit else None
+        return self._longest_prefix(text, self._chat, self._wrap)
+
+    def _ending(self, before: list[Message], last: Message, content: str) -> str:
+        return self._talk.prompt([*before, {**last, "content": content}])
+
+    def _longest_prefix(self, text: str, chat: bool, wrap: Callable[[str], str]) -> Ids | None:
         """Binary search for the most characters of `text` whose whole prompt fits; None when not even none do."""
         best, low, high = None, 0, len(text) - 1
         while low <= high:
             middle = (low + high) // 2
-            [ids] = self._ids([self._wrap(text[:middle])])
+            [ids] = self._ids([wrap(text[:middle])], chat)
             if len(ids) <= self._limit:
                 best, low = ids, middle + 1
             else:
@@ -203,7 +253,23 @@ class TextCodec:
         return best
 
 
-def _all_text(texts: list[object]) -> bool:
+def inside_words(codec: TextCodec | None) -> frozenset[int]:
+    """Ids of tokens that go on with a word, by the mark that words begin with, or that they go on with.
+
+    None where the tokenizer marks neither, or there is none.
+    """
+    vocabulary: dict[str, int] = {} if codec is None else codec.tokens
+    for mark in ("\u2581", "\u0120"):
+        if any(token.startswith(mark) for token in vocabulary):
+            return frozenset(
+                one
+                for token, one in vocabulary.items()
+                if not token.startswith(mark) and any(letter.isalnum() for letter in token)
+            )
+    return frozenset(one for token, one in vocabulary.items() if token.startswith("##"))
+
+
+def _all_text(texts: Sequence[object]) -> bool:
     """Whether all are strings, none empty, of whole characters: then no row needs a look of its own."""
     try:
         return all(texts) and bool("\n".join(cast(list[str], texts)).encode())

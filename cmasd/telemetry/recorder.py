@@ -15,13 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cmasd.core import Result, RowError, Teaching
-from cmasd.telemetry.schema import ITERATION_FIELDS, TOKEN_FIELDS, Level, output_schema
+from cmasd.signals import IterationTrace, TokenTrace, Trace
+from cmasd.telemetry.schema import COUNTS, Level, output_schema, trace_fields
 
 Values = NDArray[Any]
-ITERATION_NAMES = [field.name for field in ITERATION_FIELDS]
-"""In the order of the channels of `IterationTrace`."""
-TOKEN_NAMES = [field.name for field in TOKEN_FIELDS if field.name != "token_id"]
-"""In the order of the channels of `TokenTrace`."""
+Columns = dict[str, "pa.Array[Any]"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,9 @@ def _row_columns(rows: Sequence[Row], results: Sequence[Result | None]) -> dict[
         "output": [row.output if result else None for row, result in zip(rows, results, strict=True)],
         "finish_reason": [result.finish_reason if result else "error" for result in results],
         "error": [str(row.result) if isinstance(row.result, RowError) else None for row in rows],
-        "num_input_tokens": [result.num_input_tokens if result else 0 for result in results],
-        "num_output_tokens": [len(result.token_ids) if result else 0 for result in results],
-        "num_iterations": [result.num_iterations if result else 0 for result in results],
-        "num_drafted_tokens": [result.num_drafted_tokens if result else 0 for result in results],
-        "num_accepted_tokens": [result.num_accepted_tokens if result else 0 for result in results],
+        **{name: [getattr(result, name) if result else 0 for result in results] for name in COUNTS},
         "mean_confidence": [_number(result.mean_confidence) if result else None for result in results],
-        "mean_gap_nats": [result.mean_gap_nats if result else 0.0 for result in results],
+        "mean_gap_nats": [_number(result.mean_gap_nats) if result else 0.0 for result in results],
     }
 
 
@@ -88,24 +82,27 @@ def _offsets(counts: Sequence[int]) -> "pa.Array[Any]":
     return pa.array(np.cumsum([0, *counts], dtype=np.int32), pa.int32())
 
 
-Columns = dict[str, "pa.Array[Any]"]
-
-
 def _iteration_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:
-    traces = [result.iterations for result in results]
-    flat_NC = np.concatenate([trace.values_NC for trace in traces if trace is not None])
-    assert len(flat_NC) == offsets[-1].as_py(), "the engine traces every iteration at this telemetry level"
-    return _list_columns(ITERATION_NAMES, flat_NC.T, offsets, schema)
+    return _trace_columns(IterationTrace, [result.iterations for result in results], offsets, schema)
 
 
 def _token_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:
-    traces = [result.tokens for result in results]
-    flat_NC = np.concatenate([trace.values_NC for trace in traces if trace is not None])
-    assert len(flat_NC) == offsets[-1].as_py(), "the engine traces every token at this telemetry level"
     ids = np.concatenate([result.token_ids for result in results])
     return {
         "token_id": _list_column(ids, offsets, schema.field("token_id")),
-        **_list_columns(TOKEN_NAMES, flat_NC.T, offsets, schema),
+        **_trace_columns(TokenTrace, [result.tokens for result in results], offsets, schema),
+    }
+
+
+def _trace_columns(
+    kind: type[Trace], traces: Sequence[Trace | None], offsets: "pa.Array[Any]", schema: pa.Schema
+) -> Columns:
+    """Column by column, those of all rows one after the other."""
+    flat_NC = np.concatenate([trace.values_NC for trace in traces if trace is not None])
+    assert len(flat_NC) == offsets[-1].as_py(), f"the engine keeps every {kind.prefix} at this telemetry level"
+    names = [field.name for field in trace_fields(kind)]
+    return {
+        name: _list_column(column, offsets, schema.field(name)) for name, column in zip(names, flat_NC.T, strict=True)
     }
 
 
@@ -123,12 +120,6 @@ def _teacher_columns(results: Sequence[Result], offsets: "pa.Array[Any]", schema
         lists = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
         columns[name] = pa.ListArray.from_arrays(cast(Any, offsets), lists, type=kind)
     return columns
-
-
-def _list_columns(names: Sequence[str], columns_CN: Values, offsets: "pa.Array[Any]", schema: pa.Schema) -> Columns:
-    return {
-        name: _list_column(column, offsets, schema.field(name)) for name, column in zip(names, columns_CN, strict=True)
-    }
 
 
 def _list_column(values: Values, offsets: "pa.Array[Any]", field: "pa.Field[Any]") -> "pa.Array[Any]":

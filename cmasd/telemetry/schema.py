@@ -1,6 +1,7 @@
 """The output schema: one row per input row, every column documented in its Arrow field metadata.
 
-Raise `SCHEMA_VERSION` with any change to a name, a type or a meaning: readers depend on all three.
+Columns of what the engine counts and traces follow from `cmasd.signals`. Raise `SCHEMA_VERSION` with any change to a
+name, a type or a meaning: readers depend on all three.
 """
 
 from __future__ import annotations
@@ -8,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+from cmasd.signals import IterationTrace, RowNumbers, Signal, TokenTrace, Trace
+
+SCHEMA_VERSION = 4
 Level = Literal["none", "iteration", "token"]
 
 
 def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field[Any]:
     return pa.field(name, kind, metadata={"doc": doc})
+
+
+def _count(signal: Signal[Any]) -> pa.Field[Any]:
+    return _field(f"num_{signal.name}", pa.int32(), signal.doc)
 
 
 ROW_FIELDS = (
@@ -28,51 +36,40 @@ ROW_FIELDS = (
     _field("output", pa.string(), "Decoded text without special tokens; null when the row failed."),
     _field("finish_reason", pa.string(), "`stop` (end of sequence), `length` (token limit) or `error`."),
     _field("error", pa.string(), "Null when fine; else `<stage>: <message>`."),
-    _field("num_input_tokens", pa.int32(), "Tokens the encoder, or the prompt, took."),
+    _count(RowNumbers.input_tokens),
     _field("num_output_tokens", pa.int32(), "Generated tokens, end of sequence included."),
-    _field("num_iterations", pa.int32(), "Verifier forwards this row took part in."),
-    _field("num_drafted_tokens", pa.int32(), "Draft tokens sent to the verifier."),
-    _field("num_accepted_tokens", pa.int32(), "Draft tokens the verifier accepted and the output kept."),
+    _count(RowNumbers.iterations),
+    _count(RowNumbers.drafted_tokens),
+    _count(RowNumbers.accepted_tokens),
+    _field("num_small_tokens", pa.int32(), "Output tokens that the small model of policy `stitch` said, unchecked."),
+    _field("num_switches", pa.int32(), "Times that the row went from one of its two models to the other."),
     _field("mean_confidence", pa.float32(), "Mean drafter confidence over verified draft tokens; null without drafts."),
     _field(
-        "mean_gap_nats", pa.float32(), "Mean verifier log-probability gap of output tokens to its argmax; 0 when exact."
+        "mean_gap_nats",
+        pa.float32(),
+        "Mean verifier log-probability gap of output tokens to its argmax; 0 when exact, null where one is unknown.",
     ),
 )
+
+
+COUNTS = tuple(field.name for field in ROW_FIELDS if field.name.startswith("num_"))
+"""Columns that are attributes of a `cmasd.core.Result`, and that add up over rows."""
 
 
 def _list(name: str, kind: pa.DataType, doc: str) -> pa.Field[Any]:
     return _field(name, pa.list_(kind), doc)
 
 
-ITERATION_FIELDS = (
-    _list("iteration_draft_length", pa.int32(), "Per iteration: draft tokens sent to the verifier."),
-    _list("iteration_accepted", pa.int32(), "Per iteration: draft tokens accepted."),
-    _list(
-        "iteration_rejected_confidence",
-        pa.float32(),
-        "Confidence of the first rejected draft token; NaN: none rejected.",
-    ),
-    _list("iteration_rejected_entropy", pa.float32(), "Entropy component of the same token."),
-    _list("iteration_rejected_margin", pa.float32(), "Logit-margin component of the same token."),
-    _list("iteration_rejected_softmax", pa.float32(), "Softmax-margin component of the same token."),
-)
+def trace_fields(trace: type[Trace]) -> tuple[pa.Field[Any], ...]:
+    """The columns of a trace, in the order of its channels."""
+    return tuple(
+        _list(f"{trace.prefix}_{signal.name}", pa.from_numpy_dtype(np.dtype(signal.kind)), signal.doc)
+        for signal in trace.signals
+    )
 
-TOKEN_FIELDS = (
-    _list("token_id", pa.int32(), "Generated token ids."),
-    _list(
-        "token_source",
-        pa.int8(),
-        "0: the verifier's own token; else an accepted draft token: 1 of a model, 2 copied from the row's source or "
-        "output, 3 of the memory of rows before, 4 of an earlier run.",
-    ),
-    _list("token_confidence", pa.float32(), "Drafter confidence for this token; NaN where nothing was drafted."),
-    _list("token_entropy", pa.float32(), "1 - H/ln V of the drafter's distribution (nats)."),
-    _list("token_margin", pa.float32(), "2*sigmoid(z1 - z2) - 1 of the drafter's logits."),
-    _list("token_softmax", pa.float32(), "p1 - p2 of the drafter's distribution."),
-    _list("token_tau", pa.float32(), "Tolerance in nats in force for this token; 0 when exact."),
-    _list("token_gap_nats", pa.float32(), "Verifier log-probability of its argmax minus that of this token."),
-    _list("token_verifier_logprob", pa.float32(), "Verifier log-probability of this token."),
-)
+
+ITERATION_FIELDS = trace_fields(IterationTrace)
+TOKEN_FIELDS = (_list("token_id", pa.int32(), "Generated token ids."), *trace_fields(TokenTrace))
 
 
 def teacher_fields(top_k: int) -> tuple[pa.Field[Any], ...]:

@@ -7,6 +7,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cmasd.telemetry.schema import COUNTS
+
 METADATA_KEY = "cmasd.totals"
 
 
@@ -26,6 +28,10 @@ class Totals:
     """Verifier forwards summed over rows."""
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    small_tokens: int = 0
+    """Output tokens that the small model of policy `stitch` said by itself."""
+    switches: int = 0
+    """Times that rows went from one of the two models to the other."""
 
     def __add__(self, other: Self) -> "Totals":
         return Totals(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -66,9 +72,5 @@ class Totals:
             errors=reasons.count("error"),
             stopped=reasons.count("stop"),
             cut=reasons.count("length"),
-            input_tokens=add("num_input_tokens"),
-            output_tokens=add("num_output_tokens"),
-            iterations=add("num_iterations"),
-            drafted_tokens=add("num_drafted_tokens"),
-            accepted_tokens=add("num_accepted_tokens"),
+            **{name.removeprefix("num_"): add(name) for name in COUNTS},
         )

@@ -1,35 +1,31 @@
 """Verification: which draft tokens the verifier accepts, and what it says after them."""
 
-from cmasd.config.tree import Config
+from collections.abc import Callable, Sequence
+
+from cmasd.config.tree import Config, VerificationConfig
 from cmasd.verification.base import Verification
 from cmasd.verification.budget import BudgetVerification
 from cmasd.verification.exact import ExactVerification
+from cmasd.verification.own_draws import OwnDraws
 from cmasd.verification.relaxed import ModulatedVerification, RelaxedVerification
 from cmasd.verification.sampling import SamplingVerification
 from cmasd.verification.typical import TypicalVerification
 
-__all__ = [
-    "ExactVerification",
-    "RelaxedVerification",
-    "TypicalVerification",
-    "Verification",
-    "build_verification",
-]
+__all__ = ["KINDS", "ExactVerification", "OwnDraws", "RelaxedVerification", "Verification", "build_verification"]
+
+KINDS: dict[str, Callable[[VerificationConfig, Sequence[int]], Verification]] = {
+    "exact": ExactVerification.of,
+    "relaxed": RelaxedVerification.of,
+    "modulated": ModulatedVerification.of,
+    "budget": BudgetVerification.of,
+    "typical": TypicalVerification.of,
+    "sampling": SamplingVerification.of,
+}
+"""By `verification.kind`."""
 
 
-def build_verification(whole: Config, eos_token_ids: tuple[int, ...]) -> Verification:
-    """The rule that `verification.kind` names, or the budget rule where `policy.quality_budget...` is set."""
-    config = whole.verification
-    match config.kind:
-        case "exact" if whole.quality_budget:
-            return BudgetVerification(whole.quality_budget, config.beta, config.tau, eos_token_ids)
-        case "exact":
-            return ExactVerification()
-        case "relaxed":
-            return RelaxedVerification(config.beta, config.tau)
-        case "modulated":
-            return ModulatedVerification(config.beta, config.tau_base, config.gamma, config.tau_form)
-        case "typical":
-            return TypicalVerification(config.epsilon, config.delta)
-        case "sampling":
-            return SamplingVerification(config.temperature, config.seed)
+def build_verification(config: Config, eos_ids: Sequence[int]) -> Verification:
+    """The rule that `verification.kind` names; sequences end with one of these tokens."""
+    if config.policy.kind == "stitch" and config.verification.kind == "sampling":
+        return OwnDraws.of(config.verification, eos_ids)
+    return KINDS[config.verification.kind](config.verification, eos_ids)

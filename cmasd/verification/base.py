@@ -4,7 +4,8 @@ Shapes: B rows, K draft positions, T = K + 1 verified positions, V vocabulary. O
 draft token j, and number l_r gives the bonus token after a fully accepted draft of l_r tokens.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,12 +13,15 @@ from torch import Tensor
 from cmasd.core import Draft, Logits, Verdict
 
 
-class Verification(Protocol):
+class Verification(ABC):
     """A rule; `exact` is the only one whose output equals greedy AR token for token."""
 
+    needs_host: ClassVar[bool] = True
+    """Whether it reads what the device computes, or draws: then no iteration is launched before the last one ended."""
+
+    @abstractmethod
     def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """Judge a draft by the verifier's logits, constraints already applied; K is the longest length."""
-        ...
 
 
 def prefix_length(acceptable_BK: Tensor, lengths_B: Tensor) -> Tensor:

@@ -12,12 +12,16 @@ budget at every moment of an engine's life. A budget of 0 is exact verification;
 Shapes: B rows, K draft, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
 from cmasd.confidence.largest import argmax
+from cmasd.config.tree import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
-from cmasd.verification.base import pick
+from cmasd.verification.base import Verification, pick
 
 FIRST_PRICE = 4.0
 """Tokens per nat."""
@@ -26,10 +30,10 @@ STEP = 1.25
 DEAREST, CHEAPEST = 1e6, 1e-2
 
 
-class BudgetVerification:
+class BudgetVerification(Verification):
     """Lossy within `budget` nats per output token; `beta` and `tau` bound what a single token may be."""
 
-    def __init__(self, budget_nats_per_token: float, beta: int, tau: float, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, budget_nats_per_token: float, beta: int, tau: float, eos_token_ids: Sequence[int]) -> None:
         self.budget = budget_nats_per_token
         self._eos_ids = torch.tensor(eos_token_ids, dtype=torch.int64)
         self.beta = beta
@@ -37,6 +41,11 @@ class BudgetVerification:
         self.price = FIRST_PRICE
         self.spent_nats = 0.0
         self.tokens = 0
+
+    @classmethod
+    def of(cls, config: VerificationConfig, eos_ids: Sequence[int]) -> Self:
+        """As configured."""
+        return cls(config.budget_nats_per_token, config.beta, config.tau, eos_ids)
 
     def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """Choose prefixes, then settle the account."""

@@ -1,17 +1,28 @@
 """Accept a draft token exactly when it is the verifier's argmax: the output equals greedy AR."""
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 
 from cmasd.confidence.largest import argmax
+from cmasd.config.tree import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
 from cmasd.kernels import kernels_for
-from cmasd.verification.base import pick, prefix_length
+from cmasd.verification.base import Verification, pick, prefix_length
 
 NO_TOLERANCE = torch.zeros(())
 
 
-class ExactVerification:
+class ExactVerification(Verification):
     """Lossless, token for token."""
+
+    needs_host = False
+
+    @classmethod
+    def of(cls, config: VerificationConfig, eos_ids: Sequence[int]) -> Self:
+        """It has no settings."""
+        return cls()
 
     def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """The argmax of each position, as far as the draft agrees; no tolerance."""

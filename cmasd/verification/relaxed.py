@@ -5,20 +5,31 @@ Relaxed: tau is constant (SpecDec, arXiv 2203.16487). Modulated: tau_t follows t
 drafter is unsure; its prose says the opposite. Both forms are here by name.
 """
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
 from cmasd.confidence.largest import argmax
+from cmasd.config.tree import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
-from cmasd.verification.base import pick, prefix_length
+from cmasd.verification.base import Verification, pick, prefix_length
 
 
-class RelaxedVerification:
+class RelaxedVerification(Verification):
     """Constant tolerance; beta = 1 or tau = 0 accepts nothing but (ties with) the argmax."""
+
+    needs_host = False
 
     def __init__(self, beta: int, tau: float) -> None:
         self.beta = beta
         self.tau = tau
+
+    @classmethod
+    def of(cls, config: VerificationConfig, eos_ids: Sequence[int]) -> Self:
+        """As configured."""
+        return cls(config.beta, config.tau)
 
     def tolerance(self, confidence_BK: Tensor) -> Tensor:
         """(B, K) nats."""
@@ -43,6 +54,11 @@ class ModulatedVerification(RelaxedVerification):
         super().__init__(beta, tau_base)
         self.gamma = gamma
         self.form = form
+
+    @classmethod
+    def of(cls, config: VerificationConfig, eos_ids: Sequence[int]) -> Self:
+        """As configured."""
+        return cls(config.beta, config.tau_base, config.gamma, config.tau_form)
 
     def tolerance(self, confidence_BK: Tensor) -> Tensor:
         """tau_base + gamma*C (prose), or tau_base + gamma*(1 - C) (printed)."""

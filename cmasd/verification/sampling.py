@@ -4,20 +4,29 @@ Accept y with probability min(1, P_v(y)/P_d(y)); after the first rejection draw 
 norm(max(0, P_v - P_d)). The output has the distribution of AR sampling from the verifier.
 """
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
+from cmasd.config.tree import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
-from cmasd.verification.base import prefix_length
+from cmasd.verification.base import Verification, prefix_length
 
 
-class SamplingVerification:
+class SamplingVerification(Verification):
     """Lossless in distribution. The draws depend on batch composition, so runs differ token by token."""
 
     def __init__(self, temperature: float, seed: int) -> None:
         self.temperature = temperature
         self.seed = seed
         self._generator: torch.Generator | None = None
+
+    @classmethod
+    def of(cls, config: VerificationConfig, eos_ids: Sequence[int]) -> Self:
+        """As configured."""
+        return cls(config.temperature, config.seed)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The seeded source of every draw of this engine."""
@@ -29,6 +38,10 @@ class SamplingVerification:
         """(B,) tokens drawn from (B, V) probabilities."""
         return torch.multinomial(probs_BV, 1, generator=self.generator(probs_BV.device)).squeeze(1)
 
+    def coins(self, like_BK: Tensor) -> Tensor:
+        """(B, K) numbers between 0 and 1, one for each draft token."""
+        return torch.rand(like_BK.shape, generator=self.generator(like_BK.device), device=like_BK.device)
+
     def verify(self, draft: Draft, logits: Logits) -> Verdict:
         """A drafter without probabilities (lookup) counts as certain of its token."""
         logits_BTV = logits.padded_BTV
@@ -39,8 +52,7 @@ class SamplingVerification:
             drafted_BKV = torch.zeros_like(probs_BTV[:, :-1]).scatter_(2, tokens_BK1, 1.0)
         ours_BK = probs_BTV[:, :-1].gather(2, tokens_BK1).squeeze(2)
         theirs_BK = drafted_BKV.gather(2, tokens_BK1).squeeze(2)
-        coin_BK = torch.rand(ours_BK.shape, generator=self.generator(ours_BK.device), device=ours_BK.device)
-        accepted_B = prefix_length(coin_BK * theirs_BK < ours_BK, draft.lengths_B)
+        accepted_B = prefix_length(self.coins(ours_BK) * theirs_BK < ours_BK, draft.lengths_B)
         next_B = self.draw(self._residual(probs_BTV, drafted_BKV, accepted_B, draft.lengths_B))
         return Verdict(accepted_B, next_B, torch.full_like(draft.confidence_BK, torch.nan))
 

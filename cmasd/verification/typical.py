@@ -1,14 +1,25 @@
 """Typical acceptance (Medusa, arXiv 2401.10774): P_v(y) > min(epsilon, delta * exp(-H(P_v))). Lossy."""
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 
 from cmasd.confidence.largest import argmax
+from cmasd.config.tree import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
-from cmasd.verification.base import pick, prefix_length
+from cmasd.verification.base import Verification, pick, prefix_length
 
 
-class TypicalVerification:
+class TypicalVerification(Verification):
     """Accepts more where the verifier itself is undecided."""
+
+    needs_host = False
+
+    @classmethod
+    def of(cls, config: VerificationConfig, eos_ids: Sequence[int]) -> Self:
+        """As configured."""
+        return cls(config.epsilon, config.delta)
 
     def __init__(self, epsilon: float, delta: float) -> None:
         self.epsilon = epsilon

@@ -21,8 +21,8 @@ from cmasd.config import from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.runs import look_at
 from cmasd.pipeline import decoder
+from cmasd.pipeline.actors import decode_shards
 from cmasd.pipeline.cluster import connected, resources, start_local
-from cmasd.pipeline.run import decode_shards
 from cmasd.pipeline.tally import Tally
 
 ROOT = Path(__file__).parents[2]

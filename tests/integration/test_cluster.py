@@ -20,9 +20,10 @@ from cmasd.io.lease import Watch
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import look_at
 from cmasd.pipeline import decoder
+from cmasd.pipeline.actors import decode_shards
 from cmasd.pipeline.cluster import ENVIRONMENT, connected, resources
 from cmasd.pipeline.gate import Limits, open_gate
-from cmasd.pipeline.run import decode_shards, run
+from cmasd.pipeline.run import run
 from tests.integration.conftest import SENTENCES
 from tests.integration.hub import hub
 

@@ -10,11 +10,11 @@ import pyarrow.dataset as pads
 import pytest
 
 from cmasd.config import Config, from_dict
-from cmasd.core import FROM_PREVIOUS
 from cmasd.errors import ConfigError
 from cmasd.io.compaction import compact
 from cmasd.pipeline.cluster import start_local
 from cmasd.pipeline.run import run
+from cmasd.signals import FROM_PREVIOUS
 from jobs.main import main
 from tests.integration.conftest import SENTENCES
 
@@ -83,6 +83,23 @@ def test_a_rerun_takes_one_iteration_for_each_row(level: str, compacts: bool, tm
         # A random model says pieces that its tokenizer would put together.
         assert len(known) < iterations < sum(row["num_output_tokens"] for row in known)
     assert summary["lossless"] == "exact"
+
+
+def test_a_memory_is_kept_with_the_run_for_its_resumption_and_for_the_next(tmp_path: Path, pair: Path) -> None:
+    source = corpus(tmp_path / "in.jsonl", range(ROWS))
+    first = config(tmp_path, pair, "first", source, drafter={"kind": ["memory"], "max_draft_tokens": 16})
+    told = run(first)
+    assert 0 < told["lookup_share"] < 1
+    before = {key: row["output"] for key, row in outputs(tmp_path, "first").items()}
+    lost = sorted((tmp_path / "first" / "outputs").iterdir())[1]
+    lost.unlink()
+    assert f"memory: begins with {told['output_tokens']:,} output tokens of earlier rows." in run(first)["notices"]
+    assert {key: row["output"] for key, row in outputs(tmp_path, "first").items()} == before
+    memory = {"kind": ["memory"], "memory": str(tmp_path / "first"), "max_draft_tokens": 16}
+    run(config(tmp_path, pair, "next", source, drafter=memory))
+    rows = outputs(tmp_path, "next")
+    assert {key: row["output"] for key, row in rows.items()} == before
+    assert all(row["num_iterations"] == 1 for row in rows.values()), "each source comes again"
 
 
 def test_plan_says_how_many_rows_have_a_draft_and_run_refuses_what_is_no_run(

@@ -20,10 +20,10 @@ from cmasd.config import from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.runs import look_at
 from cmasd.pipeline import decoder
+from cmasd.pipeline.actors import decode_shards
 from cmasd.pipeline.cluster import connected, resources, start_local
 from cmasd.pipeline.gate import MOST_WAIT_SECONDS, Limits
 from cmasd.pipeline.report import ShardReport
-from cmasd.pipeline.run import decode_shards
 from tests.integration.chaos import processes
 
 SHARD_SECONDS, SLOWNESS = 0.25, 4

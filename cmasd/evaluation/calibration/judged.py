@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cmasd.config.tree import Config
-from cmasd.core import FROM_VERIFIER
+from cmasd.signals import COMPONENTS, FROM_SMALL, FROM_VERIFIER
 
 Array = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -27,7 +27,6 @@ SHARES = (0.6, 0.2, 0.2)
 """Of the rows, by part."""
 BINS, MOST_LOG_ODDS = 2048, 14.0
 """Of log-odds, evenly from -14 to 14; scores nearer to 0 or 1 are in the outermost."""
-COMPONENTS = ("entropy", "margin", "softmax")
 SCORES = ("max_prob", *COMPONENTS, "ensemble")
 """What confidence can be made from where the drafter has logits; a drafter's own head is told by what it recorded."""
 RECORDED = ("confidence", *COMPONENTS)
@@ -89,7 +88,7 @@ class Judged:
         part_I = np.repeat(part_R, lengths(batch, "iteration_accepted"))
         columns = {name: flat(batch, name) for name in COLUMNS}
         kept_I = columns["iteration_accepted"].astype(np.int64)
-        is_accepted = columns["token_source"] != FROM_VERIFIER
+        is_accepted = ~np.isin(columns["token_source"], (FROM_VERIFIER, FROM_SMALL))
         assert is_accepted.sum() == kept_I.sum(), "each accepted draft token is in the output"
         is_rejected_I = ~np.isnan(columns["iteration_rejected_confidence"])
         accepted, rejected = int(kept_I.sum()), int(is_rejected_I.sum())

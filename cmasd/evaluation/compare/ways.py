@@ -55,7 +55,7 @@ WAYS = {
     "paper_printed": Way("paper", "modulated", "printed"),
     "paper_prose": Way("paper", "modulated"),
     "goodput": Way("goodput", "exact"),
-    "goodput_budget": Way("goodput", "exact"),
+    "goodput_budget": Way("goodput", "budget"),
     "copy": Way("goodput", "exact", drafters=("copy",)),
     "memory": Way("goodput", "exact", drafters=("memory",)),
     "previous": Way("goodput", "exact", drafters=("previous",)),
@@ -67,9 +67,13 @@ WAYS = {
 def way_config(name: str, config: Config) -> Config:
     """`config` with the policy and the verification of a way of ours."""
     way = WAYS[name]
-    budget = config.compare.quality_budget_nats_per_token if name == "goodput_budget" else 0.0
-    policy = replace(config.policy, kind=way.policy, quality_budget_nats_per_token=budget)
-    verification = replace(config.verification, kind=way.verification, tau_form=way.tau_form)
+    policy = replace(config.policy, kind=way.policy)
+    verification = replace(
+        config.verification,
+        kind=way.verification,
+        tau_form=way.tau_form,
+        budget_nats_per_token=config.compare.quality_budget_nats_per_token,
+    )
     drafter = config.drafter
     if way.drafters:
         kinds = _drafters(way, config)
@@ -83,7 +87,9 @@ def _drafters(way: Way, config: Config) -> list[str]:
         return list(way.drafters)
     free = [kind for kind in way.drafters if kind != "previous" or config.drafter.previous is not None]
     is_there = not config.drafter.is_named or config.models.drafter is not None
-    return [*free, config.drafter.model] if config.drafter.model is not None and is_there else free
+    if config.drafter.model is not None and is_there:
+        return [*free, config.drafter.model]
+    return [kind for kind in free if kind != "recycle"]
 
 
 def first_batch(

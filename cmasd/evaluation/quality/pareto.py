@@ -108,10 +108,12 @@ def settings(config: Config) -> list[Setting]:
     exact, relaxed = (replace(config.verification, kind=kind) for kind in ("exact", "relaxed"))
     found = [Setting("plain", None, plain_config(replace(config, verification=exact)))]
     for budget in BUDGETS:
-        policy = replace(config.policy, kind="goodput", quality_budget_nats_per_token=budget)
-        found.append(Setting(BUDGETED, budget, replace(config, policy=policy, verification=exact)))
+        policy = replace(config.policy, kind="goodput")
+        # Without anything to spend it is exact verification, and promises as much.
+        spending = replace(exact, kind="budget", budget_nats_per_token=budget) if budget else exact
+        found.append(Setting(BUDGETED, budget, replace(config, policy=policy, verification=spending)))
     for kind in ("fixed", "goodput"):
-        policy = replace(config.policy, kind=kind, quality_budget_nats_per_token=0.0)
+        policy = replace(config.policy, kind=kind)
         for tau in TAUS:
             one = replace(config, policy=policy, verification=replace(relaxed, tau=tau))
             found.append(Setting(f"{kind}, relaxed", tau, one))

@@ -87,7 +87,7 @@ def _table(pair: Pair, config: Config) -> StepTable:
 def _fixed(config: Config, k: int) -> Config:
     return replace(
         config,
-        policy=replace(config.policy, kind="fixed", quality_budget_nats_per_token=0.0),
+        policy=replace(config.policy, kind="fixed"),
         drafter=replace(config.drafter, max_draft_tokens=k, min_draft_tokens=1),
     )
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cmasd.config.tree import Config
+from cmasd.signals import COMPONENTS
 
 ALPHA = (0.2, 3.0)
 NATS = (0.0, 3.0)
 """Of tau_base and gamma."""
 STEP = 0.05
 FORMS = ("prose", "printed")
-PARTS = ("entropy", "margin", "softmax")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Knobs:
         return replace(
             config,
             drafter=replace(config.drafter, max_draft_tokens=self.max_draft_tokens, min_draft_tokens=k_min),
-            policy=replace(config.policy, kind="paper", alpha=self.alpha, quality_budget_nats_per_token=0.0),
+            policy=replace(config.policy, kind="paper", alpha=self.alpha),
             verification=replace(config.verification, **rule),
             confidence=replace(config.confidence, kind="ensemble", weights=list(self.weights)),
         )
@@ -60,7 +60,7 @@ def suggest(trial: Any, most: int, is_lossless: bool) -> Knobs:
     """What an optuna trial proposes, with drafts of at most `most` tokens."""
     k_max = trial.suggest_int("max_draft_tokens", 1, most)
     alpha = round(trial.suggest_float("alpha", *ALPHA, step=STEP), 2)
-    weights = simplex([trial.suggest_float(name, 0.0, 1.0) for name in PARTS])
+    weights = simplex([trial.suggest_float(name, 0.0, 1.0) for name in COMPONENTS])
     if is_lossless:
         return Knobs(k_max, alpha, weights)
     tau_base, gamma = (round(trial.suggest_float(name, *NATS, step=STEP), 2) for name in ("tau_base", "gamma"))
@@ -80,7 +80,7 @@ def starts(config: Config, most: int, is_lossless: bool) -> list[dict[str, Any]]
     first: dict[str, Any] = {
         "max_draft_tokens": min(config.drafter.max_draft_tokens, most),
         "alpha": _stepped(config.policy.alpha, *ALPHA),
-        **dict(zip(PARTS, config.confidence.weights, strict=True)),
+        **dict(zip(COMPONENTS, config.confidence.weights, strict=True)),
     }
     if is_lossless:
         return [first]

@@ -25,6 +25,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Engine, Pair
 from cmasd.policies import build_policy
+from cmasd.verification import Verification
 from cmasd.verification.exact import ExactVerification
 
 REPLAYED = ("fixed", "paper")
@@ -151,7 +152,7 @@ class _Recorded:
         raise NotImplementedError("the probability of the argmax was not recorded")
 
 
-class _Rejection:
+class _Rejection(Verification):
     """Exact verification that keeps nothing of a draft, and remembers what it would have kept."""
 
     def __init__(self, engine: Engine) -> None:
@@ -174,7 +175,7 @@ class _Rejection:
 
 def record(pair: Pair, config: Config, requests: Sequence[Request]) -> Recording:
     """Draft `drafter.max_draft_tokens` before every output token; `config` is one that an engine is built from."""
-    fixed = replace(config.policy, kind="fixed", quality_budget_nats_per_token=0.0)
+    fixed = replace(config.policy, kind="fixed")
     exact = replace(config.verification, kind="exact")
     quiet = replace(config.telemetry, level="none")
     engine = Engine(pair, replace(config, policy=fixed, verification=exact, telemetry=quiet))

@@ -1,12 +1,12 @@
 """What a format must do, and the one table shape in which every format hands rows on.
 
-That shape is `id` (text, or integers), `text` (text, null when the row is bad), `error` (why it is bad, else null), and
-the kept columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
+That shape is `id` (text, or integers), `text` (text, or messages as JSON; null when the row is bad), `error` (why it is
+bad, else null), and the kept columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
 """
 
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from cmasd.io.storage import Storage
+from cmasd.messages import MessagesError, as_text, conversation
 
 KEEP_PREFIX = "keep."
 PIECE_ROWS, PIECE_BYTES = 1024, 64 * 1024 * 1024
@@ -79,6 +80,8 @@ class ReadSpec:
     """See `input.max_text_bytes`."""
     id_type: pa.DataType = field(default_factory=pa.string)
     """Of integers where every row of all files has one as its id; else text."""
+    is_messages: bool = False
+    """Whether the text column holds conversations, perhaps inside another column: `body.messages`."""
 
     @property
     def ids_are_text(self) -> bool:
@@ -90,6 +93,17 @@ class ReadSpec:
         """Input columns needed, each once."""
         wanted = [self.text_column, *([self.id_column] if self.id_column else []), *self.keep.names]
         return list(dict.fromkeys(wanted))
+
+    def columns_in(self, names: Collection[str]) -> list[str]:
+        """Those of `columns` that are there, one of messages by the column that holds it."""
+        inside = {self.text_column: column_of(self.text_column, names)} if self.is_messages else {}
+        return list(dict.fromkeys(name for one in self.columns if (name := inside.get(one, one)) in names))
+
+
+def column_of(name: str, names: Collection[str]) -> str:
+    """The column of a name that may look inside one: `body` of `body.messages`, unless there is one called so."""
+    first = name.partition(".")[0]
+    return first if name not in names and first in names else name
 
 
 class Format(Protocol):
@@ -187,6 +201,14 @@ def check_text(value: Any, most_bytes: int) -> tuple[str | None, str | None]:
     if size > most_bytes:
         return None, f"text has {size} bytes; expected at most {most_bytes} (input.max_text_bytes)"
     return value, None
+
+
+def check_messages(value: Any, most_bytes: int) -> tuple[str | None, str | None]:
+    """(messages as JSON text, null) or (null, what is wrong with them)."""
+    try:
+        return check_text(as_text(conversation(value)), most_bytes)
+    except MessagesError as error:
+        return None, str(error)
 
 
 def abbreviate(value: Any, width: int = 80) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmasd.errors import InputError
@@ -13,7 +14,9 @@ from cmasd.io.formats.base import (
     Source,
     abbreviate,
     canonical,
+    check_messages,
     check_text,
+    column_of,
     named,
     one_line,
     partition_values,
@@ -24,7 +27,9 @@ EXTENSION_KEY = b"ARROW:extension:name"
 
 def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
     """`table` holds those of `spec.columns` that the file has; its first row is row `first_row` of the file."""
-    checked = [check_text(value, spec.max_text_bytes) for value in python_values(table[spec.text_column])]
+    column = _inside(table, spec) if spec.is_messages else table[spec.text_column]
+    check = check_messages if spec.is_messages else check_text
+    checked = [check(value, spec.max_text_bytes) for value in python_values(column)]
     texts, errors = [text for text, _ in checked], [error for _, error in checked]
     given = ids_of(table[spec.id_column], spec) if spec.id_column else [None] * table.num_rows
     ids = named(given, [f"{source.name}:{row}" for row in range(first_row, first_row + table.num_rows)], spec)
@@ -34,6 +39,34 @@ def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec
         for row, what in wrong.items():
             texts[row], errors[row] = None, errors[row] or f"column '{name}' {what}"
     return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
+
+
+def _inside(table: pa.Table, spec: ReadSpec) -> "pa.ChunkedArray[Any]":
+    """The column of messages, which may be a field of another; a null around it is null."""
+    owner = column_of(spec.text_column, table.column_names)
+    column: Any = table[owner]
+    for name in _path(spec.text_column.removeprefix(owner)):
+        column = pc.struct_field(column, name)
+    return cast("pa.ChunkedArray[Any]", column)
+
+
+def _path(rest: str) -> list[str]:
+    return rest.removeprefix(".").split(".") if rest else []
+
+
+def type_inside(kind: pa.DataType, rest: str) -> pa.DataType | None:
+    """Of the field that the rest of a name with dots leads to; None where there is none."""
+    for name in _path(rest):
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold lists of messages."""
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
 
 
 def _kept(
@@ -190,11 +223,35 @@ def _value(scalar: Any) -> Any:
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
-        kind = pa.large_binary() if pa.types.is_large_string(scalar.type) else pa.binary()
-        return _cast_value(scalar, kind)
+        return _bytes_value(scalar)
     except Exception:  # noqa: BLE001 - as above
         number = getattr(scalar, "value", None)
         return number if isinstance(number, int) else _cast_value(scalar, pa.string())
+
+
+def _bytes_value(scalar: Any) -> Any:
+    """With bytes in place of strings; null for a kind of which no array can be made, or seen so."""
+    try:
+        return pa.array([scalar], scalar.type).view(bytes_type(scalar.type))[0].as_py()
+    except (pa.ArrowException, ValueError):
+        return None
+
+
+def bytes_type(kind: Any) -> pa.DataType:
+    """The type with bytes in place of strings, also inside lists and structs."""
+    plain: dict[pa.DataType, pa.DataType] = {
+        pa.string(): pa.binary(),
+        pa.large_string(): pa.large_binary(),
+        pa.string_view(): pa.binary_view(),
+    }
+    if kind in plain:
+        return plain[kind]
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(bytes_type(field.type)) for field in kind])
+    for test, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if test(kind):
+            return make(kind.value_field.with_type(bytes_type(kind.value_type)))
+    return cast(pa.DataType, kind)
 
 
 def _cast_value(scalar: Any, kind: pa.DataType) -> Any:

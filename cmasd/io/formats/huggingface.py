@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from cmasd.io.formats.base import PIECE_ROWS, Count, Pieces, ReadSpec, Source, Wanted, one_line, unreadable
-from cmasd.io.formats.columnar import check_schema, to_canonical
+from cmasd.io.formats.columnar import bytes_type, check_schema, to_canonical
 
 
 class ArrowFiles:
@@ -38,24 +38,20 @@ class ArrowFiles:
         """Batch by batch."""
         row = 0
         for batch in _batches(source):
-            check_schema(batch.schema, spec.columns, source)
+            check_schema(batch.schema, spec.columns_in(batch.schema.names), source)
             broken = _broken(batch, spec)
             for start in range(0, batch.num_rows, PIECE_ROWS):
                 part = batch.slice(start, PIECE_ROWS)
                 if wanted(row, row + part.num_rows):
-                    table = pa.Table.from_batches([part]).select(_present(spec, batch.schema.names))
+                    table = pa.Table.from_batches([part]).select(spec.columns_in(batch.schema.names))
                     lost = unreadable(row, [None] * part.num_rows, broken, source, spec) if broken else None
                     yield row, lost if lost is not None else to_canonical(table, row, source, spec)
                 row += part.num_rows
 
 
-def _present(spec: ReadSpec, names: Sequence[str]) -> list[str]:
-    return [name for name in spec.columns if name in names]
-
-
 def _broken(batch: pa.RecordBatch, spec: ReadSpec) -> str | None:
     """Why a batch must not be touched: offsets that lie would have us read anywhere in memory."""
-    for name in _present(spec, batch.schema.names):
+    for name in spec.columns_in(batch.schema.names):
         column = batch.column(name)
         try:
             _as_bytes(column).validate(full=True)
@@ -65,9 +61,9 @@ def _broken(batch: pa.RecordBatch, spec: ReadSpec) -> str | None:
 
 
 def _as_bytes(column: "pa.Array[Any]") -> "pa.Array[Any]":
-    """Strings without the demand that they are UTF-8, which is asked row by row later."""
-    views = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
-    return column.view(views[column.type]) if column.type in views else column
+    """Strings, also inside lists and structs, without the demand that they are UTF-8, which is asked row by row."""
+    kind = bytes_type(column.type)
+    return column if kind == column.type else column.view(kind)
 
 
 def _has_integers(table: Any, column: str | None) -> bool:
@@ -104,7 +100,7 @@ class HubDataset:
     def pieces(self, source: Source, spec: ReadSpec, wanted: Wanted) -> Pieces:
         """Slice by slice."""
         dataset = load(source.path)
-        dataset = dataset.select_columns(_present(spec, dataset.column_names)).with_format("arrow")
+        dataset = dataset.select_columns(spec.columns_in(dataset.column_names)).with_format("arrow")
         for row in range(0, len(dataset), PIECE_ROWS):
             stop = min(row + PIECE_ROWS, len(dataset))
             if wanted(row, stop):

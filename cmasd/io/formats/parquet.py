@@ -44,8 +44,8 @@ class Parquet:
         """Row group by row group."""
         with source.storage.open_raw(source.path) as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-            check_schema(file.schema_arrow, spec.columns, source)
-            present = [name for name in spec.columns if name in file.schema_arrow.names]
+            present = spec.columns_in(file.schema_arrow.names)
+            check_schema(file.schema_arrow, present, source)
             row = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows

@@ -23,6 +23,7 @@ from cmasd.io.formats.base import (
     Wanted,
     abbreviate,
     canonical,
+    check_messages,
     check_text,
     legible,
     partition_values,
@@ -67,9 +68,17 @@ def to_canonical(
 
 
 def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str | None, str | None]:
+    check = check_messages if spec.is_messages else check_text
     if spec.text_column in values:
-        return check_text(values[spec.text_column], spec.max_text_bytes)
-    return None, record if isinstance(record, str) else f"no column '{spec.text_column}' in this row"
+        return check(values[spec.text_column], spec.max_text_bytes)
+    if isinstance(record, str):
+        return None, record
+    inside: Any = values if spec.is_messages else None
+    for name in spec.text_column.split("."):
+        if not isinstance(inside, dict) or name not in inside:
+            return None, f"no column '{spec.text_column}' in this row"
+        inside = inside[name]
+    return check(inside, spec.max_text_bytes)
 
 
 def _id(values: dict[str, Any], default: str, spec: ReadSpec) -> str | int:

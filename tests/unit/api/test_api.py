@@ -1,5 +1,6 @@
 """The Python interface: rows in order, results of a run's engine, errors row by row."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import cmasd
 from cmasd import Decoded, Decoder
 from cmasd.errors import ConfigError
+from tests.unit.engine.checkpoints import save_checkpoint
 from tests.unit.training.small import save_small_model, sentences
 
 ROWS = sentences(9, seed=4)
@@ -47,6 +49,20 @@ def test_a_drafter_that_needs_no_model(model: str) -> None:
         model, drafter={"kind": "lookup"}, policy={"kind": "fixed"}, engine={"slots": 2, "max_new_tokens": 12}
     )
     assert texts(lookup(ROWS)) == texts(Decoder(model, engine={"slots": 2, "max_new_tokens": 12})(ROWS))
+
+
+def test_conversations_go_through_the_chat_template(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "llama", "llama", {"eos_token_id": 2, "max_new_tokens": 6})
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ '<s1> ' + m.content + ' ' }}{% endfor %}{{ '<s0>' }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    decoder = Decoder(str(folder), engine={"slots": 2})
+    turns = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
+    rows = decoder([[*turns, turns[0]], "<s1> w5 <s1> w6 <s1> w5 <s0>", turns])
+    assert texts(rows)[0] == texts(rows)[1] is not None
+    assert str(rows[2].error) == "encode: message 2 is the last and of role assistant; expected a question"
+    said = Decoder(str(folder), engine={"slots": 2}, input={"chat": True, "system": "w6"})(["w5"])
+    assert texts(said) == texts(decoder(["<s1> w6 <s1> w5 <s0>"]))
 
 
 def test_a_bad_row_is_an_error_of_its_own(model: str) -> None:

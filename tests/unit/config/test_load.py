@@ -94,7 +94,7 @@ class TestOverrides:
             ("input.chat=perhaps", r"^input\.chat: must be true or false, got perhaps\.$"),
             ("policy.alpha=null", r"^policy\.alpha: must be a number, got null\.$"),
             ("policy.alpha=auto", r"^policy\.alpha: must be a number, got auto\.$"),
-            ("policy.kind=greedy", r"^policy\.kind: must be one of goodput, .*survival, got greedy\.$"),
+            ("policy.kind=greedy", r"^policy\.kind: must be one of goodput, .*stitch, got greedy\.$"),
             ("input.format=null", r"^input\.format: must be one of auto, parquet, jsonl, .*, got null\.$"),
             ("input.text_column=", r"^input\.text_column: must be text, got null\.$"),
             ("input.keep_columns=", r"^input\.keep_columns: must be a list like \[a, b\], got null\.$"),
@@ -187,7 +187,7 @@ class TestRules:
             ("limits.max_failed_fraction=2", "must be between 0 and 1, got 2.0."),
             (
                 "drafter.kind=nobody",
-                "must be one of model, parallel, self, quantised, previous, memory, copy, lookup, or a list",
+                "must be one of model, parallel, self, quantised, previous, memory, copy, recycle, lookup, or a list",
             ),
             ("drafter.kind=null", "must be one of"),
             ("drafter.kind=[]", "must be one of"),
@@ -223,6 +223,11 @@ class TestRules:
                 r"^drafter\.previous: is output\.path itself, got o/; expected another run\.",
             ),
             (["drafter.kind=previous", "drafter.previous=s3:/b/r"], r"^drafter\.previous: is no whole address"),
+            (
+                ["drafter.kind=copy", "drafter.memory=runs/a"],
+                r"^drafter\.memory: is of drafter\.kind memory, got runs/a with drafter\.kind copy\. Add memory to",
+            ),
+            (["drafter.kind=memory", "drafter.memory=s3:/b/r"], r"^drafter\.memory: is no whole address"),
             (["input.template=summarize:"], r"^input\.template: must contain \{text\}, got 'summarize:'"),
             (
                 ["models.drafter_dtype=int8", "models.dtype=bfloat16"],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cmasd import errors
-from cmasd.core import IterationTrace, Request, Result, RowError, TokenTrace
+from cmasd.core import Request, Result, RowError
+from cmasd.signals import IterationTrace, TokenTrace
 
 
 def a_result() -> Result:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cmasd.core import Draft, Request
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.free import FADE, PRIOR_ACCEPTED, PRIOR_JUDGED
+from cmasd.drafters.proposals import FADE, PRIOR_ACCEPTED, PRIOR_JUDGED
 from cmasd.policies import FixedPolicy, Policy, Rule, SurvivalPolicy
 
 LONGEST, MOST_TOKENS, MOST_SOURCE = 4, 12, 8

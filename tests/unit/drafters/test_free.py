@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from cmasd.core import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, Draft, Request, Result
+from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.free import PRIOR_ACCEPTED, PRIOR_JUDGED, Proposal, Rates
+from cmasd.drafters.proposals import PRIOR_ACCEPTED, PRIOR_JUDGED, Proposal, Rates
 from cmasd.policies import Rule
+from cmasd.signals import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
 PRIOR = PRIOR_ACCEPTED / PRIOR_JUDGED
 START = 0
@@ -114,7 +115,8 @@ def test_rates_are_by_source_and_kind_and_fade() -> None:
     assert rates(FROM_MEMORY, 3, 3) == pytest.approx([PRIOR] * 3)
     rates.count(Proposal([1] * 5, [1.0] * 5, FROM_MEMORY, 3), sent=5, accepted=2)
     assert rates(FROM_MEMORY, 3, 2) == pytest.approx([5 / 6, 5 / 7])
-    assert rates(FROM_MEMORY, 4, 1) == rates(FROM_PREVIOUS, 3, 1) == pytest.approx([PRIOR])
+    assert rates(FROM_MEMORY, 4, 1) == rates(FROM_COPY, 3, 1) == pytest.approx([PRIOR])
+    assert rates(FROM_PREVIOUS, 3, 1) == pytest.approx([0.95])
     for _ in range(2000):
         rates.fade()
     assert rates(FROM_MEMORY, 3, 2) == pytest.approx([PRIOR] * 2)

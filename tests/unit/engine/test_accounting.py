@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmasd.core import Draft, Request, Result
-from cmasd.drafters import Context
+from cmasd.drafters import Context, Drafter
 from cmasd.engine import Engine
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -20,7 +20,7 @@ LONGEST = 3
 
 
 @dataclass
-class ScriptedDrafter:
+class ScriptedDrafter(Drafter):
     """Drafts the known output, wrong at the given positions; commits are kept for inspection."""
 
     engine: Engine
@@ -29,16 +29,11 @@ class ScriptedDrafter:
     """Output positions at which every row's draft is wrong."""
     committed: int = 0
     moves: list[tuple[int, int]] = field(default_factory=list)
-    caught_up: bool = True
-    one_pass: bool = True
 
     def rehearse(self, slots: list[int], sources: list[list[int]]) -> None:
         raise AssertionError("nothing is timed with a fixed length")
 
-    def prefill(self, slots: list[int], sources: list[list[int]], later: bool = False) -> None:
-        assert len(slots) == len(sources)
-
-    def enter(self, slots: list[int], requests: list[Request]) -> None:
+    def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
         assert len(slots) == len(requests)
 
     def leave(self, slots: list[int], results: list[Result]) -> None:

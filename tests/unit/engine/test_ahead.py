@@ -11,12 +11,13 @@ import torch
 
 from cmasd.confidence.maps import CalibrationMap, calibration_file
 from cmasd.config.tree import ConfidenceConfig
-from cmasd.core import Request, Result
+from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Engine, Pair, ahead
 from cmasd.policies import GoodputPolicy, Observation
 from cmasd.policies.costs import StepTable
 from cmasd.runner import graphs
 from cmasd.runner.constraints import Constraints
+from cmasd.verification import Verification
 from tests.unit.engine.pairs import (
     decode_plain,
     ragged_requests,
@@ -210,7 +211,7 @@ def test_what_waits_is_found(tapes: list[Any], monkeypatch: pytest.MonkeyPatch) 
         {"policy": {"kind": "survival"}},
         {"policy": {"kind": "fixed"}, "verification": {"kind": "sampling"}},
         {"policy": {"kind": "fixed"}, "drafter": {"kind": "lookup"}},
-        {"policy": {"kind": "goodput", "quality_budget_nats_per_token": 0.1}},
+        {"policy": {"kind": "goodput"}, "verification": {"kind": "budget", "budget_nats_per_token": 0.1}},
     ],
 )
 def test_what_has_to_look_says_so(
@@ -228,9 +229,12 @@ def test_a_rule_that_is_exchanged_is_asked_again() -> None:
     pair, requests = shared_pair("marian"), ragged_requests(5, seed=5)
     engine = Engine(pair, tiny_config(**fixed("model", 2), engine={"graphs": "on"}))
 
-    class Looks:
-        def __init__(self, rule: Any) -> None:
-            self.verify = rule.verify
+    class Looks(Verification):
+        def __init__(self, rule: Verification) -> None:
+            self.rule = rule
+
+        def verify(self, draft: Draft, logits: Logits) -> Verdict:
+            return self.rule.verify(draft, logits)
 
     engine.verification = Looks(engine.verification)
     results = {result.key: result for result in engine.decode(requests)}

@@ -23,7 +23,7 @@ from cmasd.engine.capacity import (
     resolve,
 )
 from cmasd.errors import ConfigError
-from cmasd.pipeline import run
+from cmasd.pipeline import place
 from cmasd.runner.load import load_runner
 from tests.unit.engine.pairs import shared_pair, tiny_config
 
@@ -95,7 +95,7 @@ def test_the_chosen_number_fits_and_one_more_does_not(family: str, slots: int) -
 
 def test_plenty_of_memory_does_not_mean_endless_batches() -> None:
     assert choose_slots(need_of(shared_pair("marian"), tiny_config()), "cpu", 2**60) == MOST_SLOTS["cpu"]
-    assert vars(run)["MOST_SLOTS"] == MOST_SLOTS
+    assert vars(place)["MOST_SLOTS"] == MOST_SLOTS
 
 
 def test_no_memory_is_an_error_that_says_what_to_lower() -> None:

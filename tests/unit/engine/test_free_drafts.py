@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cmasd.core import FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_PREVIOUS, FROM_VERIFIER, Request, Result
+from cmasd.core import Request, Result
 from cmasd.drafters import FreeDrafter
 from cmasd.engine import Engine
+from cmasd.signals import FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_PREVIOUS, FROM_VERIFIER
 from tests.unit.engine.pairs import decode, decode_plain, shared_pair, tiny_config, tokens_of
 
 NEW_TOKENS = 24
@@ -139,3 +142,40 @@ def test_whatever_is_remembered_and_in_whatever_order_the_output_is_the_same() -
         again = {result.key: result for result in engine.decode(requests)}
         assert tokens_of(again) == plain
         assert all(result.num_iterations <= 8 for result in again.values()), "all of it was said before"
+
+
+ORDERS = st.permutations(range(6))
+SHIFTS = st.lists(st.integers(0, 63), max_size=4)
+
+
+@settings(max_examples=25)
+@given(
+    ORDERS, ORDERS, st.integers(1, 4), st.integers(0, 40), st.sampled_from([9, 60, 10**6]), st.lists(SHIFTS, max_size=4)
+)
+def test_whatever_is_remembered_across_kills_and_resumes_the_output_is_the_same(
+    first: list[int], again: list[int], slots: int, killed_after: int, memory_tokens: int, strange: list[list[int]]
+) -> None:
+    """An engine that is killed leaves what its finished rows said; the next begins with that, and with anything."""
+    pair, requests = shared_pair("marian"), requests_of(6)
+    plain = tokens_of(decode_plain(pair, requests))
+    config = config_of("memory", "copy", slots=slots, most=7)
+    config = replace(config, drafter=replace(config.drafter, memory_tokens=memory_tokens))
+    killed, done = Engine(pair, config), dict[int, list[int]]()
+    killed.submit([requests[key] for key in first])
+    for _ in range(killed_after):
+        done |= {result.key: result.token_ids.tolist() for result in killed.step()}
+    resumed = Engine(pair, config)
+    odd = [(requests[number].source, plain[number][:5] + tokens) for number, tokens in enumerate(strange)]
+    kept = [(requests[key].source, tokens) for key, tokens in done.items()]
+    assert resumed.remember([*odd, *kept]) == sum(len(output) for _, output in (*odd, *kept))
+    done |= {result.key: result.token_ids.tolist() for result in resumed.decode([requests[key] for key in again])}
+    assert done == plain
+
+
+def test_look_ups_are_timed() -> None:
+    pair, requests = shared_pair("marian"), requests_of(4)
+    plain, drafting = (Engine(pair, config) for config in (tiny_config(policy={"kind": "plain"}), config_of("memory")))
+    for engine in (plain, drafting):
+        list(engine.decode(requests))
+    assert plain.stats.lookup_seconds == 0
+    assert 0 < drafting.stats.lookup_share < 1

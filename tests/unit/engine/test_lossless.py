@@ -136,6 +136,7 @@ def kinds(draw: st.DrawFn) -> str | list[str]:
     free = draw(st.lists(st.sampled_from(["previous", "memory", "copy", "lookup"]), max_size=3, unique=True))
     if model is not None and (not free or draw(st.booleans())):
         return model
+    free += ["recycle"] if model is not None and draw(st.booleans()) else []
     listed = [*free, *([] if model is None else [model])]
     return listed or "copy"
 
@@ -168,7 +169,7 @@ def edited(tokens: list[int], edits: list[tuple[str, int]]) -> list[int]:
 @st.composite
 def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
     """A policy and the confidence that it reads."""
-    kind = draw(st.sampled_from(["fixed", "paper", "survival", "goodput", "goodput"]))
+    kind = draw(st.sampled_from(["fixed", "paper", "survival", "goodput", "goodput", "stitch"]))
     policy: dict[str, Any] = {"kind": kind}
     if kind == "paper":
         policy["alpha"] = draw(st.sampled_from([0.3, 1.0, 3.0, 10.0]))
@@ -179,7 +180,7 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "margin_form": draw(st.sampled_from(["full", "printed"])),
     }
     drafter = {
-        "kind": draw(kinds()),
+        "kind": draw(st.sampled_from(["model", "self", "quantised"]) if kind == "stitch" else kinds()),
         "previous": None,
         "memory_tokens": draw(st.sampled_from([1, 7, 40, 1_000_000])),
         "self_layers": draw(st.integers(1, 2)),
@@ -189,7 +190,8 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         "tree_nodes": draw(st.sampled_from([0, 0, 2, 3, 5, 9])),
         "tree_branching": draw(st.integers(1, 4)),
     }
-    return {"policy": policy, "confidence": confidence, "drafter": drafter}
+    stitch = {"tau": 0.0, "speculate": draw(st.booleans()), "max_wait": draw(st.integers(0, 3))}
+    return {"policy": policy, "confidence": confidence, "drafter": drafter, "stitch": stitch}
 
 
 @st.composite

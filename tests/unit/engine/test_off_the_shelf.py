@@ -126,6 +126,39 @@ def _qwen(layers: int) -> PreTrainedModel:
     return hf.Qwen2ForCausalLM(config)
 
 
+def _qwen_coder(layers: int) -> PreTrainedModel:
+    """1.5B and 0.5B have one vocabulary, and tie their embeddings."""
+    config = hf.Qwen2Config(
+        **CAUSAL,
+        num_hidden_layers=layers,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        use_sliding_window=False,
+        bos_token_id=151643,
+        eos_token_id=151645,
+        pad_token_id=None,
+    )
+    return hf.Qwen2ForCausalLM(config)
+
+
+def _smollm(layers: int) -> PreTrainedModel:
+    """The configuration names no drafter: the smaller model is one here."""
+    config = hf.LlamaConfig(
+        **CAUSAL,
+        num_hidden_layers=layers,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    return hf.LlamaForCausalLM(config)
+
+
 def _llama(layers: int) -> PreTrainedModel:
     is_verifier = layers == 2
     rope: dict[str, Any] = {
@@ -155,7 +188,7 @@ class Published:
     """One pair."""
 
     verifier: str
-    drafter: str
+    drafter: str | None
     build: Callable[[int], PreTrainedModel]
     generation: dict[str, Any]
     tokens: int
@@ -256,6 +289,33 @@ PAIRS = {
         },
         tokens=128256,
         prompts=((128000, 271),),
+        overrides=[f"engine.max_new_tokens={MOST_NEW_TOKENS}"],
+    ),
+    "qwen_coder_math": Published(
+        "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        _qwen_coder,
+        {
+            "bos_token_id": 151643,
+            "do_sample": True,
+            "eos_token_id": [151645, 151643],
+            "pad_token_id": 151643,
+            "repetition_penalty": 1.1,
+            "temperature": 0.7,
+            "top_k": 20,
+            "top_p": 0.8,
+        },
+        tokens=151665,
+        prompts=((151644, 198),),
+        overrides=[f"engine.max_new_tokens={MOST_NEW_TOKENS}"],
+    ),
+    "summarise_smollm": Published(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        None,
+        _smollm,
+        {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
+        tokens=49152,
+        prompts=((1, 198),),
         overrides=[f"engine.max_new_tokens={MOST_NEW_TOKENS}"],
     ),
 }

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from cmasd.core import IterationTrace, TokenTrace
 from cmasd.engine.results import read_results
-from cmasd.engine.slots import ITERATION_CHANNELS, TOKEN_CHANNELS, SlotShape, SlotState
+from cmasd.engine.slots import SlotShape, SlotState
 
 SHAPE = SlotShape(slots=3, staging=2, max_prompt=4, max_new_tokens=6, max_source=5, window=3)
 
@@ -18,7 +17,7 @@ def filled(level: str = "token") -> SlotState:
         state.tokens[slot] = 100 * slot + torch.arange(state.tokens.shape[1])
         state.prompt_lengths[slot], state.lengths[slot] = 1 + slot % 2, 3 + slot
         state.limits[slot] = 0 if slot == 4 else 3 + slot
-        state.source_lengths[slot] = 5 - slot
+        state.input_tokens[slot] = 5 - slot
         state.counters[slot, :3] = torch.tensor([1 + slot % 3, 2 * slot, slot])
         state.confidence_sum[slot], state.gap_sum[slot] = slot, 0.5 * slot
         for buffer in (state.token_trace, state.iteration_trace):
@@ -67,11 +66,3 @@ def test_levels() -> None:
     [none], [iteration] = (read_results(filled(level), [1]) for level in ("none", "iteration"))
     assert [none.tokens, none.iterations, iteration.tokens] == [None] * 3
     assert iteration.iterations is not None
-
-
-def test_channels_are_those_that_the_slots_keep() -> None:
-    """The trace classes read columns by place."""
-    token = {channel.place: name for name, channel in vars(TokenTrace).items() if hasattr(channel, "place")}
-    assert [token[place] for place in sorted(token)] == list(TOKEN_CHANNELS)
-    kept = {channel.place: name for name, channel in vars(IterationTrace).items() if hasattr(channel, "place")}
-    assert [kept[place].removeprefix("rejected_") for place in sorted(kept)] == list(ITERATION_CHANNELS)

@@ -18,6 +18,7 @@ from cmasd.core import Draft, Logits, Request, Verdict
 from cmasd.engine import Engine, Pair
 from cmasd.policies.costs import StepTable
 from cmasd.runner.constraints import Constraints
+from cmasd.verification import Verification
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 
 VOCABULARY, STEPS, EOS, ROWS, SLOTS = 8, 3, 4, 3000, 500
@@ -171,7 +172,7 @@ def test_the_exact_distribution_adds_up() -> None:
 
 
 def accept_always(engine: Engine) -> None:
-    class Always:
+    class Always(Verification):
         inner = engine.verification
 
         def verify(self, draft: Draft, logits: Logits) -> Verdict:

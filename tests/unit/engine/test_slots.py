@@ -47,7 +47,7 @@ def test_a_row_enters_clean() -> None:
     assert (int(slots.lengths[3]), int(slots.prompt_lengths[3]), int(slots.limits[3])) == (1, 1, 7)
     assert slots.tokens[3, 0] == 0
     assert slots.source[3].tolist() == [5, 6, -1, -1, -1]
-    assert slots.source_lengths[3] == 2
+    assert slots.input_tokens[3] == 2
     assert slots.counters[3].tolist() == [0] * 5
     assert float(slots.confidence_sum[3]) == float(slots.gap_sum[3]) == 0
     slots.enter(2, [NewRow(19, [4], [], 5), NewRow(key=18, prompt=[7, 8, 9], source=[], limit=9)])
@@ -56,7 +56,7 @@ def test_a_row_enters_clean() -> None:
     assert slots.tokens[2, 0] == 4
     assert slots.tokens[3, :3].tolist() == [7, 8, 9]
     assert slots.source[3].tolist() == [-1] * 5
-    assert slots.source_lengths[3] == 3, "a decoder-only row's input is its prompt"
+    assert slots.input_tokens[3] == 3, "a decoder-only row's input is its prompt"
 
 
 def test_everything_moves_with_a_row() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmasd.core import Request
 from cmasd.engine import Engine
 from cmasd.policies import Rule
 from cmasd.runner.bart import Encoder
@@ -17,15 +18,15 @@ def test_a_batch_too_large_for_memory_is_split(family: str, monkeypatch: pytest.
     expected = tokens_of(decode(pair, config, requests))
     engine = Engine(pair, config)
     assert engine.drafter is not None
-    real, sizes = engine.drafter.prefill, []
+    real, sizes = engine.drafter.enter, []
 
-    def once(slots: list[int], sources: list[list[int]], **options: bool) -> None:
+    def once(slots: list[int], rows: list[Request], later: bool) -> None:
         sizes.append(len(slots))
         if len(sizes) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        real(slots, sources, **options)
+        real(slots, rows, later)
 
-    monkeypatch.setattr(engine.drafter, "prefill", once)
+    monkeypatch.setattr(engine.drafter, "enter", once)
     found = {result.key: result.token_ids.tolist() for result in engine.decode(requests)}
     assert found == expected
     assert sizes[1] + sizes[2] == sizes[0] > 1

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmasd.confidence.scores import score
-from cmasd.core import FROM_DRAFT, Draft, Logits, Request, Result, Verdict
+from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Pair
 from cmasd.engine.commit import Committer
 from cmasd.engine.slots import NewRow, SlotShape, SlotState
 from cmasd.engine.trace import trace
 from cmasd.kernels import kernels
+from cmasd.signals import FROM_DRAFT
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 FIXED: dict[str, Any] = {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 3}}

@@ -37,7 +37,7 @@ def result_of(number: int, key: str, level: Level) -> Result:
 
 
 def traced(ids: Any, reason: Any) -> Result:
-    from cmasd.core import IterationTrace, TokenTrace
+    from cmasd.signals import IterationTrace, TokenTrace
 
     nothing = np.zeros(2, dtype=np.float32)
     return Result(

@@ -118,9 +118,9 @@ def test_the_summary_covers_all_attempts() -> None:
 
 
 def test_what_makes_a_run_lossy_is_named() -> None:
-    budget = config(policy={"kind": "goodput", "quality_budget_nats_per_token": 0.02})
+    budget = config(verification={"kind": "budget"})
     [notice] = own_notices(budget, None)
-    assert notice == "policy.quality_budget_nats_per_token=0.02 is lossy: outputs may differ from AR decoding."
+    assert notice == "verification.budget_nats_per_token=0.02 is lossy: outputs may differ from AR decoding."
 
 
 def test_where_nothing_was_drafted_no_ratio_is_told() -> None:

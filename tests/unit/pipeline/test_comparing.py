@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,13 +15,14 @@ from cmasd.engine import capacity
 from cmasd.errors import ConfigError
 from cmasd.io.runs import look_at
 from cmasd.io.status import status
-from cmasd.pipeline import run as pipeline
+from cmasd.pipeline import actors, place
+from cmasd.pipeline.actors import Cluster
 from cmasd.pipeline.baseline import _with_what_fits
 from cmasd.pipeline.cluster import Resources
 from cmasd.pipeline.run import Watcher, run
 from cmasd.telemetry.recorder import Row, record
 
-RESULT = {"speedup": 1.2, "speedup_high": 1.3, "rows_asked": 4, "seconds": 7.5}
+RESULT = {"speedup": 1.2, "speedup_high": 1.3, "rows_asked": 4}
 
 
 def config(folder: Path, **sections: Any) -> Config:
@@ -39,8 +41,8 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     def connected() -> Iterator[bool]:
         yield True
 
-    monkeypatch.setattr(pipeline, "connected", connected)
-    monkeypatch.setattr(pipeline, "resources", lambda *_: Resources(1, 1, 1.0, 0.0, True, room=1))
+    monkeypatch.setattr(actors, "connected", connected)
+    monkeypatch.setattr(actors, "resources", lambda *_: Resources(1, 1, 1.0, 0.0, True, room=1))
     asked = config(tmp_path)
     state = look_at(asked)
     state.folder.start(asked, state.plan, {})
@@ -58,7 +60,7 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "compare_in_cluster", fail)
+    monkeypatch.setattr(Cluster, "_compare", fail)
 
 
 @pytest.mark.parametrize(
@@ -79,19 +81,32 @@ def test_a_comparison_that_fails_is_a_notice(
     assert (summary["rows"], summary["baseline"]) == (8, None)
     assert summary["notices"] == [f"baseline.rows: not compared with AR decoding ({why}). The run is complete."]
     assert status(asked.output.path)["state"] == "complete"
-    monkeypatch.setattr(pipeline, "compare_in_cluster", lambda *_: (RESULT, ["in fewer slots"]))
+    monkeypatch.setattr(Cluster, "_compare", lambda *_: (dict(RESULT), ["in fewer slots"]))
+    monkeypatch.setattr(place, "time", SimpleNamespace(monotonic=iter([1.0, 8.5]).__next__))
     summary = run(asked, compare)
-    assert (summary["baseline"], summary["notices"]) == (RESULT, ["in fewer slots"]), "tried again, and told anew"
+    expected = {**RESULT, "seconds": 7.5}
+    assert (summary["baseline"], summary["notices"]) == (expected, ["in fewer slots"]), "tried again, and told anew"
     assert summary["seconds_by_phase"]["comparing"] == 7.5
     fails_with(error, monkeypatch)
-    assert run(asked, compare)["baseline"] == RESULT, "and then kept"
+    assert run(asked, compare)["baseline"] == expected, "and then kept"
+
+
+def test_a_run_says_what_begins_and_connects_once(asked: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    watcher = Watcher()
+    monkeypatch.setattr(watcher, "stage", stages.append)
+    monkeypatch.setattr(Cluster, "_compare", lambda *_: (dict(RESULT), []))
+    run(asked, compare, watcher)
+    assert stages == ["starting Ray", "comparing with AR decoding on 4 rows"]
+    run(asked, compare, watcher)
+    assert len(stages) == 2, "nothing is left to do, so nothing is connected to"
 
 
 def test_a_cluster_that_is_gone_is_a_notice_too(asked: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone() -> None:
         raise ConfigError("RAY_ADDRESS: no Ray cluster answers there")
 
-    monkeypatch.setattr(pipeline, "connected", gone)
+    monkeypatch.setattr(actors, "connected", gone)
     assert "no Ray cluster answers there" in run(asked, compare)["notices"][0]
 
 

@@ -61,7 +61,6 @@ def test_a_summary_names_what_changed_and_keeps_the_fingerprint(
         for shard in state.todo:
             state.folder.write_shard(shard, record([Row("1", RowError("read", "no"), None)] * shard.rows, "token"))
 
-    monkeypatch.setattr(pipeline, "_connect", lambda *_: None)
     monkeypatch.setattr(pipeline, "_decode", decode)
     begin(tmp_path, shards=1, engine={"slots": 32})
     paths = [f"input.path={tmp_path}/in.jsonl", f"output.path={tmp_path}/run"]
@@ -88,7 +87,7 @@ SAMPLED: dict[str, Any] = {"verification": {"kind": "sampling"}}
         ({}, {"drafter": {"kind": "lookup"}}, "drafter.kind: model -> lookup"),
         ({}, {"confidence": {"kind": "entropy"}}, "confidence.kind: auto -> entropy"),
         ({}, LOSSY, "verification.kind: exact -> relaxed"),
-        ({}, {"policy": {"quality_budget_nats_per_token": 0.02}}, "policy.quality_budget_nats_per_token: 0.0 -> 0.02"),
+        ({}, {"verification": {"kind": "budget"}}, "verification.kind: exact -> budget"),
         (LOSSY, {**LOSSY, "engine": {"slots": 8}}, "engine.slots: 32 -> 8"),
         (SAMPLED, {**SAMPLED, "engine": {"slots": 8}}, "engine.slots: 32 -> 8"),
         ({**LOSSY, "policy": {"kind": "plain"}}, LOSSY, "policy.kind: plain -> goodput"),
@@ -104,7 +103,7 @@ def test_what_changes_results_is_refused_by_name(
 
 def test_what_is_free() -> None:
     free = {key for key, _ in flatten(Config()) if is_free(key)}
-    lengths = {"drafter.max_draft_tokens", "drafter.min_draft_tokens", "drafter.memory_tokens"}
-    kinds = ("kind", "quality_budget_nats_per_token", "alpha", "threshold", "explore_share")
+    lengths = {"drafter.max_draft_tokens", "drafter.min_draft_tokens", "drafter.memory", "drafter.memory_tokens"}
+    kinds = ("kind", "alpha", "threshold", "explore_share")
     policy = {f"policy.{name}" for name in kinds}
     assert free == {"engine.slots", "engine.graphs"} | lengths | policy

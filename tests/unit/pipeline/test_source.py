@@ -10,7 +10,7 @@ from cmasd.config import Config, from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.plan import make_plan
 from cmasd.pipeline.blocks import from_block
-from cmasd.pipeline.run import shards_in_flight
+from cmasd.pipeline.place import shards_in_flight
 from cmasd.pipeline.source import ShardSource
 
 

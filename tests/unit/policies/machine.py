@@ -33,6 +33,8 @@ class Machine:
     noise: float = 0.05
     outliers: float = 0.01
     """Share of iterations that take three to twenty times as long."""
+    long: float = 0.0
+    """How much more iterations of half as many rows as ever take than by the costs: what is left of a list is long."""
     wander: float = 0.0
     """Deviation of the log of the machine's load, which changes within a hundred iterations."""
     seed: int = 0
@@ -43,9 +45,11 @@ class Machine:
         self.rng = np.random.default_rng(self.seed)
         self._drafted_last = False
         self._load = 0.0
+        self._most_rows = 1
 
     def run(self, policy: Policy, iterations: int, rows: int = 8) -> "Machine":
         """Iterations of so many rows."""
+        self._most_rows = max(rows, self._most_rows)
         for _ in range(iterations):
             rule = policy.plan(rows)
             seen = self.iteration(rule, rows)
@@ -59,7 +63,7 @@ class Machine:
         zeros_B = np.zeros(rows, dtype=np.int64)
         if rule is None:
             self._drafted_last = False
-            seconds = self._taken(self.costs.verify_seconds(rows, rows))
+            seconds = self._taken(self.costs.verify_seconds(rows, rows), rows)
             return Observation(zeros_B, zeros_B, np.zeros((rows, 0)), zeros_B, seconds, is_typical=True)
         confidence_BK = self.confidences(self.rng, rows, self.most)
         drafted_B, lengths_B = followed(rule, confidence_BK, self.costs.one_pass)
@@ -72,7 +76,7 @@ class Machine:
         if catches_up:
             seconds += 2 * self.costs.draft_seconds(rows)
         self._drafted_last = True
-        return Observation(lengths_B, accepted_B, confidence_BK, drafted_B, self._taken(seconds), not catches_up)
+        return Observation(lengths_B, accepted_B, confidence_BK, drafted_B, self._taken(seconds, rows), not catches_up)
 
     def speed(self, latest: int = 0) -> float:
         """Tokens of a row per second, over plain decoding without noise."""
@@ -85,10 +89,10 @@ class Machine:
 
     def _plain(self, rows_I: Float64) -> Float64:
         known = {int(rows): self.costs.verify_seconds(int(rows), rows) + self.overhead for rows in set(rows_I)}
-        return np.array([known[int(rows)] for rows in rows_I])
+        return np.array([known[int(rows)] * (1 + self.long * 2 * (1 - rows / self._most_rows)) for rows in rows_I])
 
-    def _taken(self, seconds: float) -> float:
-        self._quiet = seconds + self.overhead
+    def _taken(self, seconds: float, rows: int) -> float:
+        self._quiet = (seconds + self.overhead) * (1 + self.long * 2 * (1 - rows / self._most_rows))
         seconds = self._quiet * float(np.exp(self._load + self.rng.normal(0, self.noise)))
         self._load = 0.99 * self._load + 0.14 * self.wander * float(self.rng.normal())
         return seconds * float(self.rng.uniform(3, 20)) if self.rng.random() < self.outliers else seconds

@@ -175,6 +175,19 @@ def test_as_rows_run_dry_each_number_of_them_has_its_own_answer() -> None:
     assert machine.drafting(500) > 0.9
 
 
+@pytest.mark.parametrize("wander", [0.0, 0.15])
+def test_lists_that_end_with_their_long_rows_mislead_no_comparison(wander: float) -> None:
+    """Forty iterations of 32 rows, then ever fewer, which take twice as long as by the table; and again."""
+    for seed in range(4):
+        policy = policy_of(MODEL)
+        machine = Machine(MODEL, MOST, MIXED, long=1.0, wander=wander, seed=seed)
+        for _ in range(20):
+            machine.run(policy, 40, rows=32)
+            for rows in range(31, 13, -1):
+                machine.run(policy, 2, rows)
+        assert machine.speed() > 0.97 - wander / 10
+
+
 def test_rows_that_come_and_go_at_the_edge_of_a_range_change_nothing() -> None:
     policy, machine = policy_of(HEADS), Machine(HEADS, MOST, MIXED)
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cmasd.config import Config, from_dict
-from cmasd.core import FROM_DRAFT, FROM_VERIFIER, FinishReason, IterationTrace, Result, RowError, TokenTrace
+from cmasd.core import FinishReason, Result, RowError
 from cmasd.io.plan import Shard, make_plan
 from cmasd.io.provenance import provenance
 from cmasd.io.run_folder import RunFolder
@@ -17,6 +17,7 @@ from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Tally
+from cmasd.signals import FROM_DRAFT, FROM_VERIFIER, IterationTrace, TokenTrace
 from cmasd.telemetry.recorder import Row, record
 from cmasd.telemetry.stats import EngineStats
 from cmasd.telemetry.timing import ShardTiming

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmasd.runner import dense, graphs, load_runner, packed
-from cmasd.runner.base import Extent
+from cmasd.runner.base import Extent, Pass
 from cmasd.runner.decoder_only import DecoderOnlyRunner
 from cmasd.runner.graphs import USES_BEFORE_CAPTURE, Graphs, rounded
 from cmasd.runner.runners import EncoderDecoderRunner
@@ -57,7 +57,7 @@ class TestRounding:
         assert rounded(rounded(count)) == rounded(count)
 
     def test_an_extent_stays_within_the_cache(self) -> None:
-        whole = Graphs(lambda *inputs: inputs[0], Extent(40, 90, 90, 40), CPU)
+        whole = Graphs(lambda given: given.tokens_BT, Extent(40, 90, 90, 40), CPU)
         assert whole.round(Extent(3, 5, 8, 7)) == Extent(4, 5, 32, 32)
         assert whole.round(Extent(33, 1, 64, 33)) == Extent(40, 1, 64, 40)
         assert whole.round(Extent(17, 2, 70, 0)) == Extent(24, 2, 90, 0)
@@ -162,15 +162,15 @@ class Counted:
     def __init__(self) -> None:
         self.calls: list[Extent] = []
 
-    def __call__(self, tokens_RT: Tensor, starts_R: Tensor, extent: Extent, live: Tensor | None) -> Tensor:
-        self.calls.append(extent)
-        return (tokens_RT + starts_R[:, None])[..., None].double()
+    def __call__(self, given: Pass) -> Tensor:
+        self.calls.append(given.extent)
+        return (given.tokens_BT + given.starts_B[:, None])[..., None].double()
 
 
 def feed(through: Graphs, extent: Extent, start: int = 0) -> list[int]:
     """Tokens of 100 from `start` on; their sum by row."""
     tokens_BT = torch.full((extent.rows, extent.window), 100)
-    return cast(list[int], through(tokens_BT, torch.full((extent.rows,), start), extent)[:, 0, 0].tolist())
+    return cast(list[int], through(Pass(tokens_BT, torch.full((extent.rows,), start), extent))[:, 0, 0].tolist())
 
 
 @pytest.mark.usefixtures("tapes")
@@ -199,8 +199,8 @@ class TestCapture:
     def test_what_cannot_be_captured(self, insist: bool, caplog: pytest.LogCaptureFixture) -> None:
         """With `auto`, decoding goes on without graphs and says so once."""
 
-        def waits(tokens_RT: Tensor, starts_R: Tensor, extent: Extent, live: Tensor | None) -> Tensor:
-            return (tokens_RT[..., None] + int(starts_R.max())).double()
+        def waits(given: Pass) -> Tensor:
+            return (given.tokens_BT[..., None] + int(given.starts_B.max())).double()
 
         through = Graphs(waits, MOST, CPU, insist)
         if insist:

@@ -145,6 +145,7 @@ def test_a_rounded_t5_shares_the_encoder() -> None:
 def test_prompts_are_run_a_few_at_a_time(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sources = tiny_model(family), [[5, 6, 7, 8, 9], [7], [4, 4, 9], [8, 3], [6]]
     whole, parts = (load_runner(model, 5, 16, 8) for _ in range(2))
+    whole.wants_states = parts.wants_states = True
     whole.prefill([4, 2, 0, 1, 3], sources)
     monkeypatch.setattr("cmasd.runner.decoder_only.PREFILL_TOKENS", {"cpu": 8})
     parts.prefill([4, 2, 0, 1, 3], sources)

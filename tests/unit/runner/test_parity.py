@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cmasd.errors import ModelError
 from cmasd.runner import Runner, families, load_runner
+from cmasd.window import Window
 from tests.unit.runner.tiny import ENCODER_DECODER, FAMILIES, POSITIONS, tiny_model
 
 SLOTS, MAX_LENGTH, MAX_SOURCE = 4, 40, 12
@@ -118,6 +119,27 @@ def test_eager_attention_equals_one_row_at_a_time(family: str) -> None:
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in FLOAT32_INSIDE])
 def test_double_precision_leaves_rounding_alone(family: str) -> None:
     assert walk(tiny_model(family, seed=3).double(), rounds=8, seed=3) < 1e-10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_run_may_stand_beside_one_that_begins_late(family: str) -> None:
+    """One row is read for the first time while another is almost at its end: together they fit, padded they do not."""
+    model = tiny_model(family, layers=1).double()
+    choose = random.Random(3)
+    runner = load_runner(model, SLOTS, MAX_LENGTH, MAX_SOURCE)
+    rows = [Row(model, source) for source in ([7, 9, 11, 4], [5, 6, 8, 10])]
+    runner.prefill([0, 1], [row.source for row in rows])
+    late, long = (row.window(model, choose, MAX_LENGTH - 8) for row in rows)
+    buffer = torch.tensor([row.history + tokens for row, tokens in zip(rows, (late, long), strict=True)])
+    begin, end = len(rows[0].history), buffer.shape[1] - 3
+    runner.run(Window.stretch(buffer, torch.tensor([0]), torch.tensor([begin]), torch.tensor([end])))
+    rows[0].history += late[:-3]
+    starts, ends = torch.tensor([end, begin]), torch.tensor([end + 3, end + 3])
+    window = Window.stretch(buffer, torch.tensor([0, 1]), starts, ends, covers_first=True)
+    assert end + window.longest > MAX_LENGTH
+    logits_NV = runner.run(window)
+    expected = [plain_logits(model, row, tokens) for row, tokens in zip(rows, (late[-3:], long), strict=True)]
+    torch.testing.assert_close(logits_NV, torch.cat(expected), atol=1e-4, rtol=0)
 
 
 def test_three_rows_and_three_tokens_do_not_confuse_t5() -> None:

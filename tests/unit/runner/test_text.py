@@ -20,7 +20,7 @@ from transformers import (
 
 from cmasd.core import RowError
 from cmasd.errors import ConfigError, ModelError
-from cmasd.runner.text import TextCodec
+from cmasd.runner.text import TextCodec, inside_words
 
 EOS, BOS = 1, 2
 CHAT = (
@@ -293,3 +293,38 @@ def test_languages_are_refused_where_the_tokenizer_has_none() -> None:
     with pytest.raises(ModelError, match=r"models\.target_language: the tokenizer has no language codes, got 'de'"):
         codec(target_language="de")
     assert codec().forced_bos_token_id is None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "inside"),
+    [
+        (["\u2581the", "\u2581Zug", "s", "führer", ",", ".", "\u25817", "8"], {"s", "führer", "8"}),
+        (["\u0120the", "\u0120Zug", "s", "\u00c3\u00bc", ",", "\u0120,"], {"s", "\u00c3\u00bc"}),
+        (["the", "Zug", "##s", "##,", ","], {"##s", "##,"}),
+        (["the", "Zug", "s"], set()),
+    ],
+)
+def test_tokens_inside_words_are_told_by_the_tokenizer_s_mark(pieces: list[str], inside: set[str]) -> None:
+    """Of sentencepiece, of bytes, of WordPiece, of none; punctuation is no part of a word, special tokens are none."""
+    vocabulary = {piece: number for number, piece in enumerate(["<pad>", "</s>", "<s>", *pieces])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>")),
+        pad_token="<pad>",
+        eos_token="</s>",
+        bos_token="<s>",
+    )
+    assert inside_words(codec(tokenizer)) == {vocabulary[piece] for piece in inside}
+
+
+def test_without_a_tokenizer_nobody_knows_what_a_word_is() -> None:
+    assert inside_words(None) == frozenset()
+
+
+def test_a_vocabulary_is_told_from_another() -> None:
+    def made_of(*pieces: str) -> str:
+        vocabulary = {piece: number for number, piece in enumerate(["<pad>", *pieces])}
+        model = models.WordLevel(vocabulary, unk_token="<pad>")
+        return codec(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="<pad>")).vocabulary
+
+    assert made_of("a", "b") == made_of("a", "b")
+    assert len({made_of("a", "b"), made_of("b", "a"), made_of("a", "c"), made_of("a")}) == 4

@@ -1,5 +1,6 @@
 """Results -> rows of the output schema."""
 
+import hashlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from cmasd.core import IterationTrace, Result, RowError, Teaching, TokenTrace
-from cmasd.telemetry.recorder import ITERATION_NAMES, TOKEN_NAMES, Row, record
-from cmasd.telemetry.schema import Level, output_schema
+from cmasd.core import Result, RowError, Teaching
+from cmasd.signals import IterationTrace, TokenTrace
+from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.schema import SCHEMA_VERSION, Level, output_schema
 from cmasd.telemetry.totals import Totals
 
 TOKEN_LISTS = [field.name for field in output_schema("token") if field.name.startswith("token_")]
@@ -64,6 +66,17 @@ def test_schema_and_order(level: Level) -> None:
     assert table["mean_gap_nats"].to_pylist() == [0.25, 0.0, 0.25]
 
 
+def test_rows_of_two_speakers() -> None:
+    """Who said how much; a gap that nobody knows is null."""
+    stitched = replace(result(3, "token"), num_small_tokens=2, num_switches=5, mean_gap_nats=math.nan)
+    table = record([Row("a", stitched, "x"), Row("b", result(3, "token"), "y")], "token")
+    assert table["num_small_tokens"].to_pylist() == [2, 0]
+    assert table["num_switches"].to_pylist() == [5, 0]
+    assert table["mean_gap_nats"].to_pylist() == [None, 0.25]
+    totals = Totals.of(table)
+    assert (totals.small_tokens, totals.switches) == (2, 5)
+
+
 def test_token_lists_have_one_entry_per_token_and_keep_nan() -> None:
     table = record([Row("a", result(3, "token"), "x"), Row("b", RowError("encode", "no"), None)], "token")
     for name in TOKEN_LISTS:
@@ -105,10 +118,24 @@ def test_totals_add_up() -> None:
     assert Totals().acceptance_rate == Totals().tokens_per_iteration == 0
 
 
-def test_columns_are_in_the_order_of_the_traces_channels() -> None:
-    for names, trace in ((TOKEN_NAMES, TokenTrace), (ITERATION_NAMES, IterationTrace)):
-        for place, column in enumerate(names):
-            assert vars(trace)[column.partition("_")[2]].place == place, column
+def test_columns_hold_the_signals_of_their_names() -> None:
+    given = replace(
+        result(1, "token"),
+        tokens=TokenTrace(*[np.full(1, 10.0 + one.place) for one in TokenTrace.signals]),
+        iterations=IterationTrace(*[np.full(1, 20.0 + one.place) for one in IterationTrace.signals]),
+    )
+    table = record([Row("a", given, "x")], "token")
+    assert table["token_tau"].to_pylist() == [[15.0]]
+    assert table["token_gap_nats"].to_pylist() == [[16.0]]
+    assert table["iteration_accepted"].to_pylist() == [[21]]
+    assert table["iteration_rejected_softmax"].to_pylist() == [[25.0]]
+
+
+@pytest.mark.parametrize(("version", "digest"), [(4, "58289222fc3950c9")])
+def test_the_schema_has_a_version_for_each_of_its_forms(version: int, digest: str) -> None:
+    """Whoever changes a name, a type or a meaning raises `SCHEMA_VERSION`, and writes both down here."""
+    columns = [(field.name, str(field.type), field.metadata) for field in output_schema("token", teacher_top_k=2)]
+    assert (SCHEMA_VERSION, hashlib.sha256(repr(columns).encode()).hexdigest()[:16]) == (version, digest)
 
 
 def test_what_a_drafter_may_learn_from_stays_with_its_tokens() -> None:

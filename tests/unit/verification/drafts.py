@@ -17,7 +17,7 @@ Acceptable = Callable[[Tensor, int, float], bool]
 
 def rule_of(config: VerificationConfig) -> Verification:
     """The rule in a configuration that sets nothing else."""
-    return build_verification(Config(verification=config), eos_token_ids=())
+    return build_verification(Config(verification=config), eos_ids=())
 
 
 def random_case(seed: int, rows: int = 40, longest: int = 4, near: float = 0.7) -> tuple[Draft, Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cmasd.config import from_dict
 from cmasd.config.rules import check
-from cmasd.config.tree import Config, PolicyConfig, VerificationConfig
+from cmasd.config.tree import Config, VerificationConfig
 from cmasd.core import Draft, Logits, Request
 from cmasd.engine import Engine, Pair
 from cmasd.errors import ConfigError
@@ -181,9 +181,10 @@ def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def budget_config(budget: float, **sections: dict[str, Any]) -> Config:
-    policy = {"kind": "goodput", "quality_budget_nats_per_token": budget}
-    wide: dict[str, dict[str, Any]] = {"verification": {"beta": 20, "tau": 20.0}, "drafter": {"max_draft_tokens": 3}}
-    return tiny_config(policy=policy, **{**wide, **sections})
+    rule = {"kind": "budget", "budget_nats_per_token": budget, "beta": 20, "tau": 20.0}
+    drafter = {"max_draft_tokens": 3}
+    wide: dict[str, dict[str, Any]] = {"policy": {"kind": "goodput"}, "verification": rule, "drafter": drafter}
+    return tiny_config(**{**wide, **sections})
 
 
 def spend(engine: Engine, budget: float) -> dict[int, list[int]]:
@@ -249,37 +250,32 @@ def test_a_larger_budget_buys_more_tokens_per_iteration() -> None:
 # -------------------------------------------------------------------- configuration
 
 
-def test_a_budget_of_zero_is_exact_verification() -> None:
-    assert isinstance(build_verification(Config(policy=PolicyConfig(kind="goodput")), ()), ExactVerification)
-
-
 def test_a_budget_makes_the_rule_and_the_claim_lossy() -> None:
     config = budget_config(0.05)
     rule = build_verification(config, (EOS,))
     assert isinstance(rule, BudgetVerification)
     assert (rule.budget, rule.beta, rule.tau) == (0.05, 20, 20.0)
     assert config.lossless == "lossy"
-    assert budget_config(0.0).lossless == "exact"
 
 
-@pytest.mark.parametrize(
-    ("policy", "verification"),
-    [("fixed", "exact"), ("plain", "exact"), ("goodput", "relaxed"), ("goodput", "sampling")],
-)
-def test_a_budget_that_nothing_would_spend_is_refused(policy: str, verification: str) -> None:
-    tree = {
-        "input": {"path": "in"},
-        "output": {"path": "out"},
-        "policy": {"kind": policy, "quality_budget_nats_per_token": 0.05},
-        "verification": {"kind": verification},
-    }
-    with pytest.raises(ConfigError, match=f"got 0.05 with policy.kind {policy} and verification.kind {verification}"):
-        check(from_dict(tree))
+@pytest.mark.parametrize("budget", [0.0, -0.1])
+def test_a_budget_of_nothing_is_refused(budget: float) -> None:
+    with pytest.raises(ConfigError, match=r"verification\.budget_nats_per_token: must be greater than 0 nats"):
+        check(budget_config(budget))
 
 
-def test_a_negative_budget_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"policy\.quality_budget_nats_per_token: must be at least 0"):
-        check(budget_config(-0.1))
+def test_the_key_of_before_says_what_it_is_now() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key\. It is now verification\.budget_nats_per_token, for verif"):
+        from_dict({"policy": {"quality_budget_nats_per_token": 0.02}})
+
+
+def test_whatever_the_policy_a_budget_may_be_spent() -> None:
+    pair, requests = shared_pair("marian"), ragged_requests(12, seed=3)
+    engine = Engine(pair, budget_config(0.1, policy={"kind": "fixed"}))
+    engine.submit(requests)
+    spend(engine, 0.1)
+    assert isinstance(engine.verification, BudgetVerification)
+    assert engine.verification.spent_nats > 0
 
 
 def test_the_rules_kind_alone_decides_without_a_budget() -> None:

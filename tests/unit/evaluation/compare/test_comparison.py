@@ -154,15 +154,17 @@ def test_rows_are_json(measured: Comparison) -> None:
 
 def test_a_way_differs_in_policy_and_verification_alone() -> None:
     config = configured(verification={"kind": "sampling", "tau": 1.0}, policy={"kind": "paper", "alpha": 0.7})
+    config = replace(config, compare=replace(config.compare, quality_budget_nats_per_token=0.05))
     for name, way in WAYS.items():
         if way.drafters:
             continue
         one = way_config(name, config)
         check(one)
         assert (one.policy.kind, one.verification.kind) == (way.policy, way.verification)
-        assert one.quality_budget == (0.02 if name == "goodput_budget" else 0)
-        same_policy = replace(one.policy, kind="paper", quality_budget_nats_per_token=0.0)
-        same_rule = replace(one.verification, kind="sampling", tau_form="prose")
+        assert (one.verification.kind == "budget") == (name == "goodput_budget")
+        assert one.verification.budget_nats_per_token == 0.05, "that of the comparison"
+        same_policy = replace(one.policy, kind="paper")
+        same_rule = replace(one.verification, kind="sampling", tau_form="prose", budget_nats_per_token=0.02)
         assert replace(one, policy=same_policy, verification=same_rule) == config
     assert way_config("paper_printed", config).verification.tau_form == "printed"
     assert way_config("paper_prose", config).verification.tau_form == "prose"

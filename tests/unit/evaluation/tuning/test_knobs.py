@@ -14,7 +14,7 @@ from tests.unit.engine.pairs import tiny_config
 
 CONFIG = tiny_config(
     drafter={"max_draft_tokens": 9, "min_draft_tokens": 3},
-    policy={"kind": "goodput", "alpha": 7.0, "quality_budget_nats_per_token": 0.1},
+    policy={"kind": "goodput", "alpha": 7.0},
     verification={"tau_base": 0.52, "gamma": 5.0, "beta": 7},
     confidence={"weights": [0.5, 0.25, 0.25], "margin_form": "printed"},
 )

@@ -1,0 +1,177 @@
+"""The kinds of drafters with a model: what is loaded for each, and how it is built from that.
+
+The kinds without one are `free.py`'s. A new kind is a file of its own, its entry in `KINDS`, and its name in
+`cmasd/config/tree.py`; neither who loads a pair nor who builds an engine asks which kind it is.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cmasd.confidence import Confidence
+from cmasd.config.tree import Config
+from cmasd.drafters.base import Drafter
+from cmasd.drafters.choice import Choice
+from cmasd.drafters.model import ModelDrafter
+from cmasd.drafters.parallel import ParallelDrafter
+from cmasd.errors import ConfigError, ModelError
+from cmasd.runner.base import Runner
+from cmasd.runner.constraints import Constraints
+from cmasd.runner.early_exit import early_exit
+from cmasd.runner.families import Words
+from cmasd.runner.load import load_runner, parallel_shape, share_encoder, share_weights
+from cmasd.runner.models import Model, Tokenizer, check_pair, load_tokenizer
+from cmasd.runner.parallel import ParallelModel, ParallelNetwork
+from cmasd.runner.parallel_folder import is_parallel, load_parallel
+from cmasd.runner.parallel_runner import ParallelRunner
+from cmasd.runner.streaming import load_ready
+
+
+class Loaded(NamedTuple):
+    """What drafts: a model, or a network over the verifier's states; neither where nothing is to be loaded."""
+
+    model: Model | None = None
+    network: ParallelNetwork | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a drafter is built from."""
+
+    config: Config
+    loaded: Loaded
+    is_int8: bool
+    """Whether weights are rounded."""
+    model: Model
+    """The verifier's."""
+    verifier: Runner
+    most: int
+    """Tokens of a draft."""
+    words: Words
+    choose: Choice
+    confidence: Confidence
+    constraints: Constraints
+    eos_ids: Tensor
+
+
+class Kind(ABC):
+    """One of them."""
+
+    is_rounded = False
+    """Whether it always drafts in 8 bits."""
+
+    @abstractmethod
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+        """Raises `ModelError` or `ConfigError`."""
+
+    @abstractmethod
+    def build(self, parts: Parts) -> Drafter:
+        """Over as many slots as the verifier has."""
+
+    def most(self, config: Config, loaded: Loaded) -> int:
+        """Tokens that it drafts at most, beside free drafts, which may be longer."""
+        return config.drafter.max_draft_tokens
+
+
+class SmallerModel(Kind):
+    """`model`: that of `models.drafter`, token by token."""
+
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+        """Checked to have the verifier's tokens."""
+        models, name = config.models, config.models.drafter or ""
+        if is_parallel(name):
+            raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
+        trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
+        drafter = load_ready(name, models.dtype, verifier.device, int8=is_int8, **trust)
+        drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
+        check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
+        return Loaded(drafter)
+
+    def build(self, parts: Parts) -> Drafter:
+        """See `ModelDrafter`."""
+        ways = parts.config.drafter.tree_branching
+        return ModelDrafter(self._runner(parts), parts.confidence, parts.constraints, parts.choose, parts.eos_ids, ways)
+
+    def _runner(self, parts: Parts) -> Runner:
+        model, verifier = parts.loaded.model, parts.verifier
+        assert model is not None, "the pair is loaded with a drafter unless the policy is plain"
+        shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
+        runner = load_runner(model, *shape, parts.words, parts.is_int8, parts.config.engine.graphs)
+        share_encoder(runner, verifier)
+        return runner
+
+
+class FirstLayers(SmallerModel):
+    """`self`: the verifier's own."""
+
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+        """The same tensors."""
+        return Loaded(early_exit(verifier, config.drafter.self_layers))
+
+    def _runner(self, parts: Parts) -> Runner:
+        runner = super()._runner(parts)
+        share_weights(runner, parts.verifier)
+        return runner
+
+
+class RoundedVerifier(SmallerModel):
+    """`quantised`: the verifier's own weights in 8 bits."""
+
+    is_rounded = True
+
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+        """Its runner rounds them."""
+        return Loaded(verifier)
+
+
+class OnePass(Kind):
+    """`parallel`: what `cmasd train` made for this verifier."""
+
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+        """Checked to be of this verifier, and trained for as many tokens."""
+        name = config.models.drafter or ""
+        encoder = verifier.get_encoder() if verifier.config.is_encoder_decoder else None
+        network = load_parallel(name, parallel_shape(verifier), verifier.dtype, verifier.device, encoder)
+        if not config.drafter.free and config.drafter.max_draft_tokens > network.shape.queries:
+            raise ConfigError(
+                f"drafter.max_draft_tokens: must be at most {network.shape.queries}, which {name} was trained for, "
+                f"got {config.drafter.max_draft_tokens}."
+            )
+        if config.score == "head" and not network.shape.has_confidence:
+            raise ConfigError(
+                f"confidence.kind: {name} has no confidence head, got {config.confidence.kind}. Use max_prob."
+            )
+        return Loaded(network=network)
+
+    def build(self, parts: Parts) -> Drafter:
+        """See `ParallelDrafter`."""
+        network, device = parts.loaded.network, parts.verifier.device
+        assert network is not None, "the pair is loaded with a drafter unless the policy is plain"
+        model = ParallelModel(network, parts.model, parts.words, parts.is_int8)
+        runner = ParallelRunner(model, parts.verifier, parts.config.engine.graphs, parts.words.tensor(device))
+        most = min(parts.most, self.most(parts.config, parts.loaded))
+        ways = parts.config.drafter.tree_branching
+        return ParallelDrafter(runner, most, parts.confidence, parts.choose, parts.eos_ids, ways)
+
+    def most(self, config: Config, loaded: Loaded) -> int:
+        """No more than it was trained for."""
+        asked = config.drafter.max_draft_tokens
+        return asked if loaded.network is None else min(asked, loaded.network.shape.queries)
+
+
+KINDS: dict[str, Kind] = {
+    "model": SmallerModel(),
+    "parallel": OnePass(),
+    "self": FirstLayers(),
+    "quantised": RoundedVerifier(),
+}
+"""By `drafter.kind`."""
+
+
+def load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+    """What drafts, or nothing: a policy may never draft, and texts need no model."""
+    if config.policy.kind == "plain" or config.drafter.model is None:
+        return Loaded()
+    return KINDS[config.drafter.model].load(config, verifier, tokenizer, is_int8)
