@@ -94,6 +94,8 @@ class Flight:
     """See `Observation`."""
     is_usual: bool = True
     """Whether it ran as iterations do, and not to see whether another number of threads is faster."""
+    tree: Draft | None = None
+    """What was sent, where the draft is a path of it."""
 
     def observation(self) -> Observation:
         """What a policy learns from it, when it has ended."""
@@ -104,6 +106,7 @@ class Flight:
             self.draft.drafted_B.cpu().numpy(),
             self.seconds(),
             self.is_typical,
+            None if self.tree is None else self.tree.lengths_B.cpu().numpy(),
         )
 
 

@@ -178,7 +178,8 @@ class Engine:
         seconds, tokens = time.perf_counter() - started, self._rows.live + int(one.sent.lengths_B.sum())
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
         is_usual = self._threads is None or not self._threads.is_looking
-        self._flight = Flight(one.draft, one.verdict, lambda: seconds, is_typical, is_usual)
+        tree = None if one.sent.parents_BK is None else one.sent
+        self._flight = Flight(one.draft, one.verdict, lambda: seconds, is_typical, is_usual, tree)
         if self._threads is not None and is_typical:
             self._threads.observe(self._rows.live, tokens, seconds)
         self._count(self._rows.live)

@@ -130,6 +130,8 @@ class Observation:
     """Drafting, verifying and committing; prefill of new rows not included."""
     is_typical: bool
     """False when the drafter had to catch up on more than the last iteration, which costs extra."""
+    nodes_B: Int64 | None = None
+    """Of trees, all tokens that were sent; the others are then of the path that was judged."""
 
 
 class Policy(ABC):

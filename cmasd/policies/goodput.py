@@ -10,7 +10,7 @@ stays until the next, and what that takes is counted as time spent looking, whic
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Self
 
@@ -22,6 +22,7 @@ from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.explorer import BURST, Explorer, Ledger
 from cmasd.policies.lengths import Choice, choose, expected
+from cmasd.policies.shapes import Shapes
 from cmasd.policies.speeds import Batch, Belief, Lead, Measured, Plain, Speed, overhead_seconds
 
 BATCH = 32
@@ -29,12 +30,10 @@ BATCH = 32
 
 
 class Arm(IntEnum):
-    """A way of decoding. Another drafter would be a fourth, with a table and a calibration of its own."""
+    """A way of decoding. Another drafter would be a third, with a table and a calibration of its own."""
 
     PLAIN = 0
     DRAFTING = 1
-    TREES = 2
-    """By the same rule, of which every path of a tree is worth its seconds; where few rows leave the verifier idle."""
 
 
 @dataclass
@@ -52,16 +51,16 @@ class Range:
     """Of the log of the speed, that is expected of it."""
     seconds: float
     """Of an iteration, lately."""
-    leads: dict[Arm, Lead]
-    """Of the arms that draft."""
-    nodes: int = 0
-    """Of a row's tree at most; 0: no trees with so many rows."""
+    lead: Lead
+    """Of drafting."""
+    shapes: Shapes
+    """Of drafts."""
     latest: Measured | None = None
     """Of the arm in force."""
     is_fresh: bool = False
     """Whether that was measured in the iterations just before."""
     pair: dict[int, Measured] = field(default_factory=dict)
-    """Of two arms, when they were compared last."""
+    """Of both arms, when they were compared."""
     usual: float = 0.0
     """Rows, at most times. Arms are compared there: as a list ends its long rows are left, which take longer than the
     table says, and an arm measured then would be compared with another's full batches."""
@@ -70,11 +69,6 @@ class Range:
     def least_rows(self) -> float:
         """With fewer no arms are compared."""
         return 0.9 * self.usual
-
-    @property
-    def rules(self) -> list[Rule | None]:
-        """Of each arm."""
-        return [None, self.rule, replace(self.rule, nodes=self.nodes)]
 
 
 class GoodputPolicy(Policy):
@@ -153,13 +147,18 @@ class GoodputPolicy(Policy):
         arm = explorer.decide(self._iteration, place.seconds, may_look=place.is_fresh and rows >= place.least_rows)
         if explorer.force != force:
             place.latest = place.pair.get(explorer.force)
+        shape = place.shapes.explorer.now
+        if arm == explorer.force == Arm.DRAFTING:
+            place.shapes.turn(self._iteration, place.seconds, may_look=place.is_fresh and rows >= place.least_rows)
+        else:
+            place.shapes.rest()
         place.is_fresh = False
-        self._is_new = arm != last or before is not place
-        self._rule = place.rules[arm]
+        self._is_new = arm != last or before is not place or place.shapes.explorer.now != shape
+        self._rule = place.shapes.rule(place.rule) if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
-        self._watched = BURST if is_losing or place.latest is None else BATCH
+        self._watched = BURST if is_losing or place.latest is None or place.shapes.is_look else BATCH
         rest = max(0.0, self._rest_until - self._ledger.total)
-        resting = 0.0 if arm != explorer.force else rest / place.seconds
+        resting = 0.0 if arm != explorer.force or place.shapes.is_look else rest / place.seconds
         if arm == explorer.force == Arm.PLAIN and place.latest is not None:
             resting = max(resting, explorer.hopeless_for(self._iteration))
         self._planned = self._left = self._watched + int(min(resting, 2.0**31))
@@ -172,32 +171,26 @@ class GoodputPolicy(Policy):
             curve = self.costs.curve(rows)
             choice = choose(*self.calibration.survival(), curve, self.looks)
             gain = float(np.log(choice.speed * curve.plain))
+            lead, is_known = self._lead_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
-            leads, is_known = self._leads_near(power, gain)
-            lengths = range(1, self.max_draft_tokens + 1)
-            can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
-            force = Arm.DRAFTING if can_win and is_known and leads[Arm.DRAFTING].mean > 0 else Arm.PLAIN
-            nodes = self.tree_nodes >> power
-            arms = list(Arm) if nodes > 1 else [Arm.PLAIN, Arm.DRAFTING]
-            beliefs: list[Belief] = [Plain(), *leads.values()]
-            explorer = Explorer(self._ledger, beliefs, force, force, candidates=arms if can_win else [])
+            force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 else Arm.PLAIN
+            candidates = list(Arm) if can_win else []
+            beliefs: list[Belief] = [Plain(), lead]
+            explorer = Explorer(self._ledger, beliefs, force, force, candidates=candidates)
             rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
+            shapes = Shapes.of(0 if not self.looks else self.tree_nodes >> power, self._ledger)
             edges = 0.375 * 2**power, 1.25 * 2**power
-            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, leads, nodes)
+            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead, shapes)
         return self._ranges[power]
 
-    def _leads_near(self, power: int, gain: float) -> tuple[dict[Arm, Lead], bool]:
-        """Of drafting with a new number of rows: as much faster than expected as with others, where that is known.
-
-        Trees are as fast as chains, as far as anyone knows.
-        """
+    def _lead_near(self, power: int, gain: float) -> tuple[Lead, bool]:
+        """Of drafting with a new number of rows: as much faster than expected as with others, where that is known."""
         known = [other for other, place in self._ranges.items() if place.pair]
         if not known:
-            return {arm: Lead(Speed(gain)) for arm in (Arm.DRAFTING, Arm.TREES)}, False
+            return Lead(Speed(gain)), False
         near = self._ranges[min(known, key=lambda other: abs(other - power))]
-        surplus = gain - near.gain
-        return {arm: Lead(Speed(surplus + of.worth.mean), Speed(of.level.mean)) for arm, of in near.leads.items()}, True
+        return Lead(Speed(gain + near.lead.worth.mean - near.gain), Speed(near.lead.level.mean)), True
 
     def _learn(self) -> None:
         """From the iterations that were watched, unless what that took before says to rest."""
@@ -207,19 +200,23 @@ class GoodputPolicy(Policy):
         if not seen or self._range is None or self.costs is None:
             return
         place, explorer = self._range, self._range.explorer
-        is_look = explorer.now != explorer.force
-        if not is_look and self._ledger.total < self._rest_until:
+        is_look, shapes = explorer.now != explorer.force, place.shapes
+        if not (is_look or shapes.is_look) and self._ledger.total < self._rest_until:
             return
         started = self._clock()
         batch = Batch(seen, self.costs, place.curve)
         batch.is_timed_I[0] &= not self._is_new
         place.seconds = float(np.median(batch.seconds_I))
         measured = batch.measured(place.least_rows, latest=0 if is_look else 2 * BURST)
-        if is_look and place.latest is not None:
+        if shapes.is_look and shapes.latest is not None:
+            self._ledger.charge(batch.lost(shapes.latest.worth - shapes.latest.level))
+        elif is_look and place.latest is not None:
             self._ledger.charge(batch.lost(place.latest.worth - place.latest.level))
         else:
             self._ledger.charge(batch.lost_by_change())
-        if measured is not None:
+        if measured is not None and drafting and not is_look:
+            shapes.learn(measured, self._iteration)
+        if measured is not None and not shapes.is_look:
             self._measure(place, measured, is_look)
         if drafting:
             self.calibration.observe(seen)
@@ -227,36 +224,29 @@ class GoodputPolicy(Policy):
         self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
 
     def _measure(self, place: Range, measured: Measured, is_look: bool) -> None:
-        """What the range thinks of drafting, by iterations of any arm."""
-        arm, force, leads = Arm(place.explorer.now), Arm(place.explorer.force), place.leads
-        if arm in leads:
-            leads[arm].worth.learn(measured.worth, measured.worth_noise, self._iteration)
+        """What the range thinks of drafting, by iterations of either arm."""
+        arm, force, lead = place.explorer.now, place.explorer.force, place.lead
+        if arm == Arm.DRAFTING:
+            lead.worth.learn(measured.worth, measured.worth_noise, self._iteration)
         if not is_look:
             place.latest, place.is_fresh = measured, True
-            if force in place.pair:
-                for lead in leads.values():
-                    lead.moved = measured.level - place.pair[force].level
+            if place.pair:
+                lead.moved = measured.level - place.pair[force].level
         elif place.latest is not None:
             place.pair = {force: place.latest, arm: measured}
-            self._compare(leads, arm, force, place.pair)
-
-    def _compare(self, leads: dict[Arm, Lead], arm: Arm, force: Arm, pair: dict[int, Measured]) -> None:
-        """Of the level of an arm that drafts, by one that was measured beside it."""
-        one, other = (arm, force) if arm in leads else (force, arm)
-        known = leads[other].level if other in leads else Speed(0.0, variance=0.0, seen_at=self._iteration)
-        noise = pair[one].level_noise + pair[other].level_noise + known.doubt(self._iteration)
-        leads[one].level.learn(pair[one].level - pair[other].level + known.mean, noise, self._iteration)
-        leads[one].moved = 0.0
+            plain, drafting = place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING]
+            noise = plain.level_noise + drafting.level_noise
+            lead.level.learn(drafting.level - plain.level, noise, self._iteration)
+            lead.moved = 0.0
 
     def _choose(self, place: Range) -> None:
         """A rule by what is known now."""
         survival_NK, usual_K = self.calibration.survival()
         curve = place.curve
-        if place.pair.keys() == {Arm.PLAIN, Arm.DRAFTING}:
+        if place.pair:
             curve = curve.slower(overhead_seconds(place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING]))
         choice = choose(survival_NK, usual_K, curve, self.looks)
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
-        for lead in place.leads.values():
-            lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
+        place.lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
         place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)

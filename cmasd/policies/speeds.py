@@ -194,7 +194,8 @@ def _slowdown(seen: Sequence[Observation], rows_I: Int64, starts_I: Int64, curve
     if not drafted_M.any():
         return np.ones(len(rows_I))
     scale_I = curve.rows / rows_I
-    sent_I = np.add.reduceat(np.concatenate([one.lengths_B for one in seen]), starts_I) * scale_I
+    sent_M = np.concatenate([one.lengths_B if one.nodes_B is None else one.nodes_B for one in seen])
+    sent_I = np.add.reduceat(sent_M, starts_I) * scale_I
     seconds_I = curve.verify_N[sent_I.round().astype(int).clip(0, len(curve.verify_N) - 1)]
     most = 1 if curve.one_pass else int(drafted_M.max())
     for place in range(most):
