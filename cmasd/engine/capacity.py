@@ -19,6 +19,7 @@ import torch
 from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.tail import most_drafted
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry
 from cmasd.runner.decoder_only import PREFILL_TOKENS
@@ -137,7 +138,7 @@ def need_of(pair: Pair, config: Config) -> Need:
         max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
         max_new_tokens=pair.max_new_tokens,
         max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
-        window=1 if plain else config.drafter.max_draft_tokens + 1,
+        window=most_drafted(config) + 1,
     )
     models = [(pair.verifier, pair.int8)]
     if pair.drafter is not None and not plain:

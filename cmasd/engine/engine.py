@@ -33,6 +33,7 @@ from cmasd.engine.pair import Pair
 from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.tail import Tail, most_drafted
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
 from cmasd.policies import GoodputPolicy, Rule, build_policy
@@ -64,7 +65,7 @@ class Engine:
             max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
             max_new_tokens=pair.max_new_tokens,
             max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
-            window=self.policy.max_draft_tokens + 1,
+            window=max(self.policy.max_draft_tokens, most_drafted(config)) + 1,
         )
         # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
         self.constraints = replace(pair.constraints, banned=())
@@ -73,10 +74,10 @@ class Engine:
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
         self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
-        self.drafter = build_drafter(
-            config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
-        )
+        self.drafter = build_drafter(config, pair, self.shape.window - 1, self.verifier, self.constraints, self.eos_ids)
         self._free = free_of(self.drafter)
+        longer = self._free is not None and most_drafted(config) > self.policy.max_draft_tokens
+        self._tail = Tail(config, slots) if longer else None
         if isinstance(self.policy, GoodputPolicy):
             self.policy.learn_costs(self._step_table(graphs))
         self.stats = EngineStats()
@@ -106,7 +107,7 @@ class Engine:
         pair = self.pair
         drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
         about = [pair.verifier.config, *drafting, pair.int8, pair.drafter_int8, graphs]
-        return step_table(self.verifier, self.drafter, about, self.shape.slots, self.shape.window)
+        return step_table(self.verifier, self.drafter, about, self.shape.slots, self.policy.max_draft_tokens + 1)
 
     def warm_up(self) -> None:
         """Before the first row, once: see `costs.warm_up`."""
@@ -144,6 +145,8 @@ class Engine:
         if self._rows.live == 0:
             return []
         rule = self.policy.plan(self._rows.live) if self.drafter is not None else None
+        if self._tail is not None:
+            rule = self._tail.longer(rule, self._rows.live)
         extent = self._extent(rule)
         if self._ahead is not None and extent is not None:
             results = self._run_ahead(self._ahead, extent)
@@ -178,6 +181,8 @@ class Engine:
         self.stats.draft_seconds += drafted - started
         self.stats.drafter_tokens += int(draft.drafted_B.sum()) if self._asked else 0
         self._count(self._rows.live)
+        if self._tail is not None:
+            self._tail.count(self.stats, verdict.accepted_B.tolist(), committed - started)
         if self._ahead is not None:
             self.state.reach[: self._rows.live] += logits.longest
         return landed + self._collect(done)

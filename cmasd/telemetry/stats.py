@@ -27,6 +27,10 @@ class EngineStats:
     """Time inside `step`."""
     draft_seconds: float = 0.0
     """Part of it spent drafting; iterations that run ahead of the host are not divided, and add nothing."""
+    tail_seconds: float = 0.0
+    """Part of it in which slots were empty, of engines that draft of known texts."""
+    tail_saved_seconds: float = 0.0
+    """About what longer drafts spared of that: iterations that drafts of the usual length would have taken more."""
     lookup_seconds: float = 0.0
     """Part of it spent on texts that are known already: finding drafts in them, following them, remembering them."""
 
