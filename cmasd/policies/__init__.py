@@ -1,6 +1,7 @@
 """Policies: how many tokens each row drafts in an iteration."""
 
 from cmasd.config.tree import Config
+from cmasd.policies.acceptance import HOPE_OF_PREVIOUS, Calibration
 from cmasd.policies.base import EDGE, Observation, Policy, Rule
 from cmasd.policies.fixed import FixedPolicy, PlainPolicy
 from cmasd.policies.goodput import GoodputPolicy
@@ -31,4 +32,7 @@ def build_policy(config: Config) -> Policy:
         "paper": PaperPolicy(config.policy.alpha, k_min, k_max),
         "survival": SurvivalPolicy(config.policy.threshold, k_max),
     }
-    return policies[config.policy.kind]
+    policy = policies[config.policy.kind]
+    if isinstance(policy, GoodputPolicy) and "previous" in config.drafter.kinds:
+        policy.calibration = Calibration(k_max, HOPE_OF_PREVIOUS)
+    return policy
