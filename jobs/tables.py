@@ -75,6 +75,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("slot occupancy", share(summary["slot_occupancy"])),
         *_stitched(summary),
         *_lookup_rows(summary.get("lookup_share")),
+        *_tail_rows(summary.get("tail_seconds", {})),
         ("lossless", summary["lossless"]),
         ("output", f"{summary['output']}/outputs"),
     ]
@@ -104,6 +105,13 @@ def _one_line(text: str) -> str:
 def _lookup_rows(lookup_share: float | None) -> list[tuple[str, str]]:
     """Of runs that draft of known texts."""
     return [] if lookup_share is None else [("text look-ups", f"{share(lookup_share)} of an iteration")]
+
+
+def _tail_rows(seconds: dict[str, float]) -> list[tuple[str, str]]:
+    """Of runs whose last rows had longer drafts."""
+    if not seconds.get("saved"):
+        return []
+    return [("tail", f"{seconds['all']:.2f} s with empty slots, {seconds['saved']:.2f} s less by longer drafts")]
 
 
 def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:

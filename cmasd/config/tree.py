@@ -136,7 +136,8 @@ class DrafterConfig:
     memory_tokens: int = 1_000_000
     """Output tokens that `memory` holds in one actor, and the run folder for each; the oldest make room."""
     max_draft_tokens: int = 5
-    """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it."""
+    """k_max: most tokens drafted per iteration; with `previous` up to 64 are worth it. Drafts without a model may be
+    longer at a job's end, where slots are empty (policies `goodput` and `survival`): up to 64."""
     min_draft_tokens: int = 1
     """k_min: fewest tokens drafted per iteration (policy `paper`)."""
     tree_nodes: int = 0

@@ -22,6 +22,7 @@ from cmasd.config.tree import KEPT_PLACES, MOST_SLOTS, Config
 from cmasd.engine.need import Need
 from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
+from cmasd.engine.tail import most_drafted
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.decoder_only import PREFILL_TOKENS
@@ -138,7 +139,7 @@ def need_of(pair: Pair, config: Config) -> Need:
         max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
         max_new_tokens=pair.max_new_tokens,
         max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
-        window=1 if plain else config.drafter.window,
+        window=1 if plain else max(config.drafter.window, most_drafted(config) + 1),
     )
     models = [(pair.verifier, pair.int8)]
     if pair.drafter is not None and not plain:

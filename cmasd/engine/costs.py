@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from cmasd.drafters import Drafter
 from cmasd.engine.pair import Pair
 from cmasd.kernels import cache_folder, kernels
 from cmasd.policies.costs import StepTable
+from cmasd.policies.lengths import tried
 from cmasd.runner.base import Runner
 
 SOURCE_TOKENS, PREFIX_TOKENS = 16, 16
@@ -55,13 +57,17 @@ def step_table(verifier: Runner, drafter: Drafter | None, about: list[Any], slot
 
 @torch.inference_mode()
 def measure(verifier: Runner, drafter: Drafter | None, slots: int, window: int) -> StepTable:
-    """Seconds of each forward, at row counts that grow fourfold up to `slots`."""
+    """Seconds of each forward, at row counts that grow fourfold up to `slots`; of long windows some, those between by
+    interpolation.
+    """
     counts = sorted({min(4**i, slots) for i in range(slots.bit_length() // 2 + 2)})
     verify, draft = [], []
     prefix, forward = _made_up(verifier, drafter, slots, window)
+    windows = [1, *(1 + tried(window - 1)).tolist()] if window > 1 else [1]
     for rows in counts:
         starts_B = torch.full((rows,), prefix, device=verifier.device)
-        verify.append(tuple(_verification(verifier, starts_B, tokens) for tokens in range(1, window + 1)))
+        seconds = [_verification(verifier, starts_B, tokens) for tokens in windows]
+        verify.append(tuple(np.interp(np.arange(1, window + 1), windows, seconds).tolist()))
         draft.append(0.0 if forward is None else _seconds(partial(forward, starts_B)))
     return StepTable(tuple(counts), tuple(verify), tuple(draft), drafter is not None and drafter.one_pass)
 

@@ -37,6 +37,7 @@ from cmasd.engine.results import read_results
 from cmasd.engine.rows import Rows
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.stitch import Stitch
+from cmasd.engine.tail import Tail, most_drafted
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
 from cmasd.engine.trees import Trees
@@ -68,7 +69,7 @@ class Engine:
             max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
             max_new_tokens=pair.max_new_tokens,
             max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
-            window=config.drafter.window if self.policy.max_draft_tokens else 1,
+            window=max(config.drafter.window, most_drafted(config) + 1) if self.policy.max_draft_tokens else 1,
         )
         # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
         self.constraints = replace(pair.constraints, banned=())
@@ -77,10 +78,10 @@ class Engine:
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs, pair.cache_dtype)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
         self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
-        self.drafter = build_drafter(
-            config, pair, self.policy.max_draft_tokens, self.verifier, self.constraints, self.eos_ids
-        )
+        self.drafter = build_drafter(config, pair, self.shape.window - 1, self.verifier, self.constraints, self.eos_ids)
         self._free = free_of(self.drafter)
+        longer = self._free is not None and most_drafted(config) > self.policy.max_draft_tokens
+        self._tail = Tail(config, slots) if longer else None
         self._stitch = None
         if isinstance(self.policy, StitchPolicy):
             assert isinstance(self.drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
@@ -88,7 +89,9 @@ class Engine:
             self._stitch = Stitch(self.policy, self.drafter, large, self.verification, self.state, self.eos_ids)
         if self.policy.wants_costs:
             about = depends_on(pair, graphs)
-            self.policy.learn_costs(step_table(self.verifier, self.drafter, about, slots, self.shape.window))
+            self.policy.learn_costs(
+                step_table(self.verifier, self.drafter, about, slots, self.policy.max_draft_tokens + 1)
+            )
         self.stats = EngineStats()
         most, share = torch.get_num_threads(), config.policy.explore_share
         self._threads = Threads(most, share) if pair.device.type == "cpu" and most > 1 else None
@@ -151,6 +154,8 @@ class Engine:
         if self._rows.live == 0:
             return []
         rule = self.policy.plan(self._rows.live) if self.drafter is not None else None
+        if self._tail is not None:
+            rule = self._tail.longer(rule, self._rows.live)
         extent = self._extent(rule)
         if self._stitch is not None:
             with self._threads or nullcontext():
@@ -183,6 +188,8 @@ class Engine:
         if self._threads is not None and is_typical:
             self._threads.observe(self._rows.live, tokens, seconds)
         self._count(self._rows.live)
+        if self._tail is not None:
+            self._tail.count(self.stats, one.verdict.accepted_B.tolist(), seconds)
         if self._ahead is not None:
             self.state.reach[: self._rows.live] += one.logits.longest
         return landed + self._land(done)

@@ -45,6 +45,7 @@ def summarise(
         "slot_occupancy": _rounded(stats.slot_occupancy),
         "rollback_rate": _rounded(stats.rollback_rate) if stats.drafting_row_iterations else None,
         "lookup_share": _rounded(stats.lookup_share) if config.drafter.free and config.policy.kind != "plain" else None,
+        "tail_seconds": {"all": round(stats.tail_seconds, 2), "saved": round(stats.tail_saved_seconds, 2)},
         "lossless": config.claim,
         "finish_reasons": {"stop": totals.stopped, "length": totals.cut, "error": totals.errors},
         "rows_done_before": rows_done_before,

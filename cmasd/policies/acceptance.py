@@ -20,12 +20,16 @@ REMEMBERED = 512
 """Rows whose latest drafts are learned from: enough for an acceptance within 2 %, and few enough for a millisecond."""
 HOPE = 0.75
 """Acceptance that is assumed of each token before any was judged; hopeful, for who never drafts never learns."""
+HOPE_OF_PREVIOUS = 0.95
+"""That of what an earlier run made of the same rows."""
 
 
 class Calibration:
     """From confidence to probability, and a sample of what confidences there are."""
 
-    def __init__(self, max_draft_tokens: int) -> None:
+    def __init__(self, max_draft_tokens: int, hope: float = HOPE) -> None:
+        """`hope`: acceptance that is assumed of each token before any was judged."""
+        self._hope = hope
         self.slope = 1.0
         self.offsets_K = np.zeros(max_draft_tokens)
         self._odds_NK = np.zeros((REMEMBERED, max_draft_tokens))
@@ -58,11 +62,11 @@ class Calibration:
         that drafted nothing had nothing to draft.
         """
         if not self._seen:
-            usual_K = np.full(len(self.offsets_K), HOPE)
+            usual_K = np.full(len(self.offsets_K), self._hope)
             return usual_K.cumprod()[None], usual_K
         drafted_NK = np.arange(len(self.offsets_K)) < self._counts_N3[: self.rows, :1]
         p_NK = 1 / (1 + np.exp(-self.slope * self._odds_NK[: self.rows] - self.offsets_K))
-        usual_K = np.full(len(self.offsets_K), HOPE)
+        usual_K = np.full(len(self.offsets_K), self._hope)
         for place in range(len(usual_K)):
             if drafted_NK[:, place].any():
                 usual_K[place] = p_NK[drafted_NK[:, place], place].mean()

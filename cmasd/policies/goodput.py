@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from cmasd.config.tree import Config
-from cmasd.policies.acceptance import Calibration
+from cmasd.policies.acceptance import HOPE_OF_PREVIOUS, Calibration
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.explorer import BURST, Explorer, Ledger
@@ -112,7 +112,10 @@ class GoodputPolicy(Policy):
     def of(cls, config: Config) -> Self:
         """As configured."""
         drafter = config.drafter
-        return cls(drafter.max_draft_tokens, config.policy.explore_share, tree_nodes=drafter.tree_nodes)
+        policy = cls(drafter.max_draft_tokens, config.policy.explore_share, tree_nodes=drafter.tree_nodes)
+        if "previous" in drafter.kinds:
+            policy.calibration = Calibration(drafter.max_draft_tokens, HOPE_OF_PREVIOUS)
+        return policy
 
     def look_no_more(self) -> None:
         """See `Policy.look_no_more`: all rows draft as many tokens."""

@@ -7,7 +7,7 @@ the drafter. Such a rule makes another Theta, which makes other prices, until no
 staircase: v is not the slope at one place, but the secant as far as drafts of 1, 2, ... tokens reach, and what a rule
 really costs is looked up for batches of remembered rows. Pure functions.
 
-Shapes: N remembered rows, K draft, L rules that are compared, G batches of rows.
+Shapes: N remembered rows, K draft, J lengths, L rules that are compared, G batches of rows.
 """
 
 from dataclasses import dataclass
@@ -71,22 +71,28 @@ def choose(survival_NK: Float64, usual_K: Float64, curve: Curve, looks: bool = T
 def priced(theta: float, usual_K: Float64, curve: Curve, looks: bool = True) -> tuple[Float64, Float64]:
     """Thresholds (L, K) to go on and to keep where Theta tokens a second are made for each row.
 
-    For drafts of at most 1, 2, ... K tokens: what is paid for all that they may cost, for half of it and for twice, as
-    most of a batch ends before; and nothing, which is a draft of that length for every row.
+    For drafts of at most so many tokens as are `tried`: what is paid for all that they may cost, for half of it and for
+    twice, as most of a batch ends before; and nothing, which is a draft of that length for every row.
     """
-    places = np.arange(1, len(usual_K) + 1)
-    verify_K = (curve.verify_N[curve.rows * places] - curve.plain) / places
+    places_K, lengths_J = np.arange(1, len(usual_K) + 1), tried(len(usual_K))
+    verify_J = (curve.verify_N[curve.rows * lengths_J] - curve.plain) / lengths_J
     draft = 0.0 if curve.one_pass else float(curve.draft_R[-1])
     scale_S = np.array([0.0, 0.5, 1.0, 2.0] if looks else [0.0])
-    keep_L = theta * np.outer(scale_S, verify_K).ravel()
-    go_L = theta * np.outer(scale_S, verify_K + draft).ravel()
+    keep_L = theta * np.outer(scale_S, verify_J).ravel()
+    go_L = theta * np.outer(scale_S, verify_J + draft).ravel()
     go_on_LK = go_L[:, None] / np.r_[usual_K[1:], 1.0]
     if curve.one_pass:
         go_on_LK[:] = -np.inf
     go_on_LK[go_L == 0] = -np.inf
-    go_on_LK[np.tile(places, len(scale_S))[:, None] <= places] = np.inf
+    go_on_LK[np.tile(lengths_J, len(scale_S))[:, None] <= places_K] = np.inf
     keep_LK = np.repeat(np.where(keep_L > 0, keep_L, -np.inf)[:, None], len(usual_K), axis=1)
     return go_on_LK, keep_LK
+
+
+def tried(most: int) -> Int64:
+    """Lengths that are compared: each up to 8, then some in each doubling, since long drafts differ little."""
+    lengths = [length for length in range(1, most) if length <= 8 or length % (1 << (length.bit_length() - 3)) == 0]
+    return np.array([*lengths, most])
 
 
 def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: Curve) -> tuple[Float64, Float64]:

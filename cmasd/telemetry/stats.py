@@ -40,6 +40,10 @@ class EngineStats:
     """Times that a row went from one of the two models to the other."""
     idle_row_iterations: int = 0
     """Live rows, summed over all its steps, that the verifier did not run for."""
+    tail_seconds: float = 0.0
+    """Part of it in which slots were empty, of engines that draft of known texts."""
+    tail_saved_seconds: float = 0.0
+    """About what longer drafts spared of that: iterations that drafts of the usual length would have taken more."""
     lookup_seconds: float = 0.0
     """Part of it spent on texts that are known already: finding drafts in them, following them, remembering them."""
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmasd.policies import GoodputPolicy
+from cmasd.config import Config, from_dict
+from cmasd.policies import GoodputPolicy, build_policy
 from cmasd.policies.base import Observation, Rule
 from cmasd.policies.costs import StepTable
 from cmasd.policies.lengths import choose
@@ -249,6 +250,51 @@ def test_plans_may_run_ahead_of_what_is_told() -> None:
                 made, seconds = made + 8 + int(seen.accepted_B.sum()), seconds + seen.seconds
     outliers = 1 + machine.outliers * 10.5
     assert made / 8 * HEADS.seconds(8, 0) * outliers / seconds > 1.15
+
+
+LONG = 32
+TEXTS = StepTable(
+    rows=(1, 4, 16),
+    verify=tuple(
+        tuple(np.interp(range(LONG + 1), (0, 1, 4, 8, 16, LONG), seconds).tolist())
+        for seconds in (
+            (0.11, 0.13, 0.16, 0.25, 0.39, 0.76),
+            (0.17, 0.26, 0.48, 0.87, 1.94, 3.61),
+            (0.67, 1.34, 2.54, 4.09, 11.0, 16.9),
+        )
+    ),
+    draft=(0.0, 0.0, 0.0),
+    one_pass=True,
+)
+"""The bundled verifier in 8 bits on one core, in milliseconds, with drafts of an earlier run."""
+
+
+@pytest.mark.parametrize("overhead", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_what_an_earlier_run_said_is_found_within_the_first_iterations(rows: int, overhead: float) -> None:
+    """With long drafts at once, whatever the engine adds to an iteration."""
+    policy = build_policy(config_of_previous())
+    assert isinstance(policy, GoodputPolicy)
+    policy.learn_costs(TEXTS)
+    machine = Machine(TEXTS, LONG, sure_or_not(1, 0.97, 0.97), overhead=overhead * TEXTS.seconds(rows, 0), noise=0.2)
+    machine.run(policy, 10, rows)
+    rule = policy.plan(rows)
+    assert rule is not None
+    assert rule.most > 2
+    machine.run(policy, 30, rows)
+    assert machine.drafting(30) == 1.0
+    assert machine.speed(30) > 0.85 * best_speed_of_texts(rows)
+
+
+def config_of_previous() -> Config:
+    drafter = {"kind": ["previous"], "previous": "runs/a", "max_draft_tokens": LONG}
+    return from_dict({"input": {"path": "i"}, "output": {"path": "o"}, "drafter": drafter})
+
+
+def best_speed_of_texts(rows: int) -> float:
+    curve = TEXTS.curve(rows)
+    p_NK = np.full((1, LONG), 0.97)
+    return choose(p_NK.cumprod(1), p_NK[0], curve).speed * curve.plain
 
 
 def test_one_token_at_most() -> None:

@@ -1,6 +1,6 @@
 """The rule by prices, against every rule that there is."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cmasd.policies.base import Float64
 from cmasd.policies.costs import Curve, StepTable
-from cmasd.policies.lengths import choose, expected, priced
+from cmasd.policies.lengths import choose, expected, priced, tried
 from tests.unit.policies.machine import HEADS, MODEL
 
 
@@ -135,3 +135,14 @@ def test_where_nobody_may_look_every_row_drafts_to_one_length() -> None:
         (1 + survival_NK[:, :k].mean(0).sum()) / (curve.verify_N[4 * k] + k * curve.draft_R[4]) for k in range(1, 5)
     ]
     assert rule.most == 1 + int(np.argmax(speeds))
+
+
+@pytest.mark.parametrize("most", [1, 5, 8, 9, 31, 32, 64])
+def test_of_long_drafts_some_lengths_are_tried(most: int) -> None:
+    """All up to eight, then in steps of a quarter at most; always the longest."""
+    lengths = tried(most).tolist()
+    assert lengths == sorted(set(lengths))
+    assert lengths[: min(most, 8)] == list(range(1, min(most, 8) + 1))
+    assert lengths[-1] == most
+    assert all(longer <= max(shorter + 1, 1.25 * shorter) for shorter, longer in pairwise(lengths))
+    assert len(lengths) <= 8 + 4 * max(0, most.bit_length() - 3)
