@@ -94,7 +94,7 @@ class TestOverrides:
             ("input.chat=perhaps", r"^input\.chat: must be true or false, got perhaps\.$"),
             ("policy.alpha=null", r"^policy\.alpha: must be a number, got null\.$"),
             ("policy.alpha=auto", r"^policy\.alpha: must be a number, got auto\.$"),
-            ("policy.kind=greedy", r"^policy\.kind: must be one of goodput, .*survival, got greedy\.$"),
+            ("policy.kind=greedy", r"^policy\.kind: must be one of goodput, .*stitch, got greedy\.$"),
             ("input.format=null", r"^input\.format: must be one of auto, parquet, jsonl, .*, got null\.$"),
             ("input.text_column=", r"^input\.text_column: must be text, got null\.$"),
             ("input.keep_columns=", r"^input\.keep_columns: must be a list like \[a, b\], got null\.$"),
