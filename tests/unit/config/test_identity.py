@@ -23,7 +23,7 @@ def another_value(key: str) -> Any:
     if isinstance(default, int | float):
         return default + 1
     if isinstance(default, list):
-        return [*default, *default[:1]] if default else ["extra"]
+        return [*default, *default[:1]] if default else [0.5 if float in get_args(kind) else "extra"]
     return 7 if any(part in (int, float) for part in get_args(kind)) else "changed"
 
 
