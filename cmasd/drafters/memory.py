@@ -2,7 +2,8 @@
 
 Two ways in. By the latest words of a row: a chain of places for each two and each four tokens, as in LZ77, of which
 the latest are looked at, and those that agree longest vote on what follows. By its source: a row whose source nearly
-repeats an earlier one's (trigrams, Jaccard of 0.4 or more) may take the whole output of that row.
+repeats an earlier one's (trigrams, Jaccard of 0.4 or more) may take the whole output of that row. Trigrams that many
+sources have, of a template or an instruction, make none alike, and are left out.
 
 Costs some 150 bytes for each remembered token, most of it for finding sources.
 """
@@ -27,10 +28,14 @@ LEAST_HEADS = 12
 LEAST_ALIKE = 0.4
 SKETCH = 8
 """Hashed trigrams of a source by which it is found: the least of them, which sources that are alike share."""
+COMMON_PLACES = 1 << 16
+COMMON_SHARE = 0.25
+"""Of the rows: what more of them have tells none from another."""
 MOST_ALIKE = 4
 """Earlier rows of which the likeness is computed."""
 
 Hashes = NDArray[np.uint64]
+_COMMON = np.uint64(COMMON_PLACES - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Remembered:
 
     trigrams: Hashes
     """Of its source, sorted."""
+    sketch: list[int]
+    """Those by which it is found."""
     start: int
     """Of its output, as a number of tokens since the beginning."""
     stop: int
@@ -72,6 +79,8 @@ class Memory:
         self._rows: deque[Remembered] = deque()
         self._first_row = 0
         self._by_hash: dict[int, list[int]] = {}
+        self._having = np.zeros(COMMON_PLACES, dtype=np.int32)
+        """Rows that have a trigram, by its last bits."""
 
     def __len__(self) -> int:
         """Rows that are remembered by their source."""
@@ -131,16 +140,23 @@ class Memory:
 
     def alike(self, source: Sequence[int]) -> list[int] | None:
         """The output of the row whose source is most like this one; None where none is."""
-        trigrams = _trigrams(source)
+        whole = _trigrams(source)
+        trigrams = self._telling(whole)
         shared = Counter(row for one in trigrams[:SKETCH].tolist() for row in self._by_hash.get(one, ()))
         best, found = LEAST_ALIKE, None
         for row, _ in shared.most_common(MOST_ALIKE):
             known = self._rows[row - self._first_row]
-            both = len(np.intersect1d(trigrams, known.trigrams, assume_unique=True))
-            likeness = both / (len(trigrams) + len(known.trigrams) - both)
+            others = known.trigrams if trigrams is whole else self._telling(known.trigrams)
+            both = len(np.intersect1d(trigrams, others, assume_unique=True))
+            likeness = both / (len(trigrams) + len(others) - both)
             if likeness >= best:
                 best, found = likeness, known
         return None if found is None else [self._token(place) for place in range(found.start, found.stop)]
+
+    def _telling(self, trigrams: Hashes) -> Hashes:
+        """Those that few rows have; all, where many rows have each: then it is the whole source that comes again."""
+        few = self._having[trigrams & _COMMON] <= max(MOST_PLACES, COMMON_SHARE * len(self._rows))
+        return trigrams if few.all() or not few.any() else trigrams[few]
 
     # ---------------------------------------------------------------- learning
 
@@ -152,15 +168,18 @@ class Memory:
         while self._rows and self._rows[0].start <= self._written - self.most_tokens:
             self._forget(self._rows.popleft())
         trigrams = _trigrams(source)
-        self._rows.append(Remembered(trigrams, self._written - len(output) + 1, self._written + 1))
-        for one in trigrams[:SKETCH].tolist():
+        sketch = self._telling(trigrams)[:SKETCH].tolist()
+        self._having[trigrams & _COMMON] += 1
+        self._rows.append(Remembered(trigrams, sketch, self._written - len(output) + 1, self._written + 1))
+        for one in sketch:
             rows = self._by_hash.setdefault(one, [])
             rows.append(self._first_row + len(self._rows) - 1)
             del rows[:-MOST_PLACES]
 
     def _forget(self, row: Remembered) -> None:
         """The oldest."""
-        for one in row.trigrams[:SKETCH].tolist():
+        self._having[row.trigrams & _COMMON] -= 1
+        for one in row.sketch:
             rows = self._by_hash[one]
             if rows[0] == self._first_row:
                 rows.pop(0)

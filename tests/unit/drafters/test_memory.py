@@ -119,6 +119,42 @@ def test_the_likest_source_counts() -> None:
     assert memory.alike(SOURCE) == [2]
 
 
+TEMPLATE = list(range(200, 240))
+"""Longer than what stands in it."""
+
+
+def test_what_a_template_says_makes_no_rows_alike() -> None:
+    """Of rows that share two thirds of their tokens only those whose own part comes again are."""
+    memory, draw = Memory(10_000, 8), np.random.default_rng(0)
+    own = [draw.integers(0, 190, 20).tolist() for _ in range(100)]
+    for number, part in enumerate(own):
+        memory.learn([*TEMPLATE, *part], [number])
+    for number in (30, 60, 99):
+        again = [*own[number][:5], 195, *own[number][6:]]
+        assert memory.alike([*TEMPLATE, *again]) == [number]
+    for _ in range(20):
+        assert memory.alike([*TEMPLATE, *draw.integers(0, 190, 20).tolist()]) is None
+
+
+def test_a_source_that_comes_very_often_is_found_all_the_same() -> None:
+    memory = Memory(10_000, 8)
+    for number in range(200):
+        memory.learn([*TEMPLATE, number % 2, 7, 8, 9], [number % 2])
+    assert memory.alike([*TEMPLATE, 0, 7, 8, 9]) == [0]
+    assert memory.alike([*TEMPLATE, 1, 7, 8, 9]) == [1]
+
+
+def test_what_was_forgotten_is_common_no_more() -> None:
+    memory = Memory(100, 8)
+    for number in range(300):
+        memory.learn([*TEMPLATE, number], [1, 2, 3])
+    for number in range(60):
+        memory.learn(list(range(1000 + 30 * number, 1030 + 30 * number)), [number, 2, 3])
+    assert int(memory._having.max()) <= 25
+    assert (memory._having >= 0).all()
+    assert memory.alike(list(range(2770, 2800))) == [59, 2, 3]
+
+
 @given(st.lists(TOKEN, min_size=1, max_size=9), st.lists(TOKEN, min_size=1, max_size=9))
 def test_likeness_is_of_trigrams_between_edges(one: list[int], other: list[int]) -> None:
     memory = Memory(1000, 8)

@@ -179,3 +179,17 @@ def test_look_ups_are_timed() -> None:
         list(engine.decode(requests))
     assert plain.stats.lookup_seconds == 0
     assert 0 < drafting.stats.lookup_share < 1
+
+
+@FAMILIES
+def test_a_row_whose_source_nearly_repeats_another_s_begins_with_its_output(family: str) -> None:
+    """A translation memory, also of what an earlier run said: the first draft is the whole of it."""
+    pair, [request] = shared_pair(family), requests_of(1)
+    near = replace(request, key=1, source=[*request.source[:4], 63, *request.source[5:]])
+    plain = tokens_of(decode_plain(pair, [request, near]))
+    engine = Engine(pair, config_of("memory", slots=1))
+    engine.remember([(request.source, plain[0])])
+    result = next(iter(engine.decode([near])))
+    assert result.token_ids.tolist() == plain[1]
+    assert result.iterations is not None
+    assert int(result.iterations.draft_length[0]) == NEW_TOKENS - 1
