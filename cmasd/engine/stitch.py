@@ -156,7 +156,6 @@ class Stitch:
             step.count_B[rows_R] = 1
             step.ended_B[rows_R] = is_one_of(token_B[rows_R], self._eos_ids)
             keep_small(self._state, context, rows_R, token_B[rows_R], draft.components_BK3[rows_R, 0])
-        self._small.rewind(rows_R, context.lengths_B[rows_R])
 
     def _is_unsure(self, certainty_B: Tensor, keys: list[int], places_B: Tensor) -> Tensor:
         """(B,) bool: the small model's token is dropped."""

@@ -13,7 +13,7 @@ from scipy import stats
 
 from cmasd.config.tree import CompareConfig
 
-NUMBER = r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+NUMBER = r"(?:(?<![\w)])[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 MARKED = re.compile(rf"####\s*({NUMBER})")
 BOXED = re.compile(rf"\\boxed\{{\s*(?:\\\$)?\s*({NUMBER})")
 ANY = re.compile(NUMBER)

@@ -31,7 +31,7 @@ def candidates(config: Config, found: Search, most_lossy: int = MOST_LOSSY) -> l
     """
     exact = replace(config, verification=replace(config.verification, kind="exact"))
     chosen = [Candidate(Setting(PLAIN, None, plain_config(exact)))]
-    if config.policy.kind != "plain":
+    if config.policy.kind not in ("plain", "stitch"):  # of what the small model says nobody knows the gap
         chosen.append(Candidate(Setting(CONFIGURED, None, config)))
     chosen.append(Candidate(Setting(EXACT, None, found.lossless.knobs.configured(config)), found.lossless))
     lossy = found.lossy or [one for one in [found.best_lossy] if one is not None]

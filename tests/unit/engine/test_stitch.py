@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cmasd.config import from_dict
 from cmasd.config.rules import check
 from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair
+from cmasd.engine.pair import _drafts_in_int8
 from cmasd.errors import ConfigError
 from cmasd.runner.constraints import Constraints
 from cmasd.signals import FROM_DRAFT, FROM_SMALL, FROM_VERIFIER
@@ -25,6 +27,7 @@ from tests.unit.engine.pairs import (
     tokens_of,
 )
 from tests.unit.engine.stitch_oracle import Oracle, Told
+from tests.unit.runner.tiny import tiny_model
 
 FAMILIES = ["llama", "qwen2", "bart", "marian", "t5", "gpt2"]
 SAMPLING = {"kind": "sampling", "temperature": 0.7, "seed": 5}
@@ -235,6 +238,19 @@ def test_what_cannot_be_stitched_is_refused(sections: dict[str, Any], told: str)
     config = from_dict({"input": {"path": "in"}, "output": {"path": "out"}, "policy": {"kind": "stitch"}, **sections})
     with pytest.raises(ConfigError, match=told):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype", "rounded"),
+    [("fixed", "auto", True), ("stitch", "auto", False), ("stitch", "int8", True), ("stitch", "same", False)],
+)
+def test_the_small_model_is_not_rounded_unasked(
+    monkeypatch: pytest.MonkeyPatch, policy: str, dtype: str, rounded: bool
+) -> None:
+    """Drafts may be, because they are verified; what the small model says is not."""
+    monkeypatch.setattr("cmasd.engine.pair.kernels", lambda dtype: SimpleNamespace(multiplies_bytes=True))
+    config = tiny_config(policy={"kind": policy}, models={"drafter_dtype": dtype})
+    assert _drafts_in_int8(config, tiny_model("marian")) == rounded
 
 
 def test_it_is_called_lossy_unless_the_large_model_says_all() -> None:

@@ -218,7 +218,7 @@ def test_an_earlier_run_drafts_for_the_rows_of_a_sample(monkeypatch: pytest.Monk
 
 
 def test_ways_have_the_names_that_may_be_asked_for() -> None:
-    assert {*WAYS, *PEERS, "ctranslate2"} == {*COMPARED, *COMPARED_WHEN_ASKED}
+    assert {*WAYS, *PEERS, *STITCHED, "ctranslate2"} == {*COMPARED, *COMPARED_WHEN_ASKED}
 
 
 def test_a_pair_without_a_drafter(monkeypatch: pytest.MonkeyPatch) -> None:

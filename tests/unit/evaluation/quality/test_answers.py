@@ -21,6 +21,8 @@ WORKED = "Natalia sold 48/2 = <<48/2=24>>24 clips in May, and 48+24 = 72 altoget
         ("48 + 24 = 72, so the answer is 27", False),
         ("#### 71, not 72", False),
         ("-72", False),
+        ("from 9 to 80-72", True),
+        ("a loss of -$72", False),
         ("none", False),
         ("", False),
     ],

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -168,8 +168,10 @@ def test_plain_the_users_own_and_a_front_are_measured() -> None:
     assert chosen[1].setting.config == config
     assert chosen[2].setting.config.confidence.weights == [0.2, 0.3, 0.5]
     assert [one.tried for one in chosen[3:]] == [FRONT[0], FRONT[4], FRONT[8]]
-    plain = candidates(replace(config, policy=replace(config.policy, kind="plain")), found_by([], FRONT[0]))
-    assert [one.setting.name for one in plain] == [PLAIN, EXACT, f"{LOSSY} 1"], "dominated, and measured all the same"
+    for kind in ("plain", "stitch"):
+        own = replace(config, policy=replace(config.policy, kind=cast(Any, kind)))
+        names = [one.setting.name for one in candidates(own, found_by([], FRONT[0]))]
+        assert names == [PLAIN, EXACT, f"{LOSSY} 1"], "dominated, and measured all the same"
     assert len(candidates(config, found_by([], None))) == 3
 
 
