@@ -28,6 +28,7 @@ from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.baseline import Compare, compare_in_cluster
 from cmasd.pipeline.cluster import Resources, connected, resources
 from cmasd.pipeline.crashes import forget as forget_crashes
+from cmasd.pipeline.decoding import NOT_COMPARED, Answer, Decoding, Question
 from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.estimate import note_run
 from cmasd.pipeline.failures import cause_of
@@ -98,29 +99,24 @@ def _run(
     check_failures(config, tally)
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
-    has: Resources | None = None
     here = Here(config) if config.actors.local else None
+    by: Here | Decoding | None = here
     with ExitStack() as stack:
         if state.todo:
             with _causes(), Attempt(folder, tally, began) as attempt:
-                has = None if here else _connect(config, state, stack, watcher, tally)
-                _decode(config, state, here or has, lease, attempt, watcher, drain)
+                by = here or _start(config, state, stack, lease, watcher, tally, compare if wants_baseline else None)
+                _decode(config, state, by, lease, attempt, watcher, drain)
         lease.check()
         summary = _close(config, state, tally, baseline)
         note_run(config, summary)
         if compare is not None and wants_baseline:
             try:
-                if here is None:
-                    has = has or _connect(config, state, stack, watcher, tally)
+                has = _connect(config, state, stack, watcher, tally) if by is None else None
                 watcher.stage(f"comparing with AR decoding on {min(config.baseline.rows, state.plan.rows)} rows")
-                if here is not None:
-                    baseline, notices = here.compare(state.plan, compare)
-                else:
-                    assert has is not None, "connected just now"
-                    baseline, notices = compare_in_cluster(config, state.plan, has, compare)
+                baseline, notices = _compare(config, state.plan, by, has, compare)
             except Exception as error:  # noqa: BLE001 - whatever it is, the rows are there
                 _log.info("the comparison with AR decoding failed", exc_info=error)
-                notices = [f"baseline.rows: not compared with AR decoding ({cause_of(error)}). The run is complete."]
+                notices = [NOT_COMPARED.format(why=cause_of(error))]
             lease.check()
             summary = _close(config, state, tally, baseline, notices)
     return summary
@@ -144,24 +140,48 @@ def _connect(config: Config, state: Run, stack: ExitStack, watcher: Watcher, tal
     return has
 
 
+def _start(
+    config: Config,
+    state: Run,
+    stack: ExitStack,
+    lease: Lease,
+    watcher: Watcher,
+    tally: Tally,
+    compare: Compare | None,
+) -> Decoding:
+    """The pipeline, which ends with the stack."""
+    has = _connect(config, state, stack, watcher, tally)
+    watch = Watch(state.folder.address, lease.record.number)
+    return stack.enter_context(start_decoding(config, state.plan, state.todo, has, watch, compare))
+
+
+def _compare(config: Config, plan: Plan, by: Here | Decoding | None, has: Resources | None, compare: Compare) -> Answer:
+    """By who has decoded, or else by a task of the cluster."""
+    if isinstance(by, Here):
+        return by.compare(plan, compare)
+    if by is not None:
+        return by.compare()
+    assert has is not None, "connected just now"
+    return compare_in_cluster(config, plan, has, compare)
+
+
 def _decode(
     config: Config,
     state: Run,
-    by: Resources | Here | None,
+    by: Decoding | Here,
     lease: Lease,
     attempt: Attempt,
     watcher: Watcher,
     drain: Drain,
 ) -> None:
     """By actors of a cluster, or by this process."""
-    assert by is not None, "somebody decodes"
     watcher.stage("loading models")
-    watch = Watch(state.folder.address, lease.record.number)
     if isinstance(by, Here):
+        watch = Watch(state.folder.address, lease.record.number)
         in_flight = min(shards_in_flight(config, state.plan), len(state.todo))
         reports = by.decode(state.plan, state.todo, in_flight, watch)
     else:
-        reports = decode_shards(config, state.plan, state.todo, by, watch)
+        reports = by.reports()
     tally, metrics = attempt.tally, RunMetrics(config.output.path)
     with drain.possible(lease):
         for report in reports:
@@ -177,7 +197,15 @@ def _decode(
 
 
 def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources, watch: Watch) -> Iterator[ShardReport]:
-    """The Ray Data pipeline: read tasks, a pool of decoders, one report per written shard."""
+    """One report per written shard."""
+    with start_decoding(config, plan, todo, has, watch) as decoding:
+        yield from decoding.reports()
+
+
+def start_decoding(
+    config: Config, plan: Plan, todo: list[Shard], has: Resources, watch: Watch, compare: Compare | None = None
+) -> Decoding:
+    """The Ray Data pipeline: read tasks, a pool of decoders, and perhaps a comparison by one of them."""
     import ray.data
 
     from cmasd.pipeline.decoder import Decoder
@@ -188,13 +216,14 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
     slots = slots_at_most(config, on_gpu=has.gpus_each > 0)
     least, most = min(has.least_actors, len(todo)), min(has.most_actors, len(todo))
     gate = open_gate(limits(len(todo), most, in_flight, plan.rows_per_shard, slots))
-    source = ShardSource(config, plan, todo, watch, gate)
+    source = ShardSource(config, plan, todo, watch, gate, asks=compare is not None)
+    question = None if compare is None else Question(plan, compare, gate)
     readers = min(READERS_PER_ACTOR * has.most_actors, len(source.tasks))
     # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
     dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
     decoded = dataset.map_batches(
         Decoder,
-        fn_constructor_args=[config, watch],
+        fn_constructor_args=[config, watch, True, question],
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=has.cpus_each,
@@ -211,13 +240,8 @@ def decode_shards(config: Config, plan: Plan, todo: list[Shard], has: Resources,
     )
     folder = RunFolder(config.output.path)
     forget_crashes(folder)
-    try:
-        for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for report in ShardReport.from_table(table):
-                gate.leave.remote()
-                yield report
-    finally:
-        forget_crashes(folder)
+    tables = iter(decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    return Decoding(tables, gate, len(todo), on_end=lambda: forget_crashes(folder))
 
 
 def shards_in_flight(config: Config, plan: Plan, on_gpu: bool = False) -> int:

@@ -24,7 +24,8 @@ STARTS = torch.tensor([len(source) - 1 for source in SOURCES])
 
 
 def halved(family: str, dtype: torch.dtype = torch.float32) -> Any:
-    return load_runner(tiny_model(family).to(dtype), 4, 40, 40, cache_dtype=torch.bfloat16)
+    model: Any = tiny_model(family)
+    return load_runner(model.to(dtype), 4, 40, 40, cache_dtype=torch.bfloat16)
 
 
 def logits(runner: Any) -> Tensor:
@@ -45,7 +46,8 @@ def test_what_is_read_is_rounded_and_nothing_else(family: str, dtype: torch.dtyp
     stock = halved(family, dtype)
     stock._whole = None
     torch.testing.assert_close(logits(stock), found, atol=2e-3, rtol=0)  # a last digit of 8 bits may fall either way
-    whole = logits(load_runner(tiny_model(family).to(dtype), 4, 40, 40))
+    model: Any = tiny_model(family)
+    whole = logits(load_runner(model.to(dtype), 4, 40, 40))
     assert not torch.equal(found, whole)
     torch.testing.assert_close(found, whole, atol=0.05, rtol=0)
 
