@@ -26,9 +26,11 @@ from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
 from cmasd.pipeline import logs
+from cmasd.pipeline.baseline import compare_with
 from cmasd.pipeline.blocks import from_block
 from cmasd.pipeline.crashes import Crashes
-from cmasd.pipeline.engine_thread import EngineThread
+from cmasd.pipeline.decoding import Answer, Question, is_question
+from cmasd.pipeline.engine_thread import EngineThread, set_torch_threads
 from cmasd.pipeline.metrics import ShardMetrics
 from cmasd.pipeline.preemption import Preemption
 from cmasd.pipeline.report import ShardReport
@@ -46,8 +48,11 @@ _log = logging.getLogger(__name__)
 class Decoder:
     """Callable on blocks of shards, from several threads."""
 
-    def __init__(self, config: Config, watch: Watch, owns_process: bool = True) -> None:
+    def __init__(
+        self, config: Config, watch: Watch, owns_process: bool = True, question: Question | None = None
+    ) -> None:
         """`owns_process`: log lines and SIGTERM are the actor's, not those of a driver that decodes by itself."""
+        self._question = question
         self._name = uuid.uuid4().hex[:12]
         if owns_process:
             logs.configure(config, actor=self._name)
@@ -80,7 +85,14 @@ class Decoder:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decode and write every shard of the block; once told to stop, leave it for the next start."""
         with self._preemption.begun():
+            if self._question is not None and is_question(block):
+                return self._question.answer(self._compare)
             return ShardReport.to_table([] if self._watch.says_stop() else self._decode_block(block))
+
+    def _compare(self, question: Question) -> Answer:
+        """With the pair that has decoded."""
+        set_torch_threads(self._config.actors.cpus_each)
+        return compare_with(self.pair, self._config, question.plan, question.compare)
 
     def _decode_block(self, block: pa.Table) -> list[ShardReport]:
         codec = self._engine.pair.codec

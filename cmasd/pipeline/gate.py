@@ -63,6 +63,8 @@ class Gate:
         self._entered: set[tuple[int, int]] = set()
         self._done = 0
         self._changed = asyncio.Condition()
+        self._wanted = False if self._is_open else None
+        self._was_asked = self._is_open
 
     async def enter(self, file: int, index: int) -> None:
         """Returns when the shard may be handed out; at once when it was before."""
@@ -78,6 +80,23 @@ class Gate:
         async with self._changed:
             self._done += 1
             self._changed.notify_all()
+
+    async def ask(self, wanted: bool) -> None:
+        """The driver says whether the comparison at the end is wanted: now, or not at all."""
+        async with self._changed:
+            self._wanted = wanted
+            self._changed.notify_all()
+
+    async def wanted(self) -> bool:
+        """Returns when that was said; a gate that lost its state says no."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._wanted is not None)
+        return bool(self._wanted)
+
+    async def is_first(self) -> bool:
+        """Whether nobody has begun with the comparison before."""
+        asked_before, self._was_asked = self._was_asked, True
+        return not asked_before
 
     def _has_room(self) -> bool:
         return self._is_open or len(self._entered) - self._done < self._limits.under_way(len(self._entered))

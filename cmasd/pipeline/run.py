@@ -25,6 +25,7 @@ from cmasd.io.runs import Run, look_at
 from cmasd.pipeline.actors import Cluster
 from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.baseline import Compare
+from cmasd.pipeline.decoding import NOT_COMPARED
 from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.estimate import note_run
 from cmasd.pipeline.failures import cause_of
@@ -91,7 +92,7 @@ def _run(
     check_failures(config, tally)
     baseline = _known_baseline(config, folder)
     wants_baseline = compare is not None and config.baseline.rows > 0 and baseline is None and state.plan.rows > 0
-    with _place(config, state, watcher, tally) as place:
+    with _place(config, state, watcher, tally, compare if wants_baseline else None) as place:
         if state.todo:
             with _causes(), Attempt(folder, tally, began) as attempt:
                 _decode(config, state, place, lease, attempt, watcher, drain)
@@ -103,7 +104,7 @@ def _run(
                 baseline, notices = place.compare(state.plan, compare)
             except Exception as error:  # noqa: BLE001 - whatever it is, the rows are there
                 _log.info("the comparison with AR decoding failed", exc_info=error)
-                notices = [f"baseline.rows: not compared with AR decoding ({cause_of(error)}). The run is complete."]
+                notices = [NOT_COMPARED.format(why=cause_of(error))]
             lease.check()
             summary = _close(config, state, tally, baseline, notices)
     return summary
@@ -120,11 +121,13 @@ def _causes() -> Iterator[None]:
         raise cause_of(error) from error
 
 
-def _place(config: Config, state: Run, watcher: Watcher, tally: Tally) -> AbstractContextManager[Place]:
-    """Here or on a Ray: nothing else of a run asks."""
+def _place(
+    config: Config, state: Run, watcher: Watcher, tally: Tally, compare: Compare | None
+) -> AbstractContextManager[Place]:
+    """Here or on a Ray: nothing else of a run asks. `compare` is what will be asked at the end, if anything."""
     if config.actors.local:
         return nullcontext(Here(config, watcher.stage))
-    return Cluster(config, watcher.stage, len(state.todo), tally.notices)
+    return Cluster(config, watcher.stage, len(state.todo), tally.notices, compare)
 
 
 def _decode(

@@ -19,6 +19,7 @@ from cmasd.io.lease import Watch
 from cmasd.io.plan import FilePlan, Plan, Shard, source_of
 from cmasd.io.shards import read_shards
 from cmasd.pipeline.blocks import to_block
+from cmasd.pipeline.decoding import QUESTION
 
 STOP_LOOKED_FOR_SECONDS = 1.0
 """While a reader waits."""
@@ -35,6 +36,11 @@ class FileTask:
     watch: Watch
     gate: Any = None
     """Asked before each shard; see `cmasd.pipeline.gate`."""
+
+    @property
+    def rows(self) -> int:
+        """Shards, each of which is a row."""
+        return len(self.todo)
 
     def __call__(self) -> Iterable[pa.Table]:
         """Yield the file's unfinished shards, until told to stop."""
@@ -54,18 +60,41 @@ class FileTask:
         return not self.watch.says_stop()
 
 
+@dataclass(frozen=True)
+class LastTask:
+    """The read task behind all others, which may hand out the question."""
+
+    watch: Watch
+    gate: Any
+    rows: int = 1
+
+    def __call__(self) -> Iterable[pa.Table]:
+        """Yield it when it is asked."""
+        asked = self.gate.wanted.remote()
+        while not ray.wait([asked], timeout=STOP_LOOKED_FOR_SECONDS)[0]:
+            if self.watch.says_stop():
+                return
+        if ray.get(asked):
+            yield to_block(QUESTION, pa.table({}))
+
+
 class ShardSource(Datasource):
     """All unfinished shards."""
 
-    def __init__(self, config: Config, plan: Plan, todo: Iterable[Shard], watch: Watch, gate: Any = None) -> None:
+    def __init__(
+        self, config: Config, plan: Plan, todo: Iterable[Shard], watch: Watch, gate: Any = None, asks: bool = False
+    ) -> None:
+        """`asks`: whether there may be a question behind them; there is a gate then."""
         super().__init__()  # type: ignore[no-untyped-call]
         by_file: dict[int, set[int]] = {}
         for shard in todo:
             by_file.setdefault(shard.file, set()).add(shard.index)
-        self.tasks = [
+        self.tasks: list[FileTask | LastTask] = [
             FileTask(config, plan.part(number), frozenset(todo), watch, gate)
             for number, todo in sorted(by_file.items())
         ]
+        if asks:
+            self.tasks.append(LastTask(watch, gate))
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown."""
@@ -75,4 +104,4 @@ class ShardSource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """One per file, whatever the parallelism asked for."""
-        return [ReadTask(task, BlockMetadata(len(task.todo), None, None, None)) for task in self.tasks]
+        return [ReadTask(task, BlockMetadata(task.rows, None, None, None)) for task in self.tasks]
