@@ -36,7 +36,7 @@ class Cluster(Place):
         notices: list[str],
         compare: Compare | None = None,
     ) -> None:
-        """For so many shards; `notices` gets what users should know; `compare` will be asked at the end, if anything."""
+        """For so many shards; `notices` gets what users should know; `compare` will be asked at the end."""
         super().__init__(config, stage)
         self._asks = compare
         self._decoding: Decoding | None = None
