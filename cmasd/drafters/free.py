@@ -42,7 +42,7 @@ class Row:
 
     request: Request
     text: Text
-    """Its source, then its decoder tokens."""
+    """Its source, then its decoder tokens; empty where nobody copies."""
     first: int
     """Where those begin."""
     known: int = 0
@@ -91,7 +91,7 @@ class FreeDrafter(Drafter):
         """Their texts are looked into when they are first drafted for."""
         began = time.perf_counter()
         for slot, request in zip(slots, requests, strict=True):
-            text = Text(request.source if self._is_encoder_decoder else ())
+            text = Text(request.source if self._is_encoder_decoder and "copy" in self._kinds else ())
             text.close()
             self._rows[slot] = Row(request, text, len(text.tokens))
         self.seconds += time.perf_counter() - began
@@ -178,7 +178,8 @@ class FreeDrafter(Drafter):
     def _read(self, row: Row, tokens: list[int], prompt: int) -> None:
         """What the row has said since it was drafted for last."""
         new = tokens[max(0, prompt - row.known) :]
-        row.text.extend(tokens)
+        if "copy" in self._kinds:
+            row.text.extend(tokens)
         row.known += len(tokens)
         row.output += new
         if not row.was_looked_up:
