@@ -110,6 +110,8 @@ class Draft:
     """(B,) int64: tokens that the drafter made, those that do not go to the verifier included; None: no others."""
     source_B: Tensor | None = None
     """(B,) int64: who proposed each row's, as in `TokenTrace.source`; None: a model."""
+    logprob_BK: Tensor | None = None
+    """(B, K) float32 log-probability that the drafter gave each token; NaN or None where it has none."""
     parents_BK: Tensor | None = None
     """(B, K) int64, of trees: which token of the draft each one follows, -1 the row's last; parents come first. None:
     the one before."""
@@ -131,6 +133,7 @@ class Draft:
             confidence_BK=self.confidence_BK[:, :longest],
             components_BK3=self.components_BK3[:, :longest],
             probs_BKV=None if self.probs_BKV is None else self.probs_BKV[:, :longest],
+            logprob_BK=None if self.logprob_BK is None else self.logprob_BK[:, :longest],
             parents_BK=None if self.parents_BK is None else self.parents_BK[:, :longest],
             source_BK=None if self.source_BK is None else self.source_BK[:, :longest],
         )

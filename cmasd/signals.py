@@ -108,6 +108,10 @@ class TokenTrace(Trace):
     tau = Signal(np.float32, "Tolerance in nats in force for this token; 0 when exact.")
     gap_nats = Signal(np.float32, "Verifier log-probability of its argmax minus that of this token; NaN: not seen.")
     verifier_logprob = Signal(np.float32, "Verifier log-probability of this token; NaN where it has not seen it.")
+    draft_position = Signal(np.int16, "Place of this token in its draft, from 1; 0 where nobody drafted it.")
+    drafter_logprob = Signal(
+        np.float32, "Log-probability of this token by the model that drafted it; NaN where none did.", NAN
+    )
 
 
 class IterationTrace(Trace):

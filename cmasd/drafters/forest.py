@@ -33,6 +33,8 @@ class Way(NamedTuple):
     """Entropy, margin and softmax where the token is the likeliest."""
     source: int = 0
     """See `Draft.source_BK`."""
+    logprob: float = NAN
+    """See `Draft.logprob_BK`."""
 
 
 class Node(NamedTuple):
@@ -61,17 +63,21 @@ class Frontier(NamedTuple):
 
 
 def ranked(
-    tokens: Sequence[int], shares: Sequence[float], confidence: float, components: Sequence[float]
+    tokens: Sequence[int],
+    shares: Sequence[float],
+    logprobs: Sequence[float],
+    confidence: float,
+    components: Sequence[float],
 ) -> Iterator[Way]:
     """The likeliest token has a confidence and its components, the others as much as their share of its probability.
 
     A share of 0 is no way to go on.
     """
     confidence, left = 0.5 if confidence != confidence else confidence, 1.0
-    for place, (token, share) in enumerate(zip(tokens, shares, strict=True)):
+    for place, (token, share, logprob) in enumerate(zip(tokens, shares, logprobs, strict=True)):
         if share > 0:
             own = min(confidence * share, left)
-            yield Way(token, own, UNKNOWN if place else components)
+            yield Way(token, own, UNKNOWN if place else components, logprob=logprob)
             left -= own
 
 
@@ -162,6 +168,7 @@ class Forest:
             components_BK3=torch.tensor(components, dtype=torch.float32, device=device).view(len(rows), most, 3),
             probs_BKV=probs_BKV,
             parents_BK=torch.tensor(parents, dtype=torch.int64, device=device).view(len(rows), most),
+            logprob_BK=of_tokens([[node.way.logprob for node in mine] for mine in nodes], NAN, torch.float32),
             source_BK=of_tokens(sources, 0, torch.int64) if any(map(any, sources)) else None,
         )
 

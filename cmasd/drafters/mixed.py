@@ -125,9 +125,15 @@ def merged(free: Draft, model: Draft, is_free_B: Tensor) -> Draft:
         probs_BKV=None if model.probs_BKV is None else either(certain(free, model.probs_BKV), model.probs_BKV),
         made_B=either(free.drafted_B, model.drafted_B),
         source_B=source_B if free.source_B is None else either(free.source_B, source_B),
+        logprob_BK=None if model.logprob_BK is None else either(_unknown(free), model.logprob_BK),
         parents_BK=parents_BK,
         source_BK=source_BK,
     )
+
+
+def _unknown(draft: Draft) -> Tensor:
+    """(B, K) log-probabilities of texts."""
+    return torch.full_like(draft.confidence_BK, torch.nan)
 
 
 def certain(draft: Draft, like_BKV: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.drafters.model_tree import ModelTrees
-from cmasd.drafters.sheet import Sheet
+from cmasd.drafters.sheet import Sheet, logprob_of
 from cmasd.kernels import PackedRule, kernels_for
 from cmasd.policies import EDGE, Rule
 from cmasd.runner.base import Extent, Guesser, Runner
@@ -157,6 +157,7 @@ class ModelDrafter(Drafter):
             confidence_BK=self.confidence.combine(scores),
             components_BK3=scores.components,
             made_B=made.made_B,
+            logprob_BK=logprob_of(scores, made.tokens_BK, None),
         )
 
     def _draft_by_steps(self, context: Context, room_B: Tensor, most: int, rule: Rule) -> Draft:
@@ -258,11 +259,11 @@ class ModelDrafter(Drafter):
             logits_BV = logits_BTV[:, -1]
             if self.follows_rules:
                 logits_BV = self._constrain(logits_BV, context, None, context.lengths_B + (j - 1))
-            confidence_B, scores = self.confidence(logits_BV)
-            token_B, _ = self.choose(logits_BV, scores.token)
+            confidence_B, score = self.confidence(logits_BV)
+            token_B, _ = self.choose(logits_BV, score.token)
             tokens.append(token_B)
             confidences.append(confidence_B)
-            scored.append(scores)
+            scored.append(score)
             if self.follows_rules:
                 context.tokens_BL.scatter_(1, context.lengths_B[:, None] + j, token_B[:, None])
             if j + 1 < most:
@@ -270,13 +271,15 @@ class ModelDrafter(Drafter):
         self._held[:rows] = context.lengths_B
         self.caught_up = True
         tokens_BK, confidence_BK = torch.stack(tokens, -1), torch.stack(confidences, -1)
+        scores = Scores.stack(scored)
         drafted_B = until_end(tokens_BK, self.eos_ids, room_B)
         return Draft(
             tokens_BK=tokens_BK,
             lengths_B=rule.lengths(confidence_BK, drafted_B),
             confidence_BK=confidence_BK,
-            components_BK3=Scores.stack(scored).components,
+            components_BK3=scores.components,
             made_B=torch.full_like(drafted_B, most),
+            logprob_BK=logprob_of(scores, tokens_BK, None),
         )
 
     def _forward_at(self, tokens_BT: Tensor, starts_B: Tensor, only_B: Tensor | None, extent: Extent) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cmasd.confidence.scores import Scores
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.drafters.choice import Choice
@@ -93,13 +94,17 @@ class ModelTrees:
             about = context.tokens_BL, context.prompt_lengths_B, context.limits_B
             logits_FV = constrain_tree(drafter.constraints, logits_FV, window, asked_Q, *about)
         confidence_F, scores = drafter.confidence(logits_FV)
-        forest.add(*ways_of(drafter.choose, self._branching, logits_FV, confidence_F, scores.components))
+        forest.add(*ways_of(drafter.choose, self._branching, logits_FV, confidence_F, scores))
 
 
 def ways_of(
-    choose: Choice, branching: int, logits_FV: Tensor, confidence_F: Tensor, components_F3: Tensor
+    choose: Choice, branching: int, logits_FV: Tensor, confidence_F: Tensor, scores: Scores
 ) -> tuple[list[list[Way]], Tensor | None]:
     """The ways behind each token by the logits there, and what they were drawn from."""
     tokens_Fn, shares_Fn, probs_FV = choose.several(logits_FV, branching)
-    lists = (part.tolist() for part in (tokens_Fn, shares_Fn, confidence_F, components_F3))
+    if probs_FV is None:
+        logprobs_Fn = (shares_Fn * scores.max_prob.float()[:, None]).log()
+    else:
+        logprobs_Fn = probs_FV.gather(1, tokens_Fn).log()
+    lists = (part.tolist() for part in (tokens_Fn, shares_Fn, logprobs_Fn, confidence_F, scores.components))
     return [list(ranked(*parts)) for parts in zip(*lists, strict=True)], probs_FV

@@ -20,6 +20,7 @@ from cmasd.drafters.base import Context, Drafter, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.drafters.forest import Forest
 from cmasd.drafters.model_tree import ways_of
+from cmasd.drafters.sheet import logprob_of
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
 from cmasd.runner.parallel_runner import ParallelRunner
@@ -113,7 +114,7 @@ class ParallelDrafter(Drafter):
             logits_FS, judged_F = states.branch(depth, rows_F, latest_F)
             scores = score(logits_FS, self.confidence.margin_form)
             confidence_F = self.confidence.combine(scores, judged_F)
-            forest.add(*ways_of(self.choose, self._branching, logits_FS, confidence_F, scores.components))
+            forest.add(*ways_of(self.choose, self._branching, logits_FS, confidence_F, scores))
         return forest.draft(device)
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
@@ -130,13 +131,15 @@ class ParallelDrafter(Drafter):
             latest_B, prob_BV = self.choose(logits_BS, scored[-1].token)
             tokens.append(latest_B)
             probs.append(prob_BV)
-        scores = Scores.stack(scored)
+        scores, tokens_BK = Scores.stack(scored), torch.stack(tokens, -1)
+        probs_BKV = torch.stack([prob for prob in probs if prob is not None], 1) if self.choose.samples else None
         return Draft(
-            tokens_BK=torch.stack(tokens, -1),
+            tokens_BK=tokens_BK,
             lengths_B=torch.full_like(lengths_B, most),
             confidence_BK=self.confidence.combine(scores, states.judged()),
             components_BK3=scores.components,
-            probs_BKV=torch.stack([prob for prob in probs if prob is not None], 1) if self.choose.samples else None,
+            probs_BKV=probs_BKV,
+            logprob_BK=logprob_of(scores, tokens_BK, probs_BKV),
         )
 
     def _proposed(self, tokens_BK: Tensor, numbers_BK6: Tensor, judged_BK: Tensor | None, new_places: int) -> Draft:
@@ -148,6 +151,7 @@ class ParallelDrafter(Drafter):
             lengths_B=tokens_BK.new_full((len(tokens_BK),), tokens_BK.shape[1]),
             confidence_BK=self.confidence.combine(scores, judged_BK),
             components_BK3=scores.components,
+            logprob_BK=logprob_of(scores, tokens_BK, None),
         )
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:

@@ -21,6 +21,7 @@ class Sheet:
         self.tokens_BK = torch.zeros(rows, most, dtype=torch.int64, device=device)
         self.confidence_BK = torch.full((rows, most), NAN, device=device)
         self.scores_BK4 = torch.full((rows, most, 4), NAN, device=device)
+        self.logprob_BK = torch.full((rows, most), NAN, device=device)
         self.made_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self.probs_BKV = None if vocabulary is None else torch.zeros(rows, most, vocabulary, device=device)
 
@@ -39,6 +40,7 @@ class Sheet:
         self.tokens_BK[rows_G, j] = token_R[going_R]
         self.confidence_BK[rows_G, j] = confidence_R[going_R]
         self.scores_BK4[rows_G, j] = scores.values[going_R].float()
+        self.logprob_BK[rows_G, j] = logprob_of(scores, token_R, prob_RV)[going_R]
         self.made_B[rows_G] = j + 1
         if self.probs_BKV is not None and prob_RV is not None:
             self.probs_BKV[rows_G, j] = prob_RV[going_R]
@@ -51,5 +53,12 @@ class Sheet:
             confidence_BK=self.confidence_BK,
             components_BK3=self.scores_BK4[..., :3],
             probs_BKV=self.probs_BKV,
+            logprob_BK=self.logprob_BK,
             made_B=self.made_B,
         )
+
+
+def logprob_of(scores: Scores, tokens: Tensor, probs_V: Tensor | None) -> Tensor:
+    """(...) float32 of tokens: by what they were drawn from (..., V), else of the likeliest."""
+    probability = scores.max_prob if probs_V is None else probs_V.gather(-1, tokens[..., None]).squeeze(-1)
+    return probability.float().log()

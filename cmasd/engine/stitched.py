@@ -13,7 +13,7 @@ from cmasd.core import Logits
 from cmasd.drafters import Context
 from cmasd.engine.slots import SlotState
 from cmasd.engine.trace import Outcome, chosen, iteration_row, token_rows
-from cmasd.signals import FROM_SMALL, NAN
+from cmasd.signals import FROM_SMALL, NAN, TokenTrace
 
 
 def keep_small(state: SlotState, context: Context, rows_R: Tensor, token_R: Tensor, scores_R3: Tensor) -> None:
@@ -22,8 +22,9 @@ def keep_small(state: SlotState, context: Context, rows_R: Tensor, token_R: Tens
     context.tokens_BL[rows_R, places_R] = token_R
     if state.token_trace is None:
         return
-    values_R8 = torch.full((len(rows_R), 8), NAN, device=token_R.device)
+    values_R8 = torch.full((len(rows_R), TokenTrace.width()), NAN, device=token_R.device)
     values_R8[:, 0], values_R8[:, 2:5], values_R8[:, 5] = FROM_SMALL, scores_R3.float(), 0.0
+    values_R8[:, TokenTrace.draft_position.place] = 0.0
     state.token_trace[rows_R, places_R - context.prompt_lengths_B[rows_R]] = values_R8
 
 

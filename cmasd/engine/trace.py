@@ -91,6 +91,7 @@ def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits
         kernels.trace(
             *(logits.values_NV, logits.firsts_B1, outcome.emitted_BT, outcome.count_B, verdict.accepted_B),
             (draft.lengths_B, draft.confidence_BK, draft.components_BK3, verdict.tau_BK),
+            draft.logprob_BK,
             *(state.numbers, state.plain_token),
             (state.token_trace, state.iteration_trace, state.gap_sum if record_gaps else None),
         )
@@ -167,4 +168,14 @@ def token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Te
     drafted_BK6 = torch.cat([source_BK1, outcome.scores_BK4.where(accepted_BK1, NAN), tau_BK1], dim=-1)
     own_B16 = plain_8[: TokenTrace.gap_nats.place].expand(len(gap_BT), 1, -1)
     scores_BT6 = torch.cat([drafted_BK6, own_B16], dim=1)
-    return torch.cat([scores_BT6, gap_BT[..., None], logprob_BT[..., None]], dim=-1)
+    return torch.cat([scores_BT6, gap_BT[..., None], logprob_BT[..., None], *_drafted(outcome, accepted_BK1)], dim=-1)
+
+
+def _drafted(outcome: Outcome, accepted_BK1: Tensor) -> list[Tensor]:
+    """(B, T, 1) each: the place of every accepted token in its draft, and its log-probability by the drafter."""
+    logprob_BK = outcome.draft.logprob_BK
+    if logprob_BK is None:
+        logprob_BK = torch.full_like(outcome.draft.confidence_BK, NAN)
+    position_K1 = torch.arange(1, accepted_BK1.shape[1] + 1, device=accepted_BK1.device)[:, None]
+    columns = (position_K1 * accepted_BK1, 0.0), (logprob_BK.float()[..., None].where(accepted_BK1, NAN), NAN)
+    return [torch.nn.functional.pad(column.float(), (0, 0, 0, 1), value=own) for column, own in columns]

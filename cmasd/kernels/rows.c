@@ -111,7 +111,7 @@ static void put_scores(const float *confidence, const float *components, float *
 
 void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t window, int64_t columns,
            const int64_t *emitted, const int64_t *counts, const int64_t *accepted, const int64_t *lengths, const float *confidence,
-           const float *components, const float *tau, const int64_t *numbers, int64_t number_stride,
+           const float *components, const float *tau, const float *logprob, const int64_t *numbers, int64_t number_stride,
            const float *plain_token, float *tokens, int64_t token_stride, float *iterations, int64_t iteration_stride,
            float *gap_sum, int64_t sum_stride)
 {
@@ -138,6 +138,8 @@ void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t wind
             if (t < accepted[row]) {
                 out[TOKEN_SOURCE] = FROM_DRAFT;
                 put_scores(mine + t, why + t * COMPONENTS, out + TOKEN_CONFIDENCE);
+                out[TOKEN_DRAFT_POSITION] = t + 1;
+                if (logprob) out[TOKEN_DRAFTER_LOGPROB] = logprob[row * drafted + t];
             }
             if (t < length) out[TOKEN_TAU] = tau[row * drafted + t];
             out[TOKEN_GAP_NATS] = gap, out[TOKEN_VERIFIER_LOGPROB] = -gap - LOG(mass);

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cmasd.signals import IterationTrace, RowNumbers, Signal, TokenTrace, Trace
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 Level = Literal["none", "iteration", "token"]
 
 

@@ -118,6 +118,7 @@ def _along(tree: Draft, logits: Logits, paths: list[list[int]]) -> tuple[Draft, 
         confidence_BK=of_path(tree.confidence_BK),
         components_BK3=of_path(tree.components_BK3),
         source_B=tree.source_B,
+        logprob_BK=None if tree.logprob_BK is None else of_path(tree.logprob_BK),
         source_BK=None if tree.source_BK is None else of_path(tree.source_BK),
     )
     index_BT = logits.firsts_B1[:-1, None] + torch.nn.functional.pad(path_BD + 1, (1, 0))

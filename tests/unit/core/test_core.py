@@ -26,7 +26,7 @@ def a_result() -> Result:
         mean_confidence=0.5,
         mean_gap_nats=0.0,
         iterations=IterationTrace(one, one, *(half[:1] for _ in range(4))),
-        tokens=TokenTrace(np.zeros(3, dtype=np.int8), *(half for _ in range(7))),
+        tokens=TokenTrace(np.zeros(3, dtype=np.int8), *(half for _ in range(TokenTrace.width() - 1))),
     )
 
 

@@ -63,9 +63,10 @@ def test_a_share_is_what_the_rule_makes_of_whole_drafts() -> None:
 
 
 def test_siblings_have_no_more_than_all_of_the_confidence() -> None:
-    ways = list(ranked([5, 6, 7, 8], [1.0, 0.5, 0.25, 0.0], 0.7, (1.0, 2.0, 3.0)))
+    ways = list(ranked([5, 6, 7, 8], [1.0, 0.5, 0.25, 0.0], [-0.1, -0.8, -1.5, -9.0], 0.7, (1.0, 2.0, 3.0)))
     assert [way.token for way in ways] == [5, 6, 7]
     assert [way.confidence for way in ways] == pytest.approx([0.7, 0.3, 0.0])
+    assert [way.logprob for way in ways] == [-0.1, -0.8, -1.5]
     assert ways[0].components == (1.0, 2.0, 3.0)
     assert all(np.isnan(way.components).all() for way in ways[1:])
 

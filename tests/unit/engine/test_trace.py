@@ -36,6 +36,35 @@ def direct_logits(pair: Pair, model: Any, request: Request, result: Result) -> t
     return cast(torch.Tensor, logits[0, -len(output) :])
 
 
+TREES = {"tree_nodes": 7, "tree_branching": 3}
+WAYS: list[dict[str, Any]] = [{}, TREES, {"kind": "parallel"}, {"kind": "parallel", **TREES}]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["model", "model trees", "parallel", "parallel trees"])
+@pytest.mark.parametrize("graphs", ["off", "on"])
+@pytest.mark.parametrize("kind", ["exact", "sampling"])
+def test_each_drafted_token_has_its_place_and_its_log_probability(way: dict[str, Any], graphs: str, kind: str) -> None:
+    """With graphs by tensor operations, else by kernels."""
+    pair, requests = shared_pair("marian", "noisy"), ragged_requests(6, seed=5, max_new_tokens=16)
+    sections: dict[str, Any] = {"drafter": {"max_draft_tokens": 3, **way}, "engine": {"slots": 4, "graphs": graphs}}
+    results = decode(pair, tiny_config(policy={"kind": "fixed"}, verification={"kind": kind}, **sections), requests)
+    for request in requests:
+        result = results[request.key]
+        assert result.tokens is not None
+        assert result.iterations is not None
+        places = [place for kept in result.iterations.accepted.tolist() for place in (*range(1, kept + 1), 0)]
+        assert result.tokens.draft_position.tolist() == places[: len(result.token_ids)]
+        own = result.tokens.draft_position == 0
+        assert np.isnan(result.tokens.drafter_logprob[own]).all()
+        drafted = result.tokens.drafter_logprob[~own]
+        assert (drafted <= 1e-6).all()
+        if "kind" not in way:
+            direct = torch.log_softmax(direct_logits(pair, pair.drafter, request, result), -1)
+            chosen = direct.gather(1, torch.from_numpy(result.token_ids).long()[:, None])[:, 0].numpy()
+            np.testing.assert_allclose(drafted, chosen[~own], atol=1e-5)
+    assert sum(one.num_accepted_tokens for one in results.values()) > 0
+
+
 @pytest.mark.parametrize("family", ["marian", "t5", "llama", "float32"])
 @pytest.mark.parametrize("slots", [2, 8])
 def test_token_traces_equal_direct_forwards(family: str, slots: int) -> None:

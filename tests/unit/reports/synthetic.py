@@ -43,9 +43,9 @@ def drawn(rng: np.random.Generator, truth: Truth, iterations: int, most_drafted:
             if rng.random() >= truth(confidence):
                 rejected = [float(confidence)] * 4
                 break
-            tokens.append([FROM_DRAFT, *[float(confidence)] * 4, 0.0, 0.0, -0.1])
+            tokens.append([FROM_DRAFT, *[float(confidence)] * 4, 0.0, 0.0, -0.1, accepted + 1, -0.2])
             accepted += 1
-        tokens.append([FROM_VERIFIER, *nothing, 0.0, 0.0, -0.1])
+        tokens.append([FROM_VERIFIER, *nothing, 0.0, 0.0, -0.1, 0, np.nan])
         steps.append([drafted, accepted, *rejected])
     token_trace = TokenTrace(*np.array(tokens).T)
     step_trace = IterationTrace(*np.array(steps).T)
