@@ -41,6 +41,7 @@ def _are_compared(names: list[str]) -> bool:
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
     Rule("input.max_text_bytes", _at_least(1), "at least 1"),
+    Rule("speech.max_seconds", lambda v: v > 0, "greater than 0 seconds"),
     Rule("drafter.kind", _are_drafters, f"one of {', '.join(DRAFTERS)}, or a list with at most one of the first four"),
     Rule("drafter.memory_tokens", _at_least(1), "at least 1"),
     Rule("drafter.max_draft_tokens", _at_least(1), "at least 1"),

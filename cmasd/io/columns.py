@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmasd.config.tree import InputConfig
+from cmasd.config.tree import Config, InputConfig
 from cmasd.errors import InputError
 from cmasd.io.formats.base import UNREADABLE, Count, partitions, printable
 from cmasd.io.formats.columnar import is_text, no_values
+from cmasd.io.formats.recordings import is_recording
 from cmasd.io.inputs import InputFile
 from cmasd.telemetry.schema import ROW_FIELDS, output_schema
 
@@ -45,16 +46,18 @@ def kept_names(config: InputConfig) -> list[str]:
     return list(dict.fromkeys(kept))
 
 
-def check_columns(config: InputConfig, one: Known, typed: bool) -> None:
-    """Raises `InputError` unless text and ids are there, and the text can be one."""
-    for key, name in (("input.text_column", config.text_column), ("input.id_column", config.id_column)):
+def check_columns(config: Config, one: Known, typed: bool, hears: bool = False) -> None:
+    """Raises `InputError` unless text, or with `hears` a recording, and ids are there, and the text can be one."""
+    key = "speech.audio_column" if config.speech.audio_column else "input.text_column"
+    named = [(key, config.source_column), ("input.id_column", config.input.id_column)]
+    named += [(f"speech.{name}_column", column) for name, column in config.speech.columns.items()] if hears else []
+    for asked, name in named:
         if name is not None and name not in one.types:
-            raise _missing(key, name, one)
-    kind = one.types[config.text_column]
-    if typed and not is_text(kind):
-        raise InputError(
-            f"{one.file.name}: column '{config.text_column}' is {kind}, expected strings. Set input.text_column."
-        )
+            raise _missing(asked, name, one)
+    kind = one.types[config.source_column]
+    if typed and not (is_recording if hears else is_text)(kind):
+        expected = "bytes, paths, or both" if hears else "strings"
+        raise InputError(f"{one.file.name}: column '{config.source_column}' is {kind}, expected {expected}. Set {key}.")
 
 
 def _missing(key: str, name: str, one: Known) -> InputError:

@@ -27,6 +27,7 @@ from cmasd.io.formats.base import (
     legible,
     partition_values,
 )
+from cmasd.io.formats.recordings import check_recording
 
 PROBED_ROWS = 1000
 """Rows looked at to judge columns."""
@@ -54,7 +55,7 @@ def to_canonical(
     in_folders = partition_values(source, spec)
     for row, (record, line) in enumerate(zip(records, lines, strict=True), first_row):
         values = record if isinstance(record, dict) else {}
-        text, error = _text(record, values, spec)
+        text, error = _text(record, values, source, spec)
         for name in kept:
             value, misfit = _fit(values.get(name), spec.keep.field(name).type)
             value = in_folders.get(name) if name not in values else value
@@ -63,11 +64,13 @@ def to_canonical(
         ids.append(_id(values, f"{source.name}:{row}", spec))
         texts.append(None if error else text)
         errors.append(error and f"line {line}: {error}")
-    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec)
 
 
-def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str | None, str | None]:
+def _text(record: Record, values: dict[str, Any], source: Source, spec: ReadSpec) -> tuple[Any, str | None]:
     if spec.text_column in values:
+        if spec.settings is not None:
+            return check_recording(values[spec.text_column], values, source, spec)
         return check_text(values[spec.text_column], spec.max_text_bytes)
     return None, record if isinstance(record, str) else f"no column '{spec.text_column}' in this row"
 
