@@ -22,7 +22,7 @@ from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry
 from cmasd.runner.decoder_only import PREFILL_TOKENS
-from cmasd.runner.families import family_of
+from cmasd.runner.families import family_of, output_layer
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import measure
 from cmasd.runner.models import Model
@@ -134,9 +134,9 @@ def need_of(pair: Pair, config: Config) -> Need:
     shape = SlotShape(
         slots=1,
         staging=1,
-        max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
+        max_prompt=pair.max_prompt,
         max_new_tokens=pair.max_new_tokens,
-        max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
+        max_source=pair.max_source_ids,
         window=1 if plain else config.drafter.max_draft_tokens + 1,
     )
     models = [(pair.verifier, pair.int8)]
@@ -145,6 +145,8 @@ def need_of(pair: Pair, config: Config) -> Need:
     measured = [(model, measure(model, family_of(model))) for model, _ in models]
     state = SlotState(shape, config.telemetry.level, torch.device("meta"), config.telemetry.teacher_top_k)
     tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
+    if pair.is_encoder_decoder:
+        shape = replace(shape, max_source=pair.max_source_tokens)  # what is heard has keys and values, but no ids
     row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for _, geometry in measured)
     packed = sum(_packed_bytes(model, int8) for model, int8 in models)
     if pair.parallel is not None and not plain:
@@ -192,7 +194,7 @@ def _prefill_bytes(model: Model, geometry: Geometry, source: int) -> int:
     """What encoding one staged row holds at its peak: a layer's activations, and the keys and values not yet stored."""
     family = family_of(model)
     hidden = int(model.config.get_text_config().hidden_size)
-    layers = [layer for layer in linears(model) if layer is not getattr(model, "lm_head", None)]
+    layers = [layer for layer in linears(model) if layer is not output_layer(model)]
     widest = max([outputs_of(layer) for layer in layers], default=4 * hidden)
     activations = source * (2 * widest + 8 * hidden) * geometry.dtype.itemsize
     fresh = source * _position_bytes(geometry) if family.is_encoder_decoder else 0

@@ -59,6 +59,8 @@ def build_model_drafter(
         return ParallelDrafter(drafting, min(most, model_most(config, pair)), confidence, choose, eos_ids)
     assert pair.drafter is not None, "the pair is loaded with a drafter unless the policy is plain"
     shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
+    if pair.sound is not None:  # rules that seldom act would be looked up at every token; what breaks them is rejected
+        constraints = Constraints(constraints.eos_token_ids)
     runner = load_runner(pair.drafter, *shape, words, pair.drafter_int8, config.engine.graphs)
     share_encoder(runner, verifier)
     if config.drafter.model == "self":

@@ -61,14 +61,15 @@ class Engine:
         self.shape = SlotShape(
             slots=slots,
             staging=max(slots, LEAST_STAGED),
-            max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
+            max_prompt=pair.max_prompt,
             max_new_tokens=pair.max_new_tokens,
-            max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
+            max_source=pair.max_source_ids,
             window=self.policy.max_draft_tokens + 1,
         )
         # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
         self.constraints = replace(pair.constraints, banned=())
-        runner_shape = (self.shape.capacity, self.shape.length, self.shape.max_source)
+        max_source = pair.max_source_tokens if pair.is_encoder_decoder else 0
+        runner_shape = (self.shape.capacity, self.shape.length, max_source)
         words, graphs = Words(pair.constraints.banned), config.engine.graphs
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
@@ -95,7 +96,8 @@ class Engine:
             return None
         if isinstance(self.policy, GoodputPolicy):
             self.policy.looks = False
-        most = Extent(self.shape.slots, self.shape.window, self.shape.length, self.shape.max_source)
+        sources = self.verifier.max_source_length if self.pair.is_encoder_decoder else 0
+        most = Extent(self.shape.slots, self.shape.window, self.shape.length, sources)
         start_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.pair.device)
         for runner in [self.verifier, *([self.drafter.runner] if isinstance(self.drafter, ModelDrafter) else [])]:
             runner.forward(start_11, start_11[0], extent=most._replace(rows=1))  # the longest read: grows all tables
@@ -245,7 +247,7 @@ class Engine:
         """The verifier's, after each row's last token and after each draft token that is sent."""
         window = self.state.window(draft)
         logits = Logits(self.verifier.run(window), window.firsts_R1, window.longest)
-        if self.constraints.is_free:
+        if self.constraints.rests(context.tokens_BL, window.starts_R, context.prompt_lengths_B):
             return logits
         return self._constrained(context, logits.padded_BTV, window.starts_R, window.padded(window.tokens_N))
 
@@ -294,10 +296,11 @@ class Engine:
         self.stats.accepted_tokens += totals[2]
         self.stats.drafting_row_iterations += totals[3]
         self.stats.rollbacks += totals[4]
+        whole = self._rows.land(results)
         closed = self._rows.leave(done, results, self._later)
         if self._ahead is not None:
             state.close(slice(closed.start, closed.stop))
-        return results
+        return whole
 
 
 def empty_draft(context: Context) -> Draft:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from cmasd.config.tree import Config
+from cmasd.engine.hearing import SoundRules
+from cmasd.engine.speech import check_ears, speech_of
 from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import kernels
 from cmasd.runner.checkpoints import check_end, decoder_start, limits, rounding
@@ -26,6 +28,7 @@ from cmasd.runner.models import (
 )
 from cmasd.runner.parallel import ParallelNetwork
 from cmasd.runner.parallel_folder import is_parallel, load_parallel
+from cmasd.runner.speech import speech_limits
 from cmasd.runner.streaming import load_ready
 from cmasd.runner.text import TextCodec
 
@@ -52,7 +55,9 @@ class Pair:
     parallel: ParallelNetwork | None = None
     """For `drafter.kind: parallel`."""
     max_length: int | None = None
-    """Of a decoder-only row, prompt and output together at most; None: whatever the two make."""
+    """Of a row, prompt and output together at most; None: whatever the two make."""
+    sound: SoundRules | None = None
+    """Of a verifier that hears; None: sources are texts."""
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -75,9 +80,21 @@ class Pair:
         model = self.verifier
         return [decoder_start(model.generation_config, model.config, vocabulary_size(model.config))]
 
+    @property
+    def max_prompt(self) -> int:
+        """Decoder tokens that a row starts with at most."""
+        if self.sound is not None:
+            return self.sound.most_start
+        return 1 if self.is_encoder_decoder else self.max_source_tokens
+
+    @property
+    def max_source_ids(self) -> int:
+        """Of a source that goes through an encoder; a recording has none."""
+        return self.max_source_tokens if self.is_encoder_decoder and self.sound is None else 0
+
     def room(self, prompt_tokens: int) -> int:
         """Tokens generated at most behind a prompt, or a decoder's start, of this length."""
-        if self.max_length is None or self.is_encoder_decoder:
+        if self.max_length is None:
             return self.max_new_tokens
         return min(self.max_new_tokens, self.max_length - prompt_tokens)
 
@@ -99,18 +116,25 @@ def load_pair(config: Config) -> Pair:
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
     check_end(models.verifier, verifier.generation_config, tokenizer)
     drafter, parallel = _load_drafter(config, verifier, tokenizer)
+    check_ears(verifier, drafter)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
-    lengths = limits(config.engine, verifier.generation_config, verifier.config)
-    codec = TextCodec(
-        tokenizer,
-        template=config.input.template,
-        chat=config.input.chat,
-        source_language=models.source_language,
-        target_language=models.target_language,
-        on_too_long=config.input.on_too_long,
-        max_source_tokens=lengths.max_source_tokens,
-        is_encoder_decoder=encoder_decoder,
-        known_ids=source_vocabulary(verifier),
+    speech = speech_of(config, verifier, tokenizer)
+    measure = limits if speech is None else speech_limits
+    lengths = measure(config.engine, verifier.generation_config, verifier.config)
+    codec = (
+        speech.codec
+        if speech is not None
+        else TextCodec(
+            tokenizer,
+            template=config.input.template,
+            chat=config.input.chat,
+            source_language=models.source_language,
+            target_language=models.target_language,
+            on_too_long=config.input.on_too_long,
+            max_source_tokens=lengths.max_source_tokens,
+            is_encoder_decoder=encoder_decoder,
+            known_ids=source_vocabulary(verifier),
+        )
     )
     constraints = Constraints.from_generation_config(
         verifier.generation_config,
@@ -118,6 +142,7 @@ def load_pair(config: Config) -> Pair:
         forced_bos_token_id=codec.forced_bos_token_id,
         samples=config.verification.kind == "sampling",
     )
+    constraints = constraints if speech is None else speech.constraints(constraints, verifier)
     stored = load_config(models.verifier, trust_remote_code=models.trust_remote_code).dtype
     told = *constraints.notices, *lengths.notices, *rounding(models.dtype, stored)
     constraints = replace(constraints, notices=told)
@@ -134,6 +159,7 @@ def load_pair(config: Config) -> Pair:
         drafter_int8=_drafts_in_int8(config, verifier),
         parallel=parallel,
         max_length=lengths.max_length,
+        sound=None if speech is None else speech.sound,
     )
     _ = pair.decoder_start if encoder_decoder else None  # raises where there is none
     return pair

@@ -10,6 +10,7 @@ from collections import deque
 from cmasd.core import Request, Result
 from cmasd.drafters import Drafter
 from cmasd.engine.capacity import in_halves
+from cmasd.engine.hearing import Hearing
 from cmasd.engine.pair import Pair
 from cmasd.engine.slots import NewRow, SlotShape, SlotState
 from cmasd.runner import Runner
@@ -29,6 +30,8 @@ class Rows:
         self._drafter = drafter
         self._queue: deque[Request] = deque()
         self._staged: deque[int] = deque()
+        self._start = pair.decoder_start if pair.is_encoder_decoder else []
+        self._hearing = Hearing(pair.sound, verifier) if pair.sound is not None else None
 
     @property
     def pending(self) -> int:
@@ -38,6 +41,14 @@ class Rows:
     def submit(self, requests: list[Request]) -> None:
         """Queue rows behind those already queued, longest sources first among themselves."""
         self._queue.extend(sorted(requests, key=lambda request: -len(request.source)))
+
+    def land(self, results: list[Result]) -> list[Result]:
+        """Of the rows that ended, those that are whole: a recording may have another window, which goes first."""
+        if self._hearing is None:
+            return results
+        whole, more = self._hearing.land(results)
+        self._queue.extendleft(reversed(more))
+        return whole
 
     def admit(self, later: bool) -> None:
         """Fill free slots; with `later` the drafter may prefill new rows when it is first asked for them."""
@@ -79,13 +90,15 @@ class Rows:
         in_halves(prefill, slots, [request.source for request in batch])
         if self._drafter is not None:
             self._drafter.enter(slots, batch)
-        self._state.enter(self._shape.slots, [self._new(request) for request in batch])
+        starts = self._hearing.begin(slots, batch) if self._hearing is not None else [self._start] * len(batch)
+        rows = [self._new(request, start) for request, start in zip(batch, starts, strict=True)]
+        self._state.enter(self._shape.slots, rows)
         self._staged.extend(slots)
         return True
 
-    def _new(self, request: Request) -> NewRow:
+    def _new(self, request: Request, start: list[int]) -> NewRow:
         encoder = self._pair.is_encoder_decoder
-        prompt = self._pair.decoder_start if encoder else request.source
+        prompt = start if encoder else request.source
         limit = len(prompt) + min(request.max_new_tokens, self._pair.room(len(prompt)))
         return NewRow(request.key, prompt, request.source if encoder else [], limit)
 

@@ -138,7 +138,7 @@ class Decoder:
         previous = self._said_before(codec, [ids[i] for i, _ in ready], near)
         results = self._engine.decode([source for _, source in ready], previous)
         with self._text_lock:
-            outputs = codec.decode([result.token_ids.tolist() for result in results])
+            outputs = codec.say(results)
         decoded: dict[int, str] = {}
         for (i, _), result, output in zip(ready, results, outputs, strict=True):
             outcomes[i] = output if isinstance(output, RowError) else result

@@ -121,5 +121,8 @@ class Runner(Protocol):
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """Greedy decoding of several tokens in one call, where there is a kernel for all of it."""
 
+    def made_up(self, length: int) -> list[int]:
+        """A source of no meaning, of so many tokens where it is made of tokens."""
+
     def move(self, source: int, target: int) -> None:
         """Copy the state of slot `source` onto slot `target`."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cmasd.core import RowError
+from cmasd.core import Result, RowError
 from cmasd.errors import ConfigError, ModelError
 
 Ids = list[int]
@@ -89,6 +89,10 @@ class TextCodec:
             return list(self._detokenize(rows))
         except Exception:  # noqa: BLE001  (whatever one row's ids provoke, the other rows have their text)
             return [self._decode_one(row) for row in rows]
+
+    def say(self, results: list[Result]) -> list[str | RowError]:
+        """What comes out for every result."""
+        return self.decode([result.token_ids.tolist() for result in results])
 
     def _detokenize(self, rows: list[Ids]) -> list[str]:
         if self._backend is not None:
