@@ -145,9 +145,9 @@ class Decoder:
                 ready.append((i, source))
         previous = self._said_before(codec, [ids[i] for i, _ in ready], near)
         results = self._engine.decode([source for _, source in ready], previous)
-        said += [(source, result.token_ids.tolist()) for (_, source), result in zip(ready, results, strict=True)]
+        said += [(list(source), result.token_ids.tolist()) for (_, source), result in zip(ready, results, strict=True)]
         with self._text_lock:
-            outputs = codec.decode([result.token_ids.tolist() for result in results])
+            outputs = codec.say(results)
         decoded: dict[int, str] = {}
         for (i, _), result, output in zip(ready, results, outputs, strict=True):
             outcomes[i] = output if isinstance(output, RowError) else result

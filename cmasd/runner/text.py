@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cmasd.core import RowError
+from cmasd.core import Result, RowError
 from cmasd.errors import ConfigError, ModelError
 from cmasd.messages import Message, MessagesError, conversation, without_thinking
 from cmasd.runner.chat import Chat
@@ -116,6 +116,10 @@ class TextCodec:
             return self._detokenize(rows)
         except Exception:  # noqa: BLE001  (whatever one row's ids provoke, the other rows have their text)
             return [self._decode_one(row) for row in rows]
+
+    def say(self, results: list[Result]) -> list[str | RowError]:
+        """What comes out for every result."""
+        return self.decode([result.token_ids.tolist() for result in results])
 
     def _detokenize(self, rows: list[Ids]) -> list[str | RowError]:
         if self._backend is not None:
