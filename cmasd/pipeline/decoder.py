@@ -127,14 +127,25 @@ class Decoder:
         ids, texts, errors = (rows[name].to_pylist() for name in ("id", "text", "error"))
         good = [i for i, error in enumerate(errors) if error is None]
         outcomes: list[Result | RowError] = [RowError("read", error or "") for error in errors]
-        with self._text_lock:  # a fast tokenizer cannot be borrowed by two threads
-            sources = codec.encode([texts[i] for i in good])
-        ready: list[tuple[int, list[int]]] = []
-        for i, source in zip(good, sources, strict=True):
-            if isinstance(source, RowError):
-                outcomes[i] = source
-            else:
-                ready.append((i, source))
+        decoded: dict[int, str] = {}
+        parts, done = codec.parts([texts[i] for i in good]), 0
+        while done < len(good):
+            with self._text_lock:  # a fast tokenizer cannot be borrowed by two threads
+                sources = next(parts)
+            part = list(zip(good[done : done + len(sources)], sources, strict=True))
+            done += len(sources)
+            outcomes_of, said = self._decode_part(codec, part, ids, near)
+            decoded |= said
+            for i, outcome in outcomes_of.items():
+                outcomes[i] = outcome
+        return [Row(ids[i], outcome, decoded.get(i)) for i, outcome in enumerate(outcomes)]
+
+    def _decode_part(
+        self, codec: TextCodec, part: list[tuple[int, list[int] | RowError]], ids: list[Id], near: Position
+    ) -> tuple[dict[int, Result | RowError], dict[int, str]]:
+        """What became of some of a shard's rows, and their texts."""
+        outcomes: dict[int, Result | RowError] = {i: source for i, source in part if isinstance(source, RowError)}
+        ready = [(i, source) for i, source in part if not isinstance(source, RowError)]
         previous = self._said_before(codec, [ids[i] for i, _ in ready], near)
         results = self._engine.decode([source for _, source in ready], previous)
         with self._text_lock:
@@ -143,7 +154,7 @@ class Decoder:
         for (i, _), result, output in zip(ready, results, outputs, strict=True):
             outcomes[i] = output if isinstance(output, RowError) else result
             decoded[i] = output if isinstance(output, str) else ""
-        return [Row(ids[i], outcome, decoded.get(i)) for i, outcome in enumerate(outcomes)]
+        return outcomes, decoded
 
     def _said_before(self, codec: TextCodec, ids: list[Id], near: Position) -> list[list[int] | None] | None:
         """What an earlier run made of these rows."""

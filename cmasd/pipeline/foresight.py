@@ -18,10 +18,11 @@ from cmasd.io.provenance import provenance
 from cmasd.pipeline.address import named
 from cmasd.pipeline.engine_thread import engines_beside
 from cmasd.pipeline.models_there import Found, find, model_problems
+from cmasd.pipeline.speech_there import speech_problems
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 4}
 """Of keys and values; int8 is of weights alone."""
-WIDENED = ("marian", "bart", "mbart", "pegasus", "m2m_100")
+WIDENED = ("marian", "bart", "mbart", "pegasus", "m2m_100", "whisper")
 """Families (`model_type`) whose weights are float32 on a CPU whatever was stored; others are kept in their 16 bits."""
 DEFAULT_NEW_TOKENS = 256
 LAYERS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers", "n_layer")
@@ -46,7 +47,7 @@ def look_ahead(config: Config) -> Outlook:
     verifier = find(config.models.verifier, pickles)
     drafts = config.policy.kind != "plain"
     drafter = find(config.models.drafter or "", pickles) if drafts and config.drafter.is_named else None
-    problems = model_problems(config, verifier, drafter)
+    problems = model_problems(config, verifier, drafter) + speech_problems(config, verifier)
     remarks = [
         f"{found.name}: not on this machine, so it would be fetched from the hub."
         for found in (verifier, drafter)
@@ -145,7 +146,9 @@ def row_bytes(config: Config, found: Found, kind: str) -> int:
     kept = first(tree, ("num_key_value_heads",)) or heads
     source, fresh = config.engine.max_source_tokens, new_tokens(config, found)
     positions = first(tree, ("max_position_embeddings", "n_positions")) or source + fresh
-    if tree.get("is_encoder_decoder"):
+    if heard := first(tree, ("max_source_positions",)):
+        length = heard + min(fresh, first(tree, ("max_target_positions",)))
+    elif tree.get("is_encoder_decoder"):
         length = min(source, positions) + min(fresh, positions)
     else:
         length = min(source + fresh, positions)

@@ -6,6 +6,7 @@ Rows are checked and tokenized all at once; only when that fails are they tried 
 Does not pad, and does not cut outputs.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -78,6 +79,10 @@ class TextCodec:
             prompt if isinstance(prompt, RowError) else self._known(self._fit(text, next(encoded)))
             for text, prompt in zip(texts, prompts, strict=True)
         ]
+
+    def parts(self, texts: list[object]) -> Iterator[list[Ids | RowError]]:
+        """The same in parts of what may well be in memory at once."""
+        yield self.encode(texts)
 
     def decode(self, rows: list[Ids]) -> list[str | RowError]:
         """The text of every row of generated ids, special tokens and the forced language token left out."""
