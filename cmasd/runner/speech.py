@@ -7,7 +7,7 @@ first, are refused by name.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,6 +27,8 @@ from cmasd.signals import Float32
 
 Listen = Callable[[object], Float32]
 """A row to its samples at 16 kHz; raises ValueError with the reason where there are none."""
+HELD_SECONDS = 3600.0
+"""Of recordings of a shard, whose features are in memory at once."""
 FALLBACK = "temperature fallback is not offered"
 REFUSED: dict[str, str] = {
     "logprob_threshold": FALLBACK,
@@ -139,6 +141,19 @@ class SpeechCodec(TextCodec):
         """A `Sound` for every recording in order, or why a row has none."""
         return [self._encode(recording) for recording in texts]
 
+    def parts(self, texts: Sequence[object]) -> Iterator[list[Ids | RowError]]:
+        """See `TextCodec.parts`: about an hour each, or one longer recording."""
+        part: list[Ids | RowError] = []
+        places = 0
+        for recording in texts:
+            part.append(one := self._encode(recording))
+            places += 0 if isinstance(one, RowError) else len(one)
+            if places * self._seconds_each >= HELD_SECONDS:
+                yield part
+                part, places = [], 0
+        if part:
+            yield part
+
     def _encode(self, recording: object) -> Ids | RowError:
         own = recording if isinstance(recording, Mapping) else {}
         language = own.get("language") or self._settings.language
@@ -190,8 +205,9 @@ class SpeechCodec(TextCodec):
                     return text
                 until = end if stop is None else offset + stop * self._seconds_each
                 if text:
-                    times = {"start": offset + start * self._seconds_each, "end": min(until, end)}
-                    segments.append({**{name: round(value, 2) for name, value in times.items()}, "text": text})
+                    times = {"start": offset + start * self._seconds_each, "end": until}
+                    rounded = {name: round(min(value, end), 2) for name, value in times.items()}  # silence is behind
+                    segments.append({**rounded, "text": text})
             place += count
         return json.dumps(segments, ensure_ascii=False)
 

@@ -103,6 +103,10 @@ class TextCodec:
             for text, prompt in zip(texts, prompts, strict=True)
         ]
 
+    def parts(self, texts: Sequence[object]) -> Iterator[list[Ids | RowError]]:
+        """The same in parts of what may well be in memory at once."""
+        yield self.encode(texts)
+
     def _is_chat(self, text: object) -> bool:
         return self._chat or isinstance(text, list)
 

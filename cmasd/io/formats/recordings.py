@@ -21,6 +21,13 @@ Checked = tuple[dict[str, Any] | None, str | None]
 """(a recording, null) or (null, what is wrong with it)."""
 
 
+def shown(value: Any) -> str:
+    """What is decoded from, for people: a recording by its name."""
+    if not isinstance(value, dict):
+        return str(value)
+    return value["path"] or f"a recording of {len(value['bytes'] or b''):,} bytes"
+
+
 def is_recording(kind: Any) -> bool:
     """Whether a column of this type can hold recordings: bytes, paths, or a struct with either."""
     if pa.types.is_struct(kind):

@@ -16,7 +16,7 @@ from tests.unit.engine.hearing import generated, hearing_pair, noisy, requests, 
 from tests.unit.engine.pairs import decode, quantised, tiny_config
 from tests.unit.runner import tiny_whisper as tiny
 
-SHORT, WINDOW, LONG = 3000, tiny.SAMPLES, 3 * tiny.SAMPLES + 1234
+SHORT, WINDOW, LONG = 7500, tiny.SAMPLES, 3 * tiny.SAMPLES + 1234
 PLAIN: dict[str, Any] = {"policy": {"kind": "plain"}}
 
 
@@ -27,7 +27,7 @@ def said(result: Result) -> list[int]:
 
 @pytest.mark.parametrize("timestamps", [False, True])
 def test_short_recordings_equal_generate(timestamps: bool) -> None:
-    model, asked = whisper(), [(SHORT, 0, "de"), (WINDOW, 1, None), (5000, 2, "fr")]
+    model, asked = whisper(), [(SHORT, 0, "de"), (WINDOW, 1, None), (12500, 2, "fr")]
     sounds = [sound(model, *one[:2], language=one[2], timestamps=timestamps) for one in asked]
     results = decode(hearing_pair(model, None), tiny_config(**PLAIN, engine={"slots": 2}), requests(sounds))
     for key, (samples, seed, language) in enumerate(asked):

@@ -1,5 +1,6 @@
 """A tiny random Whisper with a vocabulary of its own: words, control tokens, three languages, timestamps."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ PLACES, BINS, POSITIONS = 20, 8, 40
 FIRST = NONE + 1
 VOCABULARY = FIRST + PLACES + 1
 FRAMES = 2 * PLACES
-RATE, HOP = 16_000, 160
+RATE, HOP = 16_000, 400
 SAMPLES = FRAMES * HOP
 """Of a window."""
 
@@ -84,10 +85,8 @@ def generation_config(**changed: Any) -> Any:
 
 
 def extractor() -> Any:
-    """Of windows of 40 frames: the library wants whole seconds, so its sizes are set behind it."""
-    made: Any = hf.WhisperFeatureExtractor(feature_size=BINS, chunk_length=1, n_fft=400, hop_length=HOP)
-    made.n_samples, made.nb_max_frames = SAMPLES, FRAMES
-    return made
+    """Of windows of a second."""
+    return hf.WhisperFeatureExtractor(feature_size=BINS, chunk_length=1, n_fft=400, hop_length=HOP)
 
 
 def noise(samples: int, seed: int = 0) -> Float32:
@@ -97,3 +96,23 @@ def noise(samples: int, seed: int = 0) -> Float32:
     tones = sum(np.sin(steps * f / RATE * 6.283 * (1 + steps / samples)) for f in random.uniform(100, 6000, 4))
     sound: Float32 = (0.1 * random.standard_normal(samples) * np.sin(steps / 900) + 0.2 * tones).astype(np.float32)
     return sound
+
+
+def save(folder: Path, seed: int = 0, layers: int = 2) -> None:
+    """As a checkpoint, with a tokenizer of numbered words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = [f"\u0120w{number}" for number in range(WORDS)]
+    control = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{name}|>" for name in LANGUAGES)]
+    control += ["<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+    times = [f"<|{place * 0.05:.2f}|>" for place in range(PLACES + 1)]
+    vocabulary = {name: token for token, name in enumerate([*names, *control, *times])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=control[0], unk_token=control[0], additional_special_tokens=control
+    )
+    tiny_whisper(seed, layers).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    extractor().save_pretrained(folder)
