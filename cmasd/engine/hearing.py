@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmasd.core import DETECTED, Request, Result, Sound, Teaching
-from cmasd.signals import IterationTrace, TokenTrace, Trace
+from cmasd.signals import FROM_SMALL, IterationTrace, TokenTrace, Trace
 from cmasd.window import Window
 
 Kind = TypeVar("Kind", bound=Trace)
@@ -190,10 +190,17 @@ def _joined(one: _Open, places: int) -> Result:
         iterations=_traces(IterationTrace, [result.iterations for result in one.results], None),
         tokens=_traces(TokenTrace, [result.tokens for result in one.results], chosen),
         teaching=_teaching([result.teaching for result in one.results], chosen),
-        num_small_tokens=sum(result.num_small_tokens for result in one.results),
+        num_small_tokens=sum(_small(result, ids) for result, ids in zip(one.results, chosen, strict=True)),
         num_switches=sum(result.num_switches for result in one.results),
         windows=tuple((kept.tokens, begin) for kept, begin in zip(one.kept, begins, strict=True)),
     )
+
+
+def _small(result: Result, chosen: Places) -> int:
+    """Tokens among those that count which the small model said; without a trace, as many as may be."""
+    if result.tokens is None:
+        return min(result.num_small_tokens, len(chosen))
+    return int((result.tokens.source[chosen] == FROM_SMALL).sum())
 
 
 def _traces(kind: type[Kind], traces: list[Kind | None], chosen: list[Places] | None) -> Kind | None:

@@ -42,7 +42,7 @@ def config_file(tmp_path: Path, whisper: Path) -> Path:
         "output": {"path": str(tmp_path / "run"), "rows_per_shard": 2},
         "models": {"verifier": str(whisper), "drafter": None, "dtype": "float64"},
         "speech": {"language": "en"},
-        "drafter": {"kind": "self"},
+        "drafter": {"kind": ["memory", "self"]},
         "policy": {"kind": "fixed"},
         "engine": {"slots": 2},
         "limits": {"max_failed_fraction": 0.5},

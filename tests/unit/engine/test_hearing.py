@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cmasd.core import Request, Result, Sound
+from cmasd.engine import Engine
 from cmasd.engine.hearing import Hearing, Kept, _Open
+from cmasd.errors import ConfigError
 from cmasd.runner.early_exit import early_exit
 from cmasd.signals import IterationTrace, TokenTrace
 from tests.unit.engine import hearing
@@ -92,13 +94,42 @@ def test_whoever_drafts_the_output_is_that_of_plain_decoding(name: str) -> None:
             assert sum(one.num_accepted_tokens for one in results.values()) > 0
 
 
+@pytest.mark.parametrize("drafter", ["model", "quantised"])
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_stitch_where_one_model_speaks_alone(tau: float, drafter: str) -> None:
+    """Tokens that nobody checks keep the rules of timestamps, and both models begin as the verifier heard."""
+    model = whisper()
+    sounds = [sound(model, samples, seed, timestamps=seed == 1) for seed, samples in enumerate([SHORT, WINDOW, LONG])]
+    pair = hearing_pair(model, model)
+    plain = decode(pair, tiny_config(**PLAIN), requests(sounds))
+    config = tiny_config(policy={"kind": "stitch"}, stitch={"tau": tau}, drafter={"kind": drafter}, engine={"slots": 2})
+    results = decode(pair, config, requests(sounds))
+    assert {key: said(one) for key, one in results.items()} == {key: said(one) for key, one in plain.items()}
+    for one in results.values():
+        assert one.num_small_tokens == tau * one.num_output_tokens
+        assert len(one.windows) == len(plain[one.key].windows)
+
+
+def test_rows_that_share_memory_wait_however_long_their_recordings_are() -> None:
+    """A row needs places for a window, and none for what of its recording is still to come."""
+    model = whisper()
+    sounds = [sound(model, samples, seed) for seed, samples in enumerate([LONG, LONG, SHORT])]
+    config = tiny_config(**PLAIN, engine={"slots": 3})
+    longest = Engine(hearing_pair(model, None), config).shape.places
+    assert longest == 4 + tiny.POSITIONS - 1 + 1 + tiny.PLACES
+    few = replace(config, engine=replace(config.engine, cache_tokens=longest))
+    pair = hearing_pair(model, None)
+    alone, beside = decode(pair, few, requests(sounds)), decode(pair, config, requests(sounds))
+    assert {key: said(one) for key, one in alone.items()} == {key: said(one) for key, one in beside.items()}
+    with pytest.raises(ConfigError, match=f"expected at least {longest}"):
+        Engine(pair, replace(config, engine=replace(config.engine, cache_tokens=longest - 1)))
+
+
 def test_a_language_is_found_out_once_for_all_windows() -> None:
     model, fed = whisper(), []
     engine_pair = hearing_pair(model, None)
     one = sound(model, LONG, 2)
     assert one.start[1] == -1
-    from cmasd.engine import Engine
-
     engine = Engine(engine_pair, tiny_config(**PLAIN))
     run = engine.verifier.run
 
