@@ -34,6 +34,9 @@ class SoundEncoder(Encoder):
         ]
         self._norm = norm_of(encoder.layer_norm)
         self._latest = None
+        self.kept = 0
+        """Windows whose states are remembered: a drafter that shares the encoder may come to them later."""
+        self._known: dict[Sound, Tensor] = {}
         self._positions_Sd: Tensor = encoder.embed_positions.weight
         self._bins: int = encoder.conv1.in_channels
         self._frames = max_source_length * encoder.conv1.stride[0] * encoder.conv2.stride[0]
@@ -49,16 +52,18 @@ class SoundEncoder(Encoder):
         return self._latest[1]
 
     def _encode_all(self, sounds: list[Sound]) -> Tensor:
-        places = {one: place for place, one in enumerate(dict.fromkeys(sounds))}
-        windows, device = list(places), self._positions_Sd.device
-        count = AT_ONCE.get(device.type, 1)
-        states_BSd = self._positions_Sd.new_empty(len(sounds), *self._positions_Sd.shape)
+        windows = [one for one in dict.fromkeys(sounds) if one not in self._known]
+        count, fresh = AT_ONCE.get(self._positions_Sd.device.type, 1), dict[Sound, Tensor]()
         for first in range(0, len(windows), count):
-            heard = np.stack([one.window(self._frames) for one in windows[first : first + count]])
-            states_BSd[first : first + len(heard)] = self._hear(torch.from_numpy(heard).to(self._positions_Sd))
-        if len(windows) == len(sounds):
-            return states_BSd
-        return states_BSd[torch.tensor([places[one] for one in sounds], device=device)]
+            some = windows[first : first + count]
+            heard_BMF = torch.from_numpy(np.stack([one.window(self._frames) for one in some]))
+            fresh.update(zip(some, self._hear(heard_BMF.to(self._positions_Sd)), strict=True))
+        states_BSd = torch.stack([fresh[one] if one in fresh else self._known[one] for one in sounds])
+        if self.kept:
+            self._known |= fresh
+            for one in list(self._known)[: -self.kept]:
+                del self._known[one]
+        return states_BSd
 
     def _hear(self, features_BMF: Tensor) -> Tensor:
         """(B, S, d)"""

@@ -269,4 +269,6 @@ class EncoderDecoderRunner(_SlotRunner):
         if not (isinstance(mine, BartStack) and isinstance(theirs, BartStack) and mine.encoder.equals(theirs.encoder)):
             return False
         mine.encoder = theirs.encoder
+        if isinstance(mine.encoder, SoundEncoder):
+            mine.encoder.kept = other.slots
         return True

@@ -212,3 +212,28 @@ def test_capacity_counts_keys_of_windows_and_no_ids() -> None:
     source = tiny.PLACES * 2 * 2 * 32 * 8  # layers, keys and values, width, bytes
     assert need.slot_bytes > 2 * source
     assert (pair.max_source_ids, pair.max_prompt) == (0, 4)
+
+
+def test_generate_as_a_peer_says_the_same() -> None:
+    from cmasd.evaluation.speed.peers.hf import HfGenerate
+
+    model = whisper()
+    asked: list[dict[str, Any]] = [{"language": "de"}, {"timestamps": True}, {"task": "translate"}, {}]
+    sizes = [SHORT, WINDOW, SHORT, LONG]
+    sounds = [sound(model, size, seed, **one) for seed, (size, one) in enumerate(zip(sizes, asked, strict=True))]
+    pair = hearing_pair(model, None)
+    ours = decode(pair, tiny_config(**PLAIN), requests(sounds))
+    theirs = HfGenerate(pair, batch_size=4).decode(requests(sounds))
+    assert theirs == {key: one.token_ids.tolist() for key, one in ours.items()}
+
+
+def test_an_audit_tells_near_ties_after_what_a_row_begins_with() -> None:
+    from cmasd.evaluation.quality.audit import ALGORITHMIC, divergences
+
+    model = whisper()
+    pair, rows = hearing_pair(model, None), requests([sound(model, SHORT, 0)])
+    plain = {0: decode(pair, tiny_config(**PLAIN), rows)[0].token_ids.tolist()}
+    other = {0: [*plain[0][:3], (plain[0][3] + 1) % tiny.WORDS, *plain[0][4:]]}
+    [found] = divergences(pair, tiny_config(**PLAIN), rows, plain, other)
+    assert (found.position, found.plain_token, found.cause) == (3, plain[0][3], ALGORITHMIC)
+    assert found.gap_nats > 0

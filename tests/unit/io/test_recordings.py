@@ -173,6 +173,15 @@ def test_a_parquet_column_of_plain_bytes(tmp_path: Path) -> None:
         make_plan(config(tmp_path / "in.parquet", {"audio_column": "sound"}))
 
 
+def test_a_saved_dataset_has_the_column_as_its_library_writes_it(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"audio": pa.array([{"bytes": encoded(tone(0.5)), "path": None}, None], kind)})
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    assert list(heard(config(tmp_path, {"audio_column": "audio"})).values()) == [RATE // 2, "recording is null"]
+
+
 def test_a_manifest_names_files_beside_it_and_settings_of_rows(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/one.wav").write_bytes(encoded(tone(0.5)))

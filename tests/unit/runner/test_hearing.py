@@ -54,10 +54,15 @@ def test_what_is_the_same_is_encoded_once_and_a_drafter_shares_it() -> None:
     rows = [silence, two[0], silence]
     verifier.prefill([0, 1, 2], rows)
     drafter.prefill([0, 1, 2], rows)
-    hook.remove()
     assert len(calls) == 2
-    assert verifier.encoded_BSd is drafter.encoded_BSd
+    drafter.prefill([2], [two[0]])  # later, by itself
+    assert len(calls) == 2
+    assert drafter.encoded_BSd is not None
     assert verifier.encoded_BSd is not None
+    assert torch.equal(drafter.encoded_BSd[0], verifier.encoded_BSd[1])
+    drafter.prefill([0, 1, 2], rows)
+    assert len(calls) == 2
+    hook.remove()
     assert torch.equal(verifier.encoded_BSd[0], verifier.encoded_BSd[2])
 
 
