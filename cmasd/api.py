@@ -64,7 +64,7 @@ class Decoder:
             if not isinstance(source, RowError)
         ]
         results = {result.key: result for result in self.engine.decode(requests)}
-        texts = self._pair.codec.decode([result.token_ids.tolist() for result in results.values()])
+        texts = self._pair.codec.say(list(results.values()))
         said = dict(zip(results, texts, strict=True))
         return [
             Decoded(None, source, None) if isinstance(source, RowError) else _decoded(said[key], results[key])

@@ -35,6 +35,46 @@ class RowError:
         return f"{self.stage}: {self.message}"
 
 
+class Sound(list[int]):
+    """A source that is heard: a recording, or what is left of one, window by window. Of token ids it has none.
+
+    Its length is that of what is left, in places of the encoder: one for two frames, and at least one.
+    """
+
+    def __init__(self, features_MF: Float32, frames: int, start: tuple[int, ...], begin: int = 0) -> None:
+        super().__init__()
+        self.features_MF = features_MF
+        """Log-mel, M bins of F frames: of the whole recording, silence behind it up to one window at least."""
+        self.frames = frames
+        """Of these, those that are not such silence."""
+        self.start = start
+        """The decoder's first tokens; `DETECTED` for a language that the verifier is to find out."""
+        self.begin = begin
+        """The frame at which the window begins."""
+
+    def __len__(self) -> int:
+        return max(1, -(-(self.frames - self.begin) // 2))
+
+    def __eq__(self, other: object) -> bool:
+        """One recording is not another, though neither has ids."""
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __hash__(self) -> int:  # type: ignore[override]  # lists have none
+        return id(self)
+
+    def window(self, length: int) -> Float32:
+        """(M, length) frames from `begin` on, zeros behind the last."""
+        found_MF = self.features_MF[:, self.begin : self.begin + length]
+        return np.pad(found_MF, ((0, 0), (0, length - found_MF.shape[1])))
+
+
+DETECTED = -1
+"""See `Sound.start`."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One row to decode."""
@@ -42,7 +82,7 @@ class Request:
     key: int
     """Chosen by the caller; comes back in the result."""
     source: list[int]
-    """Encoder input ids, or the prompt of a decoder-only model."""
+    """Encoder input ids, or the prompt of a decoder-only model; or a `Sound`."""
     max_new_tokens: int
     previous: list[int] | None = None
     """What an earlier run made of the same row, its end of sequence included; None: it made nothing of it."""
@@ -85,6 +125,8 @@ class Result:
     """Output tokens that the small model of policy `stitch` said; the others are the verifier's, or checked by it."""
     num_switches: int = 0
     """Times that another of the two models was to speak than the one before."""
+    windows: tuple[tuple[int, int], ...] = ()
+    """Of a recording: tokens said in each window, and the frame at which that began."""
 
     @property
     def num_output_tokens(self) -> int:

@@ -64,6 +64,13 @@ def earlier_outputs(config: "Config", state: "Run") -> list[tuple[str, str]]:
     return [("previous outputs", f"of {known:,} of {looked_at:,} rows looked up, in {config.drafter.previous}")]
 
 
+def audio_hours(seconds: float | None, sample: int) -> list[tuple[str, str]]:
+    """Of all recordings; nothing where rows are texts."""
+    if seconds is None:
+        return []
+    return [("audio", f"about {seconds / 3600:,.1f} hours, by the headers of {sample:,} recordings")]
+
+
 def forecast(config: "Config", state: "Run", outlook: "Outlook") -> list[tuple[str, str]]:
     """Tokens, time and cost of the rows that are left."""
     from cmasd.io.samples import first_texts
@@ -76,9 +83,11 @@ def forecast(config: "Config", state: "Run", outlook: "Outlook") -> list[tuple[s
     actors = min(config.actors.count or config.actors.max, len(state.todo))
     most = new_tokens(config, verifier)
     about = estimate(config, texts, rows, actors, verifier.folder, most)
-    ratio = "taking as many as go in" if about.ratio is None else f"{about.ratio:.2f} for each that goes in, as before"
+    usual = "taking as many as go in" if about.audio_seconds is None else "taking 3.5 for a second"
+    ratio = usual if about.ratio is None else f"{about.ratio:.2f} for each that goes in, as before"
     lines = [
         *earlier_outputs(config, state),
+        *audio_hours(about.audio_seconds, len(texts)),
         ("input tokens", f"about {about.input_tokens:,.0f}, by the first {len(texts):,} rows"),
         ("output tokens", f"about {about.output_tokens:,.0f}, {ratio}; at most {rows * most:,}"),
     ]

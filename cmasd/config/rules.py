@@ -56,6 +56,7 @@ def _are_compared(names: list[str]) -> bool:
 RULES = (
     Rule("input.sample", lambda v: 0.0 < v <= 1.0, "greater than 0 and at most 1"),
     Rule("input.max_text_bytes", _at_least(1), "at least 1"),
+    Rule("speech.max_seconds", lambda v: v > 0, "greater than 0 seconds"),
     Rule(
         "drafter.kind",
         _are_drafters,
@@ -194,6 +195,11 @@ def _check_together(config: Config) -> None:
     if config.notify.webhook is not None and not config.notify.webhook.startswith(("http://", "https://")):
         raise ConfigError("notify.webhook: must begin with https:// or http://. (The value may be secret: not shown.)")
     _check_input(config.input)
+    if config.speech.audio_column is not None and config.input.messages_column is not None:
+        raise ConfigError(
+            f"speech.audio_column: rows are recordings or conversations, got {config.speech.audio_column} with "
+            f"messages in {config.input.messages_column}. Leave one out."
+        )
 
 
 def _check_input(given: InputConfig) -> None:

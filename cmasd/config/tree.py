@@ -7,6 +7,8 @@ keeps equal to this file. Ranges are checked in `rules.py`.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cmasd.config.speech import SpeechConfig
+
 MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 """For `engine.slots` null, where more rows stop paying: a CPU is bound by arithmetic long before, a GPU's matrix units
 are full by then, and every further row only makes each row wait longer."""
@@ -33,8 +35,8 @@ class InputConfig:
 
     path: str = ""
     """File, folder, glob, s3:// address, or the name of a Hugging Face dataset."""
-    format: Literal["auto", "parquet", "jsonl", "csv", "text", "datasets"] = "auto"
-    """`auto` goes by the file name's ending."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "datasets", "audio"] = "auto"
+    """`auto` goes by the file name's ending; `audio`: each file is a recording (wav, flac, ogg, opus, mp3)."""
     quote: Literal["auto", "double", "none"] = "auto"
     """`double`: CSV fields may stand in double quotes, and hold line ends there; `none`: quotes are plain characters;
     `auto`: double, but none in .tsv files."""
@@ -408,6 +410,7 @@ class Config:
     input: InputConfig = field(default_factory=InputConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     stitch: StitchConfig = field(default_factory=StitchConfig)
@@ -422,6 +425,18 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     cost: CostConfig = field(default_factory=CostConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+
+    @property
+    def source_column(self) -> str:
+        """Of the input: what is decoded from."""
+        return self.speech.audio_column or self.input.column
+
+    @property
+    def source_key(self) -> str:
+        """By which that column is named."""
+        if self.speech.audio_column:
+            return "speech.audio_column"
+        return "input.messages_column" if self.input.messages_column else "input.text_column"
 
     @property
     def drafter_name(self) -> str | None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import Draft, Request, Result
+from cmasd.core import Draft, Request, Result, Sound
 from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.free_tree import FreeTrees
 from cmasd.drafters.memory import Memory
@@ -194,7 +194,7 @@ class FreeDrafter(Drafter):
         previous = row.request.previous if "previous" in self._kinds else None
         if previous:
             row.previous = Old(self._sayable(previous), self._habits)
-        elif self._memory is not None:
+        elif self._memory is not None and not isinstance(row.request.source, Sound):
             alike = self._memory.alike(row.request.source)
             row.repeated = None if alike is None else Old(alike, self._habits)
 

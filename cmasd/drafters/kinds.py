@@ -95,7 +95,18 @@ class SmallerModel(Kind):
     def build(self, parts: Parts) -> Drafter:
         """See `ModelDrafter`."""
         ways = parts.config.drafter.tree_branching
-        return ModelDrafter(self._runner(parts), parts.confidence, parts.constraints, parts.choose, parts.eos_ids, ways)
+        rules = self._rules(parts)
+        return ModelDrafter(self._runner(parts), parts.confidence, rules, parts.choose, parts.eos_ids, ways)
+
+    @staticmethod
+    def _rules(parts: Parts) -> Constraints:
+        """The verifier's. Those of what hears seldom act, and would be looked up at every token; what breaks them is
+        rejected, except under policy `stitch`, where nobody would.
+        """
+        rules = parts.constraints
+        if rules.timestamps is None or parts.config.policy.kind == "stitch":
+            return rules
+        return Constraints(rules.eos_token_ids)
 
     def _runner(self, parts: Parts) -> Runner:
         model, verifier = parts.loaded.model, parts.verifier

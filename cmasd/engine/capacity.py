@@ -26,7 +26,7 @@ from cmasd.engine.tail import most_drafted
 from cmasd.errors import ConfigError
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.decoder_only import PREFILL_TOKENS
-from cmasd.runner.families import family_of
+from cmasd.runner.families import family_of, output_layer
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import measure
 from cmasd.runner.models import Model
@@ -136,10 +136,11 @@ def need_of(pair: Pair, config: Config) -> Need:
     shape = SlotShape(
         slots=1,
         staging=1,
-        max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
+        max_prompt=pair.max_prompt,
         max_new_tokens=pair.max_new_tokens,
-        max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
+        max_source=pair.max_source_ids,
         window=1 if plain else max(config.drafter.window, most_drafted(config) + 1),
+        heard=pair.places_heard,
     )
     models = [(pair.verifier, pair.int8)]
     if pair.drafter is not None and not plain:
@@ -181,13 +182,13 @@ def _kept_places(shape: SlotShape, device: torch.device) -> int:
     """Of a row's, those whose memory stays allocated whatever row is there."""
     if device.type != "cpu":
         return shape.places
-    return min(shape.length, KEPT_PLACES) + min(shape.max_source, KEPT_PLACES)
+    return min(shape.length, KEPT_PLACES) + min(shape.encoded, KEPT_PLACES)
 
 
 def _cache_bytes(geometry: Geometry, shape: SlotShape) -> int:
     """Keys and values of one row of one runner, with the mask over its source: of caches on the meta device."""
     geometry = replace(geometry, device=torch.device("meta"))
-    return SlotCache(geometry, 1, shape.length).nbytes + SourceCache(geometry, 1, shape.max_source).nbytes
+    return SlotCache(geometry, 1, shape.length).nbytes + SourceCache(geometry, 1, shape.encoded).nbytes
 
 
 def _parallel_geometry(network: ParallelNetwork, verifier: Geometry) -> Geometry:
@@ -219,7 +220,7 @@ def _prefill_bytes(model: Model, geometry: Geometry, source: int, length: int | 
     seen = source if length is None else max(source, length)
     family = family_of(model)
     hidden = int(model.config.get_text_config().hidden_size)
-    layers = [layer for layer in linears(model) if layer is not getattr(model, "lm_head", None)]
+    layers = [layer for layer in linears(model) if layer is not output_layer(model)]
     widest = max([outputs_of(layer) for layer in layers], default=4 * hidden)
     activations = source * (2 * widest + 8 * hidden) * geometry.dtype.itemsize
     activations += 2 * source * seen * geometry.dtype.itemsize if length is not None else 0  # masks

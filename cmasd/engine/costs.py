@@ -88,7 +88,7 @@ def _made_up(
 ) -> tuple[int, Callable[[Tensor], None] | None]:
     """Rows enter the first slots of both; returns how many tokens each has, and the drafter's forward."""
     length = min(SOURCE_TOKENS, verifier.max_source_length, verifier.max_length - window)
-    sources = [[0] * length] * slots
+    sources = [verifier.made_up(length)] * slots
     verifier.prefill(list(range(slots)), sources)
     forward = None if drafter is None else drafter.rehearse(list(range(slots)), sources)
     return min(PREFIX_TOKENS, verifier.max_length - window) if verifier.is_encoder_decoder else length - 1, forward

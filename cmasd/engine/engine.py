@@ -31,6 +31,7 @@ from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
 from cmasd.engine.costs import depends_on, step_table, warm_up
 from cmasd.engine.drafting import build_drafter, free_of
+from cmasd.engine.hearing import Hearing
 from cmasd.engine.pair import Pair
 from cmasd.engine.reader import Reader
 from cmasd.engine.results import read_results
@@ -66,14 +67,15 @@ class Engine:
         self.shape = SlotShape(
             slots=slots,
             staging=max(slots, LEAST_STAGED),
-            max_prompt=1 if pair.is_encoder_decoder else pair.max_source_tokens,
+            max_prompt=pair.max_prompt,
             max_new_tokens=pair.max_new_tokens,
-            max_source=pair.max_source_tokens if pair.is_encoder_decoder else 0,
+            max_source=pair.max_source_ids,
             window=max(config.drafter.window, most_drafted(config) + 1) if self.policy.max_draft_tokens else 1,
+            heard=pair.places_heard,
         )
         # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
         self.constraints = replace(pair.constraints, banned=())
-        runner_shape = (self.shape.capacity, self.shape.length, self.shape.max_source)
+        runner_shape = (self.shape.capacity, self.shape.length, self.shape.encoded)
         words, graphs = Words(pair.constraints.banned), config.engine.graphs
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs, pair.cache_dtype)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
@@ -103,7 +105,8 @@ class Engine:
         verifier, drafter = (
             (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
         )
-        self._rows = Rows(pair, self.shape, self.state, verifier, drafter, config.engine.cache_tokens)
+        hearing = None if pair.sound is None else Hearing(pair.sound, verifier, feeds=self._stitch is None)
+        self._rows = Rows(pair, self.shape, self.state, verifier, drafter, config.engine.cache_tokens, hearing)
         self._trees = Trees(self.verifier, self.verification, self.constraints, self.state)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
@@ -112,7 +115,7 @@ class Engine:
             log.info("%s", {"event": "engine.looks", "kinds": kinds})
             return None
         self.policy.look_no_more()
-        most = Extent(self.shape.slots, self.shape.window, self.shape.length, self.shape.max_source)
+        most = Extent(self.shape.slots, self.shape.window, self.shape.length, self.shape.encoded)
         start_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.pair.device)
         for runner in [self.verifier, *([self.drafter.runner] if isinstance(self.drafter, ModelDrafter) else [])]:
             runner.forward(start_11, start_11[0], extent=most._replace(rows=1))  # the longest read: grows all tables
@@ -295,7 +298,7 @@ class Engine:
         """The verifier's, after each row's last token and after each draft token that is sent."""
         window = self.state.window(draft)
         logits = Logits(self.verifier.run(window), window.firsts_R1, window.longest)
-        if self.constraints.is_free:
+        if self.constraints.rests(context.tokens_BL, window.starts_R, context.prompt_lengths_B):
             return logits
         return self._constrained(context, logits.padded_BTV, window.starts_R, window.padded(window.tokens_N))
 
@@ -343,7 +346,8 @@ class Engine:
         self.stats.switches += sum(result.num_switches for result in results)
         self.stats.output_tokens += sum(result.num_output_tokens for result in results)
         self.stats.add_rows(totals)
+        whole = self._rows.land(results)
         closed = self._rows.leave(done, results, self._later)
         if self._ahead is not None:
             state.close(slice(closed.start, closed.stop))
-        return results
+        return whole

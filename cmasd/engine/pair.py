@@ -9,12 +9,15 @@ import torch
 
 from cmasd.config.tree import Config
 from cmasd.drafters.kinds import KINDS, load_drafter
+from cmasd.engine.hearing import SoundRules
+from cmasd.engine.speech import check_ears, speech_of
 from cmasd.errors import ConfigError, ModelError
 from cmasd.kernels import kernels
 from cmasd.runner.checkpoints import check_end, decoder_start, limits, rounding
 from cmasd.runner.constraints import Constraints
 from cmasd.runner.models import (
     Model,
+    Tokenizer,
     load_config,
     load_shortlist,
     load_tokenizer,
@@ -22,6 +25,7 @@ from cmasd.runner.models import (
     vocabulary_size,
 )
 from cmasd.runner.parallel import ParallelNetwork
+from cmasd.runner.speech import speech_limits
 from cmasd.runner.streaming import load_ready
 from cmasd.runner.text import TextCodec
 
@@ -50,7 +54,9 @@ class Pair:
     cache_dtype: torch.dtype | None = None
     """Of keys and values; None: the model's own."""
     max_length: int | None = None
-    """Of a decoder-only row, prompt and output together at most; None: whatever the two make."""
+    """Of a row, prompt and output together at most; None: whatever the two make."""
+    sound: SoundRules | None = None
+    """Of a verifier that hears; None: sources are texts."""
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -73,9 +79,26 @@ class Pair:
         model = self.verifier
         return [decoder_start(model.generation_config, model.config, vocabulary_size(model.config))]
 
+    @property
+    def max_prompt(self) -> int:
+        """Decoder tokens that a row starts with at most."""
+        if self.sound is not None:
+            return self.sound.most_start
+        return 1 if self.is_encoder_decoder else self.max_source_tokens
+
+    @property
+    def max_source_ids(self) -> int:
+        """Of a source that goes through an encoder; a recording has none."""
+        return self.max_source_tokens if self.is_encoder_decoder and self.sound is None else 0
+
+    @property
+    def places_heard(self) -> int:
+        """Of an encoder that takes sound: every window has them, whatever is said in it."""
+        return 0 if self.sound is None else self.max_source_tokens
+
     def room(self, prompt_tokens: int) -> int:
         """Tokens generated at most behind a prompt, or a decoder's start, of this length."""
-        if self.max_length is None or self.is_encoder_decoder:
+        if self.max_length is None:
             return self.max_new_tokens
         return min(self.max_new_tokens, self.max_length - prompt_tokens)
 
@@ -98,28 +121,19 @@ def load_pair(config: Config) -> Pair:
     check_end(models.verifier, verifier.generation_config, tokenizer)
     drafter_int8 = _drafts_in_int8(config, verifier)
     drafter, parallel = load_drafter(config, verifier, tokenizer, drafter_int8)
+    check_ears(verifier, drafter)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
-    lengths = limits(config.engine, verifier.generation_config, verifier.config)
-    codec = TextCodec(
-        tokenizer,
-        template=config.input.template,
-        chat=config.input.chat,
-        messages=config.input.messages_column is not None,
-        system=config.input.system,
-        drops_thinking=config.input.thinking == "drop",
-        source_language=models.source_language,
-        target_language=models.target_language,
-        on_too_long=config.input.on_too_long,
-        max_source_tokens=lengths.max_source_tokens,
-        is_encoder_decoder=encoder_decoder,
-        known_ids=source_vocabulary(verifier),
-    )
+    speech = speech_of(config, verifier, tokenizer)
+    measure = limits if speech is None else speech_limits
+    lengths = measure(config.engine, verifier.generation_config, verifier.config)
+    codec = speech.codec if speech is not None else _text_codec(config, verifier, tokenizer, lengths.max_source_tokens)
     constraints = Constraints.from_generation_config(
         verifier.generation_config,
         vocabulary_size(verifier.config),
         forced_bos_token_id=codec.forced_bos_token_id,
         samples=config.verification.kind == "sampling",
     )
+    constraints = constraints if speech is None else speech.constraints(constraints, verifier)
     stored = load_config(models.verifier, trust_remote_code=models.trust_remote_code).dtype
     told = *constraints.notices, *lengths.notices, *rounding(models.dtype, stored), *_cache_notice(config)
     constraints = replace(constraints, notices=told)
@@ -137,6 +151,7 @@ def load_pair(config: Config) -> Pair:
         parallel=parallel,
         cache_dtype=_cache_dtype(config, verifier),
         max_length=lengths.max_length,
+        sound=None if speech is None else speech.sound,
     )
     _ = pair.decoder_start if encoder_decoder else None  # raises where there is none
     return pair
@@ -159,6 +174,23 @@ def _cache_notice(config: Config) -> tuple[str, ...]:
     return (
         "models.cache_dtype: bfloat16 rounds keys and values; what is said of outputs is said of the model that reads "
         "them so, and the checkpoint itself may answer otherwise.",
+    )
+
+
+def _text_codec(config: Config, verifier: Model, tokenizer: Tokenizer, max_source_tokens: int) -> TextCodec:
+    return TextCodec(
+        tokenizer,
+        template=config.input.template,
+        chat=config.input.chat,
+        messages=config.input.messages_column is not None,
+        system=config.input.system,
+        drops_thinking=config.input.thinking == "drop",
+        source_language=config.models.source_language,
+        target_language=config.models.target_language,
+        on_too_long=config.input.on_too_long,
+        max_source_tokens=max_source_tokens,
+        is_encoder_decoder=bool(verifier.config.is_encoder_decoder),
+        known_ids=source_vocabulary(verifier),
     )
 
 

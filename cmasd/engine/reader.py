@@ -64,6 +64,17 @@ class Reader:
         self._held[rows_R] = ends_R
         return self._constrained(context, rows_R, logits), unseen
 
+    @property
+    def device(self) -> torch.device:
+        """Of its tensors."""
+        return self._runner.device
+
+    def run(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
+        """Of rows in these slots; see `Runner.run`. What they have there counts as read."""
+        self._prefill_late(window.slots_R.tolist())
+        self._held[window.slots_R] = window.starts_R + window.firsts_R1.diff()
+        return self._runner.run(window, asked_Q)
+
     def rewind(self, rows_R: Tensor, lengths_R: Tensor) -> None:
         """Of these rows, what the cache holds from `lengths_R` on is of no use."""
         self._held[rows_R] = self._held[rows_R].minimum(lengths_R)

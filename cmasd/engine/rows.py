@@ -10,6 +10,7 @@ from typing import Protocol
 
 from cmasd.core import Request, Result
 from cmasd.engine.capacity import in_halves
+from cmasd.engine.hearing import Hearing
 from cmasd.engine.pair import Pair
 from cmasd.engine.places import Places
 from cmasd.engine.slots import NewRow, SlotShape, SlotState
@@ -52,8 +53,9 @@ class Rows:
         verifier: Verifying,
         drafter: Drafting | None,
         cache_tokens: int | None = None,
+        hearing: Hearing | None = None,
     ) -> None:
-        """`cache_tokens`: see `Places`."""
+        """`cache_tokens`: see `Places`; `hearing`: where sources are recordings."""
         self.live = 0
         self.places = Places(cache_tokens, shape)
         self._pair = pair
@@ -63,6 +65,8 @@ class Rows:
         self._drafter = drafter
         self._queue: deque[Request] = deque()
         self._staged: deque[int] = deque()
+        self._start = pair.decoder_start if pair.is_encoder_decoder else []
+        self._hearing = hearing
 
     @property
     def pending(self) -> int:
@@ -72,6 +76,14 @@ class Rows:
     def submit(self, requests: list[Request]) -> None:
         """Queue rows behind those already queued, longest sources first among themselves."""
         self._queue.extend(sorted(requests, key=lambda request: -len(request.source)))
+
+    def land(self, results: list[Result]) -> list[Result]:
+        """Of the rows that ended, those that are whole: a recording may have another window, which goes first."""
+        if self._hearing is None:
+            return results
+        whole, more = self._hearing.land(results)
+        self._queue.extendleft(reversed(more))
+        return whole
 
     def admit(self, later: bool) -> None:
         """Fill free slots; with `later` the drafter may prefill new rows when it is first asked for them."""
@@ -112,7 +124,9 @@ class Rows:
                 self._drafter.enter(slots, requests, later)
 
         in_halves(enter, slots, batch)
-        self._state.enter(self._shape.slots, [self._new(request) for request in batch])
+        starts = [self._start] * len(batch) if self._hearing is None else self._hearing.begin(slots, batch)
+        rows = [self._new(request, start) for request, start in zip(batch, starts, strict=True)]
+        self._state.enter(self._shape.slots, rows)
         self._staged.extend(slots)
         return True
 
@@ -128,13 +142,17 @@ class Rows:
         return batch
 
     def _needs(self, request: Request) -> int:
-        row = self._new(request)
-        return self._shape.places_of(len(row.prompt), row.limit - len(row.prompt), len(row.source))
+        prompt = self._pair.max_prompt if self._pair.is_encoder_decoder else len(request.source)
+        source = len(request.source) if self._shape.max_source else 0
+        return self._shape.places_of(prompt, self._new_tokens(request, prompt), source)
 
-    def _new(self, request: Request) -> NewRow:
+    def _new_tokens(self, request: Request, prompt: int) -> int:
+        return min(request.max_new_tokens, self._pair.room(prompt))
+
+    def _new(self, request: Request, start: list[int]) -> NewRow:
         encoder = self._pair.is_encoder_decoder
-        prompt = self._pair.decoder_start if encoder else request.source
-        limit = len(prompt) + min(request.max_new_tokens, self._pair.room(len(prompt)))
+        prompt = start if encoder else request.source
+        limit = len(prompt) + self._new_tokens(request, len(prompt))
         return NewRow(request.key, prompt, request.source if encoder else [], limit)
 
     def _unstage(self, targets: list[int]) -> None:

@@ -47,12 +47,14 @@ class SlotShape:
     slots: int
     staging: int
     max_prompt: int
-    """Decoder tokens a row starts with: 1 for encoder-decoder models."""
+    """Decoder tokens a row starts with at most: 1 for encoder-decoder models that read texts."""
     max_new_tokens: int
     max_source: int
-    """Encoder tokens; 0 for decoder-only models."""
+    """Encoder tokens; 0 for decoder-only models, and those that hear."""
     window: int
     """Most tokens fed per forward: k_max + 1."""
+    heard: int = 0
+    """Places of an encoder that takes no tokens but sound, in any row."""
 
     @property
     def capacity(self) -> int:
@@ -65,13 +67,18 @@ class SlotShape:
         return self.max_prompt + self.max_new_tokens + self.window
 
     @property
+    def encoded(self) -> int:
+        """Places that an encoder has for a source at most; 0 without one."""
+        return self.max_source + self.heard
+
+    @property
     def places(self) -> int:
         """Of the longest row, its source included."""
-        return self.length + self.max_source
+        return self.length + self.encoded
 
     def places_of(self, prompt: int, new_tokens: int, source: int) -> int:
         """The same of a row: with room for one window past its limit."""
-        return prompt + new_tokens + self.window + source
+        return prompt + new_tokens + self.window + source + self.heard
 
 
 class SlotState:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmasd.config.tree import InputConfig
+from cmasd.config.tree import Config, InputConfig
 from cmasd.errors import InputError
 from cmasd.io.formats.base import UNREADABLE, Count, column_of, partitions, printable
 from cmasd.io.formats.columnar import is_list, is_text, no_values, type_inside
+from cmasd.io.formats.recordings import is_recording
 from cmasd.io.inputs import InputFile
 from cmasd.telemetry.schema import ROW_FIELDS, output_schema
 
@@ -45,22 +46,30 @@ def kept_names(config: InputConfig) -> list[str]:
     return list(dict.fromkeys(kept))
 
 
-def check_columns(config: InputConfig, one: Known, typed: bool) -> None:
-    """Raises `InputError` unless text and ids are there, and the text can be one."""
-    is_messages = config.messages_column is not None
-    key = "input.messages_column" if is_messages else "input.text_column"
-    owner = config.column if not is_messages else column_of(config.column, one.types)
-    for named, name in ((key, owner), ("input.id_column", config.id_column)):
+def check_columns(config: Config, one: Known, typed: bool, hears: bool = False) -> None:
+    """Raises `InputError` unless there are ids, and what is decoded from: texts, messages, or if it `hears` sound."""
+    asked, column = config.input, config.source_column
+    is_messages = not hears and asked.messages_column is not None
+    key = config.source_key
+    owner = column_of(column, one.types) if is_messages else column
+    named = [(key, owner), ("input.id_column", asked.id_column)]
+    named += [(f"speech.{name}_column", own) for name, own in config.speech.columns.items()] if hears else []
+    for setting, name in named:
         if name is not None and name not in one.types:
-            raise _missing(named, name, one)
+            raise _missing(setting, name, one)
     if not typed:
         return
-    kind = type_inside(one.types[owner], config.column.removeprefix(owner))
+    kind = type_inside(one.types[owner], column.removeprefix(owner))
     if kind is None:
-        raise InputError(f"{one.file.name}: column '{owner}' has no '{config.column}' inside. Set {key}.")
-    if not (is_text(kind) or (is_messages and is_list(kind))):
-        expected = "lists of messages" if is_messages else "strings"
-        raise InputError(f"{one.file.name}: column '{config.column}' is {kind}, expected {expected}. Set {key}.")
+        raise InputError(f"{one.file.name}: column '{owner}' has no '{column}' inside. Set {key}.")
+    if hears:
+        fits, expected = is_recording(kind), "bytes, paths, or both"
+    elif is_messages:
+        fits, expected = is_text(kind) or is_list(kind), "lists of messages"
+    else:
+        fits, expected = is_text(kind), "strings"
+    if not fits:
+        raise InputError(f"{one.file.name}: column '{column}' is {kind}, expected {expected}. Set {key}.")
 
 
 def _missing(key: str, name: str, one: Known) -> InputError:

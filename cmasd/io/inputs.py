@@ -4,6 +4,7 @@ A path is a file, a folder (searched recursively, names starting with `.` or `_`
 `s3://bucket/key`, a `save_to_disk` folder, or the name of a Hugging Face dataset.
 """
 
+import hashlib
 import json
 import posixpath
 import re
@@ -15,6 +16,7 @@ from cmasd.config.tree import InputConfig
 from cmasd.errors import InputError
 from cmasd.io.formats import FORMATS
 from cmasd.io.formats import huggingface as hf
+from cmasd.io.formats.audio import ENDINGS, audio_files
 from cmasd.io.formats.base import legible
 from cmasd.io.storage import Listed, Storage, base_name, join
 
@@ -52,6 +54,8 @@ def list_inputs(config: InputConfig) -> Listing:
     if config.format == "datasets" or _is_hub_name(config):
         return _list_datasets(config)
     storage = Storage(config.path)
+    if config.format == "audio":
+        return _list_recordings(storage, audio_files(storage, storage.root), config)
     if storage.is_file(storage.root):
         found = [storage.info(storage.root)]
     elif storage.is_folder(storage.root):
@@ -62,7 +66,18 @@ def list_inputs(config: InputConfig) -> Listing:
         found = storage.glob(storage.root) if any(c in config.path for c in "*?[") else []
     if not found:
         raise InputError(f"input.path: no input files at {config.path}; {_expected(storage)}")
-    return _listing(storage, found, _format_of(found, config), config)
+    kind = _format_of(found, config)
+    return _list_recordings(storage, found, config) if kind == "audio" else _listing(storage, found, kind, config)
+
+
+def _list_recordings(storage: Storage, found: list[Listed], config: InputConfig) -> Listing:
+    """All as one file, whose rows they are: a file each would be a task and an output file each."""
+    if not found:
+        raise InputError(f"input.path: no recordings at {config.path}; expected names ending in {', '.join(ENDINGS)}.")
+    listed = _listing(storage, found, "audio", config).files
+    stamp = hashlib.sha256("\n".join(f"{file.name}\t{file.stamp}" for file in listed).encode()).hexdigest()[:32]
+    size = sum(file.bytes for file in listed)
+    return Listing("audio", [InputFile(legible(base_name(storage.root)), storage.root, size, f"files:{stamp}")])
 
 
 def _expected(storage: Storage) -> str:
@@ -100,7 +115,9 @@ def _hidden(path: str, root: str) -> bool:
 
 def _format_by_name(path: str) -> str | None:
     name = _COMPRESSED.sub("", base_name(path).lower())
-    return next((key for key in ("parquet", "jsonl", "csv", "text") if name.endswith(FORMATS[key].endings)), None)
+    return next(
+        (key for key in ("parquet", "jsonl", "csv", "text", "audio") if name.endswith(FORMATS[key].endings)), None
+    )
 
 
 def _format_of(found: list[Listed], config: InputConfig) -> str:
@@ -111,7 +128,7 @@ def _format_of(found: list[Listed], config: InputConfig) -> str:
         unknown = next(file.path for file in found if _format_by_name(file.path) is None)
         raise InputError(
             f"{unknown}: the name's ending does not tell its format. "
-            "Set input.format to parquet, jsonl, csv, text or datasets."
+            "Set input.format to parquet, jsonl, csv, text, audio or datasets."
         )
     if len(kinds) > 1:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=str))

@@ -23,6 +23,8 @@ from cmasd.io.inputs import InputFile, Listing, list_inputs
 from cmasd.io.storage import Storage
 
 LEAST_ROWS_PER_SHARD, MOST_ROWS_PER_SHARD, AIMED_SHARDS = 32, 2048, 32
+MOST_RECORDINGS_PER_SHARD = 128
+"""They may travel with their bytes."""
 MOST_SHARDS = 100_000
 """The driver keeps state per shard, and a start lists one output file for each."""
 
@@ -169,17 +171,28 @@ def make_plan(config: Config) -> Plan:
         for file, (known, count) in zip(listing.files, probes, strict=True)
     ]
     keep = kept_schema(kept, known, FORMATS[listing.format].typed)
-    spec = _spec(config, keep, id_type(config.input.id_column, with_rows))
-    rows = sum(file.rows for file in files)
-    return Plan(
-        listing.format, files, config.output.rows_per_shard or default_rows_per_shard(rows), spec, config.input.sample
+    spec = _spec(config, listing.format, keep, id_type(config.input.id_column, with_rows))
+    most = MOST_ROWS_PER_SHARD if spec.settings is None else MOST_RECORDINGS_PER_SHARD
+    each = config.output.rows_per_shard or default_rows_per_shard(sum(file.rows for file in files), most)
+    return Plan(listing.format, files, each, spec, config.input.sample)
+
+
+def _spec(config: Config, format: str, keep: pa.Schema, id_type: pa.DataType) -> ReadSpec:
+    asked, hears = config.input, _hears(config, format)
+    return ReadSpec(
+        config.source_column,
+        asked.id_column,
+        keep,
+        asked.max_text_bytes,
+        id_type,
+        is_messages=not hears and asked.messages_column is not None,
+        settings=config.speech.columns if hears else None,
     )
 
 
-def _spec(config: Config, keep: pa.Schema, id_type: pa.DataType) -> ReadSpec:
-    settings = config.input
-    is_messages = settings.messages_column is not None
-    return ReadSpec(settings.column, settings.id_column, keep, settings.max_text_bytes, id_type, is_messages)
+def _hears(config: Config, format: str) -> bool:
+    """Whether rows are recordings."""
+    return format == "audio" or config.speech.audio_column is not None
 
 
 def is_sampled(file: int, index: int, sample: float) -> bool:
@@ -187,9 +200,9 @@ def is_sampled(file: int, index: int, sample: float) -> bool:
     return zlib.crc32(f"{file}:{index}".encode()) < sample * 2**32
 
 
-def default_rows_per_shard(rows: int) -> int:
-    """32 shards, unless they would be under 32 or over 2,048 rows; beyond 100,000 shards they grow again."""
-    return max(min(max(rows // AIMED_SHARDS, LEAST_ROWS_PER_SHARD), MOST_ROWS_PER_SHARD), -(-rows // MOST_SHARDS))
+def default_rows_per_shard(rows: int, most: int = MOST_ROWS_PER_SHARD) -> int:
+    """32 shards, unless they would be under 32 or over `most` rows; beyond 100,000 shards they grow again."""
+    return max(min(max(rows // AIMED_SHARDS, LEAST_ROWS_PER_SHARD), most), -(-rows // MOST_SHARDS))
 
 
 def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
@@ -205,7 +218,7 @@ def stored_plan(stored: dict[str, Any], config: Config, folder: str) -> Plan:
     keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["keep_schema"])))
     now = {file.name: file for file in listing.files}
     files = [PlannedFile.stored(now[entry["name"]], entry) for entry in stored["files"]]
-    spec = _spec(config, keep, pa.type_for_alias(stored["id_type"]))
+    spec = _spec(config, stored["format"], keep, pa.type_for_alias(stored["id_type"]))
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, config.input.sample)
 
 
@@ -216,8 +229,8 @@ def outline(manifest: dict[str, Any]) -> Plan:
         PlannedFile.stored(InputFile(entry["name"], "", entry["bytes"], entry["stamp"]), entry)
         for entry in stored["files"]
     ]
-    settings = manifest["config"]["input"]
-    spec = ReadSpec(settings["text_column"], settings["id_column"])
+    settings, speech = manifest["config"]["input"], manifest["config"].get("speech", {})
+    spec = ReadSpec(speech.get("audio_column") or settings["text_column"], settings["id_column"])
     return Plan(stored["format"], files, stored["rows_per_shard"], spec, settings["sample"])
 
 
@@ -260,7 +273,9 @@ def _named(files: Sequence[PlannedFile]) -> str:
 def _probe(config: Config, listing: Listing, file: InputFile, kept: list[str]) -> tuple[Known | None, Count]:
     """(its columns, what is in it) of one file, checked; null where it has no rows to tell its columns."""
     source, reader = source_of(config, file), FORMATS[listing.format]
-    names = [config.input.column, *([config.input.id_column] if config.input.id_column else []), *kept]
+    hears = _hears(config, listing.format)
+    names = [config.source_column, *([config.input.id_column] if config.input.id_column else []), *kept]
+    names += config.speech.columns.values() if hears else ()
     try:
         types, count = reader.columns(source, names), reader.count(source, config.input.id_column)
     except UNREADABLE as error:
@@ -271,5 +286,5 @@ def _probe(config: Config, listing: Listing, file: InputFile, kept: list[str]) -
         return None, count
     known = Known(file, types)
     if count.rows:
-        check_columns(config.input, known, reader.typed)
+        check_columns(config, known, reader.typed, hears)
     return known, count

@@ -147,24 +147,41 @@ class Decoder:
         ids, texts, errors = (rows[name].to_pylist() for name in ("id", "text", "error"))
         good = [i for i, error in enumerate(errors) if error is None]
         outcomes: list[Result | RowError] = [RowError("read", error or "") for error in errors]
-        with self._text_lock:  # a fast tokenizer cannot be borrowed by two threads
-            sources = codec.encode([texts[i] for i in good])
-        ready: list[tuple[int, list[int]]] = []
-        for i, source in zip(good, sources, strict=True):
-            if isinstance(source, RowError):
-                outcomes[i] = source
-            else:
-                ready.append((i, source))
+        decoded: dict[int, str] = {}
+        parts, done = codec.parts([texts[i] for i in good]), 0
+        while done < len(good):
+            with self._text_lock:  # a fast tokenizer cannot be borrowed by two threads
+                sources = next(parts)
+            part = list(zip(good[done : done + len(sources)], sources, strict=True))
+            done += len(sources)
+            found, texts_of = self._decode_part(codec, part, ids, near, said)
+            decoded |= texts_of
+            for i, outcome in found.items():
+                outcomes[i] = outcome
+        return [Row(ids[i], outcome, decoded.get(i)) for i, outcome in enumerate(outcomes)]
+
+    def _decode_part(
+        self,
+        codec: TextCodec,
+        part: list[tuple[int, list[int] | RowError]],
+        ids: list[Id],
+        near: Position,
+        said: Rows,
+    ) -> tuple[dict[int, Result | RowError], dict[int, str]]:
+        """What became of some of a shard's rows, and their texts."""
+        outcomes: dict[int, Result | RowError] = {i: source for i, source in part if isinstance(source, RowError)}
+        ready = [(i, source) for i, source in part if not isinstance(source, RowError)]
         previous = self._said_before(codec, [ids[i] for i, _ in ready], near)
         results = self._engine.decode([source for _, source in ready], previous)
-        said += [(source, result.token_ids.tolist()) for (_, source), result in zip(ready, results, strict=True)]
+        for (_, source), result in zip(ready, results, strict=True):
+            said.append((list(source), result.token_ids.tolist()))  # a recording has no ids, and is not to be kept
         with self._text_lock:
-            outputs = codec.decode([result.token_ids.tolist() for result in results])
+            outputs = codec.say(results)
         decoded: dict[int, str] = {}
         for (i, _), result, output in zip(ready, results, outputs, strict=True):
             outcomes[i] = output if isinstance(output, RowError) else result
             decoded[i] = output if isinstance(output, str) else ""
-        return [Row(ids[i], outcome, decoded.get(i)) for i, outcome in enumerate(outcomes)]
+        return outcomes, decoded
 
     def _said_before(self, codec: TextCodec, ids: list[Id], near: Position) -> list[list[int] | None] | None:
         """What an earlier run made of these rows."""

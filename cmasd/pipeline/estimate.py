@@ -8,6 +8,7 @@ of slots, share of the processors, machine and version. Imports neither torch no
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -20,9 +21,12 @@ import numpy as np
 
 from cmasd import __version__
 from cmasd.config.tree import Config
+from cmasd.io.recordings import Listener
 
 STEPS, RUN = "steps", "run"
 SAMPLE_ROWS = 200
+PLACES_PER_SECOND, WINDOW_SECONDS, SPEECH_RATIO = 50, 30, 0.07
+"""Of Whisper: what its encoder takes, its windows, and what is said for each place where no run has told."""
 BYTES_PER_TOKEN = 4
 """Where the tokenizer has no tokenizer.json."""
 
@@ -44,14 +48,21 @@ class Estimate:
     actors: int
     cost: float | None
     """Of the whole job; null without a price, or without a time."""
+    audio_seconds: float | None = None
+    """Null where rows are texts."""
 
 
-def estimate(config: Config, texts: Sequence[str], rows: int, actors: int, folder: Path | None, most: int) -> Estimate:
+def estimate(config: Config, texts: Sequence[Any], rows: int, actors: int, folder: Path | None, most: int) -> Estimate:
     """`texts` are a sample of the `rows`; `folder` is the verifier's; a row has `most` output tokens at most."""
     steps, before = recall(config, STEPS), recall(config, RUN)
-    ratio = before.get("output_tokens_per_input_token")
-    each = tokens_in(config, texts, folder) / max(1, len(texts))
-    output = rows * min(each * (1.0 if ratio is None else ratio), most)
+    ratio, audio = before.get("output_tokens_per_input_token"), None
+    if texts and not isinstance(texts[0], str):
+        audio = seconds_of(config, texts) or 0.0
+        each, usual = PLACES_PER_SECOND * audio, SPEECH_RATIO
+        most *= max(1, math.ceil(audio / WINDOW_SECONDS))
+    else:
+        each, usual = tokens_in(config, texts, folder) / max(1, len(texts)), 1.0
+    output = rows * min(each * (usual if ratio is None else ratio), most)
     seconds, level = table_seconds(steps, output, rows, actors), before.get("seconds_over_table")
     if seconds is not None and level is not None:
         seconds *= level
@@ -59,7 +70,8 @@ def estimate(config: Config, texts: Sequence[str], rows: int, actors: int, folde
     price, cost = config.cost.accelerator_per_hour, None
     if price is not None and seconds is not None:
         cost = price * actors * (seconds + (start_up or 0.0)) / 3600
-    return Estimate(rows * each, output, ratio, seconds, level is None, start_up, actors, cost)
+    heard = None if audio is None else rows * audio
+    return Estimate(rows * each, output, ratio, seconds, level is None, start_up, actors, cost, heard)
 
 
 def table_seconds(steps: dict[str, Any], output_tokens: float, rows: int, actors: int) -> float | None:
@@ -69,6 +81,13 @@ def table_seconds(steps: dict[str, Any], output_tokens: float, rows: int, actors
         return output_tokens * float(np.interp(live, steps["rows"], steps["plain_seconds"])) / (live * actors)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def seconds_of(config: Config, recordings: Sequence[Any]) -> float | None:
+    """Of a recording, on average over those of a sample whose headers tell; null where none does."""
+    listen = Listener(config.input.path, config.speech.max_seconds)
+    known = [seconds for one in recordings if (seconds := listen.seconds(one)) is not None]
+    return min(sum(known) / len(known), config.speech.max_seconds) if known else None
 
 
 def tokens_in(config: Config, texts: Sequence[str], folder: Path | None) -> int:

@@ -19,10 +19,11 @@ from cmasd.io.provenance import provenance
 from cmasd.pipeline.address import named
 from cmasd.pipeline.engine_thread import engines_beside
 from cmasd.pipeline.models_there import Found, find, model_problems
+from cmasd.pipeline.speech_there import speech_problems
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 4}
 """Of keys and values; int8 is of weights alone."""
-WIDENED = ("marian", "bart", "mbart", "pegasus", "m2m_100")
+WIDENED = ("marian", "bart", "mbart", "pegasus", "m2m_100", "whisper")
 """Families (`model_type`) whose weights are float32 on a CPU whatever was stored; others are kept in their 16 bits."""
 DEFAULT_NEW_TOKENS = 256
 LAYERS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers", "n_layer")
@@ -47,7 +48,7 @@ def look_ahead(config: Config) -> Outlook:
     verifier = find(config.models.verifier, pickles)
     drafts = config.policy.kind != "plain"
     drafter = find(config.models.drafter or "", pickles) if drafts and config.drafter.is_named else None
-    problems = model_problems(config, verifier, drafter)
+    problems = model_problems(config, verifier, drafter) + speech_problems(config, verifier)
     remarks = [
         f"{found.name}: not on this machine, so it would be fetched from the hub."
         for found in (verifier, drafter)
@@ -198,6 +199,8 @@ def place_bytes(config: Config, found: Found, kind: str) -> int:
 def row_places(config: Config, found: Found) -> tuple[int, int]:
     """Of the longest row: those of its decoder, and of its source where that is encoded."""
     fresh, positions = new_tokens(config, found), first(found.config, ("max_position_embeddings", "n_positions"))
+    if heard := first(found.config, ("max_source_positions",)):
+        return min(fresh, first(found.config, ("max_target_positions",))), heard
     source = config.engine.max_source_tokens or positions
     positions = positions or source + fresh
     if found.config.get("is_encoder_decoder"):

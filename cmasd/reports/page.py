@@ -247,7 +247,7 @@ def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], list[str]]:
     chosen, config = evidence.picks.read(evidence.folder), evidence.config
     texts: dict[Place, str] = {}
     notes: list[str] = []
-    if chosen and config.input.column not in chosen[0][2]:
+    if chosen and config.source_column not in chosen[0][2]:
         rows = [(place, row["id"]) for _, place, row in chosen]
         texts, why_not = source_texts(config, evidence.manifest, evidence.folder.address, rows)
         notes += [why_not] if why_not else []
@@ -255,7 +255,7 @@ def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], list[str]]:
     if isinstance(split, str):
         notes.append(f"The verifier's tokenizer cannot be loaded here, so rows are not split into tokens: {split}")
         split = None
-    shown = [sample_row(why, row, split, texts.get(place), config.input.column) for why, place, row in chosen]
+    shown = [sample_row(why, row, split, texts.get(place), config.source_column) for why, place, row in chosen]
     return shown, notes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cmasd.config.tree import Config
 from cmasd.errors import CmasdError
+from cmasd.io.formats.recordings import shown
 from cmasd.io.plan import Plan, Shard, source_of, stored_plan
 from cmasd.io.run_folder import BATCH_ROWS
 from cmasd.io.shards import read_shards
@@ -64,5 +65,5 @@ def _read(
                 row = shards[place][1]
                 text = rows["text"][row].as_py()
                 if text is not None and str(rows["id"][row].as_py()) == identities[place]:
-                    texts[place] = text
+                    texts[place] = shown(text)
     return texts

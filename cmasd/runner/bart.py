@@ -1,4 +1,4 @@
-"""BART and its kin (Marian, mBART, Pegasus, M2M100) in few tensor operations.
+"""BART and its kin (Marian, mBART, Pegasus, M2M100; Whisper's decoder) in few tensor operations.
 
 Small models are bound by the overhead of each operation, not by arithmetic: the stock modules of transformers take
 9 ms for a step of a 6-layer decoder whose products take one. Here a layer is three products less (queries, keys and
@@ -134,8 +134,8 @@ class SelfAttention:
         """(N, d); `write` keeps what is projected (N, 3d) and attends with it."""
         return self.sublayer(x_Nd, lambda h_Nd: write(self.project(h_Nd)))
 
-    def over_source(self, x_Nd: Tensor, rows: int, mask: Tensor) -> Tensor:
-        """(N, d): every position of a row sees the others; `mask` (B, 1, 1, S)."""
+    def over_source(self, x_Nd: Tensor, rows: int, mask: Tensor | None) -> Tensor:
+        """(N, d): every position of a row sees the others; `mask` (B, 1, 1, S), None where all count."""
 
         def branch(h_Nd: Tensor) -> Tensor:
             width = h_Nd.shape[1]
@@ -156,7 +156,10 @@ def paired(attention: Any) -> torch.nn.Linear:
         return torch.cat(split, dim=1).flatten(0, 1)
 
     key, value = attention.k_proj, attention.v_proj
-    return linear_of(joined(key.weight, value.weight), None if key.bias is None else joined(key.bias, value.bias))
+    if key.bias is None and value.bias is None:
+        return linear_of(joined(key.weight, value.weight), None)
+    biases = [one.weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in (key, value)]
+    return linear_of(joined(key.weight, value.weight), joined(*biases))
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,9 @@ class Runner(Protocol):
     def carry(self, slots_M: Tensor, from_M: Tensor, to_M: Tensor) -> None:
         """Of these slots, what was kept of the tokens at some places goes to others, all at once."""
 
+    def made_up(self, length: int) -> list[int]:
+        """A source of no meaning, of so many tokens where it is made of tokens."""
+
     def move(self, source: int, target: int) -> None:
         """The row of slot `source` is in slot `target` from now on."""
 

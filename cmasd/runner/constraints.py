@@ -8,7 +8,8 @@ Shapes: B rows, T window, V vocabulary, L tokens held, N = L + T, E listed ids, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cmasd.errors import ModelError
 from cmasd.runner.checkpoints import notices, refuse
+from cmasd.runner.timestamps import Timestamps
 
 _INF = float("inf")
 
@@ -48,6 +50,8 @@ class Constraints:
     """Tokens never generated, forced ones included."""
     begin_suppressed: tuple[int, ...] = ()
     """Tokens not generated first."""
+    timestamps: Timestamps | None = None
+    """When timestamps may be said, in rows that say any."""
     notices: tuple[str, ...] = ()
     """One sentence for each setting that greedy decoding replaces."""
     _ids: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -100,7 +104,23 @@ class Constraints:
             or self.remove_invalid_values
             or self.suppressed
             or self.begin_suppressed
+            or self.timestamps
         )
+
+    def rests(self, tokens_BL: Tensor, starts_B: Tensor, prompt_lengths_B: Tensor) -> bool:
+        """Whether `apply` would change no logit of these windows; on an accelerator, where asking waits, if it never
+        does.
+        """
+        if self.is_free or not self._acts_seldom or starts_B.device.type != "cpu":
+            return self.is_free
+        if self.timestamps is not None and bool(self.timestamps.acts_B(tokens_BL, prompt_lengths_B).any()):
+            return False
+        return not bool((starts_B + 1 == self._begins_B(prompt_lengths_B)).any())
+
+    @cached_property
+    def _acts_seldom(self) -> bool:
+        """Whether all rules are of rows that begin, or say timestamps."""
+        return replace(self, begin_suppressed=(), timestamps=None).is_free
 
     @property
     def _reads_history(self) -> bool:
@@ -142,6 +162,8 @@ class Constraints:
         self._ban(logits_BTV, self.suppressed)
         if self.begin_suppressed:
             self._ban_where(logits_BTV, self.begin_suppressed, lengths_BT == self._begins_B(prompt_lengths_B)[:, None])
+        if self.timestamps is not None:
+            self.timestamps.apply(logits_BTV, tokens_BL, starts_B, prompt_lengths_B, window_BT)
         return logits_BTV
 
     def _apply_history(self, logits_BTV: Tensor, row_BN: Tensor, lengths_BT: Tensor) -> None:

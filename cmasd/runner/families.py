@@ -108,6 +108,8 @@ class Family:
     """Whether it has an encoder of its own."""
     is_bart: bool = False
     """Whether `bart.py` runs it."""
+    hears: bool = False
+    """Whether its encoder takes sound (`hearing.py`)."""
     prepare: Callable[[Any, int], None] = _ready_as_is
     """Makes a decoder accept (B, T) positions up to the given length."""
     spans: Callable[[Any], "int | dict[str, int | None] | None"] = _all_keys
@@ -130,6 +132,7 @@ FAMILIES: dict[str, Family] = {
     "T5ForConditionalGeneration": _RELATIVE,
     "MT5ForConditionalGeneration": _RELATIVE,
     "M2M100ForConditionalGeneration": Family(True, is_bart=True),
+    "WhisperForConditionalGeneration": Family(True, is_bart=True, hears=True, positions_key="max_target_positions"),
     "LlamaForCausalLM": Family(False),
     "MistralForCausalLM": Family(False, spans=_one_span),
     "Qwen2ForCausalLM": _LAYERED,
@@ -192,6 +195,11 @@ class Words:
 ANY_WORD = Words()
 
 
+def output_layer(model: Any) -> Any:
+    """The layer whose outputs are logits."""
+    return model.lm_head if hasattr(model, "lm_head") else model.proj_out
+
+
 class Head:
     """The decoder's last hidden states (..., d) to logits (..., V), as in the model's forward."""
 
@@ -220,14 +228,14 @@ class Head:
 def output_head(model: Any, words: Words, int8: bool = False) -> Head:
     """Of a model. Where it can, the ban is part of the layer's bias and costs nothing."""
     cap: float | None = getattr(model.config, "final_logit_softcapping", None)
-    banned = [one for one in words.banned if words.shortlist is None and one < len(model.lm_head.weight)]
+    banned = [one for one in words.banned if words.shortlist is None and one < len(output_layer(model).weight)]
     product = _output_product(model, words, banned if cap is None else [], int8)
     return Head(product, output_scale(model), cap, banned)
 
 
 def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> Dense:
     """The output layer; without a bias where it would be zero, which spares one pass over the logits."""
-    layer: nn.Linear | PackedLinear = model.lm_head
+    layer: nn.Linear | PackedLinear = output_layer(model)
     bias_V = _output_bias(model, layer, banned)
     ids_S = words.tensor(model.device)
     if ids_S is None and isinstance(layer, PackedLinear):

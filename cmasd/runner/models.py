@@ -25,8 +25,10 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -119,7 +121,7 @@ def load_model(
     if isinstance(source, Path):
         _check_weights(name, source, allow_pickle)
     model, report = _from_pretrained(
-        AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM,
+        _factory(config),
         name,
         source,
         "the weights",
@@ -135,6 +137,17 @@ def load_model(
             f"{missing[0]}. Copy the folder again, or mend config.json."
         )
     return cast(PreTrainedModel, model.requires_grad_(False).eval().to(device))
+
+
+def _factory(config: PretrainedConfig) -> Any:
+    if config.model_type == "whisper":
+        return AutoModelForSpeechSeq2Seq
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def load_feature_extractor(name: str) -> Any:
+    """What makes an encoder's features of samples."""
+    return _from_pretrained(AutoFeatureExtractor, name, resolve(name), "the feature extractor")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -8,17 +8,19 @@ Shapes: B rows, T window, V vocabulary, S source length, d model width.
 """
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cmasd.core import Sound
 from cmasd.runner.bart import Decoder, Encoder
 from cmasd.runner.base import Extent, Guesser, Pass
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
-from cmasd.runner.families import Family, Words, output_head
+from cmasd.runner.families import Family, Words, output_head, output_layer
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
+from cmasd.runner.hearing import SoundEncoder
 from cmasd.runner.masks import Branches, CausalMask
 from cmasd.runner.stacks import BartStack, Stack, StockStack
 from cmasd.window import Window
@@ -62,7 +64,7 @@ class _SlotRunner:
         self.max_length = max_length
         self.max_source_length = max_source_length
         self.max_positions: int | None = getattr(config, family.positions_key) if family.positions_key else None
-        self.vocabulary_size: int = cast(Any, model).lm_head.weight.shape[0]
+        self.vocabulary_size: int = output_layer(model).weight.shape[0]
         self.device = geometry.device
         self.dtype = geometry.dtype
         self._head = output_head(model, words, int8)
@@ -164,6 +166,10 @@ class _SlotRunner:
         """See `Runner.carry`."""
         self._cache.carry(slots_M, from_M, to_M)
 
+    def made_up(self, length: int) -> list[int]:
+        """See `Runner.made_up`."""
+        return [0] * length
+
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         self._cache.move(source, target)
@@ -201,7 +207,8 @@ class EncoderDecoderRunner(_SlotRunner):
         self._sources = SourceCache(geometry, self.slots, self.max_source_length)
         self._stack: Stack
         if family.is_bart:
-            encoder = Encoder(model.get_encoder(), self.max_source_length, int8)
+            kind = SoundEncoder if family.hears else Encoder
+            encoder = kind(model.get_encoder(), self.max_source_length, int8)
             decoder = Decoder(model.get_decoder(), self.max_length, int8)
             self._stack = BartStack(encoder, decoder, self._cache, self._sources, self._causal)
         else:
@@ -210,8 +217,11 @@ class EncoderDecoderRunner(_SlotRunner):
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`."""
-        assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
-        ids_BS, lengths_B = padded(sources, 0, self.device)
+        if isinstance(sources[0], Sound):  # silence is encoded like any sound
+            ids_BS = lengths_B = uploaded([self.max_source_length] * len(sources), self.device)
+        else:
+            assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
+            ids_BS, lengths_B = padded(sources, 0, self.device)
         self.ran = self.hidden_BTd = None
         self.encoded_BSd = self._stack.encode(sources, ids_BS, lengths_B)
         self._stack.store(torch.tensor(slots, device=self.device), self.encoded_BSd, lengths_B)
@@ -224,6 +234,11 @@ class EncoderDecoderRunner(_SlotRunner):
 
     def _hidden(self, given: Pass) -> Tensor:
         return self._stack.hidden(given, *self._open_window(given))
+
+    def made_up(self, length: int) -> list[int]:
+        """See `Runner.made_up`."""
+        encoder = self._stack.encoder
+        return encoder.silence() if isinstance(encoder, SoundEncoder) else super().made_up(length)
 
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
@@ -257,4 +272,6 @@ class EncoderDecoderRunner(_SlotRunner):
         if not (isinstance(mine, BartStack) and isinstance(theirs, BartStack) and mine.encoder.equals(theirs.encoder)):
             return False
         mine.encoder = theirs.encoder
+        if isinstance(mine.encoder, SoundEncoder):
+            mine.encoder.kept = other.slots
         return True

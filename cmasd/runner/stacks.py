@@ -26,6 +26,9 @@ from cmasd.window import Window
 class Stack(Protocol):
     """The encoder and the decoder of a model, as a runner drives them."""
 
+    encoder: Any
+    """Remembers its latest batch."""
+
     def encode(self, sources: list[list[int]], ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """Encoder states (B, S, d) of sources, padded to `ids_BS`."""
 
@@ -65,7 +68,7 @@ class NativeGuesser:
 
 
 class BartStack:
-    """BART and its kin, in their own few operations."""
+    """BART and its kin, and Whisper, in their own few operations."""
 
     def __init__(
         self, encoder: Encoder, decoder: Decoder, cache: SlotCache, sources: SourceCache, causal: CausalMask

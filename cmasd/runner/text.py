@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cmasd.core import RowError
+from cmasd.core import Result, RowError
 from cmasd.errors import ConfigError, ModelError
 from cmasd.messages import Message, MessagesError, conversation, without_thinking
 from cmasd.runner.chat import Chat
@@ -103,6 +103,10 @@ class TextCodec:
             for text, prompt in zip(texts, prompts, strict=True)
         ]
 
+    def parts(self, texts: Sequence[object]) -> Iterator[list[Ids | RowError]]:
+        """The same in parts of what may well be in memory at once."""
+        yield self.encode(texts)
+
     def _is_chat(self, text: object) -> bool:
         return self._chat or isinstance(text, list)
 
@@ -116,6 +120,10 @@ class TextCodec:
             return self._detokenize(rows)
         except Exception:  # noqa: BLE001  (whatever one row's ids provoke, the other rows have their text)
             return [self._decode_one(row) for row in rows]
+
+    def say(self, results: list[Result]) -> list[str | RowError]:
+        """What comes out for every result."""
+        return self.decode([result.token_ids.tolist() for result in results])
 
     def _detokenize(self, rows: list[Ids]) -> list[str | RowError]:
         if self._backend is not None:

@@ -17,6 +17,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.engine.capacity import resolve
+from cmasd.engine.hearing import Hearing
 from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config
 from cmasd.runner.base import Runner
 
@@ -95,6 +96,8 @@ def _logits(pair: Pair, decoder: EngineDecoder, request: Request, said: list[int
     runner: Runner = engine.verifier
     runner.prefill([0], [request.source])
     prompt = pair.decoder_start if pair.is_encoder_decoder else request.source
+    if pair.sound is not None:  # as if all was said in the first window, as it is for most recordings
+        [prompt] = Hearing(pair.sound, runner).begin([0], [request])
     tokens = [*prompt, *said]
     first = 0 if pair.is_encoder_decoder else len(request.source) - 1
     fed_1T = torch.tensor([tokens[first:]], device=runner.device)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmasd.config.tree import Config
-from cmasd.core import Request
+from cmasd.core import Request, Sound
 from cmasd.drafters import FreeDrafter, MixedDrafter
 from cmasd.engine import Engine, Pair
 from cmasd.engine.capacity import resolve
@@ -39,7 +39,7 @@ class EngineDecoder:
 
     def decode(self, requests: list[Request]) -> dict[int, list[int]]:
         """Token ids by request key. What comes again is not remembered: no corpus would have told it before."""
-        hashes = {hash(tuple(request.source)) for request in requests}
+        hashes = {hash(one if isinstance(one := request.source, Sound) else tuple(one)) for request in requests}
         drafter = self.engine.drafter
         if hashes & self._decoded and isinstance(drafter, FreeDrafter | MixedDrafter):
             drafter.forget()

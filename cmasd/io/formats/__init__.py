@@ -1,5 +1,6 @@
-"""Input formats: Parquet, JSON lines, CSV, text lines, and Hugging Face datasets."""
+"""Input formats: Parquet, JSON lines, CSV, text lines, Hugging Face datasets, and files that are recordings."""
 
+from cmasd.io.formats.audio import AudioFiles
 from cmasd.io.formats.base import Format, ReadSpec, Source
 from cmasd.io.formats.delimited import Csv
 from cmasd.io.formats.huggingface import ArrowFiles, HubDataset
@@ -12,6 +13,7 @@ FORMATS: dict[str, Format] = {
     "jsonl": JsonLines(),
     "csv": Csv(),
     "text": TextLines(),
+    "audio": AudioFiles(),
     "arrow": ArrowFiles(),
     "hub": HubDataset(),
 }

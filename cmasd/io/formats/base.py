@@ -1,12 +1,13 @@
 """What a format must do, and the one table shape in which every format hands rows on.
 
-That shape is `id` (text, or integers), `text` (text, or messages as JSON; null when the row is bad), `error` (why it is
-bad, else null), and the kept columns behind `KEEP_PREFIX`, so that no input column can collide with the first three.
+That shape is `id` (text, or integers), `text` (text, messages as JSON, or a `RECORDING`; null when the row is bad),
+`error` (why it is bad, else null), and the kept columns behind `KEEP_PREFIX`, so that no input column can collide with
+the first three.
 """
 
 import lzma
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -23,6 +24,17 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """In the name of a folder: null."""
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, pa.ArrowException, zlib.error, lzma.LZMAError)
 """What parsers raise on content that is not what its name says; failures of a storage are `CmasdError` instead."""
+
+RECORDING: pa.DataType = pa.struct(
+    [
+        ("bytes", pa.large_binary()),
+        ("path", pa.string()),
+        ("language", pa.string()),
+        ("task", pa.string()),
+        ("timestamps", pa.bool_()),
+    ]
+)
+"""What stands in the place of a text where rows are recordings: encoded, or where it lies, and settings of its own."""
 
 Wanted = Callable[[int, int], bool]
 """Whether any row in [start, stop) is still to be read."""
@@ -82,6 +94,13 @@ class ReadSpec:
     """Of integers where every row of all files has one as its id; else text."""
     is_messages: bool = False
     """Whether the text column holds conversations, perhaps inside another column: `body.messages`."""
+    settings: Mapping[str, str] | None = None
+    """Columns of recordings' own settings, by the setting; None: rows are no recordings."""
+
+    @property
+    def text_type(self) -> pa.DataType:
+        """Of what is decoded from."""
+        return pa.string() if self.settings is None else RECORDING
 
     @property
     def ids_are_text(self) -> bool:
@@ -92,6 +111,7 @@ class ReadSpec:
     def columns(self) -> list[str]:
         """Input columns needed, each once."""
         wanted = [self.text_column, *([self.id_column] if self.id_column else []), *self.keep.names]
+        wanted += (self.settings or {}).values()
         return list(dict.fromkeys(wanted))
 
     def columns_in(self, names: Collection[str]) -> list[str]:
@@ -136,13 +156,13 @@ def partition_values(source: Source, spec: ReadSpec) -> dict[str, Any]:
 
 def canonical(
     ids: Sequence[str | int | None],
-    texts: Sequence[str | None],
+    texts: Sequence[Any],
     errors: Sequence[str | None],
     keep: pa.Table,
-    id_type: pa.DataType,
+    spec: ReadSpec,
 ) -> pa.Table:
     """Assemble the shape described above."""
-    table = pa.table({"id": pa.array(list(ids), id_type), "text": pa.array(texts, pa.string())})
+    table = pa.table({"id": pa.array(list(ids), spec.id_type), "text": pa.array(texts, spec.text_type)})
     table = table.append_column("error", pa.array(errors, pa.string()))
     for name in keep.column_names:
         table = table.append_column(pa.field(KEEP_PREFIX + name, keep.schema.field(name).type), keep[name])
@@ -157,7 +177,7 @@ def unreadable(
     names = named(ids, places, spec)
     errors = [reason if name is not None else f"{place}: {reason}" for name, place in zip(names, places, strict=True)]
     keep = pa.table({field.name: pa.nulls(len(names), field.type) for field in spec.keep}, schema=spec.keep)
-    return canonical(names, [None] * len(names), errors, keep, spec.id_type)
+    return canonical(names, [None] * len(names), errors, keep, spec)
 
 
 def named(ids: Sequence[str | int | None], places: Sequence[str], spec: ReadSpec) -> list[str | int | None]:

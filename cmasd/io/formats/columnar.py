@@ -21,15 +21,14 @@ from cmasd.io.formats.base import (
     one_line,
     partition_values,
 )
+from cmasd.io.formats.recordings import check_recording
 
 EXTENSION_KEY = b"ARROW:extension:name"
 
 
 def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec) -> pa.Table:
     """`table` holds those of `spec.columns` that the file has; its first row is row `first_row` of the file."""
-    column = _inside(table, spec) if spec.is_messages else table[spec.text_column]
-    check = check_messages if spec.is_messages else check_text
-    checked = [check(value, spec.max_text_bytes) for value in python_values(column)]
+    checked = _checked(table, source, spec)
     texts, errors = [text for text, _ in checked], [error for _, error in checked]
     given = ids_of(table[spec.id_column], spec) if spec.id_column else [None] * table.num_rows
     ids = named(given, [f"{source.name}:{row}" for row in range(first_row, first_row + table.num_rows)], spec)
@@ -38,7 +37,20 @@ def to_canonical(table: pa.Table, first_row: int, source: Source, spec: ReadSpec
         kept[name], wrong = _kept(table, spec.keep.field(name), source, spec)
         for row, what in wrong.items():
             texts[row], errors[row] = None, errors[row] or f"column '{name}' {what}"
-    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec)
+
+
+def _checked(table: pa.Table, source: Source, spec: ReadSpec) -> list[tuple[Any, str | None]]:
+    """(what is decoded from, null) or (null, what is wrong with it)."""
+    column = _inside(table, spec) if spec.is_messages else table[spec.text_column]
+    values = python_values(column)
+    if spec.settings is None:
+        check = check_messages if spec.is_messages else check_text
+        return [check(value, spec.max_text_bytes) for value in values]
+    named = [name for name in dict.fromkeys(spec.settings.values()) if name in table.column_names]
+    columns = {name: python_values(table[name]) for name in named}
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(len(values))]
+    return [check_recording(value, row, source, spec) for value, row in zip(values, rows, strict=True)]
 
 
 def _inside(table: pa.Table, spec: ReadSpec) -> "pa.ChunkedArray[Any]":

@@ -28,6 +28,7 @@ from cmasd.io.formats.base import (
     legible,
     partition_values,
 )
+from cmasd.io.formats.recordings import check_recording
 
 PROBED_ROWS = 1000
 """Rows looked at to judge columns."""
@@ -55,7 +56,7 @@ def to_canonical(
     in_folders = partition_values(source, spec)
     for row, (record, line) in enumerate(zip(records, lines, strict=True), first_row):
         values = record if isinstance(record, dict) else {}
-        text, error = _text(record, values, spec)
+        text, error = _text(record, values, source, spec)
         for name in kept:
             value, misfit = _fit(values.get(name), spec.keep.field(name).type)
             value = in_folders.get(name) if name not in values else value
@@ -64,21 +65,31 @@ def to_canonical(
         ids.append(_id(values, f"{source.name}:{row}", spec))
         texts.append(None if error else text)
         errors.append(error and f"line {line}: {error}")
-    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec.id_type)
+    return canonical(ids, texts, errors, pa.table(kept, schema=spec.keep), spec)
 
 
-def _text(record: Record, values: dict[str, Any], spec: ReadSpec) -> tuple[str | None, str | None]:
-    check = check_messages if spec.is_messages else check_text
-    if spec.text_column in values:
-        return check(values[spec.text_column], spec.max_text_bytes)
+def _text(record: Record, values: dict[str, Any], source: Source, spec: ReadSpec) -> tuple[Any, str | None]:
     if isinstance(record, str):
         return None, record
+    found, value = _value(values, spec)
+    if not found:
+        return None, f"no column '{spec.text_column}' in this row"
+    if spec.settings is not None:
+        return check_recording(value, values, source, spec)
+    check = check_messages if spec.is_messages else check_text
+    return check(value, spec.max_text_bytes)
+
+
+def _value(values: dict[str, Any], spec: ReadSpec) -> tuple[bool, Any]:
+    """Whether there is what is decoded from, of messages perhaps inside another column, and it."""
+    if spec.text_column in values:
+        return True, values[spec.text_column]
     inside: Any = values if spec.is_messages else None
     for name in spec.text_column.split("."):
         if not isinstance(inside, dict) or name not in inside:
-            return None, f"no column '{spec.text_column}' in this row"
+            return False, None
         inside = inside[name]
-    return check(inside, spec.max_text_bytes)
+    return True, inside
 
 
 def _id(values: dict[str, Any], default: str, spec: ReadSpec) -> str | int:

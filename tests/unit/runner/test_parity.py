@@ -243,7 +243,7 @@ def test_mt5_does_not_scale_what_its_output_layer_reads() -> None:
 
 def test_every_supported_architecture_has_a_tiny_model() -> None:
     tiny = {type(tiny_model(family, layers=1)).__name__ for family in [*FAMILIES, "mt5"]}
-    assert tiny == set(families.FAMILIES)
+    assert tiny == {name for name, family in families.FAMILIES.items() if not family.hears}, "see test_hearing.py"
 
 
 def test_output_layers_keep_bias_scale_and_cap() -> None:

@@ -167,6 +167,8 @@ def load_ctranslate2(pair: Pair, model: Model, threads: int) -> dict[str, Conver
 
     Raises `ModelError` where CTranslate2 is not installed or cannot convert the architecture.
     """
+    if pair.sound is not None:
+        raise ModelError("ctranslate2: decodes texts alone here, and the verifier hears.")
     if find_spec("ctranslate2") is None:
         raise ModelError(f"ctranslate2: is not installed. {INSTALL} adds it.")
     device = pair.device.type

@@ -11,6 +11,7 @@ import torch
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
+from cmasd.evaluation.speed.peers.heard import generate_heard
 from cmasd.runner.models import Model, load_model
 from cmasd.runner.packed import is_packed
 
@@ -52,6 +53,8 @@ class HfGenerate:
 
     def _batch(self, batch: list[Request]) -> dict[int, list[int]]:
         model: Any = self.model
+        if self.pair.sound is not None:
+            return generate_heard(model, self.pair, self.pair.sound, batch, self.beams)
         pad = model.generation_config.pad_token_id or 0
         longest = max(len(request.source) for request in batch)
         # Decoder-only models continue the last column, so their prompts are padded on the left.
