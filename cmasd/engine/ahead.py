@@ -95,8 +95,9 @@ class Flight:
     is_usual: bool = True
     """Whether it ran as iterations do, and not to see whether another number of threads is faster."""
 
-    def observation(self) -> Observation:
+    def observation(self, with_signals: bool = False) -> Observation:
         """What a policy learns from it, when it has ended."""
+        components_BK3 = self.draft.components_BK3
         return Observation(
             self.draft.lengths_B.cpu().numpy(),
             self.verdict.accepted_B.cpu().numpy(),
@@ -104,6 +105,7 @@ class Flight:
             self.draft.drafted_B.cpu().numpy(),
             self.seconds(),
             self.is_typical,
+            components_BK3.cpu().numpy().astype(np.float64) if with_signals else None,
         )
 
 

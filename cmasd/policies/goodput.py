@@ -17,9 +17,9 @@ from typing import Self
 import numpy as np
 
 from cmasd.config.tree import Config
-from cmasd.policies.acceptance import Calibration
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
+from cmasd.policies.estimators import ESTIMATORS
 from cmasd.policies.explorer import BURST, Explorer, Ledger
 from cmasd.policies.lengths import Choice, choose, expected
 from cmasd.policies.speeds import Batch, Belief, Lead, Measured, Plain, Speed, overhead_seconds
@@ -75,7 +75,11 @@ class GoodputPolicy(Policy):
     wants_costs = True
 
     def __init__(
-        self, max_draft_tokens: int, explore_share: float = 0.01, clock: Callable[[], float] = time.thread_time
+        self,
+        max_draft_tokens: int,
+        explore_share: float = 0.01,
+        clock: Callable[[], float] = time.thread_time,
+        estimator: str = "logistic",
     ) -> None:
         """`clock`: seconds of this thread, for what learning takes."""
         self.max_draft_tokens = max_draft_tokens
@@ -83,7 +87,8 @@ class GoodputPolicy(Policy):
         """Of the drafter; set by the engine, which can measure."""
         self.looks = True
         """Whether rules go by the confidence of each row."""
-        self.calibration = Calibration(max_draft_tokens)
+        self.calibration = ESTIMATORS[estimator](max_draft_tokens)
+        self.wants_signals = self.calibration.wants_signals
         self._ledger = Ledger(explore_share)
         self._clock = clock
         self._ranges: dict[int, Range] = {}
@@ -103,11 +108,12 @@ class GoodputPolicy(Policy):
     @classmethod
     def of(cls, config: Config) -> Self:
         """As configured."""
-        return cls(config.drafter.max_draft_tokens, config.policy.explore_share)
+        most, policy = config.drafter.max_draft_tokens, config.policy
+        return cls(most, policy.explore_share, estimator=policy.estimator)
 
     def look_no_more(self) -> None:
         """See `Policy.look_no_more`: all rows draft as many tokens."""
-        self.looks = False
+        self.looks = self.wants_signals = False
 
     def learn_costs(self, table: StepTable) -> None:
         """See `Policy.learn_costs`."""
@@ -164,10 +170,14 @@ class GoodputPolicy(Policy):
             candidates = list(Arm) if can_win else []
             beliefs: list[Belief] = [Plain(), lead]
             explorer = Explorer(self._ledger, beliefs, force, force, candidates=candidates)
-            rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
+            rule = self._rule_of(choice)
             edges = 0.375 * 2**power, 1.25 * 2**power
             self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead)
         return self._ranges[power]
+
+    def _rule_of(self, choice: Choice) -> Rule:
+        """By what is thought of acceptance now."""
+        return choice.rule(self.calibration.slope, self.calibration.offsets_K, self.calibration.weights_2)
 
     def _lead_near(self, power: int, gain: float) -> tuple[Lead, bool]:
         """Of drafting with a new number of rows: as much faster than expected as with others, where that is known."""
@@ -230,4 +240,4 @@ class GoodputPolicy(Policy):
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
         place.lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
-        place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
+        place.rule = self._rule_of(choice)
