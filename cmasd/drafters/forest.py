@@ -112,7 +112,7 @@ class Forest:
             _, _, _, before, statistic, _ = self.nodes[number] if number >= 0 else _root(self._is_mean)
             mine = []
             for way in ways:
-                share = self._rule.share(way.confidence, depth)
+                share = self._rule.share(way.confidence, depth, way.components)
                 now = (statistic * depth + share) / (depth + 1) if self._is_mean else statistic * share
                 mine.append(len(self.nodes) if now >= keep else -1)
                 if now >= keep:

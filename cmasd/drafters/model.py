@@ -138,7 +138,8 @@ class ModelDrafter(Drafter):
             calibration = None
             if rule.slope is not None and rule.offsets_K is not None:
                 calibration = (rule.slope, rule.offsets_K, EDGE)
-            self._rule = rule, PackedRule(rule.go_on_K, rule.keep_K, rule.statistic == "mean", calibration, *linear)
+            is_mean, more_2 = rule.statistic == "mean", rule.weights_2
+            self._rule = rule, PackedRule(rule.go_on_K, rule.keep_K, is_mean, calibration, *linear, more_2)
         return True, self._rule[1]
 
     def _draft_natively(
@@ -177,7 +178,7 @@ class ModelDrafter(Drafter):
                 context.tokens_BL[rows_R, before_R] = token_R
             going_R = going_R & (room_B[rows_R] > j + 1) & ~is_one_of(token_R, self.eos_ids)
             if rule.looks:
-                going_R &= rule.goes_on(sheet.confidence_BK[rows_R, : j + 1])
+                going_R &= rule.goes_on(sheet.confidence_BK[rows_R, : j + 1], sheet.scores_BK4[rows_R, : j + 1, :3])
             if j + 1 == most or not going_R.any():
                 break
             if not self.runner.wants_all:
@@ -272,12 +273,13 @@ class ModelDrafter(Drafter):
         self.caught_up = True
         tokens_BK, confidence_BK = torch.stack(tokens, -1), torch.stack(confidences, -1)
         scores = Scores.stack(scored)
+        components_BK3 = scores.components
         drafted_B = until_end(tokens_BK, self.eos_ids, room_B)
         return Draft(
             tokens_BK=tokens_BK,
-            lengths_B=rule.lengths(confidence_BK, drafted_B),
+            lengths_B=rule.lengths(confidence_BK, drafted_B, components_BK3),
             confidence_BK=confidence_BK,
-            components_BK3=scores.components,
+            components_BK3=components_BK3,
             made_B=torch.full_like(drafted_B, most),
             logprob_BK=logprob_of(scores, tokens_BK, None),
         )

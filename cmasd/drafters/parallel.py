@@ -96,7 +96,8 @@ class ParallelDrafter(Drafter):
             most, extent = extent.window - 1, extent._replace(window=self.max_draft_tokens + 1)
         proposal = self._propose(context.tokens_BL, context.lengths_B, most, extent)
         drafted_B = until_end(proposal.tokens_BK, self.eos_ids, room_B)
-        return replace(proposal, lengths_B=rule.lengths(proposal.confidence_BK, drafted_B), made_B=drafted_B)
+        sent_B = rule.lengths(proposal.confidence_BK, drafted_B, proposal.components_BK3)
+        return replace(proposal, lengths_B=sent_B, made_B=drafted_B)
 
     def _grow(self, context: Context, room_B: Tensor, rule: Rule) -> Draft:
         """A tree for each row, of one pass; the Markov head goes along every path."""

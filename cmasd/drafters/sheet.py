@@ -49,7 +49,7 @@ class Sheet:
         """As far as the rule lets tokens be sent."""
         return Draft(
             tokens_BK=self.tokens_BK,
-            lengths_B=rule.lengths(self.confidence_BK, self.made_B),
+            lengths_B=rule.lengths(self.confidence_BK, self.made_B, self.scores_BK4[..., :3]),
             confidence_BK=self.confidence_BK,
             components_BK3=self.scores_BK4[..., :3],
             probs_BKV=self.probs_BKV,

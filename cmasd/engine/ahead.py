@@ -97,8 +97,9 @@ class Flight:
     tree: Draft | None = None
     """What was sent, where the draft is a path of it."""
 
-    def observation(self) -> Observation:
+    def observation(self, with_signals: bool = False) -> Observation:
         """What a policy learns from it, when it has ended."""
+        components_BK3 = self.draft.components_BK3
         return Observation(
             self.draft.lengths_B.cpu().numpy(),
             self.verdict.accepted_B.cpu().numpy(),
@@ -107,6 +108,7 @@ class Flight:
             self.seconds(),
             self.is_typical,
             None if self.tree is None else self.tree.lengths_B.cpu().numpy(),
+            components_BK3.cpu().numpy().astype(np.float64) if with_signals else None,
         )
 
 

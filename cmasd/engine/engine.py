@@ -223,7 +223,7 @@ class Engine:
         flight, self._flight = self._flight, None
         if flight is not None:
             if flight.is_usual:
-                self.policy.observe(flight.observation())
+                self.policy.observe(flight.observation(self.policy.wants_signals))
             if flight.draft.tokens_BK.shape[1]:
                 self.stats.drafter_tokens += int(flight.draft.drafted_B.sum())
         return self._collect(done)

@@ -7,7 +7,7 @@
    the entropy on. */
 struct rule {
     const double *go_on, *keep, *offsets; /* by tokens drafted; offsets null: confidence is taken as it is */
-    double slope, edge, bias, weights[4];
+    double slope, edge, bias, weights[4], more[2]; /* of what entropy and softmax margin say beyond confidence */
     int64_t is_mean;
 };
 
@@ -18,13 +18,21 @@ struct drafted {
     int64_t *made, *sent;
 };
 
+static double log_odds(double share, double edge)
+{
+    share = share < edge ? edge : share > 1 - edge ? 1 - edge : share;
+    return log(share / (1 - share));
+}
+
 static double accepted_share(const struct rule *rule, int64_t j, const REAL *numbers)
 {
     REAL confidence = (REAL)rule->bias;
     for (int64_t i = 0; i < 4; i++) confidence += (REAL)rule->weights[i] * numbers[LOGIT_ENTROPY + i];
     if (!rule->offsets) return confidence;
-    double known = confidence < rule->edge ? rule->edge : confidence > 1 - rule->edge ? 1 - rule->edge : confidence;
-    return 1 / (1 + exp(-(rule->slope * log(known / (1 - known)) + rule->offsets[j])));
+    double known = log_odds(confidence, rule->edge), odds = rule->slope * known + rule->offsets[j];
+    if (rule->more[0] != 0) odds += rule->more[0] * (log_odds(numbers[LOGIT_ENTROPY], rule->edge) - known);
+    if (rule->more[1] != 0) odds += rule->more[1] * (log_odds(numbers[LOGIT_SOFTMAX], rule->edge) - known);
+    return 1 / (1 + exp(-odds));
 }
 
 /* `count` tokens at most for each run of the window, behind it, and no more than `room` of its slot; a draft ends with an

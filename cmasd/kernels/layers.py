@@ -67,6 +67,7 @@ class _Rule(ctypes.Structure):
         *fields_of("go_on keep offsets"),
         *((name, ctypes.c_double) for name in ("slope", "edge", "bias")),
         ("weights", ctypes.c_double * 4),
+        ("more", ctypes.c_double * 2),
         ("is_mean", SIZE),
     )
 
@@ -166,9 +167,10 @@ class PackedRule:
         calibration: tuple[float, NDArray[np.float64], float] | None,
         weights_4: tuple[float, float, float, float],
         bias: float,
+        more_2: NDArray[np.float64] | None = None,
     ) -> None:
         """`calibration` is slope, offsets (K,) and edge; confidence is bias + weights * (entropy, margin, softmax,
-        max_prob).
+        max_prob); `more_2` are weights of entropy and softmax beyond it.
         """
         slope, offsets_K, edge = calibration or (1.0, None, 0.0)
         arrays = [
@@ -176,7 +178,8 @@ class PackedRule:
         ]
         self._parts = arrays  # kept alive
         addresses = (None if one is None else one.ctypes.data for one in arrays)
-        self._struct = _Rule(*addresses, slope, edge, bias, (ctypes.c_double * 4)(*weights_4), int(is_mean))
+        more = (ctypes.c_double * 2)(*((0.0, 0.0) if more_2 is None else more_2))
+        self._struct = _Rule(*addresses, slope, edge, bias, (ctypes.c_double * 4)(*weights_4), more, int(is_mean))
         self.address = ctypes.addressof(self._struct)
 
 

@@ -7,14 +7,18 @@ a rule would have made of them is what it will make of those to come.
 
 In numpy: the numbers are few, and the host decides by them.
 
-Shapes: N rows that are remembered, K draft.
+Estimators that know more than C, or how sure they are, begin from here (`cmasd.policies.estimators`).
+
+Shapes: N rows that are remembered, K draft, J judged tokens of these, F features.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cmasd.policies.base import EDGE, Float64, Int64, Observation
+from cmasd.policies.base import Float64, Int64, Observation, log_odds
 
 REMEMBERED = 512
 """Rows whose latest drafts are learned from: enough for an acceptance within 2 %, and few enough for a millisecond."""
@@ -26,6 +30,11 @@ HOPE_OF_PREVIOUS = 0.95
 
 class Calibration:
     """From confidence to probability, and a sample of what confidences there are."""
+
+    wants_signals: ClassVar[bool] = False
+    """Whether it looks at more of a token than its confidence."""
+    weights_2: Float64 | None = None
+    """See `Rule`."""
 
     def __init__(self, max_draft_tokens: int, hope: float = HOPE) -> None:
         """`hope`: acceptance that is assumed of each token before any was judged."""
@@ -52,8 +61,14 @@ class Calibration:
         places = np.arange(self._seen, self._seen + len(odds_MK)) % REMEMBERED
         self._odds_NK[places] = odds_MK
         self._counts_N3[places] = counts_3M.T[-REMEMBERED:]
+        self._remember(seen, places)
         self._seen += len(odds_MK)
         self._fit()
+
+    def log_odds(self) -> Float64:
+        """(N, K) of the acceptance of each remembered row's tokens; of those that were not drafted it means nothing."""
+        odds_NK: Float64 = self.slope * self._odds_NK[: self.rows] + self.offsets_K
+        return odds_NK
 
     def survival(self) -> tuple[Float64, Float64]:
         """(N, K): the chance that the first j tokens of each remembered row are all accepted; (K,): the usual p_j.
@@ -65,7 +80,7 @@ class Calibration:
             usual_K = np.full(len(self.offsets_K), self._hope)
             return usual_K.cumprod()[None], usual_K
         drafted_NK = np.arange(len(self.offsets_K)) < self._counts_N3[: self.rows, :1]
-        p_NK = 1 / (1 + np.exp(-self.slope * self._odds_NK[: self.rows] - self.offsets_K))
+        p_NK = 1 / (1 + np.exp(-self.log_odds()))
         usual_K = np.full(len(self.offsets_K), self._hope)
         for place in range(len(usual_K)):
             if drafted_NK[:, place].any():
@@ -76,18 +91,25 @@ class Calibration:
         survival_NK[~drafted_NK[:, 0]] = 0.0
         return survival_NK, usual_K
 
+    def _remember(self, seen: Sequence[Observation], places: Int64) -> None:
+        """What else is known of these rows, at these places."""
+        return
+
+    def _judged(self) -> tuple[Int64, Int64]:
+        """(J,) row and position of every remembered token that was judged."""
+        _, sent_N, accepted_N = self._counts_N3[: self.rows].T
+        at_J, position_J = np.nonzero(np.arange(len(self.offsets_K)) < np.minimum(accepted_N + 1, sent_N)[:, None])
+        return at_J, position_J
+
     def _fit(self) -> None:
         """Logistic regression by Newton steps from where it was.
 
         Beforehand the slope is thought within 1 of C as it is, and each offset within 1 of that before, from 0.
         """
-        _, sent_N, accepted_N = self._counts_N3[: self.rows].T
+        at, positions = self._judged()
         position_K = np.arange(len(self.offsets_K))
-        at, positions = np.nonzero(position_K < np.minimum(accepted_N + 1, sent_N)[:, None])
-        odds, accepted = self._odds_NK[at, positions], positions < accepted_N[at]
-        trusted = np.r_[1.0, np.zeros(len(position_K))]
-        differences = np.eye(len(trusted)) - np.diag(np.r_[0.0, np.ones(len(position_K) - 1)], -1)
-        belief = differences.T @ differences
+        odds, accepted = self._odds_NK[at, positions], positions < self._counts_N3[at, 2]
+        trusted, belief = beforehand(len(position_K))
         weights: Float64 = np.r_[self.slope, self.offsets_K]
         for _ in range(3):
             p = 1 / (1 + np.exp(-np.clip(weights[0] * odds + weights[1:][positions], -30, 30)))
@@ -98,6 +120,28 @@ class Calibration:
             gradient += belief @ (weights - trusted)
             weights = weights - np.clip(np.linalg.solve(curvature + belief, gradient), -1.0, 1.0)
         self.slope, self.offsets_K = max(float(weights[0]), 0.0), weights[1:]
+
+
+def beforehand(positions: int) -> tuple[Float64, Float64]:
+    """(1 + K,) slope and offsets, and the precision (1 + K, 1 + K) of what is thought before anything was judged."""
+    differences = np.eye(1 + positions) - np.diag(np.r_[0.0, np.ones(positions - 1)], -1)
+    return np.r_[1.0, np.zeros(positions)], differences.T @ differences
+
+
+def newton(
+    feature_JF: Float64, accepted_J: NDArray[np.bool_], start_F: Float64, trusted_F: Float64, belief_FF: Float64
+) -> tuple[Float64, Float64]:
+    """Weights (F,) of a logistic regression by Newton steps from `start_F`, and their precision (F, F).
+
+    Beforehand they are thought to be `trusted_F`, with precision `belief_FF`.
+    """
+    weights_F = start_F
+    for _ in range(3):
+        p_J = 1 / (1 + np.exp(-np.clip(feature_JF @ weights_F, -30, 30)))
+        precision_FF = belief_FF + (feature_JF * (p_J * (1 - p_J))[:, None]).T @ feature_JF
+        gradient_F = feature_JF.T @ (p_J - accepted_J) + belief_FF @ (weights_F - trusted_F)
+        weights_F = weights_F - np.clip(np.linalg.solve(precision_FF, gradient_F), -1.0, 1.0)
+    return weights_F, precision_FF
 
 
 def _sums(values: Float64, positions: Int64, position_K: Int64) -> Float64:
@@ -113,6 +157,4 @@ def _log_odds(seen: Sequence[Observation], rows: int, most: int) -> Float64:
         confidence_BK = one.confidence_BK[:, :most]
         confidence_MK[start : start + len(confidence_BK), : confidence_BK.shape[1]] = confidence_BK
         start += len(confidence_BK)
-    known_MK = np.nan_to_num(confidence_MK, nan=0.5).clip(EDGE, 1 - EDGE)
-    odds_MK: Float64 = np.log(known_MK / (1 - known_MK))
-    return odds_MK
+    return log_odds(np.nan_to_num(confidence_MK, nan=0.5))

@@ -17,9 +17,10 @@ from typing import Self
 import numpy as np
 
 from cmasd.config.tree import Config
-from cmasd.policies.acceptance import HOPE_OF_PREVIOUS, Calibration
+from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
+from cmasd.policies.estimators import ESTIMATORS
 from cmasd.policies.explorer import BURST, Explorer, Ledger
 from cmasd.policies.lengths import Choice, choose, expected
 from cmasd.policies.shapes import Shapes
@@ -83,6 +84,8 @@ class GoodputPolicy(Policy):
         explore_share: float = 0.01,
         clock: Callable[[], float] = time.thread_time,
         tree_nodes: int = 0,
+        estimator: str = "logistic",
+        hope: float = HOPE,
     ) -> None:
         """`clock`: seconds of this thread, for what learning takes. `tree_nodes`: of one row; more rows share them."""
         self.max_draft_tokens = max_draft_tokens
@@ -91,7 +94,8 @@ class GoodputPolicy(Policy):
         """Of the drafter; set by the engine, which can measure."""
         self.looks = True
         """Whether rules go by the confidence of each row."""
-        self.calibration = Calibration(max_draft_tokens)
+        self.calibration = ESTIMATORS[estimator](max_draft_tokens, hope)
+        self.wants_signals = self.calibration.wants_signals
         self._ledger = Ledger(explore_share)
         self._clock = clock
         self._ranges: dict[int, Range] = {}
@@ -111,15 +115,19 @@ class GoodputPolicy(Policy):
     @classmethod
     def of(cls, config: Config) -> Self:
         """As configured."""
-        drafter = config.drafter
-        policy = cls(drafter.max_draft_tokens, config.policy.explore_share, tree_nodes=drafter.tree_nodes)
-        if "previous" in drafter.kinds:
-            policy.calibration = Calibration(drafter.max_draft_tokens, HOPE_OF_PREVIOUS)
-        return policy
+        drafter, policy = config.drafter, config.policy
+        hope = HOPE_OF_PREVIOUS if "previous" in drafter.kinds else HOPE
+        return cls(
+            drafter.max_draft_tokens,
+            policy.explore_share,
+            tree_nodes=drafter.tree_nodes,
+            estimator=policy.estimator,
+            hope=hope,
+        )
 
     def look_no_more(self) -> None:
         """See `Policy.look_no_more`: all rows draft as many tokens."""
-        self.looks = False
+        self.looks = self.wants_signals = False
 
     def learn_costs(self, table: StepTable) -> None:
         """See `Policy.learn_costs`."""
@@ -181,11 +189,15 @@ class GoodputPolicy(Policy):
             candidates = list(Arm) if can_win else []
             beliefs: list[Belief] = [Plain(), lead]
             explorer = Explorer(self._ledger, beliefs, force, force, candidates=candidates)
-            rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
+            rule = self._rule_of(choice)
             shapes = Shapes.of(0 if not self.looks else self.tree_nodes >> power, self._ledger)
             edges = 0.375 * 2**power, 1.25 * 2**power
             self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead, shapes)
         return self._ranges[power]
+
+    def _rule_of(self, choice: Choice) -> Rule:
+        """By what is thought of acceptance now."""
+        return choice.rule(self.calibration.slope, self.calibration.offsets_K, self.calibration.weights_2)
 
     def _lead_near(self, power: int, gain: float) -> tuple[Lead, bool]:
         """Of drafting with a new number of rows: as much faster than expected as with others, where that is known."""
@@ -252,4 +264,4 @@ class GoodputPolicy(Policy):
         tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
         place.lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
         place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
-        place.rule = choice.rule(self.calibration.slope, self.calibration.offsets_K)
+        place.rule = self._rule_of(choice)

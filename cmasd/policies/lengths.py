@@ -37,10 +37,11 @@ class Choice:
         """Tokens of a row per second."""
         return self.tokens / self.seconds
 
-    def rule(self, slope: float, offsets_K: Float64) -> Rule:
-        """For confidences that are calibrated so."""
+    def rule(self, slope: float, offsets_K: Float64, weights_2: Float64 | None = None) -> Rule:
+        """For tokens whose acceptance is estimated so."""
         most = int(np.argmax(np.r_[self.go_on_K, np.inf] == np.inf)) + 1
-        return Rule(self.go_on_K[:most], self.keep_K[:most], slope=slope, offsets_K=offsets_K[:most])
+        thresholds = self.go_on_K[:most], self.keep_K[:most]
+        return Rule(*thresholds, slope=slope, offsets_K=offsets_K[:most], weights_2=weights_2)
 
 
 def choose(survival_NK: Float64, usual_K: Float64, curve: Curve, looks: bool = True) -> Choice:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -31,6 +32,16 @@ class Ruled(ModelDrafter):
 
     def propose(self, context: Context, room_B: Tensor) -> Draft:
         return self.draft(context, room_B, self.rule)
+
+
+class BySignals(Policy):
+    """Rows go on by what entropy and softmax margin say, and hardly by confidence."""
+
+    max_draft_tokens = 4
+
+    def plan(self, rows: int) -> Rule | None:
+        least_K, weights_2 = np.array([0.5, 0.24, 0.12, 0.06]), np.array([0.9, -0.7])
+        return Rule(least_K, least_K, slope=0.1, offsets_K=np.array([0.6, 0.2, -0.1, 0.0]), weights_2=weights_2)
 
 
 def drafter_of(
@@ -151,14 +162,16 @@ def test_rows_that_are_taken_up_later_draft_as_the_others() -> None:
     assert len(batches) == 1
 
 
-@pytest.mark.parametrize("threshold", [None, 0.01, 0.05])
+@pytest.mark.parametrize("threshold", [None, 0.01, 0.05, "signals"])
 @pytest.mark.parametrize("shortlist", [None, tuple(range(40, 3, -1))])
 @pytest.mark.parametrize("margin_form", ["full", "printed"])
 def test_the_kernel_drafts_as_forwards_do(
-    threshold: float | None, shortlist: tuple[int, ...] | None, margin_form: Literal["full", "printed"]
+    threshold: float | str | None, shortlist: tuple[int, ...] | None, margin_form: Literal["full", "printed"]
 ) -> None:
     """Through rejections, whole drafts and plain iterations between; ends of sequence and room included."""
-    policy = FixedPolicy(3) if threshold is None else SurvivalPolicy(threshold, 4)
+    policy: Policy = FixedPolicy(3) if threshold is None else BySignals()
+    if isinstance(threshold, float):
+        policy = SurvivalPolicy(threshold, 4)
     native, stepwise = (drafter_of(policy, (21, 9), None, "marian", shortlist, margin_form) for _ in range(2))
     if kernels(torch.float64) is None:
         pytest.skip("no C compiler here")

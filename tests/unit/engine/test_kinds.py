@@ -12,18 +12,20 @@ from cmasd.core import Draft
 from cmasd.drafters import Context, Drafter, kinds
 from cmasd.drafters.base import empty_draft
 from cmasd.engine import Engine
-from cmasd.policies import Policy, Rule, build_policy
+from cmasd.policies import GoodputPolicy, Policy, Rule, build_policy
+from cmasd.policies.estimators import ESTIMATORS
 from cmasd.runner.base import Extent
 from cmasd.verification import build_verification
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 
-def names(section: type) -> set[str]:
-    return set(get_args(get_type_hints(section)["kind"]))
+def names(section: type, key: str = "kind") -> set[str]:
+    return set(get_args(get_type_hints(section)[key]))
 
 
 def test_every_name_has_its_kind_and_every_kind_its_name() -> None:
     assert set(policies.KINDS) == names(PolicyConfig)
+    assert set(ESTIMATORS) == names(PolicyConfig, "estimator")
     assert set(verification.KINDS) == names(VerificationConfig)
     assert set(kinds.KINDS) == set(MODEL_DRAFTERS)
     assert not set(kinds.KINDS) & set(FREE_DRAFTERS)
@@ -34,6 +36,16 @@ def test_a_policy_follows_its_section(kind: str) -> None:
     policy = build_policy(from_dict({"policy": {"kind": kind}, "drafter": {"max_draft_tokens": 7}}))
     assert isinstance(policy, Policy)
     assert policy.max_draft_tokens == (0 if kind == "plain" else 7)
+
+
+@pytest.mark.parametrize("kind", sorted(ESTIMATORS))
+def test_goodput_learns_by_the_estimator_that_is_asked_for(kind: str) -> None:
+    policy = build_policy(from_dict({"policy": {"kind": "goodput", "estimator": kind}}))
+    assert isinstance(policy, GoodputPolicy)
+    assert type(policy.calibration) is ESTIMATORS[kind]
+    assert policy.wants_signals == (kind == "signals")
+    policy.look_no_more()
+    assert not policy.wants_signals, "nobody copies what nobody reads"
 
 
 @pytest.mark.parametrize("kind", sorted(verification.KINDS))

@@ -100,8 +100,9 @@ def rules(draw: st.DrawFn, longest: int, nodes: int) -> Rule:
     go_on, keep = (np.array(draw(st.lists(LEAST, min_size=most, max_size=most))) for _ in range(2))
     slope = draw(st.none() | st.sampled_from([0.5, 1.0, 3.0]))
     offsets = None if slope is None else np.array(draw(st.lists(st.floats(-2, 2), min_size=most, max_size=most)))
+    weights = draw(st.none() | st.lists(st.floats(-1, 1), min_size=2, max_size=2).map(np.array))
     nodes = draw(st.sampled_from([0, nodes]))
-    return Rule(go_on, keep, draw(st.sampled_from(["product", "mean"])), slope, offsets, nodes)
+    return Rule(go_on, keep, draw(st.sampled_from(["product", "mean"])), slope, offsets, nodes, weights)
 
 
 @st.composite

@@ -104,6 +104,6 @@ def test_what_changes_results_is_refused_by_name(
 def test_what_is_free() -> None:
     free = {key for key, _ in flatten(Config()) if is_free(key)}
     lengths = {"drafter.max_draft_tokens", "drafter.min_draft_tokens", "drafter.memory", "drafter.memory_tokens"}
-    kinds = ("kind", "alpha", "threshold", "explore_share")
+    kinds = ("kind", "estimator", "alpha", "threshold", "explore_share")
     policy = {f"policy.{name}" for name in kinds}
     assert free == {"engine.slots", "engine.graphs"} | lengths | policy
