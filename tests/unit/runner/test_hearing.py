@@ -7,7 +7,9 @@ import torch
 
 from cmasd.core import Sound
 from cmasd.runner import load_runner
-from cmasd.runner.load import share_encoder
+from cmasd.runner.early_exit import early_exit
+from cmasd.runner.families import family_of
+from cmasd.runner.load import measure, share_encoder
 from cmasd.window import Window
 from tests.unit.runner import tiny_whisper as tiny
 
@@ -64,6 +66,13 @@ def test_what_is_the_same_is_encoded_once_and_a_drafter_shares_it() -> None:
     assert len(calls) == 2
     hook.remove()
     assert torch.equal(verifier.encoded_BSd[0], verifier.encoded_BSd[2])
+
+
+def test_a_model_that_ends_early_has_caches_of_its_own_layers() -> None:
+    model = tiny.tiny_whisper(layers=3)
+    shapes = {layers: measure(early_exit(model, layers), family_of(model)).layers for layers in (1, 2)}
+    assert shapes == {1: 1, 2: 2}
+    assert measure(model, family_of(model)).layers == 3
 
 
 def test_a_window_is_cut_from_a_recording_and_filled_with_silence() -> None:
