@@ -27,7 +27,7 @@ def code_in_readme() -> str:
 
 
 def verbs() -> list[str]:
-    return sorted(set(re.findall(r"(?:\bcmasd|-m jobs) ([a-z]+)\b", code_in_readme())))
+    return sorted(set(re.findall(r"(?:(?<!from )\bcmasd|-m jobs) ([a-z]+)\b", code_in_readme())))
 
 
 def test_is_short() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import fields, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -32,6 +32,8 @@ SOURCES = [request.source for request in ragged_requests(11, seed=3)]
 
 class Words:
     """Turns ids into text as they are, and texts of one word or more into as many ids."""
+
+    tokens: ClassVar[dict[str, int]] = {}
 
     def decode(self, rows: list[list[int]]) -> list[str]:
         return [" ".join(map(str, row)) for row in rows]
@@ -176,10 +178,10 @@ def test_a_way_differs_in_policy_and_verification_alone() -> None:
         ("copy", {}, {}, ["copy"]),
         ("memory", {"previous": "a", "kind": "previous"}, {}, ["memory"]),
         ("previous", {"previous": "a", "kind": ["copy", "previous"]}, {}, ["previous"]),
-        ("all", {}, {}, ["memory", "copy", "model"]),
+        ("all", {}, {}, ["memory", "copy", "recycle", "model"]),
         ("all", {}, {"drafter": None}, ["memory", "copy"]),
-        ("all", {"kind": "self"}, {"drafter": None}, ["memory", "copy", "self"]),
-        ("all", {"previous": "a", "kind": ["previous", "parallel"]}, {}, ["previous", "memory", "copy", "parallel"]),
+        ("all", {"kind": "self"}, {"drafter": None}, ["memory", "copy", "recycle", "self"]),
+        ("all", {"previous": "a", "kind": ["previous", "parallel"]}, {}, ["previous", "memory", "copy", "recycle", "parallel"]),
         ("all", {"previous": "a", "kind": "previous"}, {}, ["previous", "memory", "copy"]),
     ],
 )
