@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from cmasd.io.run_folder import RunFolder
 
 FILE_NAME = "calibration.json"
-OPTIONS = ("output", "against", "plot", "record", "seed")
+OPTIONS = ("signals", "output", "against", "plot", "record", "seed")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_json(parser)
     parser.add_argument("run", metavar="RUN", help="run folder, local or s3://, finished or not")
+    parser.add_argument(
+        "--signals", action="store_true", help="compare all signals and estimators instead; writes no maps"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"where the maps go; default RUN/{FILE_NAME}")
     parser.add_argument(
         "--against", metavar="RUN", action="append", default=[], help="also judge the maps on this run; may come again"
@@ -36,6 +39,12 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Fit, write, print."""
+    if args.signals:
+        from jobs.calibrate_signals import show_signals
+
+        check_files(args, "record")
+        finish(args, {**show_signals(args), **made_on(command(args, "calibrate", OPTIONS))})
+        return 0
     from cmasd.evaluation.calibration.drift import drift
     from cmasd.evaluation.calibration.fit import count_judged, fit
     from cmasd.io.run_folder import RunFolder

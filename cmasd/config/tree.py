@@ -195,7 +195,7 @@ class PolicyConfig:
     """`goodput`: as many as raise the expected tokens per second, none where none do; `plain`: none (AR decoding);
     `fixed`: k_max; `paper`: floor(alpha * mean confidence * k_max); `survival`: while the product of confidences stays
     at or above `threshold`; `stitch` (lossy): the drafter speaks for itself where it is sure, see `stitch`."""
-    estimator: Literal["logistic", "signals", "bayesian"] = "logistic"
+    estimator: Literal["logistic", "signals", "bayesian"] = "signals"
     """How policy `goodput` learns what share of drafted tokens is accepted: `logistic`: by the confidence and the place
     in the draft, from the latest drafts; `signals`: by entropy and softmax margin as well; `bayesian`: as logistic,
     from all drafts, older ones fading, and less sure of places that few have reached."""

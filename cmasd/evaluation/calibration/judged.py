@@ -118,14 +118,14 @@ class Judged:
         entropy, margin, softmax = (raw[name] for name in COMPONENTS)
         w1, w2, w3 = settings.weights
         computed = {
-            "max_prob": _largest_probability(margin, softmax, settings.margin_form),
+            "max_prob": largest_probability(margin, softmax, settings.margin_form),
             **{name: raw[name] for name in COMPONENTS},
             "ensemble": w1 * entropy + w2 * margin + w3 * softmax,
         }
         yield from ((name, values) for name, values in computed.items() if name != recorded)
 
 
-def _largest_probability(margin: Array, softmax: Array, margin_form: str) -> Array:
+def largest_probability(margin: Array, softmax: Array, margin_form: str) -> Array:
     """p1 from p1 - p2 and z1 - z2: p1 - p2 = p1 * (1 - exp(z2 - z1)), and the sigmoid gives exp(z2 - z1)."""
     sigmoid = margin if margin_form == "printed" else (1 + margin) / 2
     sigmoid = np.clip(sigmoid, 0.5 + 1e-7, 1.0)

@@ -62,12 +62,12 @@ def test_scores_that_were_not_recorded_are_computed_from_the_components() -> Non
 
 
 @pytest.mark.parametrize("form", ["full", "printed"])
-def test_the_largest_probability_follows_from_both_margins(form: str) -> None:
-    from cmasd.evaluation.calibration.judged import _largest_probability
+def test_thelargest_probability_follows_from_both_margins(form: str) -> None:
+    from cmasd.evaluation.calibration.judged import largest_probability
 
     logits_BV = torch.randn(500, 40, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 9, 500)[:, None]
     scores = score(logits_BV, form)
-    found = _largest_probability(scores.margin.double().numpy(), scores.softmax.double().numpy(), form)
+    found = largest_probability(scores.margin.double().numpy(), scores.softmax.double().numpy(), form)
     np.testing.assert_allclose(found, scores.max_prob, atol=2e-4)
 
 

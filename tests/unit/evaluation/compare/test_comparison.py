@@ -181,7 +181,12 @@ def test_a_way_differs_in_policy_and_verification_alone() -> None:
         ("all", {}, {}, ["memory", "copy", "recycle", "model"]),
         ("all", {}, {"drafter": None}, ["memory", "copy"]),
         ("all", {"kind": "self"}, {"drafter": None}, ["memory", "copy", "recycle", "self"]),
-        ("all", {"previous": "a", "kind": ["previous", "parallel"]}, {}, ["previous", "memory", "copy", "recycle", "parallel"]),
+        (
+            "all",
+            {"previous": "a", "kind": ["previous", "parallel"]},
+            {},
+            ["previous", "memory", "copy", "recycle", "parallel"],
+        ),
         ("all", {"previous": "a", "kind": "previous"}, {}, ["previous", "memory", "copy"]),
     ],
 )
