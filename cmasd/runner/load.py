@@ -80,7 +80,8 @@ def measure(model: PreTrainedModel, family: Family) -> Geometry:
     """Run one token and look at the keys that come out; what hears would have to be run over a whole window."""
     if family.hears:
         config: Any = model.config
-        heads, layers = config.decoder_attention_heads, len(model.get_decoder().layers)  # fewer than its own, if cut
+        decoder: Any = model.get_decoder()
+        heads, layers = config.decoder_attention_heads, len(decoder.layers)  # fewer than the config's where it is cut
         return Geometry(layers, heads, config.d_model // heads, model.dtype, model.device)
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     if family.is_encoder_decoder:
