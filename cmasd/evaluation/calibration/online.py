@@ -2,8 +2,8 @@
 
 AUC, ECE and log loss are of the judged tokens behind the first `WARM` ones. What better estimates would bring is a
 replay of goodput's lengths: for each batch of drafts the best rule by what was learned until then, at assumed costs;
-and a bound by an oracle that drafts exactly what is accepted. Behind a rejected token nothing is known of a draft, and the
-usual acceptance is assumed, which only says what drafting on costs.
+and a bound by an oracle that drafts exactly what is accepted. Behind a rejected token nothing is known of a draft, and
+the usual acceptance is assumed, which only says what drafting on costs.
 
 Shapes: B drafts, K their tokens, N judged tokens.
 """
@@ -56,14 +56,16 @@ def drafts(evidence: Evidence) -> Observation:
     confidence_BK, components_BK3 = np.full((count, most), np.nan), np.full((count, most, 3), np.nan)
     at = evidence.draft_N, evidence.position_N
     confidence_BK[at], components_BK3[at] = evidence.confidence_N, evidence.components_N3
-    return Observation(evidence.sent_I, evidence.accepted_I, confidence_BK, judged_I, 1.0, True, components_BK3)
+    return Observation(
+        evidence.sent_I, evidence.accepted_I, confidence_BK, judged_I, 1.0, True, components_BK3=components_BK3
+    )
 
 
 def _part(whole: Observation, start: int) -> Observation:
     some = slice(start, start + BATCH)
     assert whole.components_BK3 is not None, "recorded"
     parts = whole.lengths_B[some], whole.accepted_B[some], whole.confidence_BK[some], whole.drafted_B[some]
-    return Observation(*parts, 1.0, True, whole.components_BK3[some])
+    return Observation(*parts, 1.0, True, components_BK3=whole.components_BK3[some])
 
 
 def run_online(evidence: Evidence) -> list[Online]:

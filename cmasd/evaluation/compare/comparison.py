@@ -255,5 +255,6 @@ def by_position(lengths_2K: Lengths) -> list[float | None] | None:
     """Acceptance at each position, from row-iterations by tokens drafted and accepted; None where none drafted."""
     if not lengths_2K.any():
         return None
-    drafted_K, accepted_K = np.flip(np.cumsum(np.flip(lengths_2K, axis=1), axis=1), axis=1)[:, 1:].tolist()
+    counts_2K = np.flip(np.cumsum(np.flip(lengths_2K, axis=1), axis=1), axis=1)[:, 1:]
+    drafted_K, accepted_K = counts_2K[:, : max(1, int(np.count_nonzero(counts_2K[0])))].tolist()
     return [accepted / drafted if drafted else None for drafted, accepted in zip(drafted_K, accepted_K, strict=True)]

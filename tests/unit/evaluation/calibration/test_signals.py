@@ -1,5 +1,7 @@
 """Evidence of tokens: what is read of telemetry, what signals say, and what estimators make of it."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,7 +19,7 @@ NAN = float("nan")
 
 def batch() -> pa.RecordBatch:
     """A row of a model's drafts: two accepted, the third rejected; one of free drafts: one accepted, two not."""
-    lists = {
+    lists: dict[str, Any] = {
         "iteration_accepted": [[2], [1, 0]],
         "iteration_draft_length": [[3], [2, 1]],
         "token_source": [[FROM_DRAFT, FROM_DRAFT, FROM_VERIFIER], [FROM_COPY, FROM_VERIFIER, FROM_VERIFIER]],
@@ -55,9 +57,9 @@ def made_up(rows: int = 150, seed: int = 0) -> Evidence:
                 break
     row_N, draft_N, position_N, accepted_N, confidence_N, entropy_N = np.array(tokens, dtype=float).T
     components_N3 = np.stack([entropy_N, confidence_N, 0.5 * confidence_N], axis=1)
-    places = [one.astype(np.int64) for one in (row_N, draft_N, position_N)]
+    row_N, draft_N, position_N = (one.astype(np.int64) for one in (row_N, draft_N, position_N))
     source_N, sent_I = np.full(len(row_N), FROM_DRAFT), np.full(rows * 12, 3)
-    return Evidence(CONFIG, *places, accepted_N, confidence_N, components_N3, source_N, sent_I)
+    return Evidence(CONFIG, row_N, draft_N, position_N, accepted_N, confidence_N, components_N3, source_N, sent_I)
 
 
 def test_the_signal_that_tells_is_told_from_those_that_do_not() -> None:

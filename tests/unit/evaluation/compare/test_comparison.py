@@ -13,6 +13,7 @@ from cmasd.config.rules import check
 from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, STITCHED
 from cmasd.core import Request, RowError
 from cmasd.engine import Pair
+from cmasd.engine.tail import MOST_DRAFTED
 from cmasd.evaluation.compare import comparison as comparison_module
 from cmasd.evaluation.compare import ways as ways_module
 from cmasd.evaluation.compare.comparison import Compared, Comparison, by_position, compare
@@ -118,7 +119,8 @@ def test_counters_agree(measured: Comparison) -> None:
             assert one.rollback_rate is None
         else:
             assert one.acceptance_by_position is not None
-            assert len(one.acceptance_by_position) == 3
+            assert 1 <= len(one.acceptance_by_position) <= MOST_DRAFTED
+            assert one.acceptance_by_position[-1] is not None, "as far as any draft reached"
             assert one.wasted_tokens_per_output_token is not None
             known = [share for share in one.acceptance_by_position if share is not None]
             assert min(known) <= one.acceptance_rate <= max(known)
@@ -284,5 +286,5 @@ def test_ar_beam_searches() -> None:
 
 def test_acceptance_by_position() -> None:
     # Ten iterations drafted nothing, four one token, six two; of these eight kept none, ... and one kept both.
-    assert by_position(np.array([[10, 4, 6, 0], [14, 5, 1, 0]])) == [0.6, 1 / 6, None]
+    assert by_position(np.array([[10, 4, 6, 0], [14, 5, 1, 0]])) == [0.6, 1 / 6], "no draft had three"
     assert by_position(np.zeros((2, 4), dtype=np.int64)) is None
