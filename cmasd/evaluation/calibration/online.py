@@ -2,8 +2,8 @@
 
 AUC, ECE and log loss are of the judged tokens behind the first `WARM` ones. What better estimates would bring is a
 replay of goodput's lengths: for each batch of drafts the best rule by what was learned until then, at assumed costs;
-and a bound by an oracle that drafts exactly what is accepted. Behind a rejected token nothing is known of a draft, and the
-usual acceptance is assumed, which only says what drafting on costs.
+and a bound by an oracle that drafts exactly what is accepted. Behind a rejected token nothing is known of a draft, and
+the usual acceptance is assumed, which only says what drafting on costs.
 
 Shapes: B drafts, K their tokens, N judged tokens.
 """

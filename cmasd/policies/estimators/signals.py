@@ -29,6 +29,7 @@ class SignalsCalibration(Calibration):
 
     def log_odds(self) -> Float64:
         """See `Calibration`."""
+        assert self.weights_2 is not None, "it has them from the beginning"
         odds_NK: Float64 = super().log_odds() + self._beyond_NK2[: self.rows] @ self.weights_2
         return odds_NK
 

@@ -17,7 +17,7 @@ NAN = float("nan")
 
 def batch() -> pa.RecordBatch:
     """A row of a model's drafts: two accepted, the third rejected; one of free drafts: one accepted, two not."""
-    lists = {
+    lists: dict[str, list[list[float]]] = {
         "iteration_accepted": [[2], [1, 0]],
         "iteration_draft_length": [[3], [2, 1]],
         "token_source": [[FROM_DRAFT, FROM_DRAFT, FROM_VERIFIER], [FROM_COPY, FROM_VERIFIER, FROM_VERIFIER]],
@@ -27,7 +27,7 @@ def batch() -> pa.RecordBatch:
     for name in ("entropy", "margin", "softmax"):
         lists[f"token_{name}"] = [[0.5, 0.5, NAN], [NAN, NAN, NAN]]
         lists[f"iteration_rejected_{name}"] = [[0.4], [NAN, NAN]]
-    return pa.RecordBatch.from_pydict(lists)
+    return pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in lists.items()})
 
 
 def test_tokens_are_read_in_order_with_their_sources() -> None:
@@ -48,14 +48,14 @@ def made_up(rows: int = 150, seed: int = 0) -> Evidence:
     rng, tokens = np.random.default_rng(seed), []
     for draft in range(rows * 12):
         for position in range(3):
-            confidence, entropy = rng.uniform(0.05, 0.95, 2)
+            confidence, entropy = rng.uniform(0.05, 0.95), rng.choice([0.1, 0.95], p=[0.3, 0.7])
             is_accepted = rng.random() < entropy
             tokens.append((draft // 12, draft, position, is_accepted, confidence, entropy))
             if not is_accepted:
                 break
     row_N, draft_N, position_N, accepted_N, confidence_N, entropy_N = np.array(tokens, dtype=float).T
     components_N3 = np.stack([entropy_N, confidence_N, 0.5 * confidence_N], axis=1)
-    places = [one.astype(np.int64) for one in (row_N, draft_N, position_N)]
+    places = row_N.astype(np.int64), draft_N.astype(np.int64), position_N.astype(np.int64)
     source_N, sent_I = np.full(len(row_N), FROM_DRAFT), np.full(rows * 12, 3)
     return Evidence(CONFIG, *places, accepted_N, confidence_N, components_N3, source_N, sent_I)
 
