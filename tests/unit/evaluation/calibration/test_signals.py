@@ -29,7 +29,7 @@ def batch() -> pa.RecordBatch:
     for name in ("entropy", "margin", "softmax"):
         lists[f"token_{name}"] = [[0.5, 0.5, NAN], [NAN, NAN, NAN]]
         lists[f"iteration_rejected_{name}"] = [[0.4], [NAN, NAN]]
-    return pa.RecordBatch.from_pydict(lists)
+    return pa.RecordBatch.from_pydict({name: pa.array(values) for name, values in lists.items()})
 
 
 def test_tokens_are_read_in_order_with_their_sources() -> None:
@@ -50,7 +50,7 @@ def made_up(rows: int = 150, seed: int = 0) -> Evidence:
     rng, tokens = np.random.default_rng(seed), []
     for draft in range(rows * 12):
         for position in range(3):
-            confidence, entropy = rng.uniform(0.05, 0.95, 2)
+            confidence, entropy = rng.uniform(0.05, 0.95), rng.choice([0.1, 0.95], p=[0.3, 0.7])
             is_accepted = rng.random() < entropy
             tokens.append((draft // 12, draft, position, is_accepted, confidence, entropy))
             if not is_accepted:
