@@ -38,9 +38,9 @@ def main(args: argparse.Namespace) -> int:
     """Measure, then print."""
     started = time.perf_counter()
     config = read_config(args)
-    check_files(args, "plot", "record")
     if args.plot and config.compare.answer == "none":
         raise ConfigError("--plot: draws right answers, got compare.answer none. Set compare.answer=gsm8k, or another.")
+    check_files(args, "plot", "record")
     import torch
 
     from cmasd.engine import load_pair
