@@ -110,6 +110,12 @@ def until_end(tokens_BK: Tensor, eos_ids: Tensor, room_B: Tensor) -> Tensor:
     return (open_BK.long().cumprod(-1).sum(-1) + 1).minimum(room_B).clamp_max(tokens_BK.shape[1])
 
 
+def is_sent(draft: Draft) -> Tensor:
+    """(B, K) bool: the tokens of a draft that go to the verifier."""
+    position_K = torch.arange(draft.tokens_BK.shape[1], device=draft.tokens_BK.device)
+    return position_K < draft.lengths_B[:, None]
+
+
 def is_one_of(tokens: Tensor, ids: Tensor) -> Tensor:
     """Where tokens are one of `ids`, of which there mostly is one."""
     return tokens == ids if len(ids) == 1 else torch.isin(tokens, ids)

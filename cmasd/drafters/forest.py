@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cmasd.core import Draft
 from cmasd.policies import Rule
+from cmasd.signals import NAN
 
-NAN = float("nan")
 UNKNOWN = (NAN, NAN, NAN)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmasd.core import Draft, Request, Result
-from cmasd.drafters.base import Context, Drafter
+from cmasd.drafters.base import Context, Drafter, is_sent
 from cmasd.drafters.free import FreeDrafter
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -97,9 +97,7 @@ class MixedDrafter(Drafter):
 
 def expected(draft: Draft) -> Tensor:
     """(B,) tokens of what is sent that will be accepted, by its confidence."""
-    places_K = torch.arange(draft.confidence_BK.shape[1], device=draft.lengths_B.device)
-    is_sent_BK = places_K < draft.lengths_B[:, None]
-    return draft.confidence_BK.cumprod(1).masked_fill(~is_sent_BK, 0.0).sum(1)
+    return draft.confidence_BK.cumprod(1).masked_fill(~is_sent(draft), 0.0).sum(1)
 
 
 def merged(free: Draft, model: Draft, is_free_B: Tensor) -> Draft:

@@ -178,7 +178,7 @@ class ModelDrafter(Drafter):
                 context.tokens_BL[rows_R, before_R] = token_R
             going_R = going_R & (room_B[rows_R] > j + 1) & ~is_one_of(token_R, self.eos_ids)
             if rule.looks:
-                going_R &= rule.goes_on(sheet.confidence_BK[rows_R, : j + 1], sheet.scores_BK4[rows_R, : j + 1, :3])
+                going_R &= rule.goes_on(sheet.confidence_BK[rows_R, : j + 1], sheet.components_BK3[rows_R, : j + 1])
             if j + 1 == most or not going_R.any():
                 break
             if not self.runner.wants_all:

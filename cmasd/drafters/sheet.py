@@ -9,8 +9,7 @@ from torch import Tensor
 from cmasd.confidence.scores import Scores
 from cmasd.core import Draft
 from cmasd.policies import Rule
-
-NAN = float("nan")
+from cmasd.signals import COMPONENTS, LOGIT_SCORES, NAN
 
 
 class Sheet:
@@ -20,7 +19,7 @@ class Sheet:
         """`vocabulary` is given where distributions are kept."""
         self.tokens_BK = torch.zeros(rows, most, dtype=torch.int64, device=device)
         self.confidence_BK = torch.full((rows, most), NAN, device=device)
-        self.scores_BK4 = torch.full((rows, most, 4), NAN, device=device)
+        self.scores_BK4 = torch.full((rows, most, len(LOGIT_SCORES)), NAN, device=device)
         self.logprob_BK = torch.full((rows, most), NAN, device=device)
         self.made_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self.probs_BKV = None if vocabulary is None else torch.zeros(rows, most, vocabulary, device=device)
@@ -45,13 +44,18 @@ class Sheet:
         if self.probs_BKV is not None and prob_RV is not None:
             self.probs_BKV[rows_G, j] = prob_RV[going_R]
 
+    @property
+    def components_BK3(self) -> Tensor:
+        """See `Draft`."""
+        return self.scores_BK4[..., : len(COMPONENTS)]
+
     def draft(self, rule: Rule) -> Draft:
         """As far as the rule lets tokens be sent."""
         return Draft(
             tokens_BK=self.tokens_BK,
-            lengths_B=rule.lengths(self.confidence_BK, self.made_B, self.scores_BK4[..., :3]),
+            lengths_B=rule.lengths(self.confidence_BK, self.made_B, self.components_BK3),
             confidence_BK=self.confidence_BK,
-            components_BK3=self.scores_BK4[..., :3],
+            components_BK3=self.components_BK3,
             probs_BKV=self.probs_BKV,
             logprob_BK=self.logprob_BK,
             made_B=self.made_B,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmasd.core import Draft, Verdict
 from cmasd.drafters import Context
-from cmasd.drafters.base import is_one_of
+from cmasd.drafters.base import is_one_of, is_sent
 from cmasd.engine.slots import SlotState
 from cmasd.engine.trace import Outcome
 from cmasd.kernels import kernels_for
@@ -74,4 +74,4 @@ class Committer:
         }
         state.counters[:rows] += torch.stack([counted[counter] for counter in COUNTERS], dim=-1)
         state.lengths_2K.scatter_add_(1, torch.stack([lengths_B, kept_B]), ran_B.expand(2, -1))
-        state.confidence_sum[:rows] += outcome.draft.confidence_BK.where(outcome.sent_BK, 0.0).sum(-1)
+        state.confidence_sum[:rows] += outcome.draft.confidence_BK.where(is_sent(outcome.draft), 0.0).sum(-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmasd.core import Logits
 from cmasd.drafters import Context
+from cmasd.drafters.base import is_sent
 from cmasd.engine.slots import SlotState
 from cmasd.engine.trace import Outcome, chosen, iteration_row, token_rows
 from cmasd.signals import FROM_SMALL, NAN, TokenTrace
@@ -55,4 +56,4 @@ def _tally(state: SlotState, rows_R: Tensor, outcome: Outcome) -> None:
         return
     drafted_R = ran_R * (lengths_R > 0)
     state.lengths_2K.scatter_add_(1, torch.stack([lengths_R, kept_R]), drafted_R.expand(2, -1))
-    state.confidence_sum[rows_R] += outcome.draft.confidence_BK.where(outcome.sent_BK, 0.0).sum(-1)
+    state.confidence_sum[rows_R] += outcome.draft.confidence_BK.where(is_sent(outcome.draft), 0.0).sum(-1)

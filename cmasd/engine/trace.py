@@ -15,6 +15,7 @@ from torch import Tensor
 from cmasd.confidence.largest import top_and_mass
 from cmasd.core import Draft, Logits, Verdict
 from cmasd.drafters import Context
+from cmasd.drafters.base import is_sent
 from cmasd.engine.slots import SlotState
 from cmasd.kernels import kernels_for
 from cmasd.signals import FROM_DRAFT, FROM_VERIFIER, NAN, RowNumbers, TokenTrace
@@ -48,12 +49,6 @@ class Outcome:
         """(B,) bool: a draft token was rejected before the row ended."""
         accepted_B = self.verdict.accepted_B
         return (accepted_B < self.draft.lengths_B) & (accepted_B < self.count_B)
-
-    @property
-    def sent_BK(self) -> Tensor:
-        """(B, K) bool: the draft tokens that the verifier judged."""
-        position_K = torch.arange(self.draft.tokens_BK.shape[1], device=self.draft.tokens_BK.device)
-        return position_K < self.draft.lengths_B[:, None]
 
     @property
     def scores_BK4(self) -> Tensor:
@@ -160,7 +155,7 @@ def iteration_row(outcome: Outcome) -> Tensor:
 
 def token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:
     """(B, T, 8) float32 as in `TokenTrace`; scores are NaN for the verifier's own tokens."""
-    sent_BK = outcome.sent_BK
+    sent_BK = is_sent(outcome.draft)
     position_K = torch.arange(sent_BK.shape[1], device=gap_BT.device)
     accepted_BK1 = (position_K < outcome.verdict.accepted_B[:, None])[..., None]
     source_BK1 = torch.where(accepted_BK1, float(FROM_DRAFT), float(FROM_VERIFIER))

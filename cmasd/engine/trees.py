@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmasd.core import Draft, Logits
 from cmasd.drafters import Context
+from cmasd.drafters.base import is_sent
 from cmasd.engine.slots import SlotState
 from cmasd.runner import Runner
 from cmasd.runner.branches import constrain_tree
@@ -58,6 +59,4 @@ class Trees:
 
 def _sum(draft: Draft) -> Tensor:
     """(B,) of the confidences of what was sent."""
-    position_K = torch.arange(draft.tokens_BK.shape[1], device=draft.tokens_BK.device)
-    sent_BK = position_K < draft.lengths_B[:, None]
-    return draft.confidence_BK.where(sent_BK, 0.0).sum(-1)
+    return draft.confidence_BK.where(is_sent(draft), 0.0).sum(-1)

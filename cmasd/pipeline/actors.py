@@ -13,12 +13,12 @@ from cmasd.config.tree import Config
 from cmasd.io.lease import Watch
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.run_folder import RunFolder
-from cmasd.pipeline.baseline import Compare, compare_from_start
+from cmasd.pipeline.baseline import Compare, Compared, compare_from_start
 from cmasd.pipeline.cluster import Resources, connected, resources
 from cmasd.pipeline.crashes import forget as forget_crashes
 from cmasd.pipeline.decoding import Decoding, Question
 from cmasd.pipeline.gate import limits, open_gate
-from cmasd.pipeline.place import Compared, Place, shards_in_flight, slots_at_most
+from cmasd.pipeline.place import Place, shards_in_flight, slots_at_most
 from cmasd.pipeline.report import ShardReport
 
 READERS_PER_ACTOR = 4
@@ -74,7 +74,6 @@ class Cluster(Place):
 
         if self._decoding is not None and self._asks is not None:
             return self._decoding.compare()
-
         has = self._connected()
         task = ray.remote(num_cpus=has.cpus_each, num_gpus=has.gpus_each, max_retries=1)(compare_from_start)
         compared: Compared = ray.get(task.remote(self.config, plan, compare))

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 Previous = list[list[int] | None] | None
 Compare = Callable[["Pair", Config, list[list[int]], Previous], dict[str, Any]]
 """Given sources, and what an earlier run made of them."""
+Compared = tuple[dict[str, Any] | None, list[str]]
+"""What was found, null when no row can be encoded; and what users should know of it."""
 ENGINES = 2
 """That a comparison has in memory at once."""
 
 
-def compare_from_start(config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
+def compare_from_start(config: Config, plan: Plan, compare: Compare) -> Compared:
     """In a process that has loaded nothing yet."""
     from cmasd.engine import load_pair
 
@@ -31,7 +33,7 @@ def compare_from_start(config: Config, plan: Plan, compare: Compare) -> tuple[di
     return compare_with(load_pair(config), config, plan, compare)
 
 
-def compare_with(pair: "Pair", config: Config, plan: Plan, compare: Compare) -> tuple[dict[str, Any] | None, list[str]]:
+def compare_with(pair: "Pair", config: Config, plan: Plan, compare: Compare) -> Compared:
     """With a pair that is loaded: what was found, null when no row can be encoded; and what users should know of it."""
     from cmasd.engine.previous import previous_outputs
 

@@ -26,10 +26,10 @@ from cmasd.io.plan import Shard
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.shards import kept_columns
 from cmasd.pipeline import logs
-from cmasd.pipeline.baseline import compare_with
+from cmasd.pipeline.baseline import Compared, compare_with
 from cmasd.pipeline.blocks import from_block
 from cmasd.pipeline.crashes import Crashes
-from cmasd.pipeline.decoding import Answer, Question, is_question
+from cmasd.pipeline.decoding import Question, is_question
 from cmasd.pipeline.engine_thread import EngineThread, set_torch_threads
 from cmasd.pipeline.metrics import ShardMetrics
 from cmasd.pipeline.preemption import Preemption
@@ -89,7 +89,7 @@ class Decoder:
                 return self._question.answer(self._compare)
             return ShardReport.to_table([] if self._watch.says_stop() else self._decode_block(block))
 
-    def _compare(self, question: Question) -> Answer:
+    def _compare(self, question: Question) -> Compared:
         """With the pair that has decoded."""
         set_torch_threads(self._config.actors.cpus_each)
         return compare_with(self.pair, self._config, question.plan, question.compare)

@@ -15,13 +15,11 @@ from typing import Any, Self
 import pyarrow as pa
 
 from cmasd.io.plan import Plan, Shard
-from cmasd.pipeline.baseline import Compare
+from cmasd.pipeline.baseline import Compare, Compared
 from cmasd.pipeline.report import ShardReport
 
 QUESTION = Shard(file=-1, index=-1, start=0, stop=0)
 """In place of a shard."""
-Answer = tuple[dict[str, Any] | None, list[str]]
-"""A comparison, null where there is none, and what users should know of it."""
 NOT_COMPARED = "baseline.rows: not compared with AR decoding ({why}). The run is complete."
 
 _log = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ class Question:
     gate: Any
     """Which knows whether it was asked before."""
 
-    def answer(self, with_pair: Callable[["Question"], Answer]) -> pa.Table:
+    def answer(self, with_pair: Callable[["Question"], Compared]) -> pa.Table:
         """Whatever comes of it is no failure of the pipeline; `with_pair` compares."""
         import ray
 
@@ -56,12 +54,12 @@ def is_question(block: pa.Table) -> bool:
     return block["file"].to_pylist() == [QUESTION.file]
 
 
-def to_table(answer: Answer) -> pa.Table:
+def to_table(answer: Compared) -> pa.Table:
     """Of the same shape as reports."""
     return pa.table({"report": pa.array([json.dumps({"compared": answer})], pa.string())})
 
 
-def answer_in(table: pa.Table) -> Answer | None:
+def answer_in(table: pa.Table) -> Compared | None:
     """None where the table holds reports."""
     for text in table["report"].to_pylist():
         values = json.loads(str(text))
@@ -87,7 +85,7 @@ class Decoding:
                 self._gate.leave.remote()
                 yield report
 
-    def compare(self) -> Answer:
+    def compare(self) -> Compared:
         """By one of its actors, when all reports are there."""
         self._ask(True)
         for table in self._tables:

@@ -17,10 +17,10 @@ from cmasd.config.tree import Config
 from cmasd.io.lease import Watch
 from cmasd.io.plan import Plan, Shard, source_of
 from cmasd.io.shards import read_shards
-from cmasd.pipeline.baseline import Compare, compare_from_start, compare_with
+from cmasd.pipeline.baseline import Compare, Compared, compare_from_start, compare_with
 from cmasd.pipeline.blocks import to_block
 from cmasd.pipeline.engine_thread import set_torch_threads
-from cmasd.pipeline.place import Compared, Place, shards_in_flight
+from cmasd.pipeline.place import Place, shards_in_flight
 from cmasd.pipeline.report import ShardReport
 
 if TYPE_CHECKING:

@@ -7,19 +7,15 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from cmasd.config.tree import MOST_SLOTS, Config
 from cmasd.io.lease import Watch
 from cmasd.io.plan import Plan, Shard
-from cmasd.pipeline.baseline import Compare
+from cmasd.pipeline.baseline import Compare, Compared
 from cmasd.pipeline.report import ShardReport
 
 ROWS_IN_FLIGHT_PER_SLOT = 16
 """Rows handed to a decoder per slot: slots stay full across shard borders, by rows of like length."""
-
-Compared = tuple[dict[str, Any] | None, list[str]]
-"""The comparison and its seconds, null when no row can be encoded; and what users should know of it."""
 
 
 class Place(ABC):

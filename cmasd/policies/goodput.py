@@ -155,12 +155,13 @@ class GoodputPolicy(Policy):
         self._lowest, self._highest = place.lowest, place.highest
         place.usual = max(rows, place.usual - (place.usual - rows) / BATCH)
         last, force = explorer.now, explorer.force
-        arm = explorer.decide(self._iteration, place.seconds, may_look=place.is_fresh and rows >= place.least_rows)
+        may_look = place.is_fresh and rows >= place.least_rows
+        arm = explorer.decide(self._iteration, place.seconds, may_look)
         if explorer.force != force:
             place.latest = place.pair.get(explorer.force)
         shape = place.shapes.explorer.now
         if arm == explorer.force == Arm.DRAFTING:
-            place.shapes.turn(self._iteration, place.seconds, may_look=place.is_fresh and rows >= place.least_rows)
+            place.shapes.turn(self._iteration, place.seconds, may_look)
         else:
             place.shapes.rest()
         place.is_fresh = False
