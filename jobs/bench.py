@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from cmasd.engine import load_pair
-    from cmasd.runner.allocator import keep_freed_memory
+    from cmasd.models.allocator import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(args.threads or torch.get_num_threads())

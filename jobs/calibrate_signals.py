@@ -8,15 +8,15 @@ from jobs.tables import table
 
 if TYPE_CHECKING:
     from cmasd.evaluation.calibration.online import Online
-    from cmasd.evaluation.calibration.signals import Figure, Shift, Signal
+    from cmasd.evaluation.calibration.signal_table import Discrimination, Figure, Shift
 
 
 def show_signals(args: argparse.Namespace) -> dict[str, Any]:
     """Print the tables; gives their figures. No map is written."""
-    from cmasd.evaluation.calibration.evidence import read_evidence
     from cmasd.evaluation.calibration.fit import without_nan
+    from cmasd.evaluation.calibration.judged_tokens import read_evidence
     from cmasd.evaluation.calibration.online import run_online
-    from cmasd.evaluation.calibration.signals import judge, shifts
+    from cmasd.evaluation.calibration.signal_table import judge, shifts
     from cmasd.io.run_folder import RunFolder
 
     runs = [RunFolder(address) for address in (args.run, *args.against)]
@@ -44,7 +44,7 @@ def show_signals(args: argparse.Namespace) -> dict[str, Any]:
     return {"runs": told, "drift": drift, "seed": args.seed}
 
 
-def signals_table(signals: "list[Signal]") -> str:
+def signals_table(signals: "list[Discrimination]") -> str:
     """A line for each signal and position."""
     header = ("signal", "position", "tokens", "accepted", "AUC (95 %)", "ECE (95 %)", "mapped", "Brier", "nats")
     return table(

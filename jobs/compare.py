@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     from cmasd.engine import load_pair
     from cmasd.evaluation.compare.comparison import compare
     from cmasd.evaluation.compare.sample import read_sample
-    from cmasd.runner.allocator import keep_freed_memory
+    from cmasd.models.allocator import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(args.threads or threads_of_actor(config))
@@ -77,7 +77,7 @@ def skipped(left_out: list[dict[str, str]]) -> list[dict[str, str]]:
 def say(args: argparse.Namespace, config: "Config", comparison: "Comparison", about: dict[str, Any]) -> None:
     """Tables, recommendation, record, and the JSON line."""
     from cmasd.evaluation.compare.recommend import recommend
-    from cmasd.evaluation.speed.load import Load
+    from cmasd.evaluation.speed.machine_load import Load
 
     advice = recommend(comparison.results)
     plain, rows = comparison.results[0], [one.to_dict() for one in comparison.results]

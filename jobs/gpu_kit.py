@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cmasd.runner.random_models import Sizes, decoder_only, encoder_decoder
+from cmasd.checkpoints.random_models import Sizes, decoder_only, encoder_decoder
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def random_pair(build: Callable[[Sizes, int], Any], sizes: Sizes, device: str) -
     import torch
 
     from cmasd.engine import Pair
-    from cmasd.runner.constraints import Constraints
+    from cmasd.generation.constraints import Constraints
 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmasd.config import Config
     from cmasd.engine import Pair
-    from cmasd.evaluation.speed.load import Load
+    from cmasd.evaluation.speed.machine_load import Load
 
 LINE_EVERY_SECONDS = 10.0
 LEAST_SHARE = 0.05
@@ -82,7 +82,7 @@ def watch() -> Any:
     Once closed, its `load` is what else the machine did meanwhile.
     """
     from cmasd.evaluation.speed.bench import BenchWatcher
-    from cmasd.evaluation.speed.load import Clocks, Load, load_between
+    from cmasd.evaluation.speed.machine_load import Clocks, Load, load_between
     from jobs.progress import clock
 
     class Progress(BenchWatcher):

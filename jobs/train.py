@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cmasd.evaluation.quality.sets import SetScores
     from cmasd.training.corpus import Corpus
     from cmasd.training.recipe import Recipe
-    from cmasd.training.trainer import Progress, Task
+    from cmasd.training.trainer import Task, TrainingProgress
 
 ARCHITECTURES = ("marian", "bart", "t5")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -35,7 +35,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Train to the end, resuming from `work` if a checkpoint is there."""
     from cmasd.config import load_tree
-    from cmasd.runner.allocator import keep_freed_memory
+    from cmasd.models.allocator import keep_freed_memory
     from cmasd.training.recipe import Recipe
 
     recipe = load_tree(Recipe(), [args.recipe], args.overrides)
@@ -149,10 +149,10 @@ def parallel(recipe: "Recipe") -> Course:
     """A drafter of one pass, for a verifier and its outputs."""
     import torch
 
+    from cmasd.checkpoints.by_name import load_model, load_tokenizer
     from cmasd.errors import ConfigError
-    from cmasd.runner.models import load_model, load_tokenizer
     from cmasd.training.corpus import build_corpus
-    from cmasd.training.parallel import ParallelTask, build_network, drafted_ids, export_parallel
+    from cmasd.training.parallel_drafter import ParallelTask, build_network, drafted_ids, export_parallel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     verifier = load_model(recipe.parallel.verifier, "float32", device)
@@ -192,7 +192,7 @@ def seq2seq(recipe: "Recipe") -> Course:
     return Course(task, corpus, write)
 
 
-def show(progress: "Progress") -> None:
+def show(progress: "TrainingProgress") -> None:
     """One line per report."""
     eta = time.strftime("%H:%M:%S", time.gmtime(progress.eta_seconds))
     print(

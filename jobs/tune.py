@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cmasd.engine import Pair
     from cmasd.evaluation.compare.sample import Sample
     from cmasd.evaluation.quality.pareto import ParetoPoint
-    from cmasd.evaluation.speed.load import Load
+    from cmasd.evaluation.speed.machine_load import Load
     from cmasd.evaluation.tuning.candidates import Candidate
     from cmasd.evaluation.tuning.search import Search
 
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
     from cmasd.engine import load_pair
     from cmasd.evaluation.compare.sample import read_sample
     from cmasd.evaluation.tuning.search import check_optuna, check_tunable
-    from cmasd.runner.allocator import keep_freed_memory
+    from cmasd.models.allocator import keep_freed_memory
 
     check_optuna()
     keep_freed_memory()

@@ -23,7 +23,7 @@ from cmasd.signals import NAN
 UNKNOWN = (NAN, NAN, NAN)
 
 
-class Way(NamedTuple):
+class Continuation(NamedTuple):
     """A token that may follow another."""
 
     token: int
@@ -43,7 +43,7 @@ class Node(NamedTuple):
     row: int
     parent: int
     """Its number in the forest, -1 where that is the row's last token."""
-    way: Way
+    way: Continuation
     chance: float
     """That it and all before it in the tree are accepted."""
     statistic: float
@@ -68,7 +68,7 @@ def ranked(
     logprobs: Sequence[float],
     confidence: float,
     components: Sequence[float],
-) -> Iterator[Way]:
+) -> Iterator[Continuation]:
     """The likeliest token has a confidence and its components, the others as much as their share of its probability.
 
     A share of 0 is no way to go on.
@@ -77,7 +77,7 @@ def ranked(
     for place, (token, share, logprob) in enumerate(zip(tokens, shares, logprobs, strict=True)):
         if share > 0:
             own = min(confidence * share, left)
-            yield Way(token, own, UNKNOWN if place else components, logprob=logprob)
+            yield Continuation(token, own, UNKNOWN if place else components, logprob=logprob)
             left -= own
 
 
@@ -101,7 +101,7 @@ class Forest:
         self.frontier = Frontier([-1] * len(rows), rows, 0)
         """To be gone on from next; empty when the trees are grown."""
 
-    def add(self, found: Sequence[Sequence[Way]], probs_FV: Tensor | None = None) -> list[list[int]]:
+    def add(self, found: Sequence[Sequence[Continuation]], probs_FV: Tensor | None = None) -> list[list[int]]:
         """What may follow each token of the frontier, siblings in the order of their chance.
 
         `probs_FV`: what they were drawn from. Gives each way's number in the forest, -1 where the rule lets it not be.

@@ -37,7 +37,7 @@ ENOUGH = 0.9
 
 
 @dataclass
-class Row:
+class SlotRow:
     """What is known of the row in a slot."""
 
     request: Request
@@ -76,7 +76,7 @@ class FreeDrafter(Drafter):
         self._memory = Memory(memory_tokens, max(max_ngram, TOLD_APART)) if "memory" in kinds else None
         self._vocabulary_size = vocabulary_size
         self._is_encoder_decoder = is_encoder_decoder
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, SlotRow] = {}
         self._rates = Rates()
         self._habits = Habits(inside_words)
         self._habits_of_drafts = Habits()
@@ -93,7 +93,7 @@ class FreeDrafter(Drafter):
         for slot, request in zip(slots, requests, strict=True):
             text = Text(request.source if self._is_encoder_decoder and "copy" in self._kinds else ())
             text.close()
-            self._rows[slot] = Row(request, text, len(text.tokens))
+            self._rows[slot] = SlotRow(request, text, len(text.tokens))
         self.seconds += time.perf_counter() - began
 
     def move(self, source: int, target: int) -> None:
@@ -175,7 +175,7 @@ class FreeDrafter(Drafter):
                 self._rates.count(proposal, sent, accepted)
         self.seconds += time.perf_counter() - began
 
-    def _read(self, row: Row, tokens: list[int], prompt: int) -> None:
+    def _read(self, row: SlotRow, tokens: list[int], prompt: int) -> None:
         """What the row has said since it was drafted for last."""
         new = tokens[max(0, prompt - row.known) :]
         if "copy" in self._kinds:
@@ -190,7 +190,7 @@ class FreeDrafter(Drafter):
             if old is not None:
                 old.follow(row.output, len(new))
 
-    def _look_up(self, row: Row) -> None:
+    def _look_up(self, row: SlotRow) -> None:
         previous = row.request.previous if "previous" in self._kinds else None
         if previous:
             row.previous = Old(self._sayable(previous), self._habits)
@@ -203,7 +203,7 @@ class FreeDrafter(Drafter):
         stop = next((i for i, token in enumerate(tokens) if not 0 <= token < self._vocabulary_size), None)
         return tokens[:stop]
 
-    def _best(self, row: Row, room: int) -> Proposal:
+    def _best(self, row: SlotRow, room: int) -> Proposal:
         best, most = NONE, 0.0
         for propose in (self._of_previous, self._of_alike, self._of_memory, self._of_own, self._of_rejected):
             proposal = propose(row, room)
@@ -213,17 +213,17 @@ class FreeDrafter(Drafter):
                     break
         return best
 
-    def _all(self, row: Row, room: int) -> list[Proposal]:
+    def _all(self, row: SlotRow, room: int) -> list[Proposal]:
         found = [of(row, room) for of in (self._of_previous, self._of_alike, self._of_memory, self._of_own)]
         return [proposal for proposal in found if proposal is not None and proposal.tokens]
 
-    def _of_previous(self, row: Row, room: int) -> Proposal | None:
+    def _of_previous(self, row: SlotRow, room: int) -> Proposal | None:
         return self._of_old(row.previous, FROM_PREVIOUS, room)
 
-    def _of_alike(self, row: Row, room: int) -> Proposal | None:
+    def _of_alike(self, row: SlotRow, room: int) -> Proposal | None:
         return self._of_old(row.repeated, FROM_MEMORY, room)
 
-    def _of_rejected(self, row: Row, room: int) -> Proposal | None:
+    def _of_rejected(self, row: SlotRow, room: int) -> Proposal | None:
         return self._of_old(row.rejected, FROM_DRAFT, room)
 
     def _of_old(self, old: Old | None, source: int, room: int) -> Proposal | None:
@@ -232,7 +232,7 @@ class FreeDrafter(Drafter):
         tokens, kind = old.rest(room), old.kind
         return Proposal(tokens, self._rates(source, kind, len(tokens)), source, kind)
 
-    def _of_memory(self, row: Row, room: int) -> Proposal | None:
+    def _of_memory(self, row: SlotRow, room: int) -> Proposal | None:
         recalled = None if self._memory is None else self._memory.recall(row.output, room)
         if recalled is None:
             return None
@@ -241,7 +241,7 @@ class FreeDrafter(Drafter):
         confidence = [rate * share for rate, share in zip(rates, recalled.shares, strict=True)]
         return Proposal(recalled.tokens, confidence, FROM_MEMORY, kind)
 
-    def _of_own(self, row: Row, room: int) -> Proposal | None:
+    def _of_own(self, row: SlotRow, room: int) -> Proposal | None:
         if "copy" not in self._kinds:
             return None
         at = row.first + row.known - len(row.output)

@@ -9,7 +9,7 @@ from itertools import takewhile
 from torch import Tensor
 
 from cmasd.core import Draft
-from cmasd.drafters.forest import Forest, Way, walk
+from cmasd.drafters.forest import Continuation, Forest, walk
 from cmasd.drafters.proposals import Proposal, Rates
 from cmasd.policies import Rule
 
@@ -33,11 +33,11 @@ class Branch:
                 known.confidence, known.source = confidence, proposal.source
             at = known
 
-    def found(self) -> list[tuple[Way, "Branch"]]:
+    def found(self) -> list[tuple[Continuation, "Branch"]]:
         """The ways, the surest first, and what follows each."""
         left, found = 1.0, []
         for token, way in sorted(self.ways.items(), key=lambda item: -item[1].confidence):
-            found.append((Way(token, way.confidence * left, source=way.source), way))
+            found.append((Continuation(token, way.confidence * left, source=way.source), way))
             left *= 1.0 - way.confidence
         return found
 

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmasd.checkpoints.by_name import Model, Tokenizer, check_pair, load_tokenizer
+from cmasd.checkpoints.parallel_folder import is_parallel, load_parallel
+from cmasd.checkpoints.streaming import load_ready
 from cmasd.confidence import Confidence
 from cmasd.config.tree import Config
 from cmasd.drafters.base import Drafter
@@ -18,16 +21,13 @@ from cmasd.drafters.choice import Choice
 from cmasd.drafters.model import ModelDrafter
 from cmasd.drafters.parallel import ParallelDrafter
 from cmasd.errors import ConfigError, ModelError
+from cmasd.generation.constraints import Constraints
+from cmasd.models.early_exit import early_exit
+from cmasd.models.families import Words
+from cmasd.models.parallel_network import ParallelModel, ParallelNetwork
 from cmasd.runner.base import Runner
-from cmasd.runner.constraints import Constraints
-from cmasd.runner.early_exit import early_exit
-from cmasd.runner.families import Words
 from cmasd.runner.load import load_runner, parallel_shape, share_encoder, share_weights
-from cmasd.runner.models import Model, Tokenizer, check_pair, load_tokenizer
-from cmasd.runner.parallel import ParallelModel, ParallelNetwork
-from cmasd.runner.parallel_folder import is_parallel, load_parallel
 from cmasd.runner.parallel_runner import ParallelRunner
-from cmasd.runner.streaming import load_ready
 
 
 class Loaded(NamedTuple):

@@ -21,10 +21,10 @@ from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice
 from cmasd.drafters.model_tree import ModelTrees
 from cmasd.drafters.sheet import Sheet, logprob_of
+from cmasd.generation.constraints import Constraints
 from cmasd.kernels import PackedRule, kernels_for
 from cmasd.policies import EDGE, Rule
 from cmasd.runner.base import Extent, Guesser, Runner
-from cmasd.runner.constraints import Constraints
 from cmasd.window import Window
 
 

@@ -17,9 +17,9 @@ from cmasd.confidence.scores import Scores
 from cmasd.core import Draft
 from cmasd.drafters.base import Context
 from cmasd.drafters.choice import Choice
-from cmasd.drafters.forest import Forest, Way, ranked, walk
+from cmasd.drafters.forest import Continuation, Forest, ranked, walk
+from cmasd.generation.branches import constrain_tree
 from cmasd.policies import Rule
-from cmasd.runner.branches import constrain_tree
 from cmasd.window import Window
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ModelTrees:
 
 def ways_of(
     choose: Choice, branching: int, logits_FV: Tensor, confidence_F: Tensor, scores: Scores
-) -> tuple[list[list[Way]], Tensor | None]:
+) -> tuple[list[list[Continuation]], Tensor | None]:
     """The ways behind each token by the logits there, and what they were drawn from."""
     tokens_Fn, shares_Fn, probs_FV = choose.several(logits_FV, branching)
     if probs_FV is None:

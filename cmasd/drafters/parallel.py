@@ -1,4 +1,4 @@
-"""A drafter of one pass over what the verifier made of the text so far (`cmasd.runner.parallel`).
+"""A drafter of one pass over what the verifier made of the text so far (`cmasd.models.parallel_network`).
 
 All tokens of a draft are computed at once; the rule then cuts each row's where it would have stopped a drafter that
 goes token by token, and sees no confidence behind the cut. What the drafter knows of each row lies in `ParallelRunner`.

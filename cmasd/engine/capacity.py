@@ -18,20 +18,20 @@ from typing import TypeVar
 
 import torch
 
+from cmasd.checkpoints.by_name import Model
 from cmasd.config.tree import KEPT_PLACES, MOST_SLOTS, Config
 from cmasd.engine.need import Need
 from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.tail import most_drafted
 from cmasd.errors import ConfigError
+from cmasd.models.families import family_of, output_layer
+from cmasd.models.packed import bytes_to_pack, linears, outputs_of
+from cmasd.models.parallel_network import ParallelNetwork
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.decoder_only import PREFILL_TOKENS
-from cmasd.runner.families import family_of, output_layer
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import measure
-from cmasd.runner.models import Model
-from cmasd.runner.packed import bytes_to_pack, linears, outputs_of
-from cmasd.runner.parallel import ParallelNetwork
 
 SAFE_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Of the free memory, for `auto`. A host's memory is also that of other processes; a GPU is mostly ours alone."""

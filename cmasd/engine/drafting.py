@@ -2,16 +2,16 @@
 
 from torch import Tensor
 
+from cmasd.codecs.text import inside_words
 from cmasd.confidence import build_confidence
 from cmasd.config.tree import Config
 from cmasd.drafters import Drafter, FreeDrafter, MixedDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.drafters.kinds import KINDS, Loaded, Parts
 from cmasd.engine.pair import Pair
+from cmasd.generation.constraints import Constraints
+from cmasd.models.families import Words
 from cmasd.runner.base import Runner
-from cmasd.runner.constraints import Constraints
-from cmasd.runner.families import Words
-from cmasd.runner.text import inside_words
 
 
 def build_drafter(

@@ -29,9 +29,9 @@ from cmasd.drafters import Context, ModelDrafter
 from cmasd.drafters.base import empty_draft
 from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
-from cmasd.engine.costs import depends_on, step_table, warm_up
 from cmasd.engine.drafting import build_drafter, free_of
 from cmasd.engine.hearing import Hearing
+from cmasd.engine.measured_costs import depends_on, step_table, warm_up
 from cmasd.engine.pair import Pair
 from cmasd.engine.reader import Reader
 from cmasd.engine.results import read_results
@@ -41,10 +41,10 @@ from cmasd.engine.stitch import Stitch
 from cmasd.engine.tail import Tail, most_drafted
 from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
-from cmasd.engine.trees import Trees
+from cmasd.engine.tree_windows import Trees
+from cmasd.models.families import Words
 from cmasd.policies import Rule, StitchPolicy, build_policy
 from cmasd.runner.base import Extent
-from cmasd.runner.families import Words
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import load_runner
 from cmasd.telemetry.stats import EngineStats

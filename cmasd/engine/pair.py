@@ -7,15 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cmasd.config.tree import Config
-from cmasd.drafters.kinds import KINDS, load_drafter
-from cmasd.engine.hearing import SoundRules
-from cmasd.engine.speech import check_ears, speech_of
-from cmasd.errors import ConfigError, ModelError
-from cmasd.kernels import kernels
-from cmasd.runner.checkpoints import check_end, decoder_start, limits, rounding
-from cmasd.runner.constraints import Constraints
-from cmasd.runner.models import (
+from cmasd.checkpoints.by_name import (
     Model,
     Tokenizer,
     load_config,
@@ -24,10 +16,18 @@ from cmasd.runner.models import (
     source_vocabulary,
     vocabulary_size,
 )
-from cmasd.runner.parallel import ParallelNetwork
-from cmasd.runner.speech import speech_limits
-from cmasd.runner.streaming import load_ready
-from cmasd.runner.text import TextCodec
+from cmasd.checkpoints.streaming import load_ready
+from cmasd.codecs.speech import speech_limits
+from cmasd.codecs.text import TextCodec
+from cmasd.config.tree import Config
+from cmasd.drafters.kinds import KINDS, load_drafter
+from cmasd.engine.hearing import SoundRules
+from cmasd.engine.speech_pair import check_ears, speech_of
+from cmasd.errors import ConfigError, ModelError
+from cmasd.generation.constraints import Constraints
+from cmasd.generation.settings import check_end, decoder_start, limits, rounding
+from cmasd.kernels import kernels
+from cmasd.models.parallel_network import ParallelNetwork
 
 
 @dataclass(frozen=True)

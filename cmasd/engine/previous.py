@@ -5,11 +5,11 @@ The ids that it kept are taken where today's tokenizer makes the same text of th
 
 from collections.abc import Sequence
 
+from cmasd.codecs.text import TextCodec
 from cmasd.config.tree import Config
 from cmasd.core import RowError
 from cmasd.engine.pair import Pair
 from cmasd.io.earlier import Id, Said, earlier_run
-from cmasd.runner.text import TextCodec
 
 
 def said_before(codec: TextCodec, said: Sequence[Said | None], eos_ids: Sequence[int]) -> list[list[int] | None]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cmasd.core import Logits
 from cmasd.drafters import Context
+from cmasd.generation.constraints import Constraints
 from cmasd.runner.base import Runner
-from cmasd.runner.constraints import Constraints
 from cmasd.runner.decoder_only import PREFILL_TOKENS
 from cmasd.window import Window
 

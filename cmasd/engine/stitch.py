@@ -21,7 +21,7 @@ from cmasd.drafters import Context, ModelDrafter
 from cmasd.drafters.base import is_one_of
 from cmasd.engine.reader import Reader
 from cmasd.engine.slots import SlotState
-from cmasd.engine.stitched import keep_large, keep_small
+from cmasd.engine.stitched_rows import keep_large, keep_small
 from cmasd.engine.trace import Outcome
 from cmasd.policies import Rule, StitchPolicy
 from cmasd.telemetry.stats import EngineStats

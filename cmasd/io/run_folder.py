@@ -34,8 +34,8 @@ from cmasd.io.outputs import (
 )
 from cmasd.io.plan import Plan, Shard
 from cmasd.io.storage import TEMPORARY_PREFIX, Storage, base_name, join
+from cmasd.telemetry.clock import ShardTiming
 from cmasd.telemetry.schema import SCHEMA_VERSION
-from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
 
 BATCH_ROWS = 4096

@@ -4,7 +4,7 @@ from cmasd.kernels.build import cache_folder
 from cmasd.kernels.calls import Kernels, kernels, kernels_for
 from cmasd.kernels.forwards import Caches, Drafted, Speaker
 from cmasd.kernels.layers import Block, PackedDecoder, PackedDrafter, PackedRule
-from cmasd.kernels.memory import give_back, kept_zeros
+from cmasd.kernels.mappings import give_back, kept_zeros
 from cmasd.kernels.rotary import PackedRotary, RootNorm, Turn
 from cmasd.kernels.weights import Norm, Packed
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from cmasd.kernels.build import built
 from cmasd.kernels.forwards import ForwardKernels
 from cmasd.kernels.layers import lines, window_struct
-from cmasd.kernels.memory import kept_zeros
+from cmasd.kernels.mappings import kept_zeros
 from cmasd.kernels.rows import RowKernels
 from cmasd.kernels.weights import Packed
 from cmasd.signals import LogitNumbers

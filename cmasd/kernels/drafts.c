@@ -137,7 +137,7 @@ int64_t catch_up(const struct decoder *decoder, const struct layer *head, const 
 
 /* ------------------------------------------------------------------ drafts of one pass
 
-   As cmasd/runner/parallel.py: queries over keys and values of places, each made of the hidden state that said its token
+   As cmasd/models/parallel_network.py: queries over keys and values of places, each made of the hidden state that said its token
    and of the token, and over the source. What one token of a draft means for the next is the Markov head's part. */
 
 struct drafter {

@@ -129,7 +129,7 @@ class PackedDecoder:
 
 
 class PackedDrafter:
-    """A drafter of one pass, for `Kernels.propose`; see `cmasd.runner.parallel`."""
+    """A drafter of one pass, for `Kernels.propose`; see `cmasd.models.parallel_network`."""
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ def start_decoding(
     """The Ray Data pipeline: read tasks, a pool of decoders, and perhaps a comparison by one of them."""
     import ray.data
 
-    from cmasd.pipeline.decoder import Decoder
+    from cmasd.pipeline.decoding_actor import DecodingActor
     from cmasd.pipeline.source import ShardSource
 
     gc.collect()  # a failed run of this process is in a cycle with its exception, and would keep its actors
@@ -106,7 +106,7 @@ def start_decoding(
     # Readers reserve no CPU: they wait most of the time, and must be able to start beside actors that take all CPUs.
     dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), concurrency=readers, num_cpus=0)
     decoded = dataset.map_batches(
-        Decoder,
+        DecodingActor,
         fn_constructor_args=[config, watch, True, question],
         batch_size=1,
         batch_format="pyarrow",

@@ -107,7 +107,7 @@ class EngineThread:
     def _loop(self) -> None:
         from cmasd.engine import Engine, load_pair
         from cmasd.engine.capacity import resolve
-        from cmasd.runner.allocator import keep_freed_memory
+        from cmasd.models.allocator import keep_freed_memory
 
         started = time.monotonic()
         metrics = EngineMetrics(self._config.output.path, self._actor)

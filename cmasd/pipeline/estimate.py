@@ -21,7 +21,7 @@ import numpy as np
 
 from cmasd import __version__
 from cmasd.config.tree import Config
-from cmasd.io.recordings import Listener
+from cmasd.io.sound import Listener
 
 STEPS, RUN = "steps", "run"
 SAMPLE_ROWS = 200

@@ -26,7 +26,7 @@ MOST_WAIT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class StartLimits:
     """For one start of a run."""
 
     shards: int
@@ -41,10 +41,10 @@ class Limits:
         return max(self.least, min(self.most, (self.shards - handed_out) // 2))
 
 
-def limits(shards: int, actors: int, in_flight: int, rows_per_shard: int, slots: int) -> Limits:
+def limits(shards: int, actors: int, in_flight: int, rows_per_shard: int, slots: int) -> StartLimits:
     """`in_flight` is the most that one actor takes."""
     least = max(2, math.ceil(LEAST_ROWS_PER_SLOT * slots / rows_per_shard))
-    return Limits(shards, actors * in_flight, actors * min(least, in_flight))
+    return StartLimits(shards, actors * in_flight, actors * min(least, in_flight))
 
 
 class Gate:
@@ -52,7 +52,7 @@ class Gate:
 
     def __init__(
         self,
-        allowed: Limits,
+        allowed: StartLimits,
         most_wait_seconds: float = MOST_WAIT_SECONDS,
         lost_its_state: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -102,7 +102,7 @@ class Gate:
         return self._is_open or len(self._entered) - self._done < self._limits.under_way(len(self._entered))
 
 
-def open_gate(allowed: Limits) -> Any:
+def open_gate(allowed: StartLimits) -> Any:
     """On the driver's node, which outlives the others.
 
     By its label: a node that has just joined may not know the driver's, and soft affinity would then keep the gate.

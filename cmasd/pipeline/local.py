@@ -24,7 +24,7 @@ from cmasd.pipeline.place import Place, shards_in_flight
 from cmasd.pipeline.report import ShardReport
 
 if TYPE_CHECKING:
-    from cmasd.pipeline.decoder import Decoder
+    from cmasd.pipeline.decoding_actor import DecodingActor
 
 
 def with_all_processors(config: Config) -> Config:
@@ -37,13 +37,13 @@ class Here(Place):
 
     def __init__(self, config: Config, stage: Callable[[str], None]) -> None:
         super().__init__(with_all_processors(config), stage)
-        self._decoder: Decoder | None = None
+        self._decoder: DecodingActor | None = None
 
     def decode(self, plan: Plan, todo: list[Shard], watch: Watch) -> Iterator[ShardReport]:
         """See `Place.decode`; ends early once told to stop."""
-        from cmasd.pipeline.decoder import Decoder
+        from cmasd.pipeline.decoding_actor import DecodingActor
 
-        decoder = self._decoder = Decoder(self.config, watch, owns_process=False)
+        decoder = self._decoder = DecodingActor(self.config, watch, owns_process=False)
         in_flight = min(shards_in_flight(self.config, plan), len(todo))
         with ThreadPoolExecutor(in_flight, thread_name_prefix="shard") as pool:
             waiting: set[Future[pa.Table]] = set()

@@ -1,6 +1,6 @@
 """Whether the models that a configuration names are there, told from their files alone, for `cmasd plan`.
 
-Says what loading them would say (`cmasd.runner.models`, which needs torch; a test holds the two together), and is
+Says what loading them would say (`cmasd.checkpoints.by_name`, which needs torch; a test holds the two together), and is
 silent where only loading can tell. A name of the hub is looked up in the hub's cache, never fetched.
 """
 

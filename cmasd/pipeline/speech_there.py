@@ -2,7 +2,7 @@
 
 from cmasd.config.tree import Config
 from cmasd.errors import CmasdError
-from cmasd.io.recordings import Listener
+from cmasd.io.sound import Listener
 from cmasd.pipeline.models_there import Found
 
 HEARS = "whisper"

@@ -1,8 +1,8 @@
 """What forwards cost on this machine, in seconds, by live rows and tokens.
 
-A table measured at start-up on the real models (`cmasd.engine.costs` fills it). Iterations pay for each token that is
-verified, once, and for the drafter's forwards over the rows that still go on; what they really take while running, the
-engine's own work included, is learned apart (`cmasd.policies.speeds`).
+A table measured at start-up on the real models (`cmasd.engine.measured_costs` fills it). Iterations pay for each token
+that is verified, once, and for the drafter's forwards over the rows that still go on; what they really take while
+running, the engine's own work included, is learned apart (`cmasd.policies.speeds`).
 """
 
 from dataclasses import dataclass, replace

@@ -22,9 +22,9 @@ from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS
 from cmasd.policies.explorer import BURST, Explorer, Ledger
-from cmasd.policies.lengths import Choice, choose, expected
+from cmasd.policies.lengths import LengthChoice, choose, expected
 from cmasd.policies.shapes import Shapes
-from cmasd.policies.speeds import Batch, Belief, Lead, Measured, Plain, Speed, overhead_seconds
+from cmasd.policies.speeds import ArmMeasured, Belief, Lead, PairedBatch, Plain, Speed, overhead_seconds
 
 BATCH = 32
 """Iterations that are learned from at once where nothing is looked at: their mean is within 2 % where one has 10."""
@@ -46,7 +46,7 @@ class Range:
     """Wider than that, so that rows which come and go at its edge change nothing."""
     curve: Curve
     explorer: Explorer
-    choice: Choice
+    choice: LengthChoice
     rule: Rule
     gain: float
     """Of the log of the speed, that is expected of it."""
@@ -56,11 +56,11 @@ class Range:
     """Of drafting."""
     shapes: Shapes
     """Of drafts."""
-    latest: Measured | None = None
+    latest: ArmMeasured | None = None
     """Of the arm in force."""
     is_fresh: bool = False
     """Whether that was measured in the iterations just before."""
-    pair: dict[int, Measured] = field(default_factory=dict)
+    pair: dict[int, ArmMeasured] = field(default_factory=dict)
     """Of both arms, when they were compared."""
     usual: float = 0.0
     """Rows, at most times. Arms are compared there: as a list ends its long rows are left, which take longer than the
@@ -196,7 +196,7 @@ class GoodputPolicy(Policy):
             self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead, shapes)
         return self._ranges[power]
 
-    def _rule_of(self, choice: Choice) -> Rule:
+    def _rule_of(self, choice: LengthChoice) -> Rule:
         """By what is thought of acceptance now."""
         return choice.rule(self.calibration.slope, self.calibration.offsets_K, self.calibration.weights_2)
 
@@ -220,7 +220,7 @@ class GoodputPolicy(Policy):
         if not (is_look or shapes.is_look) and self._ledger.total < self._rest_until:
             return
         started = self._clock()
-        batch = Batch(seen, self.costs, place.curve)
+        batch = PairedBatch(seen, self.costs, place.curve)
         batch.is_timed_I[0] &= not self._is_new
         place.seconds = float(np.median(batch.seconds_I))
         measured = batch.measured(place.least_rows, latest=0 if is_look else 2 * BURST)
@@ -239,7 +239,7 @@ class GoodputPolicy(Policy):
             self._choose(place)
         self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
 
-    def _measure(self, place: Range, measured: Measured, is_look: bool) -> None:
+    def _measure(self, place: Range, measured: ArmMeasured, is_look: bool) -> None:
         """What the range thinks of drafting, by iterations of either arm."""
         arm, force, lead = place.explorer.now, place.explorer.force, place.lead
         if arm == Arm.DRAFTING:

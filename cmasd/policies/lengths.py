@@ -21,7 +21,7 @@ from cmasd.policies.costs import Curve
 
 
 @dataclass(frozen=True)
-class Choice:
+class LengthChoice:
     """A rule's thresholds, and what is expected of it."""
 
     go_on_K: Float64
@@ -44,7 +44,7 @@ class Choice:
         return Rule(*thresholds, slope=slope, offsets_K=offsets_K[:most], weights_2=weights_2)
 
 
-def choose(survival_NK: Float64, usual_K: Float64, curve: Curve, looks: bool = True) -> Choice:
+def choose(survival_NK: Float64, usual_K: Float64, curve: Curve, looks: bool = True) -> LengthChoice:
     """The best rule that drafts a token for each row, and sends it for the surest quarter of those that have one.
 
     One that does not look at confidences is a length for every row.
@@ -62,7 +62,7 @@ def choose(survival_NK: Float64, usual_K: Float64, curve: Curve, looks: bool = T
         reached = float(tokens_L[at] / seconds_L[at])
         if best is not None and reached <= best.speed:
             break
-        best = Choice(go_on_LK[at], keep_LK[at], float(tokens_L[at]), float(seconds_L[at]))
+        best = LengthChoice(go_on_LK[at], keep_LK[at], float(tokens_L[at]), float(seconds_L[at]))
         if reached <= theta:
             break
         theta = reached

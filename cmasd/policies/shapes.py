@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from cmasd.policies.base import Rule
 from cmasd.policies.explorer import Explorer, Ledger
-from cmasd.policies.speeds import Measured, Plain, Speed
+from cmasd.policies.speeds import ArmMeasured, Plain, Speed
 
 CHAIN, TREE = range(2)
 LEAST_NODES = 2
@@ -24,7 +24,7 @@ class Shapes:
     lead: Speed
     """Of trees over chains, the log."""
     explorer: Explorer
-    latest: Measured | None = None
+    latest: ArmMeasured | None = None
     """Of the shape in force, in the iterations just before."""
 
     @classmethod
@@ -48,7 +48,7 @@ class Shapes:
         self.explorer.decide(iteration, iteration_seconds, may_look=may_look and self.latest is not None)
         self.latest = None if not self.is_look else self.latest
 
-    def learn(self, measured: Measured, iteration: int) -> None:
+    def learn(self, measured: ArmMeasured, iteration: int) -> None:
         """How fast the shape that drafted was."""
         before = self.latest
         if not self.is_look:

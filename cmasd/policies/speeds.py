@@ -90,7 +90,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ArmMeasured:
     """Of some iterations of one arm."""
 
     worth: float
@@ -105,7 +105,7 @@ class Measured:
     """By the table, of an iteration."""
 
 
-def overhead_seconds(plain: Measured, drafting: Measured) -> float:
+def overhead_seconds(plain: ArmMeasured, drafting: ArmMeasured) -> float:
     """By the table: what the engine adds to each iteration, by the line through what the two arms take.
 
     No more than a plain iteration, since what was measured long ago may have been another load.
@@ -117,7 +117,7 @@ def overhead_seconds(plain: Measured, drafting: Measured) -> float:
     return min(max(0.0, taken * rise / (drafting_taken - taken) - plain.seconds), plain.seconds)
 
 
-class Batch:
+class PairedBatch:
     """Iterations of one arm and about as many rows, side by side."""
 
     def __init__(self, seen: Sequence[Observation], table: StepTable, curve: Curve) -> None:
@@ -136,7 +136,7 @@ class Batch:
         self.expected_I = self.plain_I * _slowdown(seen, self.rows_I, starts_I, curve)
         """Seconds by the table of what was drafted and sent."""
 
-    def measured(self, least_rows: float = 0.0, latest: int = 0) -> Measured | None:
+    def measured(self, least_rows: float = 0.0, latest: int = 0) -> ArmMeasured | None:
         """None where too few were timed to say.
 
         The level is that of iterations with `least_rows` or more, and of so many of the latest of them; 0: of all.
@@ -156,7 +156,7 @@ class Batch:
             worth_noise = spread / len(self.accepted_M) ** 2 / tokens**2
         worth = math.log(tokens / slowdown)
         seconds = float(self.expected_I[timed_T].mean())
-        return Measured(worth, float(worth_noise), math.log(level), float(level_noise), seconds)
+        return ArmMeasured(worth, float(worth_noise), math.log(level), float(level_noise), seconds)
 
     def lost(self, best: float) -> float:
         """Seconds beyond those that its tokens would have taken at a speed of e^best plain ones by the table."""

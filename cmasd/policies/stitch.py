@@ -25,7 +25,7 @@ MEMORY = 64
 
 
 @dataclass
-class Habits:
+class SwitchHabits:
     """How rows have gone between the two models, lately; in what it says a guess counts as much as a few tokens."""
 
     small: float = 0.0
@@ -96,7 +96,7 @@ class StitchPolicy(Policy):
         """Whether what the small model is not sure of is checked in place of being dropped."""
         self._max_wait = max_wait
         self._costs: StepTable | None = None
-        self._habits = Habits()
+        self._habits = SwitchHabits()
         self._gathered: dict[int, int] = {}
         self._steps = 0
 
@@ -118,7 +118,7 @@ class StitchPolicy(Policy):
         self._costs = costs
 
     def learn(self, small: int, dropped: int, large: int, returned: int, read: int) -> None:
-        """One step, in the words of `Habits`."""
+        """One step, in the words of `SwitchHabits`."""
         habits = self._habits
         habits.forget()
         habits.small, habits.dropped = habits.small + small, habits.dropped + dropped
@@ -156,7 +156,7 @@ class StitchPolicy(Policy):
 
 def best_gathering(
     rows: int,
-    habits: Habits,
+    habits: SwitchHabits,
     small_seconds: Callable[[int], float],
     large_seconds: Callable[[int, float], float],
 ) -> int:

@@ -15,7 +15,7 @@ from cmasd.engine import Pair, load_pair
 from cmasd.engine.capacity import resolve
 from cmasd.errors import ConfigError, InputError
 from cmasd.evaluation.quality.audit import ALGORITHMIC, Divergence, decode_plainly, divergences
-from cmasd.evaluation.speed.decoder import EngineDecoder
+from cmasd.evaluation.speed.request_decoder import EngineDecoder
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.status import status
 from cmasd.reports.picks import spread_rows

@@ -24,9 +24,10 @@ from cmasd.io.run_folder import RunFolder
 from cmasd.io.status import ENDED, status
 from cmasd.pipeline.summary import summarise
 from cmasd.reports.picks import Picks
-from cmasd.telemetry import timing, totals
+from cmasd.telemetry import clock as timing
+from cmasd.telemetry import totals
+from cmasd.telemetry.clock import ShardTiming
 from cmasd.telemetry.stats import EngineStats
-from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
 
 ROW_COLUMNS = (

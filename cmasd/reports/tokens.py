@@ -111,7 +111,7 @@ def _tokens(row: dict[str, Any], split: Splitter) -> list[Token]:
 
 def splitter(config: Config) -> Splitter | str:
     """By the verifier's tokenizer, or why that cannot be had."""
-    from cmasd.runner.models import load_tokenizer  # loads torch, which other runs' reports do without
+    from cmasd.checkpoints.by_name import load_tokenizer  # loads torch, which other runs' reports do without
 
     try:
         loaded: Any = load_tokenizer(config.models.verifier, trust_remote_code=config.models.trust_remote_code)

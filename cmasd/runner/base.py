@@ -15,9 +15,6 @@ from torch import Tensor
 from cmasd.kernels import Drafted, PackedRule
 from cmasd.window import Window
 
-LayerPairs = list[tuple[Tensor, Tensor]]
-"""Keys and values of every layer."""
-
 
 class Extent(NamedTuple):
     """The shapes of a forward: all that the host decides about it, everything else depends on device tensors."""

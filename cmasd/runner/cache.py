@@ -24,8 +24,8 @@ from transformers.cache_utils import Cache
 
 from cmasd.config.tree import KEPT_PLACES
 from cmasd.kernels import give_back, kept_zeros
-from cmasd.runner.base import LayerPairs
-from cmasd.runner.masks import source_mask
+from cmasd.models.attention import LayerPairs
+from cmasd.models.masks import source_mask
 
 READ_STEP = 8
 """Attention reads a multiple of this, so that views are made anew in one forward of so many; the rest is masked."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cmasd.models.families import Family
+from cmasd.models.masks import Branches
+from cmasd.models.rotary import rotary_decoder
 from cmasd.runner.base import Pass
 from cmasd.runner.cache import Geometry
-from cmasd.runner.families import Family
-from cmasd.runner.masks import Branches
 from cmasd.runner.prefix import Prefix
 from cmasd.runner.prompts import flat_passes, padded_passes, side_by_side, window_of
-from cmasd.runner.rotary import rotary_decoder
 from cmasd.runner.runners import _SlotRunner
 from cmasd.window import Window
 

@@ -85,7 +85,7 @@ class Bucket(Generic[Output]):
         self._graph, self._output = recorder.record(lambda: self._function(self.extent), warm_ups)
 
 
-class Window(Bucket[Tensor]):
+class BucketForwards(Bucket[Tensor]):
     """Forwards of one extent, with their inputs at fixed addresses."""
 
     def __init__(self, function: Function, extent: Extent, device: torch.device) -> None:
@@ -220,12 +220,12 @@ class Graphs(_Buckets[Tensor]):
     def __call__(self, given: Pass) -> Tensor:
         """Hidden states (B, T, d) of slots 0..B-1, to be used up before the next call."""
         bucket = self._bucket(self.round(given.extent))
-        assert isinstance(bucket, Window), "made here"
+        assert isinstance(bucket, BucketForwards), "made here"
         bucket.load(given.tokens_BT, given.starts_B)
         return self._use(bucket)[: given.extent.rows]
 
-    def _make(self, extent: Extent) -> Window:
-        return Window(self._function, extent, self._device)
+    def _make(self, extent: Extent) -> BucketForwards:
+        return BucketForwards(self._function, extent, self._device)
 
     def _grow_tables(self) -> None:
         """Such as T5's, which are as long as the longest read so far."""

@@ -1,7 +1,7 @@
 """From a loaded transformers model to a runner with its cache allocated.
 
 The cache's shape is measured with one token rather than read from the config, whose names differ by family.
-Does not load checkpoints (`cmasd.runner.models` and `streaming` do); the model stays usable as it was.
+Does not load checkpoints (`cmasd.checkpoints.by_name` and `streaming` do); the model stays usable as it was.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from cmasd.errors import ModelError
+from cmasd.models.families import ANY_WORD, Family, Words, family_of
+from cmasd.models.packed import packed_form
+from cmasd.models.parallel_network import ParallelShape
 from cmasd.runner.base import Runner
 from cmasd.runner.cache import Geometry
 from cmasd.runner.decoder_only import DecoderOnlyRunner
-from cmasd.runner.families import ANY_WORD, Family, Words, family_of
 from cmasd.runner.graphs import GraphsMode
-from cmasd.runner.packed import packed_form
-from cmasd.runner.parallel import ParallelShape
 from cmasd.runner.runners import EncoderDecoderRunner, _SlotRunner
 from cmasd.runner.stacks import encode, first_caches
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from cmasd.config.tree import KEPT_PLACES
 from cmasd.kernels import Caches, give_back, kernels_for
-from cmasd.runner.attention import Attend, NativeReading, TensorReading
+from cmasd.models.attention import Attend, NativeReading, TensorReading
+from cmasd.models.masks import CausalMask
+from cmasd.models.parallel_kernel import packed_drafter
+from cmasd.models.parallel_network import ParallelModel, States
 from cmasd.runner.base import Extent, Runner
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.graphs import GraphsMode, uses_graphs
-from cmasd.runner.masks import CausalMask
-from cmasd.runner.parallel import ParallelModel, States
-from cmasd.runner.parallel_packed import packed_drafter
 from cmasd.runner.runners import padded
 from cmasd.runner.stacks import encode
 from cmasd.window import Window

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cmasd.core import Sound
-from cmasd.runner.bart import Decoder, Encoder
+from cmasd.models.bart import BartDecoder, BartEncoder
+from cmasd.models.families import Family, Words, output_head, output_layer
+from cmasd.models.masks import Branches, CausalMask
+from cmasd.models.sound_encoder import SoundEncoder
 from cmasd.runner.base import Extent, Guesser, Pass
 from cmasd.runner.cache import Geometry, SlotCache, SourceCache
-from cmasd.runner.families import Family, Words, output_head, output_layer
 from cmasd.runner.graphs import Graphs, GraphsMode, uses_graphs
-from cmasd.runner.hearing import SoundEncoder
-from cmasd.runner.masks import Branches, CausalMask
 from cmasd.runner.stacks import BartStack, Stack, StockStack
 from cmasd.window import Window
 
@@ -207,9 +207,9 @@ class EncoderDecoderRunner(_SlotRunner):
         self._sources = SourceCache(geometry, self.slots, self.max_source_length)
         self._stack: Stack
         if family.is_bart:
-            kind = SoundEncoder if family.hears else Encoder
+            kind = SoundEncoder if family.hears else BartEncoder
             encoder = kind(model.get_encoder(), self.max_source_length, int8)
-            decoder = Decoder(model.get_decoder(), self.max_length, int8)
+            decoder = BartDecoder(model.get_decoder(), self.max_length, int8)
             self._stack = BartStack(encoder, decoder, self._cache, self._sources, self._causal)
         else:
             self._stack = StockStack(model, self._cache, self._sources, self._causal, self._origin.get_encoder())

@@ -14,13 +14,27 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from cmasd.kernels import Caches, Drafted, Kernels, PackedRule, Speaker, kernels_for
-from cmasd.runner.attention import Attend, TensorReading, TensorWriting
-from cmasd.runner.bart import Decoder, Encoder
+from cmasd.models.attention import Attend, TensorReading
+from cmasd.models.bart import BartDecoder, BartEncoder
+from cmasd.models.families import Head
+from cmasd.models.masks import Branches, CausalMask, source_mask
 from cmasd.runner.base import Guesser, Pass
 from cmasd.runner.cache import SlotCache, SourceCache
-from cmasd.runner.families import Head
-from cmasd.runner.masks import Branches, CausalMask, source_mask
 from cmasd.window import Window
+
+
+@dataclass(frozen=True)
+class TensorWriting:
+    """Into the cache, whose open window `reading` sees."""
+
+    cache: SlotCache
+    reading: TensorReading
+
+    def __call__(self, layer: int, projected_N3d: Tensor) -> Tensor:
+        """See `Attend`."""
+        width = projected_N3d.shape[1] // 3
+        self.cache.write(layer, projected_N3d[:, width:])
+        return self.reading(layer, projected_N3d[:, :width])
 
 
 class Stack(Protocol):
@@ -71,7 +85,7 @@ class BartStack:
     """BART and its kin, and Whisper, in their own few operations."""
 
     def __init__(
-        self, encoder: Encoder, decoder: Decoder, cache: SlotCache, sources: SourceCache, causal: CausalMask
+        self, encoder: BartEncoder, decoder: BartDecoder, cache: SlotCache, sources: SourceCache, causal: CausalMask
     ) -> None:
         self.encoder = encoder
         self._decoder = decoder

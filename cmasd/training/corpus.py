@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from cmasd.checkpoints.by_name import SHORTLIST
 from cmasd.errors import ConfigError, InputError
-from cmasd.runner.models import SHORTLIST
 from cmasd.telemetry.schema import teacher_fields
 from cmasd.training.recipe import DataRecipe
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cmasd.runner.checkpoints import decoder_start
-from cmasd.runner.masks import source_mask
-from cmasd.runner.models import vocabulary_size
+from cmasd.checkpoints.by_name import vocabulary_size
+from cmasd.generation.settings import decoder_start
+from cmasd.models.masks import source_mask
 from cmasd.runner.runners import padded
 
 

@@ -21,19 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cmasd.runner.attention import TensorReading
-from cmasd.runner.base import LayerPairs
-from cmasd.runner.families import ANY_WORD, output_head
-from cmasd.runner.parallel import ParallelForward, ParallelNetwork, Said
+from cmasd.models.attention import LayerPairs, TensorReading
+from cmasd.models.families import ANY_WORD, output_head
+from cmasd.models.parallel_network import ParallelForward, ParallelNetwork, SharedWords
 from cmasd.training.listening import Lesson
 from cmasd.training.recipe import ParallelRecipe
 
 
 @dataclass(frozen=True)
-class Words:
+class DrafterWords:
     """The verifier's words as the drafter hears and says them."""
 
-    said: Said
+    said: SharedWords
     head: Callable[[Tensor], Tensor]
     """The verifier's own, from its hidden states to its logits."""
     ids_S: Tensor
@@ -42,9 +41,9 @@ class Words:
     """(V,) int64: place in the shortlist, -1 for other tokens."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, ids_S: Tensor) -> "Words":
+    def of(cls, model: PreTrainedModel, ids_S: Tensor) -> "DrafterWords":
         """From a loaded verifier."""
-        said = Said.of(model, ids_S)
+        said = SharedWords.of(model, ids_S)
         column_V = torch.full((len(said.heard_Vd),), -1, device=ids_S.device)
         column_V[ids_S] = torch.arange(len(ids_S), device=ids_S.device)
         return cls(said, output_head(model, ANY_WORD), ids_S, column_V)
@@ -55,7 +54,9 @@ class Words:
         return self.head(hidden_Nd[:, None])[:, 0].float().softmax(-1)[:, self.ids_S]
 
 
-def states(network: ParallelNetwork, lesson: Lesson, words: Words, cuts_BC: Tensor, queries_BCKd: Tensor) -> Tensor:
+def states(
+    network: ParallelNetwork, lesson: Lesson, words: DrafterWords, cuts_BC: Tensor, queries_BCKd: Tensor
+) -> Tensor:
     """(B*C, K, d): the drafter's states behind each cut, which is the place of the latest token that is known."""
     rows, cuts = cuts_BC.shape
     forward = ParallelForward.of(network, _plain)
@@ -99,7 +100,7 @@ def choose_steps(count: int, queries: int, decay: float, generator: torch.Genera
 def loss_of(
     network: ParallelNetwork,
     lesson: Lesson,
-    words: Words,
+    words: DrafterWords,
     steps: list[int],
     weights: ParallelRecipe,
     generator: torch.Generator | None = None,
@@ -131,7 +132,7 @@ def loss_of(
 def _losses(
     network: ParallelNetwork,
     lesson: Lesson,
-    words: Words,
+    words: DrafterWords,
     z_Nd: Tensor,
     place_BT: Tensor,
     before_N: Tensor,
@@ -157,7 +158,7 @@ def _losses(
     return loss_N
 
 
-def speak(network: ParallelNetwork, words: Words, z_Nd: Tensor, before_N: Tensor) -> tuple[Tensor, Tensor]:
+def speak(network: ParallelNetwork, words: DrafterWords, z_Nd: Tensor, before_N: Tensor) -> tuple[Tensor, Tensor]:
     """What the output layer is given (N, d), and what the confidence head is (N, d + r), with the token before each."""
     if not network.shape.rank:
         return z_Nd, z_Nd
@@ -167,7 +168,7 @@ def speak(network: ParallelNetwork, words: Words, z_Nd: Tensor, before_N: Tensor
 
 @torch.no_grad()
 def drafted(
-    network: ParallelNetwork, lesson: Lesson, words: Words, cuts_BC: Tensor, count: int
+    network: ParallelNetwork, lesson: Lesson, words: DrafterWords, cuts_BC: Tensor, count: int
 ) -> list[tuple[Tensor, Tensor]]:
     """The first `count` tokens (N,) drafted behind each cut, and what the confidence head is given for them (N, f)."""
     z_NKd = states(network, lesson, words, cuts_BC, network.queries[None, None, :count])
@@ -180,7 +181,7 @@ def drafted(
 
 
 @torch.no_grad()
-def accepted(network: ParallelNetwork, lesson: Lesson, words: Words) -> tuple[Tensor, Tensor]:
+def accepted(network: ParallelNetwork, lesson: Lesson, words: DrafterWords) -> tuple[Tensor, Tensor]:
     """(B, T) how many tokens greedy verification accepts behind each place, and (B, T, K) the predicted acceptance.
 
     Exact, since the verifier's output is known: no decoding is needed to tell what a drafter would have gained.

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from cmasd.errors import ConfigError
-from cmasd.runner.families import output_scale
+from cmasd.models.families import output_scale
 from cmasd.training.corpus import Corpus
 from cmasd.training.recipe import ModelRecipe, Recipe, StartRecipe
 
@@ -53,30 +53,30 @@ class Seq2SeqTask:
         self._pad = int(tokenizer.pad_token_id)
         self._smoothing = smoothing
 
-    def prepare(self, rows: NDArray[np.int64]) -> "Pairs":
+    def prepare(self, rows: NDArray[np.int64]) -> "PaddedPairs":
         """Both sides, padded."""
         source, target = (side.padded(rows, self._pad) for side in (self._corpus.source, self._corpus.target))
         teacher, device = self._corpus.teacher, self.model.device
         taught = None if teacher is None else teacher.of(self._corpus.target, rows)
-        return Pairs(
+        return PaddedPairs(
             source.to(device),
             target.to(device),
             int((target != self._pad).sum()),
             None if taught is None else (taught[0].to(device), taught[1].to(device)),
         )
 
-    def loss(self, batch: "Pairs", seed: int) -> Tensor:
+    def loss(self, batch: "PaddedPairs", seed: int) -> Tensor:
         """See `Task.loss`; dropout is what is random."""
         torch.manual_seed(seed)
         return token_loss(self.model, batch.source_BS, batch.target_BT, self._smoothing, batch.teacher)
 
-    def gauge(self, batch: "Pairs") -> tuple[str, float]:
+    def gauge(self, batch: "PaddedPairs") -> tuple[str, float]:
         """The source gain in nats."""
         return "source gain", source_gain(self.model, batch.source_BS, batch.target_BT)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PaddedPairs:
     """Padded token ids, and how many of the target's are real."""
 
     source_BS: Tensor
@@ -242,7 +242,7 @@ def token_loss(
 ) -> Tensor:
     """Mean cross entropy per target token, in nats; padding is left out.
 
-    To the target, label-smoothed; or to the `teacher`'s distribution (`Pairs.teacher`) instead.
+    To the target, label-smoothed; or to the `teacher`'s distribution (`PaddedPairs.teacher`) instead.
     """
     pad, start = int(model.config.pad_token_id or 0), int(model.config.decoder_start_token_id or 0)
     inputs_BT = torch.cat([torch.full_like(target_BT[:, :1], start), target_BT[:, :-1]], dim=1)

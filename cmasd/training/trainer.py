@@ -26,7 +26,7 @@ from cmasd.training.recipe import Recipe, ScheduleRecipe
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What the trainer reports every `report_every` steps."""
 
     step: int
@@ -85,7 +85,11 @@ def preferred_autocast(device: torch.device) -> torch.autocast:
 
 
 def train(
-    recipe: Recipe, task: Task[Prepared], corpus: Corpus, report: Callable[[Progress], None], report_every: int = 50
+    recipe: Recipe,
+    task: Task[Prepared],
+    corpus: Corpus,
+    report: Callable[[TrainingProgress], None],
+    report_every: int = 50,
 ) -> float:
     """Train to `recipe.schedule.steps`, resuming from `recipe.work` when a checkpoint is there.
 
@@ -134,7 +138,7 @@ def train(
             now = time.monotonic()
             eta = (now - mark) / len(losses) * schedule.accumulate * (schedule.steps - step - 1)
             mean, speed = math.fsum(losses) / len(losses), tokens * workers / (now - mark)
-            report(Progress(step + 1, schedule.steps, mean, gauge, rate(step, schedule), speed, eta))
+            report(TrainingProgress(step + 1, schedule.steps, mean, gauge, rate(step, schedule), speed, eta))
             mark, tokens, losses = now, 0, []
         if rank == 0 and time.monotonic() - saved > recipe.checkpoint_seconds:
             saved = time.monotonic()

@@ -22,7 +22,7 @@ Ways = list[dict[int, list[int]]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedTree:
     """A tree as one path of it."""
 
     draft: Draft
@@ -41,14 +41,14 @@ class Judged:
         return self.index_BT[steps_T < counts_B[:, None]], counts_B
 
 
-def judge(rule: Verification, tree: Draft, logits: Logits) -> Judged:
+def judge(rule: Verification, tree: Draft, logits: Logits) -> JudgedTree:
     """`logits` are behind each row's last token, then behind each of its tree's."""
     ways = _ways(tree)
     if isinstance(rule, SamplingVerification):
         return _drawn(rule, tree, logits, ways)
     paths = _likeliest(tree, logits, ways)
     draft, along, index_BT = _along(tree, logits, paths)
-    return Judged(draft, along, rule.verify(draft, along), index_BT)
+    return JudgedTree(draft, along, rule.verify(draft, along), index_BT)
 
 
 def _ways(tree: Draft) -> Ways:
@@ -77,7 +77,7 @@ def _likeliest(tree: Draft, logits: Logits, ways: Ways) -> list[list[int]]:
     return paths
 
 
-def _drawn(rule: SamplingVerification, tree: Draft, logits: Logits, ways: Ways) -> Judged:
+def _drawn(rule: SamplingVerification, tree: Draft, logits: Logits, ways: Ways) -> JudgedTree:
     """The path that was accepted, and the first way that was not."""
     firsts, tokens = logits.firsts_B1.tolist(), tree.tokens_BK.tolist()
     paths, accepted, following = [], [], []
@@ -98,7 +98,7 @@ def _drawn(rule: SamplingVerification, tree: Draft, logits: Logits, ways: Ways) 
     draft, along, index_BT = _along(tree, logits, paths)
     accepted_B, next_B = torch.tensor([accepted, following], device=index_BT.device)
     verdict = Verdict(accepted_B, next_B, torch.full_like(draft.confidence_BK, torch.nan))
-    return Judged(draft, along, verdict, index_BT)
+    return JudgedTree(draft, along, verdict, index_BT)
 
 
 def _along(tree: Draft, logits: Logits, paths: list[list[int]]) -> tuple[Draft, Logits, Tensor]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from cmasd.config import from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.runs import look_at
-from cmasd.pipeline import decoder
+from cmasd.pipeline import decoding_actor
 from cmasd.pipeline.actors import decode_shards
 from cmasd.pipeline.cluster import connected, resources, start_local
 from cmasd.pipeline.tally import Tally
@@ -94,7 +94,7 @@ def run_once(folder: Path, commits: bool) -> Cost:
     )
     state, spent = look_at(asked), []
     tally = Tally(state.plan.rows, state.done)
-    with patch.object(decoder, "Decoder", measuring(decoder.Decoder, commits)):
+    with patch.object(decoding_actor, "DecodingActor", measuring(decoding_actor.DecodingActor, commits)):
         watch = Watch(asked.output.path, 1)
         for report in decode_shards(asked, state.plan, state.todo, resources(asked.actors, local=True), watch):
             spent.append(float(report.notices.pop()))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from cmasd.config import from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.plan import default_rows_per_shard
-from cmasd.pipeline import decoder
+from cmasd.pipeline import decoding_actor
 from cmasd.pipeline.cluster import start_local
 from cmasd.pipeline.run import Watcher, run
 from cmasd.pipeline.tally import Progress
@@ -82,7 +82,7 @@ def main(folder: Path, rows: int, rows_per_shard: int | None) -> None:
             "actors": {"shards_in_flight": 8},
         }
     )
-    decoder.Decoder = writer()  # type: ignore[misc, assignment]
+    decoding_actor.DecodingActor = writer()  # type: ignore[misc, assignment]
     start_local(logging.CRITICAL, num_cpus=2)
     largest = Largest()
     ray.get(ray.remote(lambda: None).remote())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmasd.telemetry.timing import METADATA_KEY
+from cmasd.telemetry.clock import METADATA_KEY
 from tests.faulty_s3 import BUCKET, spared_client
 
 

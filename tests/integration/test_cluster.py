@@ -19,10 +19,10 @@ from cmasd.config import Config, from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import look_at
-from cmasd.pipeline import decoder
+from cmasd.pipeline import decoding_actor as decoder
 from cmasd.pipeline.actors import decode_shards
 from cmasd.pipeline.cluster import ENVIRONMENT, connected, resources
-from cmasd.pipeline.gate import Limits, open_gate
+from cmasd.pipeline.gate import StartLimits, open_gate
 from cmasd.pipeline.run import run
 from tests.integration.conftest import SENTENCES
 from tests.integration.hub import hub
@@ -188,7 +188,7 @@ def test_the_gate_is_on_the_drivers_node(cluster: Any) -> None:
     gates = []
     for _ in range(4):
         add_node(cluster)
-        gates += [open_gate(Limits(1, 1, 1)) for _ in range(4)]
+        gates += [open_gate(StartLimits(1, 1, 1)) for _ in range(4)]
     ray.get([gate.enter.remote(0, 0) for gate in gates])
     nodes = Counter(actor["Address"]["NodeID"] for actor in ray._private.state.actors().values())
     assert nodes == {ray.get_runtime_context().get_node_id(): len(gates)}

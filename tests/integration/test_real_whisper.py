@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cmasd import Decoder
-from cmasd.io.recordings import RATE, Listener, Samples
-from cmasd.runner.models import load_feature_extractor, load_model
+from cmasd.checkpoints.by_name import load_feature_extractor, load_model
+from cmasd.io.sound import RATE, Listener, Samples
 
 MODEL, SPEECH = os.environ.get("CMASD_WHISPER", ""), os.environ.get("CMASD_SPEECH", "")
 CLIPS = 3

@@ -19,10 +19,10 @@ import pytest
 from cmasd.config import from_dict
 from cmasd.io.lease import Watch
 from cmasd.io.runs import look_at
-from cmasd.pipeline import decoder
+from cmasd.pipeline import decoding_actor as decoder
 from cmasd.pipeline.actors import decode_shards
 from cmasd.pipeline.cluster import connected, resources, start_local
-from cmasd.pipeline.gate import MOST_WAIT_SECONDS, Limits
+from cmasd.pipeline.gate import MOST_WAIT_SECONDS, StartLimits
 from cmasd.pipeline.report import ShardReport
 from tests.integration.chaos import processes
 
@@ -96,8 +96,8 @@ def idle_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     return max(last.values()) - min(last.values())
 
 
-def wide_open(*_: Any) -> Limits:
-    return Limits(10**9, 10**9, 10**9)
+def wide_open(*_: Any) -> StartLimits:
+    return StartLimits(10**9, 10**9, 10**9)
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_the_quick_actor_takes_what_the_slow_one_would_sit_on(tmp_path: Path, mo
     assert with_gate < without / 2, (with_gate, without)
 
 
-def with_limits(limits: Callable[..., Limits], act: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> float:
+def with_limits(limits: Callable[..., StartLimits], act: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> float:
     with monkeypatch.context() as patched:
         patched.setattr("cmasd.pipeline.run.limits", limits)
         return act()

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from cmasd.evaluation.calibration.evidence import Evidence
 from cmasd.evaluation.calibration.judged import Array
-from cmasd.evaluation.calibration.signals import eces
+from cmasd.evaluation.calibration.judged_tokens import JudgedTokens
+from cmasd.evaluation.calibration.signal_table import eces
 from cmasd.policies.base import Observation, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS, Calibration
@@ -49,7 +49,7 @@ def table_of(checking: float, drafting: float, most: int, one_pass: bool) -> Ste
     return StepTable((1, ROWS), (window, window), (drafting, drafting), one_pass)
 
 
-def drafts(evidence: Evidence) -> Observation:
+def drafts(evidence: JudgedTokens) -> Observation:
     """All of a run as one iteration; of each draft what was judged."""
     judged_I = np.bincount(evidence.draft_N, minlength=len(evidence.sent_I))
     most, count = evidence.config.drafter.max_draft_tokens, len(judged_I)
@@ -68,7 +68,7 @@ def _part(whole: Observation, start: int) -> Observation:
     return Observation(*parts, 1.0, True, components_BK3=whole.components_BK3[some])
 
 
-def run_online(evidence: Evidence) -> list[Online]:
+def run_online(evidence: JudgedTokens) -> list[Online]:
     """Every estimator, then the oracle."""
     whole, found = drafts(evidence), []
     one_pass = evidence.config.drafter.model != "model"

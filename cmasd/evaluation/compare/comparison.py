@@ -20,14 +20,14 @@ from cmasd.engine.capacity import resolve
 from cmasd.engine.previous import previous_outputs
 from cmasd.evaluation.compare.corpus_cost import accelerator_hours, widest
 from cmasd.evaluation.compare.sample import Sample
-from cmasd.evaluation.compare.stitched import SMALL_ALONE, engines_of
+from cmasd.evaluation.compare.stitch_ways import SMALL_ALONE, engines_of
 from cmasd.evaluation.compare.ways import first_batch
 from cmasd.evaluation.quality.answers import accuracy
 from cmasd.evaluation.quality.sets import output_texts, score
 from cmasd.evaluation.quality.significance import ReferenceScores, paired_scores
 from cmasd.evaluation.speed.bench import BenchWatcher, Timed, timed_turns
-from cmasd.evaluation.speed.decoder import Lengths
 from cmasd.evaluation.speed.engines import as_measured
+from cmasd.evaluation.speed.request_decoder import Lengths
 from cmasd.evaluation.speed.timing import FEWEST_CHUNKS, Measured, exact_match, ratio, rounds_within
 
 MOST_CHUNKS = 500

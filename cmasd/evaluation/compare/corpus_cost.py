@@ -19,7 +19,7 @@ SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostFigure:
     """A figure with its 95 % interval."""
 
     value: float
@@ -31,19 +31,19 @@ class Estimate:
         """Half the interval over the figure; infinite where the interval is unknown."""
         return (self.high - self.value) / self.value
 
-    def times(self, factor: float) -> "Estimate":
+    def times(self, factor: float) -> "CostFigure":
         """The same in another unit."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+        return CostFigure(self.value * factor, self.low * factor, self.high * factor)
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
+def mean_estimate(values: Sequence[float]) -> CostFigure:
     """The mean of independent positive values; its interval is without end for a single one."""
     mean, count = fmean(values), len(values)
     half = float(stats.t.ppf(0.975, count - 1) * stats.sem(values)) if count > 1 else math.inf
-    return Estimate(mean, max(0.0, mean - half), mean + half)
+    return CostFigure(mean, max(0.0, mean - half), mean + half)
 
 
-def accelerator_hours(measured: Measured, chunk_rows: int, corpus_rows: float) -> Estimate:
+def accelerator_hours(measured: Measured, chunk_rows: int, corpus_rows: float) -> CostFigure:
     """Of the whole corpus on one accelerator."""
     return mean_estimate(measured.seconds).times(corpus_rows / chunk_rows / SECONDS_PER_HOUR)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmasd.codecs.text import TextCodec
 from cmasd.config.tree import Config
 from cmasd.core import RowError
 from cmasd.errors import InputError
 from cmasd.evaluation.quality.references import reference_texts, with_kept
 from cmasd.io.plan import make_plan
 from cmasd.io.samples import spread_tables
-from cmasd.runner.text import TextCodec
 
 ROWS = 4096
 """Read at most, about."""

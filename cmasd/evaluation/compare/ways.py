@@ -15,7 +15,7 @@ from cmasd.config.tree import FREE_DRAFTERS, STITCHED, Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
-from cmasd.evaluation.compare.stitched import stitched
+from cmasd.evaluation.compare.stitch_ways import stitched
 from cmasd.evaluation.speed.engines import GREEDY
 from cmasd.evaluation.speed.lineup import (
     NO_DRAFTER,

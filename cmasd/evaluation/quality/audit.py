@@ -18,7 +18,7 @@ from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.engine.capacity import resolve
 from cmasd.engine.hearing import Hearing
-from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config
+from cmasd.evaluation.speed.request_decoder import EngineDecoder, plain_config
 from cmasd.runner.base import Runner
 
 NEAR_TIE, ALGORITHMIC = "near-tie", "algorithmic"

@@ -7,7 +7,7 @@ from cmasd.config.tree import Config
 from cmasd.core import Request, RowError
 from cmasd.engine import Pair
 from cmasd.evaluation.quality.sets import TestSets, read_sets
-from cmasd.evaluation.speed.decoder import EngineDecoder
+from cmasd.evaluation.speed.request_decoder import EngineDecoder
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from cmasd.engine import Pair
 from cmasd.errors import ConfigError
 from cmasd.evaluation.quality.sets import SetScores, output_texts, score
 from cmasd.evaluation.speed.bench import Timed, take_turns
-from cmasd.evaluation.speed.decoder import plain_config
 from cmasd.evaluation.speed.engines import as_measured
 from cmasd.evaluation.speed.lineup import can_draft, our_contender
+from cmasd.evaluation.speed.request_decoder import plain_config
 from cmasd.evaluation.speed.timing import exact_match, paired_ratio
 
 BUDGETS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -33,7 +33,7 @@ ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
-class Setting:
+class DecodingSetting:
     """One way of decoding."""
 
     kind: str
@@ -103,20 +103,20 @@ class ParetoPoint:
         return asdict(self)
 
 
-def settings(config: Config) -> list[Setting]:
+def settings(config: Config) -> list[DecodingSetting]:
     """Plain, then every budget and every tolerance; `config` gives everything else."""
     exact, relaxed = (replace(config.verification, kind=kind) for kind in ("exact", "relaxed"))
-    found = [Setting("plain", None, plain_config(replace(config, verification=exact)))]
+    found = [DecodingSetting("plain", None, plain_config(replace(config, verification=exact)))]
     for budget in BUDGETS:
         policy = replace(config.policy, kind="goodput")
         # Without anything to spend it is exact verification, and promises as much.
         spending = replace(exact, kind="budget", budget_nats_per_token=budget) if budget else exact
-        found.append(Setting(BUDGETED, budget, replace(config, policy=policy, verification=spending)))
+        found.append(DecodingSetting(BUDGETED, budget, replace(config, policy=policy, verification=spending)))
     for kind in ("fixed", "goodput"):
         policy = replace(config.policy, kind=kind)
         for tau in TAUS:
             one = replace(config, policy=policy, verification=replace(relaxed, tau=tau))
-            found.append(Setting(f"{kind}, relaxed", tau, one))
+            found.append(DecodingSetting(f"{kind}, relaxed", tau, one))
     return found
 
 
@@ -140,7 +140,7 @@ def pareto(
 
 def measure(
     pair: Pair,
-    every: Sequence[Setting],
+    every: Sequence[DecodingSetting],
     sources: list[list[int]],
     references: list[str] | None,
     batch_size: int,
@@ -165,7 +165,7 @@ def measure(
 
 
 def _point(
-    setting: Setting,
+    setting: DecodingSetting,
     timed: Timed,
     plain: Timed,
     batch_size: int,

@@ -10,7 +10,7 @@ from sacrebleu.metrics.chrf import CHRF
 from cmasd.config.tree import Config
 from cmasd.core import Request, RowError
 from cmasd.engine import Pair
-from cmasd.evaluation.speed.decoder import EngineDecoder
+from cmasd.evaluation.speed.request_decoder import EngineDecoder
 from cmasd.evaluation.speed.timing import Measured, RequestDecoder
 
 

@@ -9,8 +9,8 @@ from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.engine.capacity import resolve
 from cmasd.evaluation.quality.audit import ALGORITHMIC, NEAR_TIE, divergences
-from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config, since
 from cmasd.evaluation.speed.peers import HfGenerate, stock_verifier
+from cmasd.evaluation.speed.request_decoder import EngineDecoder, plain_config, since
 from cmasd.evaluation.speed.timing import Measured, RequestDecoder, exact_match, interleave, ratio, seconds_of
 
 CHUNKS = 6

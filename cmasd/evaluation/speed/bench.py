@@ -16,9 +16,9 @@ import numpy as np
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
-from cmasd.evaluation.speed.decoder import Lengths, since
 from cmasd.evaluation.speed.engines import Lineup, as_measured
 from cmasd.evaluation.speed.lineup import Contender, Contenders
+from cmasd.evaluation.speed.request_decoder import Lengths, since
 from cmasd.evaluation.speed.timing import (
     CHUNKS,
     Measured,

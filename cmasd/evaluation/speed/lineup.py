@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
+from cmasd.checkpoints.by_name import Model
 from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
-from cmasd.evaluation.speed.decoder import EngineDecoder, Lengths, plain_config
 from cmasd.evaluation.speed.engines import GREEDY, PEERS, Lineup, drafts
 from cmasd.evaluation.speed.peers import Converted, CTranslate2, HfGenerate, load_ctranslate2, stock_verifier
+from cmasd.evaluation.speed.request_decoder import EngineDecoder, Lengths, plain_config
 from cmasd.evaluation.speed.timing import RequestDecoder
-from cmasd.runner.models import Model
 from cmasd.telemetry.stats import EngineStats
 
 NO_DRAFTER = "the pair has no drafter"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cmasd.config.tree import Config, NotifyConfig
-from cmasd.evaluation.quality.pareto import ParetoPoint, Setting, keeps
-from cmasd.evaluation.speed.decoder import plain_config
+from cmasd.evaluation.quality.pareto import DecodingSetting, ParetoPoint, keeps
 from cmasd.evaluation.speed.engines import LOSSLESS
+from cmasd.evaluation.speed.request_decoder import plain_config
 from cmasd.evaluation.tuning.lab import Tried, spread
 from cmasd.evaluation.tuning.search import Search
 
@@ -19,7 +19,7 @@ MOST_LOSSY = 6
 class Candidate:
     """A setting that is measured."""
 
-    setting: Setting
+    setting: DecodingSetting
     tried: Tried | None = None
     """What the search thought of it; None of what it did not try."""
 
@@ -30,13 +30,13 @@ def candidates(config: Config, found: Search, most_lossy: int = MOST_LOSSY) -> l
     Where plain or lossless settings dominate every lossy one, the fastest of these is measured all the same.
     """
     exact = replace(config, verification=replace(config.verification, kind="exact"))
-    chosen = [Candidate(Setting(PLAIN, None, plain_config(exact)))]
+    chosen = [Candidate(DecodingSetting(PLAIN, None, plain_config(exact)))]
     if config.policy.kind not in ("plain", "stitch"):  # of what the small model says nobody knows the gap
-        chosen.append(Candidate(Setting(CONFIGURED, None, config)))
-    chosen.append(Candidate(Setting(EXACT, None, found.lossless.knobs.configured(config)), found.lossless))
+        chosen.append(Candidate(DecodingSetting(CONFIGURED, None, config)))
+    chosen.append(Candidate(DecodingSetting(EXACT, None, found.lossless.knobs.configured(config)), found.lossless))
     lossy = found.lossy or [one for one in [found.best_lossy] if one is not None]
     for number, one in enumerate(spread(lossy, most_lossy), start=1):
-        chosen.append(Candidate(Setting(LOSSY, None, one.knobs.configured(config), number), one))
+        chosen.append(Candidate(DecodingSetting(LOSSY, None, one.knobs.configured(config), number), one))
     return chosen
 
 

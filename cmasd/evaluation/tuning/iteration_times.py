@@ -1,8 +1,8 @@
 """Seconds of an iteration by its rows' drafts, for replays: a table of forwards at the engine's level.
 
-The table (`cmasd.engine.costs`) holds forwards alone; what an engine does besides is a factor on it, one for plain and
-one for drafting iterations, from rows decoded both ways in turns. A machine that does other work as well makes both too
-long, never too short, and is allowed for.
+The table (`cmasd.engine.measured_costs`) holds forwards alone; what an engine does besides is a factor on it, one for
+plain and one for drafting iterations, from rows decoded both ways in turns. A machine that does other work makes
+both too long, never too short, and is allowed for.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Engine, Pair
-from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config
+from cmasd.evaluation.speed.request_decoder import EngineDecoder, plain_config
 from cmasd.evaluation.tuning.replay import Lengths
 from cmasd.policies import GoodputPolicy, Observation, Policy, Rule
 from cmasd.policies.costs import StepTable

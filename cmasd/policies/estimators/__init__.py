@@ -2,7 +2,7 @@
 
 from cmasd.policies.acceptance import Calibration
 from cmasd.policies.estimators.bayesian import BayesianCalibration
-from cmasd.policies.estimators.signals import SignalsCalibration
+from cmasd.policies.estimators.logistic import SignalsCalibration
 
 __all__ = ["ESTIMATORS", "BayesianCalibration", "Calibration", "SignalsCalibration"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmasd.drafters.forest import Forest, Way, ranked, walk
+from cmasd.drafters.forest import Continuation, Forest, ranked, walk
 from cmasd.policies import Rule
 
 END = 9
@@ -17,7 +17,7 @@ def grown(rule: Rule, rooms: list[int], chances: dict[tuple[int, ...], list[tupl
     paths: dict[int, tuple[int, ...]] = {-1: ()}
     while forest.frontier.rows:
         at = forest.frontier.numbers
-        ways = [[Way(token, share) for token, share in chances.get(paths[number], [])] for number in at]
+        ways = [[Continuation(token, share) for token, share in chances.get(paths[number], [])] for number in at]
         for number, added, mine in zip(at, forest.add(ways), ways, strict=True):
             paths.update((new, (*paths[number], way.token)) for new, way in zip(added, mine, strict=True))
     return forest

@@ -13,11 +13,11 @@ from cmasd.config.tree import ConfidenceConfig
 from cmasd.core import Draft
 from cmasd.drafters import Context, ModelDrafter
 from cmasd.drafters.choice import Choice
+from cmasd.generation.constraints import Constraints
 from cmasd.kernels import kernels
+from cmasd.models.families import Words
 from cmasd.policies import FixedPolicy, Policy, Rule, SurvivalPolicy
 from cmasd.runner import load_runner
-from cmasd.runner.constraints import Constraints
-from cmasd.runner.families import Words
 from cmasd.window import Window
 from tests.unit.engine.pairs import shared_model
 

@@ -15,11 +15,11 @@ from cmasd.drafters import Context, ParallelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.engine import Engine
 from cmasd.kernels import kernels_for
+from cmasd.models.families import ANY_WORD, Words
+from cmasd.models.parallel_network import ParallelModel, ParallelNetwork
 from cmasd.policies import Rule
 from cmasd.runner import load_runner, parallel_runner
-from cmasd.runner.families import ANY_WORD, Words
 from cmasd.runner.load import parallel_shape
-from cmasd.runner.parallel import ParallelModel, ParallelNetwork
 from cmasd.runner.parallel_runner import ParallelRunner
 from tests.unit.engine.pairs import QUERIES, shared_model, shared_pair, shared_parallel, tiny_config
 

@@ -6,14 +6,14 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from cmasd.codecs.speech import SpeechCodec, Vocabulary
+from cmasd.codecs.text import TextCodec
 from cmasd.config.speech import SpeechConfig
 from cmasd.core import Request, Sound
 from cmasd.engine import Pair
 from cmasd.engine.hearing import SoundRules
-from cmasd.engine.speech import Speech
-from cmasd.runner.constraints import Constraints
-from cmasd.runner.speech import SpeechCodec, Vocabulary
-from cmasd.runner.text import TextCodec
+from cmasd.engine.speech_pair import Speech
+from cmasd.generation.constraints import Constraints
 from tests.unit.engine.pairs import noisy_copy
 from tests.unit.runner import tiny_whisper as tiny
 

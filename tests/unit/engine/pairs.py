@@ -8,14 +8,14 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from cmasd.codecs.text import TextCodec
 from cmasd.config import Config, from_dict
 from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair
-from cmasd.runner.constraints import Constraints
-from cmasd.runner.early_exit import early_exit
+from cmasd.generation.constraints import Constraints
+from cmasd.models.early_exit import early_exit
+from cmasd.models.parallel_network import ParallelNetwork
 from cmasd.runner.load import parallel_shape
-from cmasd.runner.parallel import ParallelNetwork
-from cmasd.runner.text import TextCodec
 from tests.unit.runner.tiny import tiny_model
 
 MAX_NEW_TOKENS, MAX_SOURCE_TOKENS = 24, 12

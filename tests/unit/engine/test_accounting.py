@@ -11,9 +11,9 @@ from torch import Tensor
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context, Drafter
 from cmasd.engine import Engine
+from cmasd.generation.constraints import Constraints
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
-from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 LONGEST = 3

@@ -13,10 +13,10 @@ from cmasd.confidence.maps import CalibrationMap, calibration_file
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Engine, Pair, ahead
+from cmasd.generation.constraints import Constraints
 from cmasd.policies import GoodputPolicy, Observation
 from cmasd.policies.costs import StepTable
 from cmasd.runner import graphs
-from cmasd.runner.constraints import Constraints
 from cmasd.verification import Verification
 from tests.unit.engine.pairs import (
     decode_plain,

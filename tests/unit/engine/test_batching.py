@@ -10,8 +10,8 @@ import torch
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context
 from cmasd.engine import Engine
+from cmasd.generation.constraints import Constraints
 from cmasd.kernels import kernels
-from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import (
     MAX_NEW_TOKENS,
     MAX_SOURCE_TOKENS,

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from cmasd.core import Request
 from cmasd.engine import Pair
-from cmasd.runner.constraints import Constraints
+from cmasd.generation.constraints import Constraints
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, tiny_config, tiny_pair, tokens_of
 from tests.unit.runner.tiny import FAMILIES
 

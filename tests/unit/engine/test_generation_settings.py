@@ -11,8 +11,8 @@ from transformers import GenerationConfig
 
 from cmasd.core import Request, RowError
 from cmasd.errors import ModelError
-from cmasd.runner.checkpoints import SETTINGS
-from cmasd.runner.constraints import Constraints
+from cmasd.generation.constraints import Constraints
+from cmasd.generation.settings import SETTINGS
 from tests.unit.engine.checkpoints import VOCABULARY, generated, loaded, outputs, save_checkpoint, words
 from tests.unit.engine.pairs import decode, tiny_config, tokens_of
 from tests.unit.runner.tiny import ENCODER_DECODER, FAMILIES, POSITIONS, tiny_model

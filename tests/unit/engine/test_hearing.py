@@ -11,7 +11,7 @@ from cmasd.core import Request, Result, Sound
 from cmasd.engine import Engine
 from cmasd.engine.hearing import Hearing, Kept, _Open
 from cmasd.errors import ConfigError
-from cmasd.runner.early_exit import early_exit
+from cmasd.models.early_exit import early_exit
 from cmasd.signals import IterationTrace, TokenTrace
 from tests.unit.engine import hearing
 from tests.unit.engine.hearing import generated, hearing_pair, noisy, requests, sound, whisper

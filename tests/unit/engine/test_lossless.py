@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from cmasd.core import Request, Result
 from cmasd.drafters import ModelDrafter
 from cmasd.engine import Engine, Pair
+from cmasd.generation.constraints import Constraints
 from cmasd.policies import GoodputPolicy, Observation, Rule
 from cmasd.policies.costs import StepTable
-from cmasd.runner.constraints import Constraints
 from tests.unit.engine.pairs import (
     MAX_SOURCE_TOKENS,
     QUALITIES,

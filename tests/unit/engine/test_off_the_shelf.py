@@ -16,13 +16,13 @@ import torch
 import transformers as hf
 from transformers import GenerationConfig, PreTrainedModel
 
+from cmasd.checkpoints.by_name import vocabulary_size
+from cmasd.codecs.text import TextCodec
 from cmasd.config import load
 from cmasd.core import Request
 from cmasd.engine import Pair
-from cmasd.runner.checkpoints import limits
-from cmasd.runner.constraints import Constraints
-from cmasd.runner.models import vocabulary_size
-from cmasd.runner.text import TextCodec
+from cmasd.generation.constraints import Constraints
+from cmasd.generation.settings import limits
 from tests.unit.engine.pairs import decode, tiny_config, tokens_of
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"

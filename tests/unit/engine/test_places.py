@@ -16,9 +16,9 @@ from cmasd.engine.capacity import fits, need_of, resolve
 from cmasd.engine.places import Places
 from cmasd.engine.slots import SlotShape
 from cmasd.errors import ConfigError
+from cmasd.generation.settings import limits
 from cmasd.kernels import give_back, kept_zeros
 from cmasd.runner.cache import Geometry, SlotCache
-from cmasd.runner.checkpoints import limits
 from tests.unit.engine.pairs import shared_pair, tiny_config
 
 FIXED: dict[str, Any] = {"policy": {"kind": "fixed"}, "drafter": {"max_draft_tokens": 2}}
@@ -71,7 +71,7 @@ def test_less_than_the_longest_row_is_refused() -> None:
 @pytest.fixture
 def sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors have memory of their own, too."""
-    monkeypatch.setattr("cmasd.kernels.memory.LEAST_BYTES", 1)
+    monkeypatch.setattr("cmasd.kernels.mappings.LEAST_BYTES", 1)
 
 
 def resident(tensor: torch.Tensor) -> int:

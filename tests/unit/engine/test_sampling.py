@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cmasd.core import Draft, Logits, Request, Verdict
 from cmasd.engine import Engine, Pair
+from cmasd.generation.constraints import Constraints
 from cmasd.policies.costs import StepTable
-from cmasd.runner.constraints import Constraints
 from cmasd.verification import Verification
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 

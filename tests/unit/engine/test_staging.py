@@ -6,8 +6,8 @@ from torch import Tensor
 
 from cmasd.core import Request
 from cmasd.engine import Engine
+from cmasd.models.bart import BartEncoder
 from cmasd.policies import Rule
-from cmasd.runner.bart import Encoder
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 
 
@@ -43,14 +43,14 @@ def test_a_drafter_with_the_verifiers_encoder_encodes_nothing(
     pair = shared_pair("marian", "copy" if shared else "unrelated")
     assert pair.drafter is not None
     encoded = 0
-    real = Encoder._encode
+    real = BartEncoder._encode
 
-    def counted(self: Encoder, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+    def counted(self: BartEncoder, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         nonlocal encoded
         encoded += len(ids_BS)
         return real(self, ids_BS, lengths_B)
 
-    monkeypatch.setattr(Encoder, "_encode", counted)
+    monkeypatch.setattr(BartEncoder, "_encode", counted)
     requests = ragged_requests(11, seed=5)
     engine = Engine(pair, tiny_config(policy={"kind": "fixed"}, engine={"slots": 3}))
     monkeypatch.setattr(engine.policy, "plan", lambda rows: None if engine.stats.iterations % every else Rule.always(2))

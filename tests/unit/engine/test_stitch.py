@@ -15,7 +15,7 @@ from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair
 from cmasd.engine.pair import _drafts_in_int8
 from cmasd.errors import ConfigError
-from cmasd.runner.constraints import Constraints
+from cmasd.generation.constraints import Constraints
 from cmasd.signals import FROM_DRAFT, FROM_SMALL, FROM_VERIFIER
 from tests.unit.engine.pairs import (
     decode,

@@ -10,7 +10,7 @@ import pytest
 
 from cmasd.config import load
 from cmasd.evaluation.speed.engines import ENGINES, drafts
-from cmasd.evaluation.speed.load import Load
+from cmasd.evaluation.speed.machine_load import Load
 from jobs.bench import OPTIONS, register
 from jobs.bench_tables import HEADER, conclusions, result_table, step_table
 from jobs.main import main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cmasd.runner.random_models import Sizes, decoder_only, encoder_decoder
+from cmasd.checkpoints.random_models import Sizes, decoder_only, encoder_decoder
 from jobs import gpu_kit
 from jobs.gpu_kit import Record, config_of, floor, measure, random_pair, sources
 

@@ -11,12 +11,12 @@ import pytest
 
 from cmasd.io.lease import Watch
 from cmasd.io.plan import Shard
-from cmasd.pipeline import decoder as actor
 from cmasd.pipeline import decoding
+from cmasd.pipeline import decoding_actor as actor
 from cmasd.pipeline.blocks import to_block
-from cmasd.pipeline.decoder import Decoder
 from cmasd.pipeline.decoding import QUESTION, Decoding, Question, answer_in, is_question, to_table
-from cmasd.pipeline.gate import Gate, Limits
+from cmasd.pipeline.decoding_actor import DecodingActor
+from cmasd.pipeline.gate import Gate, StartLimits
 from cmasd.pipeline.preemption import Preemption
 from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.source import LastTask
@@ -126,8 +126,8 @@ def test_an_actor_answers_with_the_pair_that_it_has(monkeypatch: pytest.MonkeyPa
         return {"pair": pair, "plan": plan, "compare": compare}, []
 
     monkeypatch.setattr(actor, "compare_with", compared)
-    monkeypatch.setattr(Decoder, "pair", "the loaded one")
-    one: Any = Decoder.__new__(Decoder)
+    monkeypatch.setattr(DecodingActor, "pair", "the loaded one")
+    one: Any = DecodingActor.__new__(DecodingActor)
     one._config = cast(Any, type("C", (), {"actors": type("A", (), {"cpus_each": 1.0})}))
     one._question = Question(cast(Any, "plan"), cast(Any, "way"), StubGate(is_first=True))
     one._preemption = Preemption(1.0, lambda: None)
@@ -150,7 +150,7 @@ def test_the_last_task_hands_out_the_question_when_it_is_wanted(
 
 def test_the_gate_passes_the_question_on_once() -> None:
     async def check(lost: bool) -> list[bool]:
-        gate = Gate(Limits(1, 1, 1), lost_its_state=lambda: lost)
+        gate = Gate(StartLimits(1, 1, 1), lost_its_state=lambda: lost)
         waiting = asyncio.ensure_future(gate.wanted())
         await asyncio.sleep(0.01)
         early = waiting.done()

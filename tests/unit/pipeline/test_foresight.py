@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from cmasd.checkpoints import by_name as models
+from cmasd.checkpoints import parallel_folder
 from cmasd.config import Config, from_dict
 from cmasd.engine import load_pair
 from cmasd.engine.capacity import need_of, resolve
@@ -27,7 +29,6 @@ from cmasd.pipeline.foresight import (
     weight_bytes,
 )
 from cmasd.pipeline.models_there import Found, find
-from cmasd.runner import models, parallel_folder
 from jobs.main import main
 
 BUNDLED = models_there.PAIRS / "en-de" / "verifier"

@@ -5,20 +5,20 @@ from collections import deque
 
 import pytest
 
-from cmasd.pipeline.gate import Gate, Limits, limits
+from cmasd.pipeline.gate import Gate, StartLimits, limits
 
 
 def test_limits() -> None:
-    assert limits(shards=100, actors=4, in_flight=16, rows_per_shard=32, slots=32) == Limits(100, 64, 8)
-    assert limits(100, 2, 16, rows_per_shard=8, slots=32) == Limits(100, 32, 16), "enough rows for the slots"
-    assert limits(100, 2, 3, rows_per_shard=8, slots=32) == Limits(100, 6, 6), "never over what was asked for"
-    allowed = Limits(100, 32, 4)
+    assert limits(shards=100, actors=4, in_flight=16, rows_per_shard=32, slots=32) == StartLimits(100, 64, 8)
+    assert limits(100, 2, 16, rows_per_shard=8, slots=32) == StartLimits(100, 32, 16), "enough rows for the slots"
+    assert limits(100, 2, 3, rows_per_shard=8, slots=32) == StartLimits(100, 6, 6), "never over what was asked for"
+    allowed = StartLimits(100, 32, 4)
     assert [allowed.under_way(n) for n in (0, 36, 50, 80, 99, 100)] == [32, 32, 25, 10, 4, 4]
 
 
 def test_readers_wait_until_enough_is_done() -> None:
     async def check() -> None:
-        gate = Gate(Limits(shards=10, most=4, least=2))
+        gate = Gate(StartLimits(shards=10, most=4, least=2))
         for index in range(3):
             await asyncio.wait_for(gate.enter(0, index), 1)
         fourth = asyncio.ensure_future(gate.enter(0, 3))
@@ -33,7 +33,7 @@ def test_readers_wait_until_enough_is_done() -> None:
 
 def test_a_gate_that_lost_its_state_stops_nobody() -> None:
     async def check() -> None:
-        gate = Gate(Limits(shards=50, most=8, least=2), lost_its_state=lambda: True)
+        gate = Gate(StartLimits(shards=50, most=8, least=2), lost_its_state=lambda: True)
         await gate.leave()  # of a shard that only its predecessor knew
         for index in range(50):  # of a reader that starts again and hands out what was done long ago
             await asyncio.wait_for(gate.enter(0, index), 1)
@@ -43,7 +43,7 @@ def test_a_gate_that_lost_its_state_stops_nobody() -> None:
 
 def test_who_waits_too_long_goes_through() -> None:
     async def check() -> None:
-        gate = Gate(Limits(shards=9, most=1, least=1), most_wait_seconds=0.05)
+        gate = Gate(StartLimits(shards=9, most=1, least=1), most_wait_seconds=0.05)
         for index in range(3):
             await asyncio.wait_for(gate.enter(0, index), 1)
 

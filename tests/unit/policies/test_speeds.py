@@ -9,7 +9,7 @@ import pytest
 from cmasd.policies.base import Observation
 from cmasd.policies.costs import StepTable
 from cmasd.policies.explorer import Explorer, Ledger
-from cmasd.policies.speeds import Batch, Lead, Measured, Plain, Speed, overhead_seconds
+from cmasd.policies.speeds import ArmMeasured, Lead, PairedBatch, Plain, Speed, overhead_seconds
 
 TABLE = StepTable((1, 4), ((1.0, 1.5, 2.0), (2.0, 4.0, 6.0)), (0.25, 0.5))
 
@@ -20,8 +20,8 @@ def seen(lengths: list[int], accepted: list[int], seconds: float, is_typical: bo
     return Observation(lengths_B, np.array(accepted), confidence_BK, lengths_B, seconds, is_typical)
 
 
-def batch(observations: list[Observation], rows: int = 4) -> Batch:
-    return Batch(observations, TABLE, TABLE.curve(rows))
+def batch(observations: list[Observation], rows: int = 4) -> PairedBatch:
+    return PairedBatch(observations, TABLE, TABLE.curve(rows))
 
 
 def test_speed_is_tokens_over_seconds_of_a_plain_step() -> None:
@@ -96,10 +96,10 @@ def test_the_lead_is_doubted_where_iterations_have_come_to_take_longer() -> None
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_overhead_is_where_the_line_through_both_arms_begins(factor: float) -> None:
     """0.4 more than by the table, on a machine that takes so many times as long."""
-    plain, drafting = (Measured(0.0, 0.0, math.log(factor * (t + 0.4) / t), 0.0, t) for t in (2.0, 3.5))
+    plain, drafting = (ArmMeasured(0.0, 0.0, math.log(factor * (t + 0.4) / t), 0.0, t) for t in (2.0, 3.5))
     assert overhead_seconds(plain, drafting) == pytest.approx(0.4)
     slower = replace(drafting, level=math.log(1.5) + drafting.level)
-    untouched = Measured(0.0, 0.0, math.log(factor), 0.0, 2.0)
+    untouched = ArmMeasured(0.0, 0.0, math.log(factor), 0.0, 2.0)
     assert overhead_seconds(untouched, slower) == 0.0, "the drafter is dearer than by the table"
     assert 0 <= overhead_seconds(replace(untouched, level=math.log(9.0)), drafting) <= 2.0
 

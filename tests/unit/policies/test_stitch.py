@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cmasd.policies.costs import StepTable
-from cmasd.policies.stitch import Habits, StitchPolicy, best_gathering
+from cmasd.policies.stitch import StitchPolicy, SwitchHabits, best_gathering
 
 STREAMED = StepTable((1, 8), ((1.0,) * 5, (1.0,) * 5), (0.3, 0.3))
 """Forwards wait for weights alone: they cost the same for one row as for eight, however many tokens they read."""
@@ -52,7 +52,7 @@ def test_no_row_waits_longer_than_it_may() -> None:
     assert [policy.is_due(ready=1, others=7, waited=waited) for waited in range(5)] == [False] * 3 + [True] * 2
 
 
-def simulated(gather: int, rows: int, habits: Habits, costs: StepTable, seed: int = 0) -> float:
+def simulated(gather: int, rows: int, habits: SwitchHabits, costs: StepTable, seed: int = 0) -> float:
     """Tokens per second of rows that go between the models at random, when the large one runs for `gather` of them."""
     rng, waiting, tokens, seconds = np.random.default_rng(seed), 0, 0, 0.0
     small = [costs.draft_seconds(n) for n in range(rows + 1)]
@@ -71,7 +71,7 @@ def simulated(gather: int, rows: int, habits: Habits, costs: StepTable, seed: in
 @pytest.mark.parametrize("dropped", [0.05, 0.2, 0.5])
 @pytest.mark.parametrize("costs", [STREAMED, COUNTED], ids=["streamed", "counted"])
 def test_the_best_gathering_is_near_the_best_of_a_simulation(dropped: float, costs: StepTable) -> None:
-    habits = Habits(small=1000.0, dropped=1000 * dropped, large=100.0, returned=60.0, read=100.0)
+    habits = SwitchHabits(small=1000.0, dropped=1000 * dropped, large=100.0, returned=60.0, read=100.0)
     chosen = best_gathering(8, habits, costs.draft_seconds, lambda rows, tokens: costs.verify_seconds(rows, tokens))
     rates = [simulated(gather, 8, habits, costs) for gather in range(1, 9)]
     assert rates[chosen - 1] > 0.95 * max(rates)

@@ -18,9 +18,9 @@ from cmasd.pipeline.report import ShardReport
 from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Tally
 from cmasd.signals import FROM_DRAFT, FROM_VERIFIER, IterationTrace, TokenTrace
+from cmasd.telemetry.clock import ShardTiming
 from cmasd.telemetry.recorder import Row, record
 from cmasd.telemetry.stats import EngineStats
-from cmasd.telemetry.timing import ShardTiming
 from cmasd.telemetry.totals import Totals
 
 MOST_DRAFTED = 3

@@ -15,7 +15,7 @@ from cmasd.errors import ModelError
 from cmasd.runner.load import load_runner
 from cmasd.window import Window
 from tests.unit.engine.pairs import decode, shared_pair, tiny_config, tokens_of
-from tests.unit.runner.test_packed import ROTATED
+from tests.unit.models.test_packed import ROTATED
 from tests.unit.runner.tiny import DECODER_ONLY, tiny_model
 
 SOURCES = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [7, 3], [4], [8, 3, 30, 31]]

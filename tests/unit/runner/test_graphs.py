@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmasd.runner import dense, graphs, load_runner, packed
+from cmasd.models import dense, packed
+from cmasd.runner import graphs, load_runner
 from cmasd.runner.base import Extent, Pass
 from cmasd.runner.decoder_only import DecoderOnlyRunner
 from cmasd.runner.graphs import USES_BEFORE_CAPTURE, Graphs, rounded

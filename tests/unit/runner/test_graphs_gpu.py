@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cmasd.engine import Engine, Pair
 from cmasd.engine.ahead import Ahead
+from cmasd.generation.constraints import Constraints
 from cmasd.runner import graphs, load_runner
 from cmasd.runner.base import Extent
-from cmasd.runner.constraints import Constraints
 from cmasd.runner.decoder_only import DecoderOnlyRunner
 from cmasd.runner.runners import EncoderDecoderRunner
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of

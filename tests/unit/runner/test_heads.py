@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from cmasd.models.families import ANY_WORD, Words
 from cmasd.runner import Runner, load_runner
-from cmasd.runner.families import ANY_WORD, Words
 from tests.unit.runner.tiny import FAMILIES, tiny_model
 
 SOURCES = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cmasd.errors import ModelError
-from cmasd.runner import Runner, families, load_runner
+from cmasd.models import families
+from cmasd.runner import Runner, load_runner
 from cmasd.window import Window
 from tests.unit.runner.tiny import ENCODER_DECODER, FAMILIES, POSITIONS, tiny_model
 

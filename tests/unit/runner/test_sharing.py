@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cmasd.models.bart import BartEncoder
 from cmasd.runner import Runner, load_runner
-from cmasd.runner.bart import Encoder
 from cmasd.runner.load import share_encoder
 from tests.unit.runner.tiny import tiny_model
 
@@ -41,13 +41,13 @@ def logits_of(runner: Runner, sources: list[list[int]] = SOURCES) -> Tensor:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each batch that an encoder really ran on."""
     batches: list[int] = []
-    real = Encoder._encode
+    real = BartEncoder._encode
 
-    def counted(self: Encoder, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
+    def counted(self: BartEncoder, ids_BS: Tensor, lengths_B: Tensor) -> Tensor:
         batches.append(len(ids_BS))
         return real(self, ids_BS, lengths_B)
 
-    monkeypatch.setattr(Encoder, "_encode", counted)
+    monkeypatch.setattr(BartEncoder, "_encode", counted)
     return batches
 
 

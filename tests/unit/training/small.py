@@ -16,7 +16,7 @@ from cmasd.training.corpus import Corpus
 from cmasd.training.recipe import DataRecipe, ModelRecipe, Recipe, ScheduleRecipe, TokenizerRecipe
 from cmasd.training.seq2seq import Seq2SeqModel, Seq2SeqTask, begin, build_model, export
 from cmasd.training.tokenizer import train_tokenizer
-from cmasd.training.trainer import Progress, train
+from cmasd.training.trainer import TrainingProgress, train
 
 WORDS = ["ah", "bee", "cee", "dee", "eff", "gee", "hay", "jay", "kay", "oak", "pea", "tea"]
 VOCABULARY = 280
@@ -65,7 +65,7 @@ def small_recipe(folder: Path, data: Path, **schedule: Any) -> Recipe:
 def fit(
     recipe: Recipe,
     corpus: Corpus,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[TrainingProgress], None] = lambda progress: None,
     report_every: int = 50,
 ) -> tuple[Seq2SeqModel, float]:
     """Train a sentence model to the end, or from its checkpoint to the end; the model, and the seconds it took."""

@@ -15,7 +15,7 @@ from cmasd.errors import ConfigError
 from cmasd.training.corpus import Corpus, build_corpus
 from cmasd.training.recipe import Recipe, ScheduleRecipe
 from cmasd.training.seq2seq import Seq2SeqModel, build_model, export, source_gain, token_loss
-from cmasd.training.trainer import Progress, rate
+from cmasd.training.trainer import TrainingProgress, rate
 from tests.unit.training.small import SMALL_MODEL, copy_data, fit, small_recipe, small_tokenizer
 
 
@@ -32,12 +32,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="module", params=["marian", "t5"])
 def learned(
     tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, request: pytest.FixtureRequest
-) -> tuple[Seq2SeqModel, Recipe, list[Progress]]:
+) -> tuple[Seq2SeqModel, Recipe, list[TrainingProgress]]:
     """A model that has learned to copy."""
     folder = tmp_path_factory.mktemp("learned")
     recipe = small_recipe(folder, folder, steps=200, warmup_steps=20, learning_rate=1e-2, batch_tokens=256)
     recipe = replace(recipe, model=replace(SMALL_MODEL, architecture=request.param))
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     model, _ = fit(recipe, corpus, reports.append)
     return model, recipe, reports
 
@@ -47,8 +47,8 @@ def batch(corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor]:
     return corpus.source.padded(rows, 0), corpus.target.padded(rows, 0)
 
 
-def kill_at(step: int) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
+def kill_at(step: int) -> Callable[[TrainingProgress], None]:
+    def report(progress: TrainingProgress) -> None:
         if progress.step == step:
             raise Killed
 
@@ -65,7 +65,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_copy_task_is_learned(learned: tuple[Seq2SeqModel, Recipe, list[Progress]]) -> None:
+def test_a_copy_task_is_learned(learned: tuple[Seq2SeqModel, Recipe, list[TrainingProgress]]) -> None:
     _, _, reports = learned
     assert [report.step for report in reports] == [50, 100, 150, 200]
     assert reports[0].loss_nats > 1.5 > 0.6 > reports[-1].loss_nats
@@ -75,7 +75,7 @@ def test_a_copy_task_is_learned(learned: tuple[Seq2SeqModel, Recipe, list[Progre
 
 
 def test_source_gain_tells_whether_sources_are_read(
-    learned: tuple[Seq2SeqModel, Recipe, list[Progress]], corpus: Corpus
+    learned: tuple[Seq2SeqModel, Recipe, list[TrainingProgress]], corpus: Corpus
 ) -> None:
     torch.manual_seed(0)
     untrained = build_model(SMALL_MODEL, small_tokenizer())
@@ -89,7 +89,7 @@ def test_an_untrained_model_knows_nothing(corpus: Corpus) -> None:
     assert loss == pytest.approx(math.log(len(small_tokenizer())), abs=0.8)
 
 
-def test_loss_ignores_padding(learned: tuple[Seq2SeqModel, Recipe, list[Progress]], corpus: Corpus) -> None:
+def test_loss_ignores_padding(learned: tuple[Seq2SeqModel, Recipe, list[TrainingProgress]], corpus: Corpus) -> None:
     source, target = batch(corpus)
     wider = [torch.nn.functional.pad(ids, (0, 5)) for ids in (source, target)]
     loss = token_loss(learned[0], source, target, smoothing=0.1).item()
@@ -191,7 +191,7 @@ def test_rate_without_warm_up_or_decay() -> None:
 
 
 def test_exported_model_loads_in_plain_transformers(
-    learned: tuple[Seq2SeqModel, Recipe, list[Progress]], corpus: Corpus, tmp_path: Path
+    learned: tuple[Seq2SeqModel, Recipe, list[TrainingProgress]], corpus: Corpus, tmp_path: Path
 ) -> None:
     trained, recipe, _ = learned
     source, target = batch(corpus)
@@ -226,7 +226,7 @@ def test_exported_generation_config(tmp_path: Path) -> None:
 
 
 def test_a_certain_teacher_is_the_target_and_an_even_one_is_between(
-    corpus: Corpus, learned: tuple[Seq2SeqModel, Recipe, list[Progress]]
+    corpus: Corpus, learned: tuple[Seq2SeqModel, Recipe, list[TrainingProgress]]
 ) -> None:
     model, (source, target) = learned[0], batch(corpus)
     ids = target[target != 0]

@@ -15,8 +15,8 @@ from cmasd.config.tree import Config, VerificationConfig
 from cmasd.core import Draft, Logits, Request
 from cmasd.engine import Engine, Pair
 from cmasd.errors import ConfigError
+from cmasd.generation.constraints import Constraints
 from cmasd.policies import GoodputPolicy, Rule
-from cmasd.runner.constraints import Constraints
 from cmasd.verification import build_verification
 from cmasd.verification.budget import BudgetVerification
 from cmasd.verification.exact import ExactVerification

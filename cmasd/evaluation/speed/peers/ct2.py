@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cmasd.checkpoints.by_name import Model
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
-from cmasd.runner.models import Model
 
 TRIALS = 4
 """Of each layout; the first is for getting warm."""

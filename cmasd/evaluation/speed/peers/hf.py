@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from cmasd.checkpoints.by_name import Model, load_model
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.evaluation.speed.peers.heard import generate_heard
-from cmasd.runner.models import Model, load_model
-from cmasd.runner.packed import is_packed
+from cmasd.models.packed import is_packed
 
 
 def stock_verifier(pair: Pair, config: Config) -> Model:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmasd.codecs.text import TextCodec
 from cmasd.config import Config
 from cmasd.config.rules import check
 from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, STITCHED
@@ -20,10 +21,9 @@ from cmasd.evaluation.compare.comparison import Compared, Comparison, by_positio
 from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.ways import WAYS, way_config
 from cmasd.evaluation.speed.bench import BenchWatcher
-from cmasd.evaluation.speed.decoder import EngineDecoder
 from cmasd.evaluation.speed.peers import HfGenerate
+from cmasd.evaluation.speed.request_decoder import EngineDecoder
 from cmasd.evaluation.speed.timing import FEWEST_CHUNKS
-from cmasd.runner.text import TextCodec
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 PEERS = ["ar_beam", "hf_generate"]

@@ -7,11 +7,11 @@ from typing import cast
 import numpy as np
 import pytest
 
+from cmasd.codecs.text import TextCodec
 from cmasd.config import from_dict
 from cmasd.core import RowError
 from cmasd.errors import InputError
 from cmasd.evaluation.compare.sample import Sample, read_sample
-from cmasd.runner.text import TextCodec
 from tests.unit.engine.pairs import ragged_requests
 
 SOURCES = [request.source for request in ragged_requests(11, seed=3)]

@@ -12,7 +12,7 @@ from cmasd.core import Request
 from cmasd.engine import Engine, Pair
 from cmasd.engine.slots import SlotState
 from cmasd.evaluation.quality.audit import ALGORITHMIC, NEAR_TIE, Divergence, decode_plainly, divergences
-from cmasd.runner.constraints import Constraints
+from cmasd.generation.constraints import Constraints
 from cmasd.verification.exact import ExactVerification
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 

@@ -16,7 +16,7 @@ from cmasd.engine import Pair, load_pair
 from cmasd.errors import ConfigError, InputError
 from cmasd.evaluation.quality.pareto import BUDGETED, BUDGETS, TAUS, ParetoPoint, keeps, pareto, settings, with_fronts
 from cmasd.evaluation.quality.references import first_pairs
-from cmasd.evaluation.speed.decoder import EngineDecoder
+from cmasd.evaluation.speed.request_decoder import EngineDecoder
 from tests.unit.engine.pairs import noisy_copy
 from tests.unit.training.small import save_small_model, sentences, write_rows
 

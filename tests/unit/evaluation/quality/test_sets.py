@@ -13,7 +13,7 @@ from cmasd.errors import InputError
 from cmasd.evaluation.quality import sets as quality
 from cmasd.evaluation.quality.references import first_pairs
 from cmasd.evaluation.quality.sets import SetScores, evenly, score, score_sets, translate
-from cmasd.evaluation.speed.decoder import EngineDecoder
+from cmasd.evaluation.speed.request_decoder import EngineDecoder
 from tests.unit.training.small import save_small_model, sentences, write_rows
 
 

@@ -9,7 +9,7 @@ import pytest
 from cmasd.config import Config
 from cmasd.core import Request
 from cmasd.evaluation.speed.against_ar import Baseline, compare_with_ar
-from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config, since
+from cmasd.evaluation.speed.request_decoder import EngineDecoder, plain_config, since
 from cmasd.telemetry.stats import EngineStats
 from tests.unit.engine.pairs import (
     decode,

@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from cmasd.engine import Pair
 from cmasd.evaluation.speed.peers import HfGenerate
-from cmasd.runner.constraints import Constraints
+from cmasd.generation.constraints import Constraints
 from tests.unit.engine.pairs import decode_plain, ragged_requests, tiny_pair, tokens_of
 
 

@@ -12,7 +12,7 @@ from cmasd.engine import Pair
 from cmasd.errors import ConfigError
 from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.quality.pareto import ParetoPoint, measure
-from cmasd.evaluation.speed.decoder import EngineDecoder, plain_config
+from cmasd.evaluation.speed.request_decoder import EngineDecoder, plain_config
 from cmasd.evaluation.tuning.candidates import (
     CONFIGURED,
     EXACT,

@@ -1,0 +1,1 @@
+"""What rows hold, to what models take, and back: texts, conversations, recordings."""
