@@ -166,7 +166,7 @@ def introduce(args: argparse.Namespace, pair: "Pair", texts: int) -> dict[str, A
     from cmasd.evaluation.speed.lineup import dtype_name
 
     about = describe(command(args, "bench", OPTIONS, {"engines": ENGINES}), pair.device.type == "cuda")
-    about["drafter_dtype"] = "int8" if pair.drafter_int8 else dtype_name(pair.verifier.dtype)
+    about["drafter_dtype"] = f"int{pair.drafter_bits}" if pair.drafter_bits else dtype_name(pair.verifier.dtype)
     print(f"{texts} texts; {about['machine']}, {about['threads']} threads; {about['command']}", flush=True)
     return about
 

@@ -28,7 +28,7 @@ from cmasd.checkpoints.by_name import (
     load_model,
     resolve,
 )
-from cmasd.kernels import Kernels, Packed, kept_zeros, kernels_for
+from cmasd.kernels import Bits, Kernels, Packed, kept_zeros, kernels_for
 from cmasd.models.families import FAMILIES
 from cmasd.models.packed import LookUp, PackedLinear, pack, pack_in_place
 
@@ -63,7 +63,7 @@ def load_ready(
             return _Stream(name, config, int8).model()
     except (Unusual, *LOADING_ERRORS) as error:
         log.info("%s", {"event": "model.not_streamed", "model": name, "cause": str(error).partition("\n")[0]})
-    return pack_in_place(load_model(name, dtype, device, **trust), int8)
+    return pack_in_place(load_model(name, dtype, device, **trust), 8 if int8 else None)
 
 
 class _Stream:
@@ -72,7 +72,7 @@ class _Stream:
     def __init__(self, name: str, config: PretrainedConfig, int8: bool) -> None:
         self._source = resolve(name)
         self._local = is_local(self._source)
-        self._int8 = int8
+        self._bits: Bits = 8 if int8 else None
         kernels = kernels_for(torch.empty(0))
         assert kernels is not None, "the caller has asked"
         self._kernels: Kernels = kernels
@@ -144,8 +144,8 @@ class _Stream:
         head = next((one for one, module in modules.items() if isinstance(module, nn.Linear)), None)
         table: Packed | Tensor = weight_Vd
         if head is not None:
-            layer = pack(weight_Vd, None, self._kernels, self._int8)
-            table = weight_Vd if self._int8 else layer.packed
+            layer = pack(weight_Vd, None, self._kernels, self._bits)
+            table = weight_Vd if self._bits else layer.packed
             self._put(head.rpartition(".")[0], layer)
         if isinstance(table, Tensor):
             table = kept_zeros(*table.shape, dtype=table.dtype).copy_(table)
@@ -158,7 +158,7 @@ class _Stream:
         key = f"{path}.weight"
         weight = self._tensor(self._tied.get(key, key), module.weight.shape)
         bias_O = None if module.bias is None else self._tensor(f"{path}.bias", module.bias.shape)
-        return pack(weight.T if isinstance(module, Conv1D) else weight, bias_O, self._kernels, self._int8)
+        return pack(weight.T if isinstance(module, Conv1D) else weight, bias_O, self._kernels, self._bits)
 
     def _fill(self, path: str, module: nn.Module) -> None:
         """Norms, small tables and buffers that are stored, in float32."""

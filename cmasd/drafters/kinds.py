@@ -22,6 +22,7 @@ from cmasd.drafters.model import ModelDrafter
 from cmasd.drafters.parallel import ParallelDrafter
 from cmasd.errors import ConfigError, ModelError
 from cmasd.generation.constraints import Constraints
+from cmasd.kernels import Bits
 from cmasd.models.early_exit import early_exit
 from cmasd.models.families import Words
 from cmasd.models.parallel_network import ParallelModel, ParallelNetwork
@@ -43,8 +44,8 @@ class Parts:
 
     config: Config
     loaded: Loaded
-    is_int8: bool
-    """Whether weights are rounded."""
+    bits: Bits
+    """That weights are rounded to."""
     model: Model
     """The verifier's."""
     verifier: Runner
@@ -63,10 +64,10 @@ class Kind(ABC):
     """One of them."""
 
     is_rounded = False
-    """Whether it always drafts in 8 bits."""
+    """Whether it always drafts in `drafter.bits`."""
 
     @abstractmethod
-    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """Raises `ModelError` or `ConfigError`."""
 
     @abstractmethod
@@ -81,13 +82,13 @@ class Kind(ABC):
 class SmallerModel(Kind):
     """`model`: that of `models.drafter`, token by token."""
 
-    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """Checked to have the verifier's tokens."""
         models, name = config.models, config.models.drafter or ""
         if is_parallel(name):
             raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
         trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
-        drafter = load_ready(name, models.dtype, verifier.device, int8=is_int8, **trust)
+        drafter = load_ready(name, models.dtype, verifier.device, int8=bits == 8, **trust)
         drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
         check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
         return Loaded(drafter)
@@ -113,7 +114,7 @@ class SmallerModel(Kind):
         assert model is not None, "the pair is loaded with a drafter unless the policy is plain"
         shape = (verifier.slots, verifier.max_length, verifier.max_source_length)
         graphs, cached = parts.config.engine.graphs, parts.cache_dtype
-        runner = load_runner(model, *shape, parts.words, parts.is_int8, graphs, cached)
+        runner = load_runner(model, *shape, parts.words, parts.bits, graphs, cached)
         share_encoder(runner, verifier)
         return runner
 
@@ -121,7 +122,7 @@ class SmallerModel(Kind):
 class FirstLayers(SmallerModel):
     """`self`: the verifier's own."""
 
-    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """The same tensors."""
         return Loaded(early_exit(verifier, config.drafter.self_layers))
 
@@ -132,11 +133,11 @@ class FirstLayers(SmallerModel):
 
 
 class RoundedVerifier(SmallerModel):
-    """`quantised`: the verifier's own weights in 8 bits."""
+    """`quantised`: the verifier's own weights in `drafter.bits`."""
 
     is_rounded = True
 
-    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """Its runner rounds them."""
         return Loaded(verifier)
 
@@ -144,7 +145,7 @@ class RoundedVerifier(SmallerModel):
 class OnePass(Kind):
     """`parallel`: what `cmasd train` made for this verifier."""
 
-    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+    def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """Checked to be of this verifier, and trained for as many tokens."""
         name = config.models.drafter or ""
         encoder = verifier.get_encoder() if verifier.config.is_encoder_decoder else None
@@ -164,7 +165,7 @@ class OnePass(Kind):
         """See `ParallelDrafter`."""
         network, device = parts.loaded.network, parts.verifier.device
         assert network is not None, "the pair is loaded with a drafter unless the policy is plain"
-        model = ParallelModel(network, parts.model, parts.words, parts.is_int8)
+        model = ParallelModel(network, parts.model, parts.words, parts.bits)
         runner = ParallelRunner(model, parts.verifier, parts.config.engine.graphs, parts.words.tensor(device))
         most = min(parts.most, self.most(parts.config, parts.loaded))
         ways = parts.config.drafter.tree_branching
@@ -185,8 +186,8 @@ KINDS: dict[str, Kind] = {
 """By `drafter.kind`."""
 
 
-def load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer, is_int8: bool) -> Loaded:
+def load_drafter(config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
     """What drafts, or nothing: a policy may never draft, and texts need no model."""
     if config.policy.kind == "plain" or config.drafter.model is None:
         return Loaded()
-    return KINDS[config.drafter.model].load(config, verifier, tokenizer, is_int8)
+    return KINDS[config.drafter.model].load(config, verifier, tokenizer, bits)

@@ -25,6 +25,7 @@ from cmasd.engine.pair import Pair
 from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.tail import most_drafted
 from cmasd.errors import ConfigError
+from cmasd.kernels import Bits
 from cmasd.models.families import family_of, output_layer
 from cmasd.models.packed import bytes_to_pack, linears, outputs_of
 from cmasd.models.parallel_network import ParallelNetwork
@@ -142,22 +143,22 @@ def need_of(pair: Pair, config: Config) -> Need:
         window=1 if plain else max(config.drafter.window, most_drafted(config) + 1),
         heard=pair.places_heard,
     )
-    models = [(pair.verifier, pair.int8)]
+    models = [(pair.verifier, pair.bits)]
     if pair.drafter is not None and not plain:
-        models.append((pair.drafter, pair.drafter_int8))
+        models.append((pair.drafter, pair.drafter_bits))
     measured = [(model, measure(model, family_of(model))) for model, _ in models]
     state = SlotState(shape, config.telemetry.level, torch.device("meta"), config.telemetry.teacher_top_k)
     tensors = sum(value.nbytes for value in vars(state).values() if isinstance(value, torch.Tensor))
     geometries = [replace(geometry, dtype=pair.cache_dtype or geometry.dtype) for _, geometry in measured]
     row_bytes = tensors // shape.capacity + sum(_cache_bytes(geometry, shape) for geometry in geometries)
     place_bytes = sum(map(_position_bytes, geometries))
-    packed = sum(_packed_bytes(model, int8) for model, int8 in models)
+    packed = sum(_packed_bytes(model, bits) for model, bits in models)
     if pair.parallel is not None and not plain:
         own = _parallel_geometry(pair.parallel, measured[0][1])
         width_bytes = pair.parallel.shape.width * pair.verifier.dtype.itemsize
         row_bytes += _cache_bytes(own, shape) + (shape.length + 1) * width_bytes
         place_bytes += _position_bytes(own) + width_bytes
-        packed += _packed_bytes(pair.parallel, pair.drafter_int8)
+        packed += _packed_bytes(pair.parallel, pair.drafter_bits)
     prefill = max(_prefill_bytes(model, geometry, pair.max_source_tokens) for model, geometry in measured)
     if not pair.is_encoder_decoder:  # prompts are run a few at a time
         most = PREFILL_TOKENS[pair.device.type]
@@ -230,9 +231,9 @@ def _prefill_bytes(model: Model, geometry: Geometry, source: int, length: int | 
     return activations + fresh + (2 * geometry.heads * source * seen * 4 if scored else 0)
 
 
-def _packed_bytes(model: Model | ParallelNetwork, int8: bool) -> int:
+def _packed_bytes(model: Model | ParallelNetwork, bits: Bits) -> int:
     """Weights in the layout of a CPU's products, next to the model's own where those are not in it from the start."""
-    return bytes_to_pack(model, int8) if next(model.parameters()).device.type == "cpu" else 0
+    return bytes_to_pack(model, bits) if next(model.parameters()).device.type == "cpu" else 0
 
 
 # -------------------------------------------------------------------- what the machine has

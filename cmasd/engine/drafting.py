@@ -51,7 +51,7 @@ def _parts(config: Config, pair: Pair, most: int, verifier: Runner, constraints:
     return Parts(
         config=config,
         loaded=Loaded(pair.drafter, pair.parallel),
-        is_int8=pair.drafter_int8,
+        bits=pair.drafter_bits,
         model=pair.verifier,
         verifier=verifier,
         most=most,

@@ -77,7 +77,7 @@ class Engine:
         self.constraints = replace(pair.constraints, banned=())
         runner_shape = (self.shape.capacity, self.shape.length, self.shape.encoded)
         words, graphs = Words(pair.constraints.banned), config.engine.graphs
-        self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.int8, graphs, pair.cache_dtype)
+        self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.bits, graphs, pair.cache_dtype)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
         self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
         self.drafter = build_drafter(config, pair, self.shape.window - 1, self.verifier, self.constraints, self.eos_ids)

@@ -38,7 +38,7 @@ REPEAT_SECONDS = 0.05
 def depends_on(pair: Pair, graphs: str) -> list[Any]:
     """What costs depend on besides devices, versions and shapes."""
     drafting = [pair.drafter and pair.drafter.config, pair.parallel and pair.parallel.shape, pair.shortlist]
-    return [pair.verifier.config, *drafting, pair.int8, pair.drafter_int8, graphs]
+    return [pair.verifier.config, *drafting, pair.bits, pair.drafter_bits, graphs]
 
 
 def step_table(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> StepTable:

@@ -26,7 +26,7 @@ from cmasd.engine.speech_pair import check_ears, speech_of
 from cmasd.errors import ConfigError, ModelError
 from cmasd.generation.constraints import Constraints
 from cmasd.generation.settings import check_end, decoder_start, limits, rounding
-from cmasd.kernels import kernels
+from cmasd.kernels import Bits, kernels
 from cmasd.models.parallel_network import ParallelNetwork
 
 
@@ -45,10 +45,10 @@ class Pair:
     """Longest source or prompt."""
     shortlist: tuple[int, ...] | None = None
     """Ids that the drafter drafts from; None: all."""
-    int8: bool = False
-    """Whether the verifier's runner quantises the weights."""
-    drafter_int8: bool = False
-    """Whether the drafter's does."""
+    bits: Bits = None
+    """That the verifier's runner rounds the weights to."""
+    drafter_bits: Bits = None
+    """That the drafter's does."""
     parallel: ParallelNetwork | None = None
     """For `drafter.kind: parallel`."""
     cache_dtype: torch.dtype | None = None
@@ -119,8 +119,8 @@ def load_pair(config: Config) -> Pair:
     verifier = load_ready(models.verifier, models.dtype, device, **trust)
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
     check_end(models.verifier, verifier.generation_config, tokenizer)
-    drafter_int8 = _drafts_in_int8(config, verifier)
-    drafter, parallel = load_drafter(config, verifier, tokenizer, drafter_int8)
+    drafter_bits = _drafted_bits(config, verifier)
+    drafter, parallel = load_drafter(config, verifier, tokenizer, drafter_bits)
     check_ears(verifier, drafter)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
     speech = speech_of(config, verifier, tokenizer)
@@ -146,8 +146,8 @@ def load_pair(config: Config) -> Pair:
         lengths.max_new_tokens,
         lengths.max_source_tokens,
         shortlist,
-        int8=models.dtype == "int8",
-        drafter_int8=drafter_int8,
+        bits=8 if models.dtype == "int8" else None,
+        drafter_bits=drafter_bits,
         parallel=parallel,
         cache_dtype=_cache_dtype(config, verifier),
         max_length=lengths.max_length,
@@ -194,17 +194,19 @@ def _text_codec(config: Config, verifier: Model, tokenizer: Tokenizer, max_sourc
     )
 
 
-def _drafts_in_int8(config: Config, verifier: Model) -> bool:
+def _drafted_bits(config: Config, verifier: Model) -> Bits:
     """What is drafted is verified, so a drafter may be rounded where that makes it faster."""
     models, kind = config.models, config.drafter.model
-    if models.dtype == "int8" or (kind is not None and KINDS[kind].is_rounded):
-        return True
+    if kind is not None and KINDS[kind].is_rounded:
+        return config.drafter.bits
+    if models.dtype == "int8":
+        return 8
     if not config.drafter.is_named:
-        return False
+        return None
     if models.drafter_dtype != "auto" or config.policy.kind == "stitch":  # whose small model nobody checks
-        return models.drafter_dtype == "int8"
+        return 8 if models.drafter_dtype == "int8" else None
     native = kernels(verifier.dtype) if verifier.device.type == "cpu" and verifier.dtype == torch.float32 else None
-    return native is not None and native.multiplies_bytes
+    return 8 if native is not None and native.multiplies_bytes else None
 
 
 def _shortlist(config: Config, verifier: Model, constraints: Constraints) -> tuple[int, ...] | None:

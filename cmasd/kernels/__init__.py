@@ -6,9 +6,10 @@ from cmasd.kernels.forwards import Caches, Drafted, Speaker
 from cmasd.kernels.layers import Block, PackedDecoder, PackedDrafter, PackedRule
 from cmasd.kernels.mappings import give_back, kept_zeros
 from cmasd.kernels.rotary import PackedRotary, RootNorm, Turn
-from cmasd.kernels.weights import Norm, Packed
+from cmasd.kernels.weights import Bits, Norm, Packed
 
 __all__ = [
+    "Bits",
     "Block",
     "Caches",
     "Drafted",

@@ -20,7 +20,7 @@
 #define TILE 6  /* rows whose sums fit into the registers */
 #define TILES 8 /* that one thread takes at a time */
 
-enum { FULL, FLOAT16, BFLOAT16, INT8 }; /* how weights are stored */
+enum { FULL, FLOAT16, BFLOAT16, INT8, INT4 }; /* how weights are stored */
 enum { NONE, RELU, GELU, SILU, GELU_TANH };
 
 struct norm {
@@ -30,8 +30,8 @@ struct norm {
 
 struct layer {
     const char *weights;
-    const REAL *bias, *scales; /* scales of INT8 alone, */
-    const int32_t *offsets;    /* and these: minus ZERO times the sum of an output's weights, where inputs are rounded */
+    const REAL *bias, *scales; /* scales of INT8, and of INT4, which have them in 16 bits; */
+    const int32_t *offsets;    /* of INT8: minus ZERO times the sum of an output's weights, where inputs are rounded */
     const struct norm *norm;   /* null without one */
     int64_t format, in, out, activation;
 };
@@ -160,8 +160,8 @@ static const struct target *target_of(const struct target *target, int64_t *pane
 
 static void deal(const struct target *targets, int64_t panels)
 {
-    const int64_t each = targets->layer->format == FULL ? sizeof(REAL) : targets->layer->format == INT8 ? 1 : 2;
-    const int is_heavy = panels * PANEL * targets->layer->in * each >= HEAVY_BYTES;
+    const int64_t bits[] = {8 * sizeof(REAL), 16, 16, 8, 4};
+    const int is_heavy = panels * PANEL * targets->layer->in * bits[targets->layer->format] >= 8 * HEAVY_BYTES;
     omp_set_schedule(is_heavy ? omp_sched_dynamic : omp_sched_static, is_heavy ? DEALT : 0);
 }
 
@@ -248,6 +248,8 @@ static const REAL *normalised(const struct norm *norm, const REAL *x, int64_t wi
     return y;
 }
 
+#include "fours.c"
+
 /* Formats and row counts that the compiler knows keep their sums in registers. */
 #define OF_ROWS(FORMAT, ROWS)                                                                                          \
     case 8 * FORMAT + ROWS: product_tile(FORMAT, ROWS, layer, first, x + row * stride, stride, y + row * out); break;
@@ -272,18 +274,25 @@ static void share_exact(const struct target *targets, int64_t joined, const REAL
                 OF_FORMAT(FULL)
 #ifdef NARROW
                 OF_FORMAT(FLOAT16) OF_FORMAT(BFLOAT16) OF_FORMAT(INT8)
+#ifndef QUAD
+                OF_FOURS(1) OF_FOURS(2) OF_FOURS(3) OF_FOURS(4) OF_FOURS(5) OF_FOURS(6)
+#endif
 #endif
             }
         }
     }
 }
 
-/* All of them in 8 bits, or none. Nobody waits for the others. */
+/* All of them in 8 bits, all in 4, or none. Nobody waits for the others. */
 static void share_joined(const struct target *targets, int64_t joined, const REAL *x, int64_t stride, int64_t rows)
 {
 #ifdef QUAD
     if (targets->layer->format == INT8) {
         share_rounded(targets, joined, x, stride, rows);
+        return;
+    }
+    if (targets->layer->format == INT4) {
+        share_fours(targets, joined, x, stride, rows);
         return;
     }
 #endif

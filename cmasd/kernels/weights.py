@@ -6,12 +6,17 @@ Shapes: I inputs, O outputs, G strips of P outputs, q inputs side by side.
 import ctypes
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-FORMATS = {torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+from cmasd.kernels import fours
+
+Bits = Literal[8, 4] | None
+"""That weights are rounded to; None: they stay as they are."""
+
+FORMATS = {torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}
 """What C calls the formats in which weights can be packed; 0 is their own."""
 ACTIVATIONS = {"relu": 1, "gelu": 2, "silu": 3, "gelu_tanh": 4}
 """What C calls them; 0 is none."""
@@ -60,13 +65,14 @@ class Packed:
         strips: Tensor,
         shape: tuple[int, ...],
         bias: Tensor,
-        scales: Tensor | None,
-        offsets: Tensor | None,
+        scales: Tensor | None = None,
+        offsets: Tensor | None = None,
         activation: str | None = None,
         norm: Norm | None = None,
     ) -> None:
         """`strips` (G, I/q, P, q) of weights of `shape` (O, I), in their own format or a smaller one, q inputs (4 or 1)
-        side by side; `bias` and, for int8, `scales` and int32 `offsets` are (G*P,).
+        side by side; `bias` and, for int8, `scales` and int32 `offsets` are (G*P,). In 4 bits strips and scales are
+        those of `fours.in_strips`.
         """
         self._parts = strips, shape, bias, scales, offsets
         self.outputs = shape[0]
@@ -101,21 +107,25 @@ class Packed:
     def rows(self, ids: Tensor) -> Tensor:
         """(..., I) weights of these outputs, in the format of the inputs."""
         strips, (_, inputs), bias, scales, _ = self._parts
+        if self.bits == 4 and scales is not None:
+            return fours.rows(strips, scales, ids, inputs)
         lanes = strips.shape[2]
         found = strips[ids // lanes, :, ids % lanes].flatten(-2)[..., :inputs].to(bias.dtype)
         return found if scales is None else found * scales[ids][..., None]
 
     @property
-    def is_int8(self) -> bool:
-        """Whether weights are kept rounded, with scales."""
-        return self._parts[3] is not None
+    def bits(self) -> Bits:
+        """That weights were rounded to, and are kept in."""
+        if self._parts[3] is None:
+            return None
+        return 4 if self.dtype == torch.uint8 else 8
 
     def unpacked(self) -> Tensor:
         """(O, I) all weights, in the format of the inputs."""
         return self.rows(torch.arange(self.outputs))
 
     def stored(self) -> Tensor:
-        """(O, I) all weights, in the format in which they are kept, without their scales."""
+        """(O, I) all weights, in the format in which they are kept, of 16 bits or more."""
         return self._parts[0].transpose(1, 2).flatten(2).flatten(0, 1)[: self.outputs, : self.shape[1]]
 
     def with_bias(self, bias_O: Tensor) -> "Packed":

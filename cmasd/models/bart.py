@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmasd.kernels import Block, Norm, PackedDecoder, kernels_for
+from cmasd.kernels import Bits, Block, Norm, PackedDecoder, kernels_for
 from cmasd.models.attention import Attend, LayerPairs
 from cmasd.models.dense import Dense, NativeDense, activated, added, dense, linear_of
 from cmasd.models.masks import source_mask
@@ -213,10 +213,10 @@ def _packed(
 class BartEncoder:
     """Sources to hidden states. It remembers its latest batch, for a drafter that shares the verifier's encoder."""
 
-    def __init__(self, encoder: Any, max_source_length: int, int8: bool = False) -> None:
+    def __init__(self, encoder: Any, max_source_length: int, bits: Bits = None) -> None:
         self.modules = encoder
         norm_first = getattr(encoder, "layer_norm", None) is not None
-        make = partial(dense, int8=int8)
+        make = partial(dense, bits=bits)
         self._embed = Embedding.of(encoder, max_source_length)
         self._layers = [
             (SelfAttention.of(layer, norm_first, make), None, FeedForward.of(layer, norm_first, make))
@@ -258,9 +258,9 @@ class BartEncoder:
 class BartDecoder:
     """Windows of tokens to hidden states, over a slot cache."""
 
-    def __init__(self, decoder: Any, max_length: int, int8: bool = False) -> None:
+    def __init__(self, decoder: Any, max_length: int, bits: Bits = None) -> None:
         norm_first = getattr(decoder, "layer_norm", None) is not None
-        make = partial(dense, int8=int8)
+        make = partial(dense, bits=bits)
         self._embed = Embedding.of(decoder, max_length)
         self._layers = [
             (

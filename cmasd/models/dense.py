@@ -11,15 +11,15 @@ Shapes: N rows, I input width, O output width.
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 
-from cmasd.kernels import Norm, Packed, kernels_for
-from cmasd.models.packed import PackedLinear, no_int8
+from cmasd.kernels import Bits, Norm, Packed, kernels_for
+from cmasd.models.packed import PackedLinear, no_rounding
 
 Dense = Callable[[Tensor], Tensor]
 """(N, I) -> (N, O)"""
@@ -32,15 +32,15 @@ _ACTIVATIONS: dict[type, str] = {
 """Those that kernels know."""
 
 
-def dense(*linears: nn.Linear, bias: Tensor | None = None, int8: bool = False) -> Dense:
+def dense(*linears: nn.Linear, bias: Tensor | None = None, bits: Bits = None) -> Dense:
     """One product for all `linears`, their outputs side by side; `bias` (O,) is added to theirs.
 
-    `int8` asks for weights rounded to 8 bits; raises `ModelError` where there is no kernel for them.
+    `bits` asks for rounded weights; raises `ModelError` where there is no kernel for them.
     """
     weight_OI = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
     bias_O = _joined_bias(linears, bias)
-    if int8:
-        return _int8(weight_OI.detach(), bias_O)
+    if bits is not None:
+        return _rounded(weight_OI.detach(), bias_O, bits)
     for kind in _candidates(weight_OI):
         try:
             packed = kind(weight_OI.detach(), bias_O)
@@ -51,11 +51,11 @@ def dense(*linears: nn.Linear, bias: Tensor | None = None, int8: bool = False) -
     return lambda x_NI: F.linear(x_NI, weight_OI, bias_O)
 
 
-def _int8(weight_OI: Tensor, bias_O: Tensor | None) -> Dense:
+def _rounded(weight_OI: Tensor, bias_O: Tensor | None, bits: Literal[8, 4]) -> Dense:
     try:
-        return NativeDense(weight_OI, bias_O, int8=True)
+        return NativeDense(weight_OI, bias_O, bits)
     except NotImplementedError:
-        raise no_int8(weight_OI.dtype, weight_OI.device) from None
+        raise no_rounding(bits, weight_OI.dtype, weight_OI.device) from None
 
 
 def activated(product: Dense, activation: Callable[[Tensor], Tensor]) -> Dense:
@@ -90,12 +90,12 @@ def _candidates(weight_OI: Tensor) -> Sequence[Callable[[Tensor, Tensor | None],
 class NativeDense:
     """Weights packed for `cmasd.kernels`, one copy for every number of rows; the arithmetic is that of the inputs."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, bits: Bits = None) -> None:
         kernels = kernels_for(weight_OI)
         if kernels is None:
             raise NotImplementedError("there are no kernels for this tensor")
         self._kernels = kernels
-        self.packed: Packed = kernels.pack(weight_OI, bias_O, int8)
+        self.packed: Packed = kernels.pack(weight_OI, bias_O, bits)
 
     @classmethod
     def of(cls, layer: PackedLinear, bias_O: Tensor | None) -> "NativeDense":

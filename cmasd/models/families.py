@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cmasd.errors import ModelError
-from cmasd.kernels import Packed
+from cmasd.kernels import Bits, Packed
 from cmasd.models.dense import Dense, NativeDense, dense, linear_of
 from cmasd.models.packed import PackedLinear
 
@@ -225,15 +225,15 @@ class Head:
         return logits
 
 
-def output_head(model: Any, words: Words, int8: bool = False) -> Head:
+def output_head(model: Any, words: Words, bits: Bits = None) -> Head:
     """Of a model. Where it can, the ban is part of the layer's bias and costs nothing."""
     cap: float | None = getattr(model.config, "final_logit_softcapping", None)
     banned = [one for one in words.banned if words.shortlist is None and one < len(output_layer(model).weight)]
-    product = _output_product(model, words, banned if cap is None else [], int8)
+    product = _output_product(model, words, banned if cap is None else [], bits)
     return Head(product, output_scale(model), cap, banned)
 
 
-def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> Dense:
+def _output_product(model: Any, words: Words, banned: list[int], bits: Bits) -> Dense:
     """The output layer; without a bias where it would be zero, which spares one pass over the logits."""
     layer: nn.Linear | PackedLinear = output_layer(model)
     bias_V = _output_bias(model, layer, banned)
@@ -241,9 +241,9 @@ def _output_product(model: Any, words: Words, banned: list[int], int8: bool) -> 
     if ids_S is None and isinstance(layer, PackedLinear):
         return NativeDense.of(layer, bias_V)
     if ids_S is None:
-        return dense(linear_of(layer.weight, None), bias=bias_V, int8=int8)
+        return dense(linear_of(layer.weight, None), bias=bias_V, bits=bits)
     chosen_SI = layer.packed.rows(ids_S) if isinstance(layer, PackedLinear) else layer.weight[ids_S]
-    return dense(linear_of(chosen_SI, None), bias=None if bias_V is None else bias_V[ids_S], int8=int8)
+    return dense(linear_of(chosen_SI, None), bias=None if bias_V is None else bias_V[ids_S], bits=bits)
 
 
 def _output_bias(model: Any, layer: "nn.Linear | PackedLinear", banned: list[int]) -> Tensor | None:

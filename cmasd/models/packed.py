@@ -2,8 +2,8 @@
 
 Decoder-only families and T5 are modules of transformers, whoever runs them. Here each `nn.Linear` in them, and GPT-2's
 `Conv1D`, gives way to a module whose forward is the packed product (`cmasd.kernels`), and a large embedding to one that
-looks up rows of 16 bits and widens those. Results differ by rounding alone, and by 8-bit rounding where that is asked
-for. The modules around them are shells of the given ones (`copy.copy`), so a model that was given stays as it was.
+looks up rows of 16 bits and widens those. Results differ by rounding alone, to 8 or 4 bits where that is asked for. The
+modules around them are shells of the given ones (`copy.copy`), so a model that was given stays as it was.
 
 Shapes: V vocabulary, O outputs, I inputs, d width.
 """
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cmasd.errors import ModelError
-from cmasd.kernels import Kernels, Packed, kernels_for
+from cmasd.kernels import Bits, Kernels, Packed, kernels_for
 from cmasd.models.allocator import give_back_freed
 
 GIVEN_BACK_BYTES = 2**21
@@ -44,11 +44,12 @@ class PackedLinear(nn.Module):
         out_NO = self.kernels.product(x.reshape(-1, self.in_features), self.packed)
         return out_NO.view(*x.shape[:-1], self.out_features)
 
-    def in_int8(self) -> "PackedLinear":
-        """The same weights rounded, or itself where they are."""
-        if self.packed.is_int8:
+    def rounded(self, bits: Bits) -> "PackedLinear":
+        """The same weights in so many bits, or itself where they are, or are wanted as they are."""
+        if bits in (None, self.packed.bits):
             return self
-        return pack(self.packed.stored(), self.bias, self.kernels, int8=True)
+        weight_OI = self.packed.stored() if self.packed.bits is None else self.packed.unpacked()
+        return pack(weight_OI, self.bias, self.kernels, bits)
 
 
 class LookUp(nn.Module):
@@ -86,14 +87,14 @@ def weight_of(module: Any) -> Tensor:
     return module.unpacked() if isinstance(module, LookUp) else module.weight.detach()
 
 
-def bytes_to_pack(model: nn.Module, int8: bool) -> int:
+def bytes_to_pack(model: nn.Module, bits: Bits) -> int:
     """What packing the linear layers of a model takes, at most; nothing where they are in the form that is wanted."""
-    layers = [layer for layer in linears(model) if not _is_ready(layer, int8)]
+    layers = [layer for layer in linears(model) if not _is_ready(layer, bits)]
     return sum(one.packed.nbytes if isinstance(one, PackedLinear) else one.weight.nbytes for one in layers)
 
 
-def _is_ready(layer: nn.Module, int8: bool) -> bool:
-    return isinstance(layer, PackedLinear) and (layer.packed.is_int8 or not int8)
+def _is_ready(layer: nn.Module, bits: Bits) -> bool:
+    return isinstance(layer, PackedLinear) and bits in (None, layer.packed.bits)
 
 
 def outputs_of(layer: Any) -> int:
@@ -106,42 +107,42 @@ def linears(module: nn.Module) -> list[Any]:
     return [one for one in module.modules() if isinstance(one, nn.Linear | Conv1D | PackedLinear)]
 
 
-def packed_form(model: PreTrainedModel, int8: bool = False) -> PreTrainedModel:
-    """The model with packed linear layers, in `int8` if so; itself where there is nothing to do, or no kernels for it.
+def packed_form(model: PreTrainedModel, bits: Bits = None) -> PreTrainedModel:
+    """The model with packed linear layers, rounded to `bits`; itself where they are so or there are no kernels.
 
-    Raises `ModelError` where `int8` is asked for and cannot be had.
+    Raises `ModelError` where rounding is asked for and cannot be had.
     """
     kernels = kernels_for(torch.empty(0, dtype=model.dtype, device=model.device))
     if kernels is None:
-        if int8:
-            raise no_int8(model.dtype, model.device)
+        if bits is not None:
+            raise no_rounding(bits, model.dtype, model.device)
         return model
-    return cast(PreTrainedModel, exchanged(model, lambda module: _packed(module, kernels, int8)))
+    return cast(PreTrainedModel, exchanged(model, lambda module: _packed(module, kernels, bits)))
 
 
-def pack_in_place(model: PreTrainedModel, int8: bool = False) -> PreTrainedModel:
+def pack_in_place(model: PreTrainedModel, bits: Bits = None) -> PreTrainedModel:
     """The same, layer after layer, each of which is given up for its packed form: there are no two copies of all."""
     kernels = kernels_for(torch.empty(0, dtype=model.dtype, device=model.device))
     if kernels is None:
-        return packed_form(model, int8)
+        return packed_form(model, bits)
     for path in [path for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]:
         parent, _, name = path.rpartition(".")
-        model.get_submodule(parent)._modules[name] = _packed(model.get_submodule(path), kernels, int8)
+        model.get_submodule(parent)._modules[name] = _packed(model.get_submodule(path), kernels, bits)
     return model
 
 
-def pack(weight_OI: Tensor, bias_O: Tensor | None, kernels: Kernels, int8: bool) -> PackedLinear:
+def pack(weight_OI: Tensor, bias_O: Tensor | None, kernels: Kernels, bits: Bits) -> PackedLinear:
     """Weights of any format; what packing many took for a moment is handed back."""
-    packed = PackedLinear(kernels.pack(weight_OI, bias_O, int8), kernels, bias_O is not None)
+    packed = PackedLinear(kernels.pack(weight_OI, bias_O, bits), kernels, bias_O is not None)
     if weight_OI.nbytes > GIVEN_BACK_BYTES:
         give_back_freed()
     return packed
 
 
-def no_int8(dtype: torch.dtype, device: torch.device) -> ModelError:
-    """What int8 needs."""
+def no_rounding(bits: int, dtype: torch.dtype, device: torch.device) -> ModelError:
+    """What int8 and int4 need."""
     return ModelError(
-        "models: int8 needs a CPU under Linux, a C compiler and a model loaded in float32, got "
+        f"models: int{bits} needs a CPU under Linux, a C compiler and a model loaded in float32, got "
         f"{str(dtype).removeprefix('torch.')} on {device.type}. Use models.dtype=auto and models.drafter_dtype=auto."
     )
 
@@ -161,11 +162,11 @@ def exchanged(module: nn.Module, exchange: Exchange, known: dict[int, nn.Module]
     return taken
 
 
-def _packed(module: Any, kernels: Kernels, int8: bool) -> nn.Module:
+def _packed(module: Any, kernels: Kernels, bits: Bits) -> nn.Module:
     if isinstance(module, PackedLinear):
-        return module.in_int8() if int8 else module
+        return module.rounded(bits)
     if isinstance(module, nn.Linear):
-        return pack(module.weight.detach(), module.bias, kernels, int8)
+        return pack(module.weight.detach(), module.bias, kernels, bits)
     if isinstance(module, Conv1D):
-        return pack(module.weight.detach().T, module.bias, kernels, int8)
+        return pack(module.weight.detach().T, module.bias, kernels, bits)
     return cast(nn.Module, module)

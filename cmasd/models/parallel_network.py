@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmasd.kernels import Bits
 from cmasd.models.attention import Attend, LayerPairs
 from cmasd.models.bart import CrossAttention, Embedding, FeedForward, Make, Sublayer, norm_of
 from cmasd.models.dense import Dense, dense, linear_of
@@ -215,9 +216,9 @@ class States:
 class ParallelModel:
     """A network with its weights stored for drafting, and the verifier's words in it."""
 
-    def __init__(self, network: ParallelNetwork, verifier: Any, words: Words = ANY_WORD, int8: bool = False) -> None:
+    def __init__(self, network: ParallelNetwork, verifier: Any, words: Words = ANY_WORD, bits: Bits = None) -> None:
         """`words` says which of the verifier's tokens are drafted."""
-        make = partial(dense, int8=int8)
+        make = partial(dense, bits=bits)
         said = SharedWords.of(verifier, words.tensor(network.start.device))
         self.shape = network.shape
         self.encoder = network.encoder

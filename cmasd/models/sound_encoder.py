@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmasd.core import Sound
+from cmasd.kernels import Bits
 from cmasd.models.bart import BartEncoder, FeedForward, SelfAttention, norm_of
 from cmasd.models.dense import dense
 
@@ -25,10 +26,10 @@ AT_ONCE = {"cpu": 1, "cuda": 16}
 class SoundEncoder(BartEncoder):
     """Windows of sound to hidden states. It remembers its latest batch, for a drafter that shares it."""
 
-    def __init__(self, encoder: Any, max_source_length: int, int8: bool = False) -> None:
+    def __init__(self, encoder: Any, max_source_length: int, bits: Bits = None) -> None:
         assert max_source_length == encoder.config.max_source_positions, "all windows are of one length"
         self.modules = encoder
-        make = partial(dense, int8=int8)
+        make = partial(dense, bits=bits)
         self._layers = [
             (SelfAttention.of(layer, True, make), None, FeedForward.of(layer, True, make)) for layer in encoder.layers
         ]

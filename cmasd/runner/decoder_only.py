@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cmasd.kernels import Bits
 from cmasd.models.families import Family
 from cmasd.models.masks import Branches
 from cmasd.models.rotary import rotary_decoder
@@ -32,7 +33,7 @@ class DecoderOnlyRunner(_SlotRunner):
     shares_prefixes = True
     """Whether what many prompts begin with is computed once."""
 
-    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, int8: bool) -> None:
+    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, bits: Bits) -> None:
         self._decoder: Any = model.base_model
         width = int(model.config.get_text_config().hidden_size)
         self._none_0d = torch.zeros(0, width, dtype=self.dtype, device=self.device)

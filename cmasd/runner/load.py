@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from cmasd.errors import ModelError
+from cmasd.kernels import Bits
 from cmasd.models.families import ANY_WORD, Family, Words, family_of
 from cmasd.models.packed import packed_form
 from cmasd.models.parallel_network import ParallelShape
@@ -28,14 +29,14 @@ def load_runner(
     max_length: int,
     max_source_length: int,
     words: Words = ANY_WORD,
-    int8: bool = False,
+    bits: Bits = None,
     graphs: GraphsMode = "auto",
     cache_dtype: torch.dtype | None = None,
 ) -> Runner:
     """Allocate a cache of `slots` rows and `max_length` decoder positions around a loaded model.
 
     `max_length` includes room for the last window. `max_source_length` concerns encoder-decoder models alone.
-    `words` says which ids the logits are computed for; `int8` rounds the weights to 8 bits. `graphs`: see
+    `words` says which ids the logits are computed for; `bits` rounds the weights. `graphs`: see
     `cmasd.runner.graphs`; `auto` uses them on a GPU. `cache_dtype` is of keys and values of a decoder-only model; None:
     the model's own.
     """
@@ -43,16 +44,16 @@ def load_runner(
     family = family_of(model)
     origin = model
     if not family.is_bart:
-        model = packed_form(model, int8)
+        model = packed_form(model, bits)
     model.eval()
-    geometry, how = measure(model, family), (words, int8, graphs, origin)
+    geometry, how = measure(model, family), (words, bits, graphs, origin)
     if not family.is_encoder_decoder:
         return DecoderOnlyRunner(model, family, geometry, slots, max_length, max_length, *how, cache_dtype)
     assert cache_dtype is None, "asked of decoder-only models alone"
     _check_source_length(model, family, max_source_length)
     family.prepare(model.get_decoder(), max_length)
     return EncoderDecoderRunner(
-        model, family, geometry, slots, max_length, max_source_length, words, int8, graphs, origin
+        model, family, geometry, slots, max_length, max_source_length, words, bits, graphs, origin
     )
 
 

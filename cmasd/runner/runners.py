@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cmasd.core import Sound
+from cmasd.kernels import Bits
 from cmasd.models.bart import BartDecoder, BartEncoder
 from cmasd.models.families import Family, Words, output_head, output_layer
 from cmasd.models.masks import Branches, CausalMask
@@ -52,7 +53,7 @@ class _SlotRunner:
         max_length: int,
         max_source_length: int,
         words: Words,
-        int8: bool,
+        bits: Bits,
         graphs: GraphsMode,
         origin: PreTrainedModel,
         cache_dtype: torch.dtype | None = None,
@@ -67,7 +68,7 @@ class _SlotRunner:
         self.vocabulary_size: int = output_layer(model).weight.shape[0]
         self.device = geometry.device
         self.dtype = geometry.dtype
-        self._head = output_head(model, words, int8)
+        self._head = output_head(model, words, bits)
         self.shortlist = words.tensor(geometry.device)
         bucketed = uses_graphs(graphs, geometry.device)
         kept = replace(geometry, dtype=cache_dtype or geometry.dtype)
@@ -82,9 +83,9 @@ class _SlotRunner:
         most = Extent(slots, max_length, max_length, max_source_length)
         self.graphs = Graphs(self._hidden, most, geometry.device, insist=graphs == "on") if bucketed else None
         """Replays forwards of a shape that recurs; None where forwards run one by one."""
-        self._take(model, family, geometry, int8)
+        self._take(model, family, geometry, bits)
 
-    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, int8: bool) -> None:
+    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, bits: Bits) -> None:
         """What this kind of runner needs of the model."""
         raise NotImplementedError
 
@@ -203,13 +204,13 @@ class EncoderDecoderRunner(_SlotRunner):
 
     is_encoder_decoder = True
 
-    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, int8: bool) -> None:
+    def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, bits: Bits) -> None:
         self._sources = SourceCache(geometry, self.slots, self.max_source_length)
         self._stack: Stack
         if family.is_bart:
             kind = SoundEncoder if family.hears else BartEncoder
-            encoder = kind(model.get_encoder(), self.max_source_length, int8)
-            decoder = BartDecoder(model.get_decoder(), self.max_length, int8)
+            encoder = kind(model.get_encoder(), self.max_source_length, bits)
+            decoder = BartDecoder(model.get_decoder(), self.max_length, bits)
             self._stack = BartStack(encoder, decoder, self._cache, self._sources, self._causal)
         else:
             self._stack = StockStack(model, self._cache, self._sources, self._causal, self._origin.get_encoder())

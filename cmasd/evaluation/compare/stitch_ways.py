@@ -28,7 +28,7 @@ def stitched(name: str, pair: Pair, config: Config, batch_size: int, warm: Seque
         raise ModelError(NO_DRAFTER)
     small, pair = pair.drafter, replace(pair, shortlist=None, parallel=None)
     if name == SMALL_ALONE:
-        alone = replace(pair, verifier=small, drafter=None, int8=pair.drafter_int8)
+        alone = replace(pair, verifier=small, drafter=None, bits=pair.drafter_bits)
         exact = replace(config, verification=replace(config.verification, kind="exact"))
         yield replace(our_contender(name, alone, plain_config(exact), batch_size), lossless="lossy")
         return

@@ -13,6 +13,7 @@ from cmasd.config import Config, from_dict
 from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair
 from cmasd.generation.constraints import Constraints
+from cmasd.kernels import Bits
 from cmasd.models.early_exit import early_exit
 from cmasd.models.parallel_network import ParallelNetwork
 from cmasd.runner.load import parallel_shape
@@ -111,9 +112,9 @@ def self_pair(
     return replace(pair, verifier=verifier, drafter=early_exit(verifier, layers))
 
 
-def quantised(pair: Pair) -> Pair:
+def quantised(pair: Pair, bits: Bits = 8) -> Pair:
     """The pair whose verifier, rounded, drafts."""
-    return replace(pair, drafter=pair.verifier, drafter_int8=True)
+    return replace(pair, drafter=pair.verifier, drafter_bits=bits)
 
 
 def tiny_config(**sections: dict[str, Any]) -> Config:

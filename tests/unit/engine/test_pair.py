@@ -13,9 +13,9 @@ from cmasd.config import from_dict
 from cmasd.config.rules import check
 from cmasd.core import Request
 from cmasd.engine.capacity import need_of, resolve
-from cmasd.engine.pair import _drafts_in_int8, _shortlist, choose_device, load_pair
+from cmasd.engine.pair import _drafted_bits, _shortlist, choose_device, load_pair
 from cmasd.errors import ConfigError, ModelError
-from cmasd.kernels import kernels
+from cmasd.kernels import Bits, kernels
 from tests.unit.engine.pairs import decode, tiny_pair, tokens_of
 from tests.unit.runner.tiny import tiny_model
 
@@ -66,41 +66,43 @@ PARALLEL = {"models": {"drafter": "en-de/parallel"}, "drafter": {"kind": "parall
 @pytest.mark.parametrize(
     ("sections", "multiplies_bytes", "expected"),
     [
-        ({}, True, (False, True)),
-        ({}, False, (False, False)),
-        (PARALLEL, True, (False, True)),
-        (PARALLEL, False, (False, False)),
-        ({"models": {"drafter_dtype": "same"}}, True, (False, False)),
-        ({"models": {"drafter_dtype": "int8"}}, False, (False, True)),
-        ({"models": {"dtype": "int8", "drafter_dtype": "same"}}, True, (True, True)),
-        ({"models": {"dtype": "bfloat16"}}, True, (False, False)),
-        ({"drafter": {"kind": "self"}}, True, (False, False)),
-        ({"drafter": {"kind": "self"}, "models": {"dtype": "int8"}}, True, (True, True)),
+        ({}, True, (None, 8)),
+        ({}, False, (None, None)),
+        (PARALLEL, True, (None, 8)),
+        (PARALLEL, False, (None, None)),
+        ({"models": {"drafter_dtype": "same"}}, True, (None, None)),
+        ({"models": {"drafter_dtype": "int8"}}, False, (None, 8)),
+        ({"models": {"dtype": "int8", "drafter_dtype": "same"}}, True, (8, 8)),
+        ({"models": {"dtype": "bfloat16"}}, True, (None, None)),
+        ({"drafter": {"kind": "self"}}, True, (None, None)),
+        ({"drafter": {"kind": "self"}, "models": {"dtype": "int8"}}, True, (8, 8)),
     ],
 )
 def test_a_drafter_is_rounded_where_that_makes_it_faster(
     sections: dict[str, dict[str, Any]],
     multiplies_bytes: bool,
-    expected: tuple[bool, bool],
+    expected: tuple[Bits, Bits],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cmasd.engine.pair.kernels", lambda dtype: SimpleNamespace(multiplies_bytes=multiplies_bytes))
     cpu = {**sections, "models": {"device": "cpu", **sections.get("models", {})}}
     pair = load_pair(from_dict(cpu))
-    assert (pair.int8, pair.drafter_int8) == expected
+    assert (pair.bits, pair.drafter_bits) == expected
 
 
 @pytest.mark.parametrize("family", ["bart", "t5", "llama", "gpt2"])
 def test_a_drafter_of_any_family_is_rounded(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cmasd.engine.pair.kernels", lambda dtype: SimpleNamespace(multiplies_bytes=True))
-    assert _drafts_in_int8(from_dict({}), tiny_model(family, layers=1))
+    assert _drafted_bits(from_dict({}), tiny_model(family, layers=1)) == 8
 
 
-def test_a_verifier_that_is_rounded_to_draft_is_loaded_once() -> None:
-    config = from_dict({"drafter": {"kind": "quantised", "shortlist": 3000}, "models": {"device": "cpu"}})
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_verifier_that_is_rounded_to_draft_is_loaded_once(bits: Bits) -> None:
+    drafter = {"kind": "quantised", "bits": bits, "shortlist": 3000}
+    config = from_dict({"drafter": drafter, "models": {"device": "cpu"}})
     pair = load_pair(config)
     assert pair.drafter is pair.verifier
-    assert (pair.int8, pair.drafter_int8, pair.shortlist) == (False, True, None)
+    assert (pair.bits, pair.drafter_bits, pair.shortlist) == (None, bits, None)
     with pytest.raises(ConfigError, match=r"drafter\.kind: quantised rounds a float32 .* got models\.dtype int8"):
         check(from_dict({"drafter": {"kind": "quantised"}, "models": {"dtype": "int8"}}))
 

@@ -13,9 +13,10 @@ from cmasd.config import from_dict
 from cmasd.config.rules import check
 from cmasd.core import Request, Result
 from cmasd.engine import Engine, Pair
-from cmasd.engine.pair import _drafts_in_int8
+from cmasd.engine.pair import _drafted_bits
 from cmasd.errors import ConfigError
 from cmasd.generation.constraints import Constraints
+from cmasd.kernels import Bits
 from cmasd.signals import FROM_DRAFT, FROM_SMALL, FROM_VERIFIER
 from tests.unit.engine.pairs import (
     decode,
@@ -241,16 +242,16 @@ def test_what_cannot_be_stitched_is_refused(sections: dict[str, Any], told: str)
 
 
 @pytest.mark.parametrize(
-    ("policy", "dtype", "rounded"),
-    [("fixed", "auto", True), ("stitch", "auto", False), ("stitch", "int8", True), ("stitch", "same", False)],
+    ("policy", "dtype", "bits"),
+    [("fixed", "auto", 8), ("stitch", "auto", None), ("stitch", "int8", 8), ("stitch", "same", None)],
 )
 def test_the_small_model_is_not_rounded_unasked(
-    monkeypatch: pytest.MonkeyPatch, policy: str, dtype: str, rounded: bool
+    monkeypatch: pytest.MonkeyPatch, policy: str, dtype: str, bits: Bits
 ) -> None:
     """Drafts may be, because they are verified; what the small model says is not."""
     monkeypatch.setattr("cmasd.engine.pair.kernels", lambda dtype: SimpleNamespace(multiplies_bytes=True))
     config = tiny_config(policy={"kind": policy}, models={"drafter_dtype": dtype})
-    assert _drafts_in_int8(config, tiny_model("marian")) == rounded
+    assert _drafted_bits(config, tiny_model("marian")) == bits
 
 
 def test_it_is_called_lossy_unless_the_large_model_says_all() -> None:

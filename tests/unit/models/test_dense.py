@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from cmasd.errors import ModelError
-from cmasd.kernels import Kernels, Norm, build, kernels
+from cmasd.kernels import Bits, Kernels, Norm, build, fours, kernels
 from cmasd.kernels.calls import REALS
 from cmasd.models import dense as room
 from cmasd.models.dense import Dense, NativeDense, OneDnnDense, activated, added, dense
@@ -134,18 +134,65 @@ def test_a_row_gets_the_same_bits_whatever_rows_are_beside_it(outputs: int, is_h
             assert torch.equal(native().product(x_NI[part], packed), together_NO[part])
 
 
-@pytest.mark.parametrize("whole_inputs", [False, True], ids=["as here", "where inputs stay whole"])
+FEWER = {"without VNNI": "-mno-avx512vnni", "with AVX2 alone": "-march=x86-64-v3"}
+"""Processors that do not multiply bytes, as a compiler knows them: inputs stay whole."""
+
+
+def kernels_of(processor: str) -> Kernels:
+    """Those of this one, or as one with less would have them."""
+    if processor == "as here" or native()._quad == 1:
+        return native()
+    found = Kernels(build.built(*REALS[torch.float32], FEWER[processor]))
+    assert found._quad == 1
+    return found
+
+
+PROCESSORS = ["as here", *FEWER]
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 24), (64, 23), (200, 1), (70, 50), (130, 96)])
+def test_int4_rounds_weights_and_inputs_by_groups(
+    outputs: int, inputs: int, processor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference reads the weights again, rounds inputs in the same way, and multiplies exactly."""
+    known = kernels_of(processor)
+    monkeypatch.setattr(room, "kernels_for", lambda tensor: known)
+    layer, x_NI = linear(outputs, inputs=inputs), rows_of(65, inputs=inputs)
+    layer.weight[0] = 0  # groups without a scale
+    x_NI[7] = 0
+    product = dense(layer, bits=4)
+    assert isinstance(product, NativeDense)
+    parts = [settled(part) for part in x_NI.split(fours.GROUP, dim=1)]
+    x_NI = torch.cat(parts, dim=1)
+    seen_NI = x_NI.double() if known._quad == 1 else torch.cat([rounded(part) for part in parts], dim=1)
+    expected_NO = F.linear(seen_NI, product.packed.unpacked().double(), layer.bias.double()).float()
+    torch.testing.assert_close(product(x_NI), expected_NO, atol=1e-5, rtol=1e-5)
+    assert torch.equal(product(x_NI)[:, 0], layer.bias[0].expand(65))
+    for first, count in ((3, 1), (2, 5), (0, 50), (9, 7)):
+        part = slice(first, first + count)
+        assert torch.equal(product(x_NI[part]), product(x_NI)[part])
+    assert (activated(product, RELU)(x_NI) == product(x_NI).relu()).all()
+
+
+def test_int4_takes_half_the_memory_of_int8() -> None:
+    weight_OI = torch.randn(256, 512)
+    fourths, halves = (native().pack(weight_OI, None, bits) for bits in (4, 8))
+    assert 4.5 * weight_OI.numel() / 8 <= fourths.nbytes < 0.6 * halves.nbytes
+
+
+@pytest.mark.parametrize("processor", PROCESSORS[:2])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 24), (64, 23), (200, 1), (70, 50)])
 def test_int8_rounds_each_weight_by_its_channel_and_each_input_by_its_row(
-    outputs: int, inputs: int, whole_inputs: bool, monkeypatch: pytest.MonkeyPatch
+    outputs: int, inputs: int, processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference rounds in the same way, and multiplies exactly."""
-    known = kernels_with_whole_inputs() if whole_inputs else native()
+    known = kernels_of(processor)
     monkeypatch.setattr(room, "kernels_for", lambda tensor: known)
     layer, x_NI = linear(outputs, inputs=inputs), rows_of(65, inputs=inputs)
     layer.weight[0] = 0  # a channel without a scale
     x_NI[7] = 0  # and a row
-    product = dense(layer, int8=True)
+    product = dense(layer, bits=8)
     seen_NI = x_NI.double() if known._quad == 1 else rounded(x_NI)
     expected_NO = F.linear(seen_NI, rounded(layer.weight), layer.bias.double()).float()
     torch.testing.assert_close(product(x_NI), expected_NO, atol=1e-5, rtol=1e-5)
@@ -155,6 +202,14 @@ def test_int8_rounds_each_weight_by_its_channel_and_each_input_by_its_row(
     assert (activated(product, RELU)(x_NI) == product(x_NI).relu()).all()
 
 
+def settled(rows: Tensor) -> Tensor:
+    """Rows without a number halfway between two steps, where a last digit would decide which is the nearest."""
+    each = rows.abs().amax(1, keepdim=True) / 127
+    each[each == 0] = 1
+    steps = rows / each
+    return (steps.round() + 0.6 * (steps - steps.round())) * each
+
+
 def rounded(rows: Tensor) -> Tensor:
     """To 127ths of the largest number of each row."""
     each = rows.abs().amax(1, keepdim=True) / 127
@@ -162,19 +217,11 @@ def rounded(rows: Tensor) -> Tensor:
     return (rows * (1 / each)).add(0.5).floor().double() * each.double()
 
 
-def kernels_with_whole_inputs() -> Kernels:
-    """Those of a processor that cannot multiply bytes."""
-    found = native()
-    if found._quad > 1:
-        found = Kernels(build.built(*REALS[torch.float32], "-mno-avx512vnni"))
-    assert found._quad == 1
-    return found
-
-
-def test_int8_without_kernels_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_without_kernels_says_what_it_needs(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "kernels_for", lambda tensor: None)
-    with pytest.raises(ModelError, match="int8 needs a CPU under Linux, a C compiler and a model loaded in float32"):
-        dense(linear(), int8=True)
+    with pytest.raises(ModelError, match=f"int{bits} needs a CPU under Linux, a C compiler and a model loaded in"):
+        dense(linear(), bits=bits)
 
 
 def test_rows_with_gaps_between_them() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cmasd.errors import ModelError
-from cmasd.kernels import Packed, kernels
+from cmasd.kernels import Bits, Packed, fours, kernels
 from cmasd.models.families import ANY_WORD, Words
 from cmasd.models.packed import LookUp, PackedLinear, bytes_to_pack, is_packed, linears, pack_in_place, packed_form
 from cmasd.runner import load_runner
@@ -16,6 +16,7 @@ from cmasd.window import Window
 from tests.unit.runner.tiny import DECODER_ONLY, tiny_model
 
 STOCK = [*DECODER_ONLY, "t5"]
+BITS: list[Bits] = [8, 4]
 pytestmark = pytest.mark.skipif(kernels(torch.float32) is None, reason="no kernels here")
 
 
@@ -43,34 +44,54 @@ def test_every_linear_layer_is_packed_and_the_given_model_stays(family: str) -> 
     torch.testing.assert_close(logits_of(packed, IDS), before, atol=1e-5, rtol=0)
     assert torch.equal(logits_of(model, IDS), before)
     assert packed_form(packed) is packed
-    assert bytes_to_pack(packed, int8=False) == 0 < bytes_to_pack(model, int8=False)
+    assert bytes_to_pack(packed, None) == 0 < bytes_to_pack(model, None)
 
 
-def rounded_weights(model: Any) -> Any:
-    """The reference: weights on a grid of 127 steps each way, by output."""
+def rounded_weights(model: Any, bits: Bits) -> Any:
+    """The reference: weights on a grid of 127 steps each way, by output; in 4 bits the nearest of the levels of each
+    group, of a scale in bfloat16.
+    """
     for layer in linears(model):
-        by = 0 if type(layer).__name__ == "Conv1D" else 1
-        scale = layer.weight.abs().amax(by, keepdim=True) / 127
-        layer.weight = nn.Parameter((layer.weight / scale).round() * scale)
+        turned = type(layer).__name__ == "Conv1D"
+        weight_OI = layer.weight.T if turned else layer.weight
+        found = by_output(weight_OI) if bits == 8 else by_group(weight_OI)
+        layer.weight = nn.Parameter(found.T if turned else found)
     return model
 
 
+def by_output(weight_OI: Tensor) -> Tensor:
+    scale = weight_OI.abs().amax(1, keepdim=True) / 127
+    return (weight_OI / scale).round() * scale
+
+
+def by_group(weight_OI: Tensor) -> Tensor:
+    parts = []
+    for part in weight_OI.float().split(fours.GROUP, dim=1):
+        farthest = part.take_along_dim(part.abs().argmax(1, keepdim=True), dim=1)
+        levels = (farthest / -127).bfloat16().float() * torch.tensor(fours.LEVELS)
+        nearest = (part[..., None] - levels[:, None]).abs().argmin(-1)
+        parts.append(levels.take_along_dim(nearest, dim=1))
+    return torch.cat(parts, dim=1).to(weight_OI.dtype)
+
+
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", STOCK)
-def test_int8_rounds_weights_by_output(family: str) -> None:
+def test_weights_are_rounded_by_output_or_by_group(family: str, bits: Bits) -> None:
     """In float64 nothing else is rounded, so the reference is exact; in float32 inputs are too where bytes multiply."""
-    wide = packed_form(tiny_model(family).double(), int8=True)
-    expected = logits_of(rounded_weights(tiny_model(family).double()), IDS)
+    wide = packed_form(tiny_model(family).double(), bits)
+    expected = logits_of(rounded_weights(tiny_model(family).double(), bits), IDS)
     torch.testing.assert_close(logits_of(wide, IDS), expected, atol=1e-4, rtol=0)
-    narrow = packed_form(tiny_model(family), int8=True)
-    assert all(layer.packed.dtype == torch.int8 for layer in linears(narrow))
+    narrow = packed_form(tiny_model(family), bits)
+    assert all(layer.packed.bits == bits for layer in linears(narrow))
     distance = (logits_of(narrow, IDS) - expected).abs().max() / expected.abs().max()
     assert 1e-7 < distance < 0.1
 
 
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", STOCK)
-def test_int8_logits_do_not_depend_on_the_rows_beside(family: str) -> None:
-    """By scale and by channel: a row's products have the same bits alone and in a batch."""
-    for layer in linears(packed_form(tiny_model(family), int8=True)):
+def test_rounded_logits_do_not_depend_on_the_rows_beside(family: str, bits: Bits) -> None:
+    """By scale and by channel or group: a row's products have the same bits alone and in a batch."""
+    for layer in linears(packed_form(tiny_model(family), bits)):
         x_NI = torch.randn(9, layer.in_features, generator=torch.Generator().manual_seed(1))
         x_NI[3] *= 1000
         together = layer(x_NI)
@@ -78,24 +99,26 @@ def test_int8_logits_do_not_depend_on_the_rows_beside(family: str) -> None:
             assert torch.equal(layer(x_NI[row : row + 1])[0], together[row])
 
 
-def test_a_packed_model_is_rounded_from_what_it_keeps() -> None:
-    """As the verifier's own weights draft: from 16 bits to 8, equal to rounding the model itself."""
+@pytest.mark.parametrize("bits", BITS)
+def test_a_packed_model_is_rounded_from_what_it_keeps(bits: Bits) -> None:
+    """As the verifier's own weights draft: from 16 bits to fewer, equal to rounding the model itself."""
     model = tiny_model("llama").bfloat16().float()
     packed = packed_form(model)
     assert {layer.packed.dtype for layer in linears(packed)} <= {torch.bfloat16, torch.float16}
-    twice, once = packed_form(packed, int8=True), packed_form(model, int8=True)
+    twice, once = packed_form(packed, bits), packed_form(model, bits)
     assert torch.equal(logits_of(twice, IDS), logits_of(once, IDS))
-    assert packed_form(twice, int8=True) is twice
+    assert packed_form(twice, bits) is twice
+    assert {layer.packed.bits for layer in linears(twice)} == {bits}
     assert is_packed(packed)
-    assert not any(layer.packed.is_int8 for layer in linears(packed))
+    assert not any(layer.packed.bits for layer in linears(packed))
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_packed_weights_can_be_read_again(int8: bool) -> None:
+@pytest.mark.parametrize("bits", [None, *BITS])
+def test_packed_weights_can_be_read_again(bits: Bits) -> None:
     native, weight_OI = kernels(torch.float32), torch.randn(70, 23)
     assert native is not None
-    packed = native.pack(weight_OI, None, int8=int8)
-    near = weight_OI.abs().amax(1, keepdim=True) / 200 if int8 else torch.zeros(1)
+    packed = native.pack(weight_OI, None, bits)
+    near = weight_OI.abs().amax(1, keepdim=True) / {None: 1e9, 8: 200, 4: 8}[bits]
     assert ((packed.unpacked() - weight_OI).abs() <= near).all()
     ids = torch.tensor([[69, 0], [7, 7]])
     assert torch.equal(packed.rows(ids), packed.unpacked()[ids])
@@ -132,7 +155,7 @@ def test_what_may_be_said_is_the_same_over_a_packed_output_layer(family: str, wo
 def test_a_rounded_t5_shares_the_encoder() -> None:
     """One model, twice: sources are encoded once, in whole weights, and only the decoder is rounded."""
     model = tiny_model("t5")
-    verifier, drafter = load_runner(model, 1, 16, 8), load_runner(model, 1, 16, 8, int8=True)
+    verifier, drafter = load_runner(model, 1, 16, 8), load_runner(model, 1, 16, 8, bits=8)
     assert share_encoder(drafter, verifier)
     assert not share_encoder(load_runner(tiny_model("t5"), 1, 16, 8), verifier)
     sources = [[5, 6, 7]]
@@ -159,19 +182,20 @@ def test_prompts_are_run_a_few_at_a_time(family: str, monkeypatch: pytest.Monkey
     torch.testing.assert_close(parts.forward(window, starts), whole.forward(window, starts), atol=1e-5, rtol=0)
 
 
-def test_int8_in_another_format_says_what_it_needs() -> None:
-    with pytest.raises(ModelError, match=r"int8 needs a CPU under Linux, .* got bfloat16 on cpu"):
-        load_runner(tiny_model("llama").bfloat16(), 1, 8, 8, int8=True)
+@pytest.mark.parametrize("bits", BITS)
+def test_rounding_in_another_format_says_what_it_needs(bits: Bits) -> None:
+    with pytest.raises(ModelError, match=rf"int{bits} needs a CPU under Linux, .* got bfloat16 on cpu"):
+        load_runner(tiny_model("llama").bfloat16(), 1, 8, 8, bits=bits)
 
 
 ROTATED = ["llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "mistral-sliding", "gemma", "gemma3"]
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bits", [None, *BITS])
 @pytest.mark.parametrize("family", DECODER_ONLY)
-def test_a_window_has_the_same_bits_whatever_is_beside_it(family: str, int8: bool) -> None:
+def test_a_window_has_the_same_bits_whatever_is_beside_it(family: str, bits: Bits) -> None:
     """Llama's kin run in one call: a row's hidden states depend on no other row, and on no padding."""
-    runner: Any = load_runner(tiny_model(family), 4, 40, 40, int8=int8)
+    runner: Any = load_runner(tiny_model(family), 4, 40, 40, bits=bits)
     assert (runner._whole is not None) == (family in ROTATED)
     if runner._whole is None:
         return

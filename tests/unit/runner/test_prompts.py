@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cmasd.kernels import Bits
 from cmasd.runner.load import load_runner
 from cmasd.runner.prefix import LEAST_SHARED, Prefix, common
 from cmasd.runner.prompts import flat_passes, padded_passes
@@ -77,9 +78,9 @@ def after(runner: Any, batches: list[list[list[int]]], seed: int) -> list[Tensor
     return states
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("family", DECODER_ONLY)
-def test_shared_beginnings_change_nothing(family: str, int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_beginnings_change_nothing(family: str, bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a bit where windows run as they are, and nothing beyond rounding in modules of transformers."""
     choose = random.Random(3)
     first, second = (choose.choices(range(4, 60), k=length) for length in (27, 18))
@@ -89,7 +90,7 @@ def test_shared_beginnings_change_nothing(family: str, int8: bool, monkeypatch: 
         prompts(choose, first, [27]),
         prompts(choose, second, [18, 18, 18, 4]),
     ]
-    whole, sharing = (load_runner(tiny_model(family), 6, 64, 64, int8=int8) for _ in range(2))
+    whole, sharing = (load_runner(tiny_model(family), 6, 64, 64, bits=bits) for _ in range(2))
     whole.shares_prefixes = False  # type: ignore[attr-defined]
     whole.wants_states = sharing.wants_states = True
     monkeypatch.setattr("cmasd.runner.decoder_only.PREFILL_TOKENS", {"cpu": 40})
@@ -101,7 +102,7 @@ def test_shared_beginnings_change_nothing(family: str, int8: bool, monkeypatch: 
     for mine, theirs in zip(found, expected, strict=True):
         if runner._whole is not None:
             assert torch.equal(mine, theirs)
-        elif not int8:  # rounding of inputs turns a last digit into a step
+        elif bits is None:  # rounding of inputs turns a last digit into a step
             torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=0)
 
 
