@@ -1,7 +1,7 @@
 """A way for a row to go on, and how much is thought of such ways.
 
 Confidence of a token is the share of the places that go on with it, times how often tokens of that source, after so
-many that agreed, were accepted lately, the first of a draft apart from those that follow it: PRIOR is assumed
+many that agreed, were accepted lately, the first of a draft apart from those that follow it: a PRIOR is assumed
 beforehand, and old evidence fades, so that what a policy has given up is tried again.
 
 Shapes: S sources, G kinds of places; 2 the first token, and those behind it.
@@ -13,12 +13,16 @@ from itertools import accumulate
 
 import numpy as np
 
+from cmasd.drafters.rejoin import GUESSED
 from cmasd.signals import FROM_COPY, FROM_PREVIOUS
 
-PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
-"""Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
-PRIOR_OF_PREVIOUS = 9.5, 10.0
+PRIOR = (4.0, 5.0), (4.0, 5.0)
+"""Accepted and judged before the first draft, of a first token and of those behind it; hopeful, because a policy that
+never drafts never learns."""
+PRIOR_OF_PREVIOUS = (9.5, 10.0), (9.5, 10.0)
 """Of the same row's output in an earlier run: what was changed since is hoped to have changed little."""
+PRIOR_OF_GUESSED = (1.5, 4.0), (9.5, 10.0)
+"""Where that goes on behind a token that it does not have: mostly not at the first place that is tried."""
 FADE = 0.99
 """Weight that evidence keeps per iteration."""
 KINDS = 32
@@ -50,6 +54,10 @@ class Rates:
     def __init__(self) -> None:
         self._accepted_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
         self._judged_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
+        prior_SG22 = np.full((FROM_PREVIOUS + 1, KINDS, 2, 2), PRIOR)
+        prior_SG22[FROM_PREVIOUS] = PRIOR_OF_PREVIOUS
+        prior_SG22[FROM_PREVIOUS, GUESSED] = PRIOR_OF_GUESSED
+        self._hoped_SG2, self._trusted_SG2 = prior_SG22[..., 0], prior_SG22[..., 1]
 
     def fade(self) -> None:
         """An iteration later."""
@@ -58,9 +66,8 @@ class Rates:
 
     def __call__(self, source: int, kind: int, count: int) -> list[float]:
         """Share accepted of those that were judged, for so many tokens."""
-        accepted, judged = PRIOR_OF_PREVIOUS if source == FROM_PREVIOUS else (PRIOR_ACCEPTED, PRIOR_JUDGED)
-        accepted_2 = self._accepted_SG2[source, kind] + accepted
-        first, later = (accepted_2 / (self._judged_SG2[source, kind] + judged)).tolist()
+        accepted_2 = self._accepted_SG2[source, kind] + self._hoped_SG2[source, kind]
+        first, later = (accepted_2 / (self._judged_SG2[source, kind] + self._trusted_SG2[source, kind])).tolist()
         return [first, *[later] * (count - 1)][:count]
 
     def count(self, proposal: Proposal, sent: int, accepted: int) -> None:

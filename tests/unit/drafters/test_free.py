@@ -5,11 +5,12 @@ import torch
 
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.proposals import PRIOR_ACCEPTED, PRIOR_JUDGED, Proposal, Rates
+from cmasd.drafters.proposals import PRIOR as PRIORS
+from cmasd.drafters.proposals import Proposal, Rates
 from cmasd.policies import Rule
 from cmasd.signals import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
-PRIOR = PRIOR_ACCEPTED / PRIOR_JUDGED
+PRIOR = PRIORS[0][0] / PRIORS[0][1]
 START = 0
 SOURCE = list(range(20, 30))
 
