@@ -127,34 +127,59 @@ def _cost_rows(cost: dict[str, float] | None) -> list[tuple[str, str]]:
 
 
 def baseline_table(baseline: dict[str, Any]) -> str:
-    """AR against CM-ASD on the same rows, side by side."""
-    drafted = baseline.get("drafted_tokens", 1)  # a result kept from an earlier version does not say
-    speedup = f"{baseline['speedup']:.2f} ({baseline['speedup_low']:.2f}-{baseline['speedup_high']:.2f})"
-    generate = baseline.get("hf_generate")
-    rows = [
-        *([_generate_cells(generate)] if generate else []),
-        ["AR", f"{baseline['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
-        [
-            "CM-ASD",
-            f"{baseline['tokens_per_second']:,.0f}",
-            speedup if drafted else SAME_DECODING,
-            f"{baseline['tokens_per_iteration']:.2f}",
-            share(baseline["acceptance_rate"] if drafted else None),
-            whole_share(baseline["exact_match"]),
-        ],
+    """AR against CM-ASD on the same rows, side by side; at other batch sizes and once more, where asked for."""
+    rows = [_with_size(baseline, cells) for cells in _side_by_side(baseline)]
+    for other in baseline.get("others", []):
+        rows += [_with_size(other, cells) for cells in _side_by_side(other)]
+    rerun = baseline.get("rerun")
+    if rerun:
+        names = f"AR in {rerun['dtype']}", "again, output as drafts"
+        rows += [_with_size(rerun, cells) for cells in _side_by_side(rerun, *names)]
+    header = [
+        *("rows at a time", "", "tokens/s", "speed-up (95 %)"),
+        *("tokens per iteration", "acceptance rate", "exact-match to AR"),
     ]
-    header = ["", "tokens/s", "speed-up (95 %)", "tokens per iteration", "acceptance rate", "exact-match to AR"]
     found = ""
     if "algorithmic" in baseline:
         ties = f"{baseline['near_ties']:,} near-ties of rounding"
         found = f"{baseline['rows']:,} rows, {baseline['algorithmic']:,} algorithmic differences, {ties}\n"
+    if rerun:
+        found += (
+            f"In {rerun['dtype']} the model says something else in {rerun['changed']:.0%} of the rows. A corpus again "
+            "after such a change: drafter.kind=previous drafter.previous=RUN\n"
+        )
     return f"AR against CM-ASD on {baseline['rows']:,} rows, side by side:\n{table(rows, header)}\n{found}"
 
 
+def _with_size(measured: dict[str, Any], cells: list[str]) -> list[str]:
+    return [f"{measured['batch_size']}" if "batch_size" in measured else "-", *cells]
+
+
+def _side_by_side(measured: dict[str, Any], ar: str = "AR", ours: str = "CM-ASD") -> list[list[str]]:
+    """`generate` first, where it was measured: what one would do otherwise."""
+    drafted = measured.get("drafted_tokens", 1)  # a result kept from an earlier version does not say
+    generate = measured.get("hf_generate")
+    return [
+        *([_generate_cells(generate)] if generate else []),
+        [ar, f"{measured['ar_tokens_per_second']:,.0f}", "1.00", "1.00", "-", "-"],
+        [
+            ours,
+            f"{measured['tokens_per_second']:,.0f}",
+            _interval(measured) if drafted else SAME_DECODING,
+            f"{measured['tokens_per_iteration']:.2f}",
+            share(measured["acceptance_rate"] if drafted else None),
+            whole_share(measured["exact_match"]),
+        ],
+    ]
+
+
 def _generate_cells(measured: dict[str, float]) -> list[str]:
-    interval = f"{measured['speedup']:.2f} ({measured['speedup_low']:.2f}-{measured['speedup_high']:.2f})"
     same = whole_share(measured["exact_match"])
-    return ["HF generate", f"{measured['tokens_per_second']:,.0f}", interval, "1.00", "-", same]
+    return ["HF generate", f"{measured['tokens_per_second']:,.0f}", _interval(measured), "1.00", "-", same]
+
+
+def _interval(measured: dict[str, float]) -> str:
+    return f"{measured['speedup']:.2f} ({measured['speedup_low']:.2f}-{measured['speedup_high']:.2f})"
 
 
 def plan_table(config: "Config", run: "Run") -> str:

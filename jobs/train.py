@@ -79,6 +79,14 @@ def take_part(recipe: "Recipe") -> None:
     fit(recipe, course.task, course.corpus, show if dist.get_rank() == 0 else lambda progress: None)
 
 
+def _data_wanted(recipe: "Recipe") -> str:
+    """What the file must hold, and where such a one can be had."""
+    data = recipe.data
+    columns = [one for one in (data.source_column, data.target_column, data.group_column) if one]
+    where = data.where.strip().rstrip(".")
+    return f": Parquet with the columns {', '.join(columns)}" + (f". {where}" if where else "")
+
+
 def check(recipe: "Recipe", file: str) -> None:
     """Raise `ConfigError` for what would end the training late: a missing path, or an export that cannot be written."""
     from cmasd.errors import ConfigError
@@ -98,7 +106,8 @@ def check(recipe: "Recipe", file: str) -> None:
     read = {"data.path": recipe.data.path, "tokenizer.path": recipe.tokenizer.path, "test.path": recipe.test.path}
     for key, path in read.items():
         if path and not Path(path).exists():
-            raise ConfigError(f"{key}: no such file or folder, got {path}. Pass {key}=PATH.")
+            wanted = _data_wanted(recipe) if key == "data.path" else ""
+            raise ConfigError(f"{key}: no such file or folder, got {path}. Pass {key}=PATH{wanted}.")
     if recipe.workers < 1:
         raise ConfigError(f"workers: must be at least 1, got {recipe.workers}.")
     if recipe.workers > 1 and recipe.kind == "seq2seq" and not recipe.tokenizer.path:

@@ -105,6 +105,7 @@ RULES = (
     KeyRule("notify.timeout_seconds", lambda v: v > 0, "greater than 0 seconds"),
     KeyRule("limits.drain_seconds", _at_least(0), "at least 0"),
     KeyRule("baseline.rows", _at_least(0), "at least 0"),
+    KeyRule("baseline.batch_sizes", lambda v: all(one >= 1 for one in v), "numbers of at least 1"),
     KeyRule("cost.accelerator_per_hour", _at_least(0), "at least 0, or null"),
     KeyRule("compare.engines", _are_compared, f"some of {', '.join((*COMPARED, *COMPARED_WHEN_ASKED))}"),
     KeyRule("compare.max_relative_ci", lambda v: v > 0, "greater than 0"),

@@ -370,6 +370,11 @@ class BaselineConfig:
     """Rows decoded again, plainly and as configured, side by side in one engine; 0: no check."""
     hf_generate: bool = False
     """Whether `generate` of transformers decodes the same rows as well, in batches of as many rows."""
+    batch_sizes: list[int] = field(default_factory=list)
+    """Numbers of rows at a time at which the same is done besides those of the run, on fewer rows where it is fewer."""
+    rerun_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
+    """The same rows again by the verifier in this dtype: plainly, and with their output so far as drafts
+    (`drafter.kind=previous`), as when a model has changed and a corpus is decoded once more; null: not."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ What is compared, and how, is the caller's: this room provides the first rows, t
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from cmasd.config.tree import Config
@@ -46,7 +46,12 @@ def compare_with(pair: "Pair", config: Config, plan: Plan, compare: Compare) -> 
     result, notices = _with_what_fits(
         pair, config, sources, compare, previous_outputs(config, pair, [one for one, _ in good])
     )
-    return {**result, "rows_asked": config.baseline.rows}, notices
+    return {**result, "asked": asked_of(config)}, notices
+
+
+def asked_of(config: Config) -> dict[str, Any]:
+    """What is compared: a result that was asked for likewise is kept by later starts."""
+    return asdict(config.baseline)
 
 
 def _with_what_fits(

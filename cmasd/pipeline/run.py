@@ -24,7 +24,7 @@ from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import Run, look_at
 from cmasd.pipeline.actors import Cluster
 from cmasd.pipeline.attempt import Attempt
-from cmasd.pipeline.baseline import Compare
+from cmasd.pipeline.baseline import Compare, asked_of
 from cmasd.pipeline.decoding import NOT_COMPARED
 from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.estimate import note_run
@@ -170,7 +170,7 @@ def _known_baseline(config: Config, folder: RunFolder) -> dict[str, Any] | None:
     """Of an earlier start, when it was asked for likewise."""
     summary = folder.read_json("summary.json") or {}
     known = summary.get("baseline")
-    return known if known and known["rows_asked"] == config.baseline.rows else None
+    return known if known and known.get("asked") == asked_of(config) else None
 
 
 def _close(

@@ -13,6 +13,8 @@ class DataRecipe:
 
     path: str = ""
     """Parquet file or folder."""
+    where: str = ""
+    """Where such data can be had, in a sentence or two; said where `path` is missing."""
     source_column: str = "en"
     target_column: str = "de"
     group_column: str | None = None

@@ -151,7 +151,13 @@ def test_the_check_against_ar_runs_once(tmp_path: Path, pair: Path) -> None:
 
     summary = run(asked, compare)
     seconds = summary["baseline"]["seconds"]
-    assert summary["baseline"] == {**seen, "sources": 5, "first": True, "rows_asked": 5, "seconds": seconds}
+    assert summary["baseline"] == {
+        **seen,
+        "sources": 5,
+        "first": True,
+        "seconds": seconds,
+        "asked": {"rows": 5, "hf_generate": False, "batch_sizes": [], "rerun_dtype": None},
+    }
     assert summary["seconds_by_phase"]["comparing"] == seconds > 0
     assert run(asked, None)["baseline"] == summary["baseline"], "an earlier result is kept"
 

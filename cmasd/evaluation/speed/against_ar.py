@@ -1,12 +1,17 @@
-"""The check at the end of a run: the same rows, plainly and as configured, in one engine, side by side."""
+"""The check at the end of a run: the same rows, plainly and as configured, in one engine, side by side.
 
-from collections.abc import Sequence
+What is asked for besides is added to it: the same at other batch sizes, `generate` of transformers, and the rows once
+more by the verifier in another dtype with their output so far as drafts, which is what a corpus that is decoded again
+costs. Every ratio is of one batch size, one dtype, and interleaved pieces of the same rows.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cmasd.config.tree import Config
 from cmasd.core import Request
-from cmasd.engine import Pair
+from cmasd.engine import Pair, load_pair
 from cmasd.engine.capacity import resolve
 from cmasd.evaluation.quality.audit import ALGORITHMIC, NEAR_TIE, divergences
 from cmasd.evaluation.speed.peers import HfGenerate, stock_verifier
@@ -15,13 +20,21 @@ from cmasd.evaluation.speed.timing import Measured, RequestDecoder, exact_match,
 
 CHUNKS = 6
 """Timed pieces: enough for an interval, each long enough to fill the slots more than once."""
+FEW_ROWS = 48
+"""At least, at further batch sizes, of which the smaller have as much smaller a part of the rows."""
+RERUN_DRAFT = 32
+"""Tokens that a draft of the output so far may have."""
+
+AR, OURS, GENERATE = "ar", "cmasd", "hf_generate"
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """AR against the configured decoding on the same rows."""
+class SideBySide:
+    """AR against the configured decoding on the same rows, so many at a time."""
 
     rows: int
+    batch_size: int
+    """Rows at a time: slots of either engine."""
     ar_tokens_per_second: float
     tokens_per_second: float
     speedup: float
@@ -40,10 +53,29 @@ class Baseline:
     """Of `generate` on the same rows: tokens per second, those over AR's with a 95 % interval (`speedup`,
     `speedup_low`, `speedup_high`), and the share of rows whose tokens equal AR's (`exact_match`); None where it was
     not asked for."""
+
+
+@dataclass(frozen=True)
+class Rerun(SideBySide):
+    """The rows again, by the verifier in another dtype, with their output so far as drafts."""
+
+    dtype: str
+    changed: float
+    """Share of rows of which the verifier says something else in this dtype."""
+
+
+@dataclass(frozen=True)
+class Baseline(SideBySide):
+    """At the run's own batch size, and whatever else was asked for."""
+
     near_ties: int
     """Rows of an exact run whose tokens differ since two logits nearly tied (`cmasd.evaluation.quality.audit`)."""
     algorithmic: int
     """Rows of an exact run that rounding cannot explain: a fault."""
+    others: list[dict[str, Any]]
+    """`SideBySide` of each of `baseline.batch_sizes`."""
+    rerun: dict[str, Any] | None
+    """`Rerun`, with `baseline.rerun_dtype`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -58,39 +90,79 @@ def compare_with_ar(
         Request(key, source, pair.max_new_tokens, before)
         for key, (source, before) in enumerate(zip(sources, previous or [None] * len(sources), strict=True))
     ]
-    config = resolve(pair, config, engines=2)
-    ours = {"ar": EngineDecoder(pair, plain_config(config)), "cmasd": EngineDecoder(pair, config)}
-    decoders: dict[str, RequestDecoder] = {**ours}
-    if config.baseline.hf_generate:
-        slots = ours["ar"].engine.shape.slots
-        decoders["hf_generate"] = HfGenerate(pair, slots, stock_verifier(pair, config))
-    chunks = [chunk for i in range(CHUNKS) if (chunk := requests[i::CHUNKS])]
-    seconds_of(decoders.values(), chunks[0])
-    warm = replace(ours["cmasd"].stats)
-    measured = interleave(decoders, chunks, is_warm=True)
-    speedup = ratio(measured["cmasd"], measured["ar"])
-    stats = since(ours["cmasd"].stats, warm)
-    ar, said = measured["ar"].outputs, measured["cmasd"].outputs
+    found, outputs = _side_by_side(pair, resolve(pair, config, engines=2), requests)
+    ar, said = outputs[AR], outputs[OURS]
     causes = [one.cause for one in divergences(pair, config, requests, ar, said)] if config.lossless == "exact" else []
     return Baseline(
+        **asdict(found),
+        near_ties=causes.count(NEAR_TIE),
+        algorithmic=causes.count(ALGORITHMIC),
+        others=[
+            asdict(_at(pair, config, requests, size, found.batch_size))
+            for size in config.baseline.batch_sizes
+            if size != found.batch_size
+        ],
+        rerun=None if config.baseline.rerun_dtype is None else asdict(_again(config, requests, said)),
+    )
+
+
+def _at(pair: Pair, config: Config, requests: Sequence[Request], size: int, usual: int) -> SideBySide:
+    """So many rows at a time; of smaller batches, which take longer for the same rows, fewer."""
+    rows = max(FEW_ROWS, size, len(requests) * min(size, usual) // usual)
+    step = max(1, len(requests) // rows)
+    sized = replace(config, engine=replace(config.engine, slots=size))
+    return _side_by_side(pair, resolve(pair, sized, engines=2), requests[::step][:rows])[0]
+
+
+def _again(config: Config, requests: Sequence[Request], said: Mapping[int, list[int]]) -> Rerun:
+    """By a verifier that is loaded in the other dtype; nothing else of the run changes."""
+    dtype = config.baseline.rerun_dtype
+    assert dtype is not None, "only what was asked for"
+    exact = replace(config.verification, kind="sampling" if config.verification.kind == "sampling" else "exact")
+    drafter = replace(config.drafter, kind="previous", max_draft_tokens=RERUN_DRAFT, tree_nodes=0)
+    models = replace(config.models, dtype=dtype, drafter=None)
+    baseline = replace(config.baseline, hf_generate=False)
+    changed = replace(config, models=models, drafter=drafter, verification=exact, baseline=baseline)
+    pair = load_pair(changed)
+    asked = [replace(request, previous=said[request.key]) for request in requests]
+    found, outputs = _side_by_side(pair, resolve(pair, changed, engines=2), asked)
+    return Rerun(**asdict(found), dtype=dtype, changed=1 - exact_match(outputs[AR], dict(said)))
+
+
+def _side_by_side(
+    pair: Pair, config: Config, requests: Sequence[Request]
+) -> tuple[SideBySide, dict[str, dict[int, list[int]]]]:
+    """Besides, the token ids by decoding and request key."""
+    ours = {AR: EngineDecoder(pair, plain_config(config)), OURS: EngineDecoder(pair, config)}
+    slots = ours[AR].engine.shape.slots
+    decoders: dict[str, RequestDecoder] = {**ours}
+    if config.baseline.hf_generate:
+        decoders[GENERATE] = HfGenerate(pair, slots, stock_verifier(pair, config))
+    chunks = [list(chunk) for i in range(CHUNKS) if (chunk := requests[i::CHUNKS])]
+    seconds_of(decoders.values(), chunks[0])
+    warm = replace(ours[OURS].stats)
+    measured = interleave(decoders, chunks, is_warm=True)
+    speedup = ratio(measured[OURS], measured[AR])
+    stats = since(ours[OURS].stats, warm)
+    found = SideBySide(
         rows=len(requests),
-        ar_tokens_per_second=measured["ar"].tokens_per_second,
-        tokens_per_second=measured["cmasd"].tokens_per_second,
+        batch_size=slots,
+        ar_tokens_per_second=measured[AR].tokens_per_second,
+        tokens_per_second=measured[OURS].tokens_per_second,
         speedup=speedup.value,
         speedup_low=speedup.low,
         speedup_high=speedup.high,
         drafted_tokens=stats.drafted_tokens,
         tokens_per_iteration=stats.tokens_per_iteration,
         acceptance_rate=stats.acceptance_rate if stats.drafted_tokens else None,
-        exact_match=exact_match(said, ar),
-        hf_generate=_beside(measured["hf_generate"], measured["ar"]) if "hf_generate" in measured else None,
-        near_ties=causes.count(NEAR_TIE),
-        algorithmic=causes.count(ALGORITHMIC),
+        exact_match=exact_match(measured[OURS].outputs, measured[AR].outputs),
+        hf_generate=_beside(measured[GENERATE], measured[AR]) if GENERATE in measured else None,
     )
+    return found, {name: one.outputs for name, one in measured.items()}
 
 
 def _beside(peer: Measured, ar: Measured) -> dict[str, float]:
-    """See `Baseline.hf_generate`."""
+    """See `SideBySide.hf_generate`."""
     found = ratio(peer, ar)
     return {
         "tokens_per_second": peer.tokens_per_second,

@@ -16,14 +16,15 @@ def another_value(key: str) -> Any:
     section, name = key.split(".")
     kind = get_type_hints(type(getattr(Config(), section)))[name]
     default = KEYS[key]
-    if get_origin(kind) is Literal:
-        return next(choice for choice in get_args(kind) if choice != default)
+    literal = next((one for one in (kind, *get_args(kind)) if get_origin(one) is Literal), None)
+    if literal is not None:
+        return next(choice for choice in get_args(literal) if choice != default)
     if isinstance(default, bool):
         return not default
     if isinstance(default, int | float):
         return default + 1
     if isinstance(default, list):
-        return [*default, *default[:1]] if default else [0.5 if float in get_args(kind) else "extra"]
+        return [*default, *default[:1]] if default else [{float: 0.5, int: 7}.get(get_args(kind)[0], "extra")]
     return 7 if any(part in (int, float) for part in get_args(kind)) else "changed"
 
 

@@ -262,15 +262,22 @@ def test_tables_align() -> None:
         "algorithmic": 0,
     }
     idle = baseline_table({**baseline, "drafted_tokens": 0, "acceptance_rate": None, "exact_match": 0.9999})
-    assert idle.splitlines()[-2].split() == ["CM-ASD", "150", "same", "decoding", "2.00", "-", "99.9%"]
+    assert idle.splitlines()[-2].split() == ["-", "CM-ASD", "150", "same", "decoding", "2.00", "-", "99.9%"]
     beside = {"tokens_per_second": 40.0, "speedup": 0.4, "speedup_low": 0.38, "speedup_high": 0.43, "exact_match": 1.0}
     first = baseline_table({**baseline, "hf_generate": beside}).splitlines()[3]
-    assert first.split() == ["HF", "generate", "40", "0.40", "(0.38-0.43)", "1.00", "-", "100.0%"]
+    assert first.split() == ["-", "HF", "generate", "40", "0.40", "(0.38-0.43)", "1.00", "-", "100.0%"]
     assert rows_table([("a b", "c\nd"), ("x" * 200, "y")]).splitlines()[:3] == ["", "a b", "  c d"]
     assert len(rows_table([("x" * 200, "y")]).splitlines()[1]) == 110
     earlier = baseline_table({key: value for key, value in baseline.items() if key != "drafted_tokens"})
     text = baseline_table(baseline)
     assert earlier == text
+    one = {**baseline, "rows": 4, "batch_size": 1, "tokens_per_second": 90.0}
+    again = {**baseline, "batch_size": 16, "dtype": "int8", "changed": 0.14}
+    longer = baseline_table({**baseline, "batch_size": 16, "others": [one], "rerun": again})
+    assert [line.split()[:2] for line in longer.splitlines()[3:9]] == [
+        *(["16", "AR"], ["16", "CM-ASD"], ["1", "AR"], ["1", "CM-ASD"], ["16", "AR"], ["16", "again,"])
+    ]
+    assert "In int8 the model says something else in 14% of the rows." in longer
     for part in (
         "9 rows, 0 algorithmic differences, 2 near-ties",
         "tokens/s",

@@ -86,7 +86,10 @@ def test_a_second_start_goes_on_and_a_drafter_shares_the_tokenizer(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.path=nowhere", "data.path: no such file or folder, got nowhere. Pass data.path=PATH."),
+        (
+            "data.path=nowhere",
+            "data.path: no such file or folder, got nowhere. Pass data.path=PATH: Parquet with the columns en, de.",
+        ),
         ("test.path=nowhere", "test.path: no such file or folder, got nowhere. Pass test.path=PATH."),
         ("tokenizer.path=nowhere", "tokenizer.path: no such file or folder, got nowhere. Pass tokenizer.path=PATH."),
         ("dtype=int8", "dtype: must be one of float32, float16, bfloat16, got int8."),
@@ -101,6 +104,13 @@ def test_refusals(recipe: Path, override: str, message: str, capsys: pytest.Capt
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (recipe.parent / "work").exists()
+
+
+def test_where_data_can_be_had_is_said_where_they_are_missing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["data.path=nowhere", "data.group_column=corpus", "data.where=Tatoeba's pairs are at tatoeba.org."]
+    assert main(["train", str(recipe), *overrides]) == 2
+    said = "Pass data.path=PATH: Parquet with the columns en, de, corpus. Tatoeba's pairs are at tatoeba.org.\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 @pytest.mark.parametrize("key", ["output", "work", "data.path"])

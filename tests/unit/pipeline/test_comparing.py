@@ -17,12 +17,12 @@ from cmasd.io.runs import look_at
 from cmasd.io.status import status
 from cmasd.pipeline import actors, place
 from cmasd.pipeline.actors import Cluster
-from cmasd.pipeline.baseline import _with_what_fits
+from cmasd.pipeline.baseline import _with_what_fits, asked_of
 from cmasd.pipeline.cluster import Resources
 from cmasd.pipeline.run import Watcher, run
 from cmasd.telemetry.recorder import Row, record
 
-RESULT = {"speedup": 1.2, "speedup_high": 1.3, "rows_asked": 4}
+RESULT = {"speedup": 1.2, "speedup_high": 1.3, "asked": asked_of(from_dict({"baseline": {"rows": 4}}))}
 
 
 def config(folder: Path, **sections: Any) -> Config:

@@ -149,6 +149,6 @@ BASELINE = {
     "tokens_per_iteration": 1.2,
     "acceptance_rate": 0.5,
     "exact_match": 1.0,
-    "rows_asked": 64,
+    "asked": {"rows": 64, "hf_generate": False, "batch_sizes": [], "rerun_dtype": None},
 }
 """Of a run that is slower than AR, beyond doubt."""

@@ -8,6 +8,7 @@ import pytest
 
 from cmasd.config import Config
 from cmasd.core import Request
+from cmasd.engine import Pair
 from cmasd.evaluation.speed.against_ar import Baseline, compare_with_ar
 from cmasd.evaluation.speed.request_decoder import EngineDecoder, plain_config, since
 from cmasd.telemetry.stats import EngineStats
@@ -58,6 +59,43 @@ def test_generate_says_the_same_beside_it(family: str) -> None:
     assert beside["exact_match"] == 1.0
     assert 0 < beside["speedup_low"] <= beside["speedup"] <= beside["speedup_high"]
     assert compare(family, "noisy", tiny_config(policy={"kind": "fixed"})).hf_generate is None
+
+
+def test_other_batch_sizes_are_compared_too() -> None:
+    config = tiny_config(policy={"kind": "fixed"}, engine={"slots": 4}, baseline={"batch_sizes": [1, 4, 2]})
+    found = compare("marian", "noisy", config)
+    assert found.batch_size == 4
+    assert [(one["batch_size"], one["rows"], one["exact_match"]) for one in found.others] == [(1, 6, 1.0), (2, 6, 1.0)]
+    assert found.rerun is None
+    assert compare("marian", "noisy", tiny_config(policy={"kind": "fixed"})).others == []
+
+
+def test_smaller_batches_are_compared_on_fewer_rows() -> None:
+    many = [request.source for request in ragged_requests(200, seed=3)]
+    config = tiny_config(policy={"kind": "plain"}, engine={"slots": 4}, baseline={"batch_sizes": [1, 2]})
+    assert [one["rows"] for one in compare("marian", "noisy", config, many).others] == [50, 100]
+
+
+def test_the_rows_again_take_their_output_as_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same model they are all accepted; by another one AR of that other one is what counts."""
+    pair = shared_pair("marian", max_new_tokens=8)
+    loaded: list[Config] = []
+
+    def other(config: Config) -> Pair:
+        loaded.append(config)
+        return pair if len(loaded) == 1 else replace(pair, verifier=noisy_copy(pair.verifier, noise=0.5))
+
+    monkeypatch.setattr("cmasd.evaluation.speed.against_ar.load_pair", other)
+    config = tiny_config(policy={"kind": "fixed"}, baseline={"rerun_dtype": "int8"})
+    same, changed = (compare_with_ar(pair, config, SOURCES).rerun for _ in range(2))
+    assert same is not None
+    assert changed is not None
+    assert (same["dtype"], same["changed"], same["tokens_per_iteration"], same["acceptance_rate"]) == ("int8", 0, 8, 1)
+    assert changed["changed"] > 0
+    assert changed["exact_match"] == 1.0
+    assert 0 < changed["acceptance_rate"] < 1
+    assert loaded[0].models.dtype == "int8"
+    assert (loaded[0].models.drafter, loaded[0].drafter.kind) == (None, "previous")
 
 
 def test_figures_agree() -> None:
