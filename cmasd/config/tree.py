@@ -290,6 +290,11 @@ class EngineConfig:
     """Tokens, input and longest output, that the rows in memory may have together; others wait. null: as many as memory
     holds, on a CPU, where a slot takes the memory that its row needs; on a GPU every slot is as long as the longest
     row that may come."""
+    fixed_shapes: bool = False
+    """Whether a row must come out the same to the last bit whatever rows are beside it, whatever is drafted and however
+    many slots there are. So it does where the verifier runs whole in C kernels: BART and its kin, Llama, Qwen, Mistral
+    and Gemma on a Linux CPU with a compiler. Others, a GPU too, are refused; and so is all but exact verification.
+    """
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
     `off`: never.
