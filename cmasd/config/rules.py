@@ -177,6 +177,12 @@ def _check_together(config: Config) -> None:
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.name}. "
             "Use confidence.kind=auto."
         )
+    if config.engine.fixed_shapes and config.lossless != "exact":
+        raise ConfigError(
+            "engine.fixed_shapes: what is accepted otherwise than exactly depends on what was drafted and drawn, got "
+            f"verification.kind {config.verification.kind} and policy.kind {config.policy.kind}; expected exact output."
+            " Use verification.kind=exact, or engine.fixed_shapes=false."
+        )
     _check_drafter_dtype(config)
     if config.drafter.model == "quantised" and config.models.dtype not in ("auto", "float32"):
         raise ConfigError(

@@ -267,7 +267,7 @@ class ConfidenceConfig:
 
     kind: Literal["auto", "head", "max_prob", "entropy", "margin", "softmax", "ensemble"] = "auto"
     """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; `auto`:
-    head for `drafter.kind: parallel`, else max_prob."""
+    max_prob, which tells accepted from rejected tokens best of them with every drafter that was measured."""
     weights: list[float] = field(default_factory=lambda: [0.34, 0.33, 0.33])
     """Ensemble weights of entropy, margin and softmax; not negative, sum 1."""
     margin_form: Literal["full", "printed"] = "full"
@@ -290,6 +290,11 @@ class EngineConfig:
     """Tokens, input and longest output, that the rows in memory may have together; others wait. null: as many as memory
     holds, on a CPU, where a slot takes the memory that its row needs; on a GPU every slot is as long as the longest
     row that may come."""
+    fixed_shapes: bool = False
+    """Whether a row must come out the same to the last bit whatever rows are beside it, whatever is drafted and however
+    many slots there are. So it does where the verifier runs whole in C kernels: BART and its kin, Llama, Qwen, Mistral
+    and Gemma on a Linux CPU with a compiler. Others, a GPU too, are refused; and so is all but exact verification.
+    """
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
     `off`: never.
@@ -325,6 +330,9 @@ class TelemetryConfig:
     """`none`: row totals; `iteration`: draft lengths and rejections too; `token`: everything."""
     teacher_top_k: int = 0
     """Most likely tokens of the verifier kept for each output token, to train a drafter on; 0: none."""
+    keep_source: Literal["samples", "all", "none"] = "samples"
+    """Rows whose source is kept beside the output, as `source_text`, whether or not `input.keep_columns` names it:
+    `samples`: some of each shard, which a report shows; null in the others."""
 
 
 @dataclass(frozen=True)
@@ -456,9 +464,10 @@ class Config:
 
     @property
     def score(self) -> str:
-        """What confidence is made from: `confidence.kind`, with `auto` resolved."""
-        automatic = "head" if self.drafter.model == "parallel" else "max_prob"
-        return automatic if self.confidence.kind == "auto" else self.confidence.kind
+        """What confidence is made from: `confidence.kind`, with `auto` resolved as `2026-11-29-signals` of
+        `infra/benchmarks` says: of the bundled parallel drafter, too, where AUC is 0.10 above that of its own head.
+        """
+        return "max_prob" if self.confidence.kind == "auto" else self.confidence.kind
 
     @property
     def is_stitched(self) -> bool:

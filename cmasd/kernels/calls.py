@@ -26,6 +26,7 @@ from cmasd.kernels.forwards import ForwardKernels
 from cmasd.kernels.layers import lines, window_struct
 from cmasd.kernels.mappings import kept_zeros
 from cmasd.kernels.rows import RowKernels
+from cmasd.kernels.trees import TreeKernels
 from cmasd.kernels.weights import Packed
 from cmasd.signals import LogitNumbers
 from cmasd.window import Window
@@ -51,7 +52,7 @@ PACKED_AT_ONCE = 2**21
 log = logging.getLogger(__name__)
 
 
-class Kernels(RowKernels, ForwardKernels):
+class Kernels(RowKernels, ForwardKernels, TreeKernels):
     """`kernels.c` for one number format."""
 
     def __init__(self, library: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -63,6 +64,7 @@ class Kernels(RowKernels, ForwardKernels):
         loaded = ctypes.CDLL(str(library))
         RowKernels.__init__(self, loaded)
         ForwardKernels.__init__(self, loaded)
+        TreeKernels.__init__(self, loaded)
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product = loaded.product
         self._read.argtypes = [pointer, pointer, pointer, size, size, pointer]
