@@ -21,7 +21,7 @@ COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
 )
-STITCHED = ("small_alone", "stitch", "stitch_speculate", "random_router")
+STITCHED = ("small_alone", "stitch", "stitch_speculate", "stitch_router", "random_router")
 COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all", *STITCHED)
 """What `compare.engines` may name besides its default."""
 
@@ -223,6 +223,10 @@ class StitchConfig:
     random: list[float] = field(default_factory=list)
     """Not by entropy, but by chance: the share of the small model's tokens that are dropped, and the share of the large
     model's behind which it hands back. What entropy is worth is told by the difference. Empty: by entropy."""
+    router: str | None = None
+    """Folder of a router, trained for the pair by `cmasd train` (R-Stitch+), on every node: where a speaker's entropy
+    is above the tau that the router was trained with, it says who speaks next. `tau` is then not looked at. null: by
+    entropy alone."""
     max_wait: int = 8
     """Steps of the small model that a row which needs the large one waits at most for others to need it too; as long as
     the measured cost of both says that it pays."""
@@ -399,8 +403,9 @@ class CompareConfig:
 
     engines: list[str] = field(default_factory=lambda: list(COMPARED))
     """Ways of decoding to compare; adaptive_tau_printed may be added, and copy, memory, previous and all, which are
-    goodput with drafts that cost nothing; small_alone, stitch and stitch_speculate (policy `stitch`), random_router,
-    which switches as often as stitch but by chance; ar_greedy takes part in any case."""
+    goodput with drafts that cost nothing; small_alone, stitch and stitch_speculate (policy `stitch`), stitch_router
+    (the same by `stitch.router`), random_router, which switches as often as these but by chance; ar_greedy takes part
+    in any case."""
     max_relative_ci: float = 0.05
     """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
     max_seconds: float = 1800.0
@@ -472,7 +477,18 @@ class Config:
     @property
     def is_stitched(self) -> bool:
         """Whether a model other than the verifier says tokens that nobody checks."""
-        return self.policy.kind == "stitch" and (self.stitch.tau > 0 or bool(self.stitch.random))
+        return self.policy.kind == "stitch" and (
+            self.stitch.tau > 0 or bool(self.stitch.random) or self.stitch.router is not None
+        )
+
+    @property
+    def stitched_by(self) -> str:
+        """What decides who of two models speaks, as it is set."""
+        if self.stitch.random:
+            return f"stitch.random={self.stitch.random}"
+        if self.stitch.router is not None:
+            return f"stitch.router={self.stitch.router}"
+        return f"stitch.tau={self.stitch.tau:g}"
 
     @property
     def claim(self) -> str:

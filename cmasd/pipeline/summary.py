@@ -105,7 +105,7 @@ def _lossy_by(config: Config) -> str:
     if config.verification.kind == "budget":
         return f"verification.budget_nats_per_token={config.verification.budget_nats_per_token:g}"
     if config.is_stitched:
-        return f"policy.kind=stitch with stitch.tau={config.stitch.tau:g}"
+        return f"policy.kind=stitch with {config.stitched_by}"
     return f"verification.kind={config.verification.kind}"
 
 

@@ -124,7 +124,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("Input", config.input.path),
         ("Verifier", config.models.verifier),
         ("Drafter", "none" if config.policy.kind == "plain" else str(config.drafter_name)),
-        ("Policy", config.policy.kind + (f", tau = {config.stitch.tau:g}" if config.is_stitched else "")),
+        ("Policy", config.policy.kind + (f", {config.stitched_by}" if config.is_stitched else "")),
         ("Verification", config.verification.kind),
         ("Confidence", config.score + (", calibrated" if config.confidence.calibration else "")),
         ("Started", _time(evidence.state["started_at"])),
