@@ -124,6 +124,7 @@ class IterationTrace(Trace):
     rejected_entropy = Signal(np.float32, "Entropy component of the same token.", NAN)
     rejected_margin = Signal(np.float32, "Logit-margin component of the same token.", NAN)
     rejected_softmax = Signal(np.float32, "Softmax-margin component of the same token.", NAN)
+    rejected_source = Signal(np.int8, "Who proposed the same token, as in `token_source`; 0: none was rejected.")
 
 
 class RowNumbers(Table):

@@ -71,6 +71,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         *_cost_rows(summary["cost"]),
         ("tokens per iteration", f"{summary['tokens_per_iteration']:.2f}"),
         ("acceptance rate", share(summary["acceptance_rate"])),
+        *_source_rows(summary.get("acceptance", {})),
         ("rollback rate", share(summary["rollback_rate"])),
         ("slot occupancy", share(summary["slot_occupancy"])),
         *_stitched(summary),
@@ -89,6 +90,13 @@ def _stitched(summary: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     said = f"{share(small / summary['output_tokens'])} of the tokens, {summary['switches'] / rows:.1f} switches per row"
     return [("small model", said)]
+
+
+def _source_rows(acceptance: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Of runs in which several proposed tokens; of what was judged."""
+    sources = acceptance.get("source", [])
+    said = ", ".join(f"{one['of']} {share(one['share'])} of {one['judged']:,}" for one in sources)
+    return [("  by source", said)] if len(sources) > 1 else []
 
 
 def rows_table(rows: Sequence[tuple[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""`cmasd train RECIPE`: train a verifier or a drafter, export it, score it, write its model card."""
+"""`cmasd train RECIPE`: train a verifier, a drafter or a router, export it, score it, write its model card."""
 
 import argparse
 import os
@@ -41,12 +41,20 @@ def main(args: argparse.Namespace) -> int:
     recipe = load_tree(Recipe(), [args.recipe], args.overrides)
     check(recipe, args.recipe)
     keep_freed_memory()
+    if recipe.kind == "router":
+        from jobs.train_router import train_router
+
+        return finish(train_router(recipe, args.recipe), args)
     if recipe.workers > 1:
         from cmasd.pipeline.workers import together
 
         everywhere = absolute(recipe)
         together(partial(take_part, everywhere), recipe.workers, recipe.threads or 1, Path(everywhere.work) / "ray")
-    made = train(recipe, args.recipe)
+    return finish(train(recipe, args.recipe), args)
+
+
+def finish(made: dict[str, Any], args: argparse.Namespace) -> int:
+    """Say what was made."""
     print(f"{made['output']}: {made['parameters']:,} trained parameters, {made['seconds']:,} s", flush=True)
     if wants_json(args):
         print_json(made)
@@ -94,8 +102,10 @@ def check(recipe: "Recipe", file: str) -> None:
     needed = {"output": recipe.output, "work": recipe.work, "data.path": recipe.data.path}
     if recipe.kind == "parallel":
         needed["parallel.verifier"] = recipe.parallel.verifier
+    elif recipe.kind == "router":
+        needed["router.config"] = recipe.router.config
     elif recipe.kind != "seq2seq":
-        raise ConfigError(f"kind: must be seq2seq or parallel, got {recipe.kind}.")
+        raise ConfigError(f"kind: must be seq2seq, parallel or router, got {recipe.kind}.")
     if recipe.model.architecture not in ARCHITECTURES:
         raise ConfigError(
             f"model.architecture: must be one of {', '.join(ARCHITECTURES)}, got {recipe.model.architecture}."

@@ -149,7 +149,7 @@ def check(config: Config) -> None:
 
 def _check_addresses(config: Config) -> None:
     """What is in a configuration is kept in the manifest and shown in messages: no place for a secret."""
-    for key in ("input.path", "output.path", "confidence.calibration", *_NAMES):
+    for key in ("input.path", "output.path", "confidence.calibration", "stitch.router", *_NAMES):
         value = str(value_of(config, key))
         if broken := _NO_ADDRESS.match(value):
             raise ConfigError(f"{key}: is no whole address, got {value}; expected {broken['scheme']}://BUCKET/PATH.")
@@ -176,6 +176,12 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.name}. "
             "Use confidence.kind=auto."
+        )
+    if config.engine.fixed_shapes and config.lossless != "exact":
+        raise ConfigError(
+            "engine.fixed_shapes: what is accepted otherwise than exactly depends on what was drafted and drawn, got "
+            f"verification.kind {config.verification.kind} and policy.kind {config.policy.kind}; expected exact output."
+            " Use verification.kind=exact, or engine.fixed_shapes=false."
         )
     _check_drafter_dtype(config)
     if config.drafter.model == "quantised" and config.models.dtype not in ("auto", "float32"):
@@ -247,6 +253,8 @@ def _check_stitch(config: Config) -> None:
             f"drafter.kind: must be a model that speaks token by token {said}, got {drafter.name}; expected model, "
             "self or quantised. Set drafter.kind=model."
         )
+    if config.stitch.router is not None:
+        _check_router(config, config.stitch.router)
     if drafter.shortlist is not None:
         raise ConfigError(
             f"drafter.shortlist: must be null {said}, got {drafter.shortlist}; the small model says whole rows."
@@ -259,6 +267,18 @@ def _check_stitch(config: Config) -> None:
         raise ConfigError(
             f"telemetry.teacher_top_k: must be 0 {said}, got {config.telemetry.teacher_top_k}; the verifier does not "
             "judge every token."
+        )
+
+
+def _check_router(config: Config, router: str) -> None:
+    if config.stitch.random:
+        raise ConfigError(
+            f"stitch.router: decides alone, got {router} with stitch.random {config.stitch.random}. Leave one out."
+        )
+    if config.confidence.margin_form != "full":
+        raise ConfigError(
+            f"confidence.margin_form: must be full with stitch.router, got {config.confidence.margin_form}; the router "
+            "was trained with it. Leave it out."
         )
 
 

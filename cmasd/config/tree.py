@@ -21,7 +21,7 @@ COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
 )
-STITCHED = ("small_alone", "stitch", "stitch_speculate", "random_router")
+STITCHED = ("small_alone", "stitch", "stitch_speculate", "stitch_router", "random_router")
 COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all", *STITCHED)
 """What `compare.engines` may name besides its default."""
 
@@ -228,6 +228,10 @@ class StitchConfig:
     random: list[float] = field(default_factory=list)
     """Not by entropy, but by chance: the share of the small model's tokens that are dropped, and the share of the large
     model's behind which it hands back. What entropy is worth is told by the difference. Empty: by entropy."""
+    router: str | None = None
+    """Folder of a router, trained for the pair by `cmasd train` (R-Stitch+), on every node: where a speaker's entropy
+    is above the tau that the router was trained with, it says who speaks next. `tau` is then not looked at. null: by
+    entropy alone."""
     max_wait: int = 8
     """Steps of the small model that a row which needs the large one waits at most for others to need it too; as long as
     the measured cost of both says that it pays."""
@@ -272,7 +276,7 @@ class ConfidenceConfig:
 
     kind: Literal["auto", "head", "max_prob", "entropy", "margin", "softmax", "ensemble"] = "auto"
     """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; `auto`:
-    head for `drafter.kind: parallel`, else max_prob."""
+    max_prob, which tells accepted from rejected tokens best of them with every drafter that was measured."""
     weights: list[float] = field(default_factory=lambda: [0.34, 0.33, 0.33])
     """Ensemble weights of entropy, margin and softmax; not negative, sum 1."""
     margin_form: Literal["full", "printed"] = "full"
@@ -295,6 +299,11 @@ class EngineConfig:
     """Tokens, input and longest output, that the rows in memory may have together; others wait. null: as many as memory
     holds, on a CPU, where a slot takes the memory that its row needs; on a GPU every slot is as long as the longest
     row that may come."""
+    fixed_shapes: bool = False
+    """Whether a row must come out the same to the last bit whatever rows are beside it, whatever is drafted and however
+    many slots there are. So it does where the verifier runs whole in C kernels: BART and its kin, Llama, Qwen, Mistral
+    and Gemma on a Linux CPU with a compiler. Others, a GPU too, are refused; and so is all but exact verification.
+    """
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs of iterations, or else forwards, that recur; `auto`: on a GPU; `on`: or fail (in a file, quote it);
     `off`: never.
@@ -330,6 +339,9 @@ class TelemetryConfig:
     """`none`: row totals; `iteration`: draft lengths and rejections too; `token`: everything."""
     teacher_top_k: int = 0
     """Most likely tokens of the verifier kept for each output token, to train a drafter on; 0: none."""
+    keep_source: Literal["samples", "all", "none"] = "samples"
+    """Rows whose source is kept beside the output, as `source_text`, whether or not `input.keep_columns` names it:
+    `samples`: some of each shard, which a report shows; null in the others."""
 
 
 @dataclass(frozen=True)
@@ -396,8 +408,9 @@ class CompareConfig:
 
     engines: list[str] = field(default_factory=lambda: list(COMPARED))
     """Ways of decoding to compare; adaptive_tau_printed may be added, and copy, memory, previous and all, which are
-    goodput with drafts that cost nothing; small_alone, stitch and stitch_speculate (policy `stitch`), random_router,
-    which switches as often as stitch but by chance; ar_greedy takes part in any case."""
+    goodput with drafts that cost nothing; small_alone, stitch and stitch_speculate (policy `stitch`), stitch_router
+    (the same by `stitch.router`), random_router, which switches as often as these but by chance; ar_greedy takes part
+    in any case."""
     max_relative_ci: float = 0.05
     """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
     max_seconds: float = 1800.0
@@ -461,14 +474,26 @@ class Config:
 
     @property
     def score(self) -> str:
-        """What confidence is made from: `confidence.kind`, with `auto` resolved."""
-        automatic = "head" if self.drafter.model == "parallel" else "max_prob"
-        return automatic if self.confidence.kind == "auto" else self.confidence.kind
+        """What confidence is made from: `confidence.kind`, with `auto` resolved as `2026-11-29-signals` of
+        `infra/benchmarks` says: of the bundled parallel drafter, too, where AUC is 0.10 above that of its own head.
+        """
+        return "max_prob" if self.confidence.kind == "auto" else self.confidence.kind
 
     @property
     def is_stitched(self) -> bool:
         """Whether a model other than the verifier says tokens that nobody checks."""
-        return self.policy.kind == "stitch" and (self.stitch.tau > 0 or bool(self.stitch.random))
+        return self.policy.kind == "stitch" and (
+            self.stitch.tau > 0 or bool(self.stitch.random) or self.stitch.router is not None
+        )
+
+    @property
+    def stitched_by(self) -> str:
+        """What decides who of two models speaks, as it is set."""
+        if self.stitch.random:
+            return f"stitch.random={self.stitch.random}"
+        if self.stitch.router is not None:
+            return f"stitch.router={self.stitch.router}"
+        return f"stitch.tau={self.stitch.tau:g}"
 
     @property
     def claim(self) -> str:

@@ -253,12 +253,11 @@ class FreeDrafter(Drafter):
     @staticmethod
     def _written(chosen: list[Proposal], rule: Rule, device: torch.device) -> Draft:
         most = max(len(proposal.tokens) for proposal in chosen)
-        tokens_BK = np.zeros((len(chosen), most), dtype=np.int64)
-        confidence_BK = np.zeros((len(chosen), most), dtype=np.float32)
-        for row, proposal in enumerate(chosen):
-            count = len(proposal.tokens)
-            tokens_BK[row, :count] = proposal.tokens
-            confidence_BK[row, :count] = proposal.confidence
+        padding, unsure = [0] * most, [0.0] * most
+        tokens = [(proposal.tokens + padding)[:most] for proposal in chosen]
+        tokens_BK = np.array(tokens, dtype=np.int64).reshape(len(chosen), most)
+        sure = [(proposal.confidence + unsure)[:most] for proposal in chosen]
+        confidence_BK = np.array(sure, dtype=np.float32).reshape(len(chosen), most)
         confidence = torch.from_numpy(confidence_BK).to(device)
         made_B = torch.tensor([len(proposal.tokens) for proposal in chosen], device=device)
         return Draft(

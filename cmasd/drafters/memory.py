@@ -51,7 +51,7 @@ class Remembered:
     stop: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Recalled:
     """What followed."""
 
@@ -126,15 +126,29 @@ class Memory:
         tokens: list[int] = []
         shares: list[float] = []
         for step in range(1, most + 1):
+            if len(places) == 1:
+                rest = self._rest(places[0] + step, most - len(tokens))
+                return Recalled(tokens + rest, shares + [1.0] * len(rest), matched)
             said = [self._token(place + step) for place in places]
-            # Of those that are said as often the latest counts.
-            token, count = Counter(said).most_common(1)[0] if len(said) > 1 else (said[0], 1)
+            token, share = said[0], 1.0
+            if said.count(token) < len(said):  # of those that are said as often the latest counts
+                token = max(dict.fromkeys(said), key=said.count)
+                share = said.count(token) / len(said)
+                places = [place for place, one in zip(places, said, strict=True) if one == token]
             if token == EDGE:
                 break
             tokens.append(token)
-            shares.append(count / len(said))
-            places = [place for place, one in zip(places, said, strict=True) if one == token]
+            shares.append(share)
         return Recalled(tokens, shares, matched)
+
+    def _rest(self, place: int, most: int) -> list[int]:
+        """What was said from there on, up to an edge."""
+        at, stop = place % self.most_tokens, min(place + most, self._written + 1)
+        tokens = self._ring[at : at + stop - place]
+        if len(tokens) < stop - place:
+            tokens += self._ring[: stop - place - len(tokens)]
+        said: list[int] = tokens.tolist()
+        return said[: said.index(EDGE)] if EDGE in said else said
 
     # ---------------------------------------------------------------- by the source
 

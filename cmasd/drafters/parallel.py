@@ -18,8 +18,8 @@ from cmasd.confidence.scores import Scores, score, scores_of
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter, until_end
 from cmasd.drafters.choice import Choice
-from cmasd.drafters.forest import Forest
-from cmasd.drafters.model_tree import ways_of
+from cmasd.drafters.growing import growing
+from cmasd.drafters.model_tree import branch
 from cmasd.drafters.sheet import logprob_of
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -101,22 +101,19 @@ class ParallelDrafter(Drafter):
 
     def _grow(self, context: Context, room_B: Tensor, rule: Rule) -> Draft:
         """A tree for each row, of one pass; the Markov head goes along every path."""
-        forest, device = Forest(rule, room_B, self.eos_ids), room_B.device
+        trees, device = growing(rule, room_B, self.eos_ids, self._branching), room_B.device
         last_B = context.tokens_BL.gather(1, context.lengths_B[:, None] - 1).squeeze(1)
         most = min(rule.most, self.max_draft_tokens, max(room_B.tolist()))
         states, new_places = self.runner.forward(context.tokens_BL, context.lengths_B, most)
         self.caught_up = new_places <= self.max_draft_tokens + 1
-        while forest.frontier.rows:
-            numbers, rows, depth = forest.frontier
-            rows_F = torch.tensor(rows, device=device)
-            latest_F = last_B[rows_F]
-            if depth:
-                latest_F = torch.tensor([forest.nodes[number].way.token for number in numbers], device=device)
-            logits_FS, judged_F = states.branch(depth, rows_F, latest_F)
+        while trees.asked:
+            depth = trees.depth
+            rows_F, latest_F = trees.latest(device)
+            logits_FS, judged_F = states.branch(depth, rows_F, latest_F if depth else last_B[rows_F])
             scores = score(logits_FS, self.confidence.margin_form)
             confidence_F = self.confidence.combine(scores, judged_F)
-            forest.add(*ways_of(self.choose, self._branching, logits_FS, confidence_F, scores))
-        return forest.draft(device)
+            branch(trees, self.choose, self._branching, logits_FS, confidence_F, scores)
+        return trees.draft(device)
 
     def _propose(self, tokens_BL: Tensor, lengths_B: Tensor, most: int, extent: Extent | None = None) -> Draft:
         """`most` tokens for every row."""

@@ -1,32 +1,34 @@
 """A way for a row to go on, and how much is thought of such ways.
 
 Confidence of a token is the share of the places that go on with it, times how often tokens of that source, after so
-many that agreed, were accepted lately, the first of a draft apart from those that follow it: PRIOR is assumed
+many that agreed, were accepted lately, the first of a draft apart from those that follow it: a PRIOR is assumed
 beforehand, and old evidence fades, so that what a policy has given up is tried again.
-
-Shapes: S sources, G kinds of places; 2 the first token, and those behind it.
 """
 
 import operator
 from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
-
+from cmasd.drafters.rejoin import GUESSED
 from cmasd.signals import FROM_COPY, FROM_PREVIOUS
 
-PRIOR_ACCEPTED, PRIOR_JUDGED = 4.0, 5.0
-"""Assumed before the first draft; hopeful, because a policy that never drafts never learns."""
-PRIOR_OF_PREVIOUS = 9.5, 10.0
+PRIOR = (4.0, 5.0), (4.0, 5.0)
+"""Accepted and judged before the first draft, of a first token and of those behind it; hopeful, because a policy that
+never drafts never learns."""
+PRIOR_OF_PREVIOUS = (9.5, 10.0), (9.5, 10.0)
 """Of the same row's output in an earlier run: what was changed since is hoped to have changed little."""
+PRIOR_OF_GUESSED = (1.5, 4.0), (9.5, 10.0)
+"""Where that goes on behind a token that it does not have: mostly not at the first place that is tried."""
 FADE = 0.99
 """Weight that evidence keeps per iteration."""
+MOST_WEIGHT = 1e9
+"""Of new evidence, before all is set back."""
 KINDS = 32
 """Of places: by the tokens that agree before them, in the same text (`rejoin`), or else in others from `ALIKE` on."""
 ALIKE = 12
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Proposal:
     """One way to go on."""
 
@@ -45,26 +47,46 @@ NONE = Proposal([], [], FROM_COPY, 0)
 
 
 class Rates:
-    """How often tokens were accepted, by source and kind: a place that was found wrong fails at once, or not at all."""
+    """How often tokens were accepted, by source and kind: a place that was found wrong fails at once, or not at all.
+
+    In plain Python, because numbers are read one by one; new evidence weighs more, instead of all old evidence less.
+    """
 
     def __init__(self) -> None:
-        self._accepted_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
-        self._judged_SG2 = np.zeros((FROM_PREVIOUS + 1, KINDS, 2))
+        self._weight = 1.0
+        """Of evidence of this iteration."""
+        self._known: dict[tuple[int, int], list[float]] = {}
+        """By source and kind, weighted: firsts that were accepted, and judged; and of those behind them."""
 
     def fade(self) -> None:
         """An iteration later."""
-        self._accepted_SG2 *= FADE
-        self._judged_SG2 *= FADE
+        self._weight /= FADE
+        if self._weight > MOST_WEIGHT:
+            self._known = {key: [one / self._weight for one in known] for key, known in self._known.items()}
+            self._weight = 1.0
 
     def __call__(self, source: int, kind: int, count: int) -> list[float]:
         """Share accepted of those that were judged, for so many tokens."""
-        accepted, judged = PRIOR_OF_PREVIOUS if source == FROM_PREVIOUS else (PRIOR_ACCEPTED, PRIOR_JUDGED)
-        accepted_2 = self._accepted_SG2[source, kind] + accepted
-        first, later = (accepted_2 / (self._judged_SG2[source, kind] + judged)).tolist()
-        return [first, *[later] * (count - 1)][:count]
+        (first, firsts), (later, laters) = prior(source, kind)
+        known = self._known.get((source, kind))
+        if known is None:
+            return [first / firsts, *[later / laters] * (count - 1)][:count]
+        weight = self._weight
+        share = (known[2] + weight * later) / (known[3] + weight * laters)
+        return [(known[0] + weight * first) / (known[1] + weight * firsts), *[share] * (count - 1)][:count]
 
     def count(self, proposal: Proposal, sent: int, accepted: int) -> None:
         """What the verifier said of a draft of which so much was sent; behind a rejection it says nothing."""
-        judged = min(accepted + 1, sent)
-        self._accepted_SG2[proposal.source, proposal.kind] += min(accepted, 1), max(accepted - 1, 0)
-        self._judged_SG2[proposal.source, proposal.kind] += min(judged, 1), max(judged - 1, 0)
+        known = self._known.setdefault((proposal.source, proposal.kind), [0.0] * 4)
+        judged, weight = min(accepted + 1, sent), self._weight
+        known[0] += weight * min(accepted, 1)
+        known[1] += weight * min(judged, 1)
+        known[2] += weight * max(accepted - 1, 0)
+        known[3] += weight * max(judged - 1, 0)
+
+
+def prior(source: int, kind: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of such a place."""
+    if source != FROM_PREVIOUS:
+        return PRIOR
+    return PRIOR_OF_GUESSED if kind == GUESSED else PRIOR_OF_PREVIOUS

@@ -30,6 +30,7 @@ from cmasd.drafters.base import empty_draft
 from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
 from cmasd.engine.drafting import build_drafter, free_of
+from cmasd.engine.fixed_shapes import check_alone
 from cmasd.engine.hearing import Hearing
 from cmasd.engine.measured_costs import depends_on, step_table, warm_up
 from cmasd.engine.pair import Pair
@@ -78,6 +79,8 @@ class Engine:
         runner_shape = (self.shape.capacity, self.shape.length, self.shape.encoded)
         words, graphs = Words(pair.constraints.banned), config.engine.graphs
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.bits, graphs, pair.cache_dtype)
+        if config.engine.fixed_shapes:
+            check_alone(self.verifier, type(pair.verifier).__name__)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
         self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
         self.drafter = build_drafter(config, pair, self.shape.window - 1, self.verifier, self.constraints, self.eos_ids)

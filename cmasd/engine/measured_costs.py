@@ -25,6 +25,7 @@ from cmasd.drafters import Drafter
 from cmasd.engine.pair import Pair
 from cmasd.kernels import cache_folder, kernels
 from cmasd.policies.costs import StepTable
+from cmasd.policies.latency import ForwardPrice, Latency, PricePoint
 from cmasd.policies.lengths import tried
 from cmasd.runner.base import Runner
 
@@ -81,6 +82,29 @@ def warm_up(verifier: Runner, drafter: Drafter | None, window: int) -> None:
         verifier.forward(torch.zeros((1, tokens), dtype=torch.int64, device=verifier.device), starts_B)[..., 0].tolist()
     if forward is not None:
         forward(starts_B)
+
+
+@torch.inference_mode()
+def measured_latency(verifier: Runner, drafter: Drafter, table: StepTable, rows: int) -> Latency:
+    """What a row pays for forwards of so many rows: of windows by the table, of long rows measured now; the first slots
+    of both are overwritten.
+    """
+    window = len(table.verify[0])
+    prefix, forward = _made_up(verifier, drafter, rows, window)
+    assert forward is not None, "a drafter with a model"
+    far = verifier.max_length - window
+    near_B, far_B = (torch.full((rows,), place, device=verifier.device) for place in (prefix, far))
+    growth = [_verification(verifier, far_B, 1) - _verification(verifier, near_B, 1)]
+    growth.append(_seconds(partial(forward, far_B)) - _seconds(partial(forward, near_B)))
+    windows = [PricePoint(t, prefix, table.verify_seconds(rows, rows * t) / rows) for t in range(1, window + 1)]
+    one = table.draft_seconds(rows) / rows
+    longer = [
+        PricePoint(1, far, max(0.0, first + more / rows))
+        for first, more in zip((windows[0].seconds, one), growth, strict=True)
+    ]
+    return Latency(
+        small=ForwardPrice.fit([PricePoint(1, prefix, one), longer[1]]), large=ForwardPrice.fit([*windows, longer[0]])
+    )
 
 
 def _made_up(

@@ -45,14 +45,14 @@ class Reader:
         self._runner.move(source, target)
         self._held[target] = self._held[source]
 
-    def read(self, context: Context, rows_R: Tensor, heard_R: Tensor) -> tuple[Logits, int]:
+    def read(self, context: Context, rows_R: Tensor, heard_R: Tensor) -> tuple[Logits, Tensor]:
         """Of each row the logits behind its last token, and behind `heard_R` (R,) tokens that lie beyond it in its
-        buffer; and how many tokens were read.
+        buffer; and how many tokens were read (R,).
         """
         self._prefill_late(rows_R.tolist())
         lengths_R = context.lengths_B[rows_R]
         ends_R, starts_R = lengths_R + heard_R, self._held[rows_R]
-        unseen = int((ends_R - starts_R).sum())
+        unseen_R = ends_R - starts_R
         covers_first = len(rows_R) == len(context.lengths_B)
         starts_R = self._catch_up(context, rows_R, starts_R, lengths_R - 1)
         window = Window.stretch(context.tokens_BL, rows_R, starts_R, ends_R, covers_first)
@@ -62,7 +62,7 @@ class Reader:
         asked_N = (window.firsts_R1[1:] - 1 - heard_R)[runs_N] + steps_N
         logits = Logits(self._runner.run(window, asked_N), firsts_R1, 1 + int(heard_R.max()))
         self._held[rows_R] = ends_R
-        return self._constrained(context, rows_R, logits), unseen
+        return self._constrained(context, rows_R, logits), unseen_R
 
     @property
     def device(self) -> torch.device:

@@ -20,13 +20,14 @@ from cmasd.core import Draft, Logits, Request, Result
 from cmasd.drafters import Context, ModelDrafter
 from cmasd.drafters.base import is_one_of
 from cmasd.engine.reader import Reader
+from cmasd.engine.routing import Routing
 from cmasd.engine.slots import SlotState
 from cmasd.engine.stitched_rows import keep_large, keep_small
 from cmasd.engine.trace import Outcome
 from cmasd.policies import Rule, StitchPolicy
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import OwnDraws, Verification
-from cmasd.verification.own_draws import DROP, RETURN, SMALL, tossed
+from cmasd.verification.own_draws import SMALL
 
 ONE = Rule.always(1)
 
@@ -86,6 +87,7 @@ class Stitch:
         self._needs, self._drafted, self._waited, self._said, self._switches = self._numbers.unbind(1)
         self._scores = torch.zeros(slots, most, 4, device=eos_ids.device)
         """(C, K, 4) confidence, entropy, margin and softmax of drafted tokens."""
+        self._routing = Routing(policy, slots, eos_ids.device)
         samples = isinstance(verification, OwnDraws)
         self._probs = torch.zeros(slots, most, small.vocabulary_size, device=eos_ids.device) if samples else None
 
@@ -94,6 +96,7 @@ class Stitch:
     def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
         """New rows: the small model speaks first, unless it never does."""
         self._small.enter(slots, requests, later=later or self._policy.starts_large)
+        self._routing.enter(slots)
         self._numbers[slots] = 0
         self._needs[slots] = int(self._policy.starts_large)
 
@@ -104,6 +107,7 @@ class Stitch:
     def move(self, source: int, target: int) -> None:
         """The row in slot `source` is now in slot `target`."""
         self._small.move(source, target)
+        self._routing.move(source, target)
         for tensor in (self._numbers, self._scores, self._probs):
             if tensor is not None:
                 tensor[target] = tensor[source]
@@ -142,9 +146,8 @@ class Stitch:
         places_B = context.lengths_B + drafted_B
         draft = self._small.draft(replace(context, lengths_B=places_B), open_B.long(), ONE)
         token_B = self._token(draft, places_B)
-        keys = self._state.keys[:live]
-        sure_B = open_B & ~needs_B & ~self._is_unsure(draft.components_BK3[:, 0, 0], keys, places_B)
-        unsure_B = open_B & ~needs_B & ~sure_B
+        unsure_B = self._unsure(context, open_B & ~needs_B, draft, token_B)
+        sure_B = open_B & ~needs_B & ~unsure_B
         step.dropped = int(unsure_B.sum())
         self._needs[:live] += unsure_B
         self._switches[:live] += unsure_B
@@ -157,19 +160,14 @@ class Stitch:
             step.ended_B[rows_R] = is_one_of(token_B[rows_R], self._eos_ids)
             keep_small(self._state, context, rows_R, token_B[rows_R], draft.components_BK3[rows_R, 0])
 
-    def _is_unsure(self, certainty_B: Tensor, keys: list[int], places_B: Tensor) -> Tensor:
-        """(B,) bool: the small model's token is dropped."""
-        chance = self._policy.chance
-        if chance is None:
-            return ~self._policy.is_sure(certainty_B)
-        return tossed(chance.seed, keys, places_B, DROP) < chance.dropped
-
-    def _is_sure(self, certainty_R: Tensor, keys: list[int], places_R: Tensor) -> Tensor:
-        """(R,) bool: the large model hands back."""
-        chance = self._policy.chance
-        if chance is None:
-            return self._policy.is_sure(certainty_R)
-        return tossed(chance.seed, keys, places_R, RETURN) < chance.returned
+    def _unsure(self, context: Context, judged_B: Tensor, draft: Draft, token_B: Tensor) -> Tensor:
+        """(B,) bool: of the rows that it may speak for, those whose token of the small model is dropped."""
+        rows_R = judged_B.nonzero().squeeze(1)
+        if not len(rows_R):
+            return torch.zeros_like(judged_B)
+        keys = [self._state.keys[row] for row in rows_R.tolist()]
+        dropped_R = self._routing.drops(context, rows_R, keys, draft.components_BK3[rows_R, 0], token_B[rows_R])
+        return torch.zeros_like(judged_B).index_put((rows_R,), dropped_R)
 
     def _token(self, draft: Draft, places_B: Tensor) -> Tensor:
         """(B,) what the small model says: the likeliest, or drawn for the row and the place."""
@@ -219,7 +217,7 @@ class Stitch:
             self._waited[:live] += ready_B
             return
         heard_R = self._drafted[rows_R]
-        logits, step.read = self.large.read(context, rows_R, heard_R)
+        logits, read_R = self.large.read(context, rows_R, heard_R)
         draft = self._draft(context, rows_R, heard_R)
         keys = [self._state.keys[row] for row in rows_R.tolist()]
         if isinstance(self._verification, OwnDraws):
@@ -231,8 +229,9 @@ class Stitch:
         keep_large(self._state, context, rows_R, outcome, logits, own.components)
         step.count_B[rows_R], step.ended_B[rows_R] = outcome.count_B, outcome.ended_B
         is_over_R = outcome.ended_B | (context.lengths_B[rows_R] + outcome.count_B >= context.limits_B[rows_R])
-        sure_R = self._is_sure(own.entropy, keys, right_R) & ~is_over_R
-        step.large, step.returned = len(rows_R), int(sure_R.sum())
+        said = own.components, right_R, outcome.verdict.next_B
+        sure_R = ~self._routing.keeps(context, rows_R, keys, *said, ~is_over_R, read_R) & ~is_over_R
+        step.large, step.returned, step.read = len(rows_R), int(sure_R.sum()), int(read_R.sum())
         self._switches[rows_R] += sure_R
         self._needs[rows_R] = (~sure_R).long()
         self._drafted[rows_R] = 0

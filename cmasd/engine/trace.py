@@ -18,7 +18,7 @@ from cmasd.drafters import Context
 from cmasd.drafters.base import is_sent
 from cmasd.engine.slots import SlotState
 from cmasd.kernels import kernels_for
-from cmasd.signals import FROM_DRAFT, FROM_VERIFIER, NAN, RowNumbers, TokenTrace
+from cmasd.signals import FROM_DRAFT, FROM_VERIFIER, NAN, IterationTrace, RowNumbers, TokenTrace
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,26 @@ def trace(state: SlotState, context: Context, outcome: Outcome, logits: Logits, 
     """Record one iteration; called after it is counted, before the rows' lengths advance."""
     _record(state, context, outcome, logits, record_gaps)
     draft = outcome.draft
-    if draft.source_BK is not None and state.token_trace is not None:
-        _name_sources(state.token_trace, context, outcome, draft.source_BK)
-    elif draft.source_B is not None and state.token_trace is not None:
-        _name_sources(state.token_trace, context, outcome, draft.source_B[:, None].expand(draft.tokens_BK.shape))
+    if draft.source_BK is not None:
+        _name_sources(state, context, outcome, draft.source_BK)
+    elif draft.source_B is not None:
+        _name_sources(state, context, outcome, draft.source_B[:, None].expand(draft.tokens_BK.shape))
 
 
-def _name_sources(token_trace_CN8: Tensor, context: Context, outcome: Outcome, source_BK: Tensor) -> None:
-    """Who proposed the tokens that were kept, in place of `FROM_DRAFT`."""
+def _name_sources(state: SlotState, context: Context, outcome: Outcome, source_BK: Tensor) -> None:
+    """Who proposed the tokens that were kept, and the first rejected one, in place of `FROM_DRAFT`."""
     kept_B = outcome.kept_B
-    position_K = torch.arange(outcome.draft.tokens_BK.shape[1], device=kept_B.device)
-    row_N, position_N = (position_K < kept_B[:, None]).nonzero(as_tuple=True)
-    place_N = (context.lengths_B - context.prompt_lengths_B)[row_N] + position_N
-    token_trace_CN8[row_N, place_N, TokenTrace.source.place] = source_BK[row_N, position_N].to(token_trace_CN8.dtype)
+    if state.token_trace is not None:
+        position_K = torch.arange(source_BK.shape[1], device=kept_B.device)
+        row_N, position_N = (position_K < kept_B[:, None]).nonzero(as_tuple=True)
+        place_N = (context.lengths_B - context.prompt_lengths_B)[row_N] + position_N
+        source_N = source_BK[row_N, position_N].to(state.token_trace.dtype)
+        state.token_trace[row_N, place_N, TokenTrace.source.place] = source_N
+    if state.iteration_trace is not None:
+        row_M = outcome.rejected_B.nonzero().squeeze(1)
+        step_M = state.numbers[row_M, RowNumbers.iterations.place] - 1
+        source_M = source_BK[row_M, kept_B[row_M]].to(state.iteration_trace.dtype)
+        state.iteration_trace[row_M, step_M, IterationTrace.rejected_source.place] = source_M
 
 
 def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits, record_gaps: bool) -> None:
@@ -146,11 +153,13 @@ def _keep_top(ids_CNk: Tensor, logprobs_CNk: Tensor, context: Context, logits_BT
 
 
 def iteration_row(outcome: Outcome) -> Tensor:
-    """(B, 6) float32 as in `IterationTrace`; NaN where no token was rejected."""
+    """(B, 7) float32 as in `IterationTrace`; NaN where no token was rejected."""
     scores_BT4 = torch.nn.functional.pad(outcome.scores_BK4, (0, 0, 0, 1), value=NAN)
     where_B14 = outcome.verdict.accepted_B[:, None, None].expand(-1, 1, 4)
     first_rejected_B4 = scores_BT4.gather(1, where_B14).squeeze(1).where(outcome.rejected_B[:, None], NAN)
-    return torch.cat([outcome.draft.lengths_B[:, None], outcome.kept_B[:, None], first_rejected_B4], dim=-1)
+    source_B1 = torch.where(outcome.rejected_B, float(FROM_DRAFT), float(FROM_VERIFIER))[:, None]
+    counts = outcome.draft.lengths_B[:, None], outcome.kept_B[:, None]
+    return torch.cat([*counts, first_rejected_B4, source_B1], dim=-1)
 
 
 def token_rows(plain_8: Tensor, outcome: Outcome, gap_BT: Tensor, logprob_BT: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Known:
 def kept_names(config: InputConfig) -> list[str]:
     """Without `id` where it identifies the rows: the output has it anyway."""
     kept = [name for name in config.keep_columns if not name == config.id_column == "id"]
-    taken = set(output_schema("token", teacher_top_k=1).names)
+    taken = set(output_schema("token", teacher_top_k=1, keeps_source=True).names)
     for name in kept:
         if name in taken:
             own = (

@@ -6,6 +6,7 @@ from cmasd.kernels.forwards import Caches, Drafted, Speaker
 from cmasd.kernels.layers import Block, PackedDecoder, PackedDrafter, PackedRule
 from cmasd.kernels.mappings import give_back, kept_zeros
 from cmasd.kernels.rotary import PackedRotary, RootNorm, Turn
+from cmasd.kernels.trees import PackedForest, TreeRule
 from cmasd.kernels.weights import Bits, Norm, Packed
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Packed",
     "PackedDecoder",
     "PackedDrafter",
+    "PackedForest",
     "PackedRotary",
     "PackedRule",
     "RootNorm",
     "Speaker",
+    "TreeRule",
     "Turn",
     "cache_folder",
     "give_back",

@@ -26,6 +26,7 @@ from cmasd.kernels.forwards import ForwardKernels
 from cmasd.kernels.layers import lines, window_struct
 from cmasd.kernels.packing import PackingKernels
 from cmasd.kernels.rows import RowKernels
+from cmasd.kernels.trees import TreeKernels
 from cmasd.kernels.weights import Packed
 from cmasd.signals import LogitNumbers
 from cmasd.window import Window
@@ -48,7 +49,7 @@ REALS = {
 log = logging.getLogger(__name__)
 
 
-class Kernels(RowKernels, ForwardKernels, PackingKernels):
+class Kernels(RowKernels, ForwardKernels, TreeKernels, PackingKernels):
     """`kernels.c` for one number format."""
 
     def __init__(self, library: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -58,6 +59,7 @@ class Kernels(RowKernels, ForwardKernels, PackingKernels):
         loaded = ctypes.CDLL(str(library))
         RowKernels.__init__(self, loaded)
         ForwardKernels.__init__(self, loaded)
+        TreeKernels.__init__(self, loaded)
         PackingKernels.__init__(self, loaded, dtype)
         self._read, self._statistics = loaded.attend, loaded.statistics
         self._product = loaded.product

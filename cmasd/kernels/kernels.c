@@ -31,3 +31,4 @@
 #include "halves.c"
 #include "rotary.c"
 #include "drafts.c"
+#include "trees.c"

@@ -124,8 +124,10 @@ void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t wind
         if (iterations && drafted && count) {
             float *out = iterations + row * iteration_stride + ITERATION_WIDTH * (number[ROW_ITERATIONS] - 1);
             out[ITERATION_DRAFT_LENGTH] = length, out[ITERATION_ACCEPTED] = kept;
-            if (kept < length && kept < count) /* else the scores are what they are without a rejection */
+            if (kept < length && kept < count) { /* else the scores are what they are without a rejection */
                 put_scores(mine + kept, why + kept * COMPONENTS, out + ITERATION_REJECTED_CONFIDENCE);
+                out[ITERATION_REJECTED_SOURCE] = FROM_DRAFT;
+            }
         }
         for (int64_t t = 0; t < count && (tokens || gap_sum); t++) {
             const REAL *z = logits + (firsts[row] + t) * columns;

@@ -227,6 +227,11 @@ class BartEncoder:
         self._packed = _packed(self._embed, self._layers, self._norm)
         self._latest: tuple[list[list[int]], Tensor] | None = None
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it runs in a call of a kernel."""
+        return self._kernels is not None and self._packed is not None
+
     def equals(self, other: "BartEncoder") -> bool:
         """Whether both have the same weights in the same precision."""
         mine, theirs = self.modules.state_dict(), other.modules.state_dict()

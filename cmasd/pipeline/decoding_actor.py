@@ -20,6 +20,7 @@ from cmasd.codecs.text import TextCodec
 from cmasd.config.tree import Config
 from cmasd.core import Result, RowError
 from cmasd.io.earlier import Id, earlier_run
+from cmasd.io.formats.recordings import shown
 from cmasd.io.lease import Watch
 from cmasd.io.memories import Rows, own_memories
 from cmasd.io.outputs import Position
@@ -36,7 +37,7 @@ from cmasd.pipeline.metrics import ShardMetrics
 from cmasd.pipeline.preemption import Preemption
 from cmasd.pipeline.report import ShardReport
 from cmasd.telemetry.clock import ShardTiming
-from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.recorder import Row, record, samples
 from cmasd.telemetry.totals import Totals
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class DecodingActor:
         )
         telemetry = self._config.telemetry
         id_type = rows.schema.field("id").type
-        table = record(decoded, telemetry.level, kept_columns(rows), telemetry.teacher_top_k, id_type)
+        sources = self._sources(decoded, rows)
+        table = record(decoded, telemetry.level, kept_columns(rows), telemetry.teacher_top_k, id_type, sources)
         if self._watch.is_superseded():
             return None
         timing = ShardTiming(self._name, started_at, time.time() - started_at)
@@ -129,6 +131,18 @@ class DecodingActor:
         if report.first_failure:
             _log.warning("%d row(s) failed, the first: %s", totals.errors, report.first_failure)
         return report
+
+    def _sources(self, decoded: list[Row], rows: pa.Table) -> list[str | None] | None:
+        """What `telemetry.keep_source` keeps of what the rows were decoded from."""
+        which = self._config.telemetry.keep_source
+        if which == "none":
+            return None
+        kept = range(len(decoded)) if which == "all" else samples(decoded)
+        sources: list[str | None] = [None] * len(decoded)
+        for place in kept:
+            text = rows["text"][place].as_py()
+            sources[place] = None if text is None else shown(text)
+        return sources
 
     def _report(self, shard: Shard, totals: Totals, rows: Sequence[Row], notices: list[str]) -> ShardReport:
         failures = (f"{row.id}: {row.result}" for row in rows if isinstance(row.result, RowError))

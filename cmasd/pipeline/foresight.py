@@ -18,7 +18,7 @@ from cmasd.io.memories import memories_before
 from cmasd.io.provenance import provenance
 from cmasd.pipeline.address import named
 from cmasd.pipeline.engine_thread import engines_beside
-from cmasd.pipeline.models_there import Found, find, model_problems
+from cmasd.pipeline.models_there import ROUTER, Found, find, model_problems
 from cmasd.pipeline.speech_there import speech_problems
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 4}
@@ -57,6 +57,9 @@ def look_ahead(config: Config) -> Outlook:
     calibration = config.confidence.calibration
     if calibration is not None and not Path(calibration).is_file():
         problems.append(f"confidence.calibration: no such file, got {calibration}. cmasd calibrate RUN writes one.")
+    router = config.stitch.router if config.policy.kind == "stitch" else None
+    if router is not None and find(router).config.get("model_type") != ROUTER:
+        problems.append(f"stitch.router: no router, got {router}. cmasd train with kind: router writes one.")
     try:
         earlier_run(config)
         memories_before(config)

@@ -14,6 +14,8 @@ from cmasd.config.tree import Config
 PAIRS = Path(__file__).resolve().parents[1] / "pairs"
 PARALLEL = "cmasd-parallel"
 """`model_type` of a parallel drafter."""
+ROUTER = "cmasd-router"
+"""Of a router of policy `stitch`."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("source.spm", "vocab.json", "vocab.txt"),

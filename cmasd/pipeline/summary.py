@@ -42,6 +42,7 @@ def summarise(
         "tokens_per_second": _rounded(totals.output_tokens / seconds if seconds else 0.0),
         "tokens_per_iteration": _rounded(totals.tokens_per_iteration),
         "acceptance_rate": _rounded(totals.acceptance_rate) if totals.drafted_tokens else None,
+        "acceptance": totals.acceptance.shown(),
         "slot_occupancy": _rounded(stats.slot_occupancy),
         "rollback_rate": _rounded(stats.rollback_rate) if stats.drafting_row_iterations else None,
         "lookup_share": _rounded(stats.lookup_share) if config.drafter.free and config.policy.kind != "plain" else None,
@@ -104,7 +105,7 @@ def _lossy_by(config: Config) -> str:
     if config.verification.kind == "budget":
         return f"verification.budget_nats_per_token={config.verification.budget_nats_per_token:g}"
     if config.is_stitched:
-        return f"policy.kind=stitch with stitch.tau={config.stitch.tau:g}"
+        return f"policy.kind=stitch with {config.stitched_by}"
     return f"verification.kind={config.verification.kind}"
 
 

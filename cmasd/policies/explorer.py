@@ -15,6 +15,9 @@ from cmasd.policies.speeds import DRIFT, Belief
 BURST = 6
 """Iterations that a look takes at least; the first one has to catch up. As many iterations' time may be lost beyond the
 share by the first look with about so many rows, so that it comes early."""
+BURSTS_FOR_PREVIOUS = 10
+"""As many times that, for an earlier run's outputs: lists begin with their longest rows, of which the least came out as
+before, and what pays for all others would be given up by the first two."""
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Explorer:
     """The arm that decodes: that one, or one that is looked at."""
     candidates: Sequence[int] = field(default_factory=list)
     """Arms that could win if every draft token were accepted."""
+    bursts: int = 1
+    """As many may be lost beyond the share when an arm is looked at first."""
     _looked_at: set[int] = field(default_factory=set)
     """Arms, here."""
 
@@ -89,7 +94,7 @@ class Explorer:
             return False
         if arm not in self._looked_at:
             self._looked_at |= {arm, self.force}
-            self.ledger.allowance += BURST * iteration_seconds
+            self.ledger.allowance += self.bursts * BURST * iteration_seconds
             return True
         lost = BURST * max(0.0, 1 - math.exp(self._lead(arm))) * iteration_seconds
         return self._hope(arm, iteration) > 0 and self.ledger.affords(lost)

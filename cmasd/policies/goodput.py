@@ -21,10 +21,10 @@ from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS
-from cmasd.policies.explorer import BURST, Explorer, Ledger
-from cmasd.policies.lengths import LengthChoice, choose, expected
+from cmasd.policies.explorer import BURST, BURSTS_FOR_PREVIOUS, Explorer, Ledger
+from cmasd.policies.lengths import LengthChoice, choose
 from cmasd.policies.shapes import Shapes
-from cmasd.policies.speeds import ArmMeasured, Belief, Lead, PairedBatch, Plain, Speed, overhead_seconds
+from cmasd.policies.speeds import ArmMeasured, Belief, Lead, PairedBatch, Plain, Speed, beyond_table, overhead_seconds
 
 BATCH = 32
 """Iterations that are learned from at once where nothing is looked at: their mean is within 2 % where one has 10."""
@@ -49,7 +49,7 @@ class Range:
     choice: LengthChoice
     rule: Rule
     gain: float
-    """Of the log of the speed, that is expected of it."""
+    """Of the log of the speed by the table, that is expected of the rule that was measured last."""
     seconds: float
     """Of an iteration, lately."""
     lead: Lead
@@ -86,8 +86,12 @@ class GoodputPolicy(Policy):
         tree_nodes: int = 0,
         estimator: str = "logistic",
         hope: float = HOPE,
+        bursts: int = 1,
     ) -> None:
-        """`clock`: seconds of this thread, for what learning takes. `tree_nodes`: of one row; more rows share them."""
+        """`clock`: seconds of this thread, for what learning takes. `tree_nodes`: of one row; more rows share them.
+
+        `bursts`: see `Explorer`.
+        """
         self.max_draft_tokens = max_draft_tokens
         self.tree_nodes = tree_nodes
         self.costs: StepTable | None = None
@@ -97,6 +101,7 @@ class GoodputPolicy(Policy):
         self.calibration = ESTIMATORS[estimator](max_draft_tokens, hope)
         self.wants_signals = self.calibration.wants_signals
         self._ledger = Ledger(explore_share)
+        self._bursts = bursts
         self._clock = clock
         self._ranges: dict[int, Range] = {}
         self._lowest, self._highest = 0.0, -1.0
@@ -116,13 +121,14 @@ class GoodputPolicy(Policy):
     def of(cls, config: Config) -> Self:
         """As configured."""
         drafter, policy = config.drafter, config.policy
-        hope = HOPE_OF_PREVIOUS if "previous" in drafter.kinds else HOPE
+        is_hopeful = "previous" in drafter.kinds
         return cls(
             drafter.max_draft_tokens,
             policy.explore_share,
             tree_nodes=drafter.tree_nodes,
             estimator=policy.estimator,
-            hope=hope,
+            hope=HOPE_OF_PREVIOUS if is_hopeful else HOPE,
+            bursts=BURSTS_FOR_PREVIOUS if is_hopeful else 1,
         )
 
     def look_no_more(self) -> None:
@@ -169,6 +175,8 @@ class GoodputPolicy(Policy):
         self._rule = place.shapes.rule(place.rule) if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
         self._watched = BURST if is_losing or place.latest is None or place.shapes.is_look else BATCH
+        if self._bursts > 1 and arm != explorer.force and not place.pair:  # more looks, not longer ones
+            self._watched = max(BURST, int(BATCH * place.curve.plain / place.choice.seconds))
         rest = max(0.0, self._rest_until - self._ledger.total)
         resting = 0.0 if arm != explorer.force or place.shapes.is_look else rest / place.seconds
         if arm == explorer.force == Arm.PLAIN and place.latest is not None:
@@ -181,15 +189,16 @@ class GoodputPolicy(Policy):
         if power not in self._ranges:
             assert self.costs is not None, "the engine sets the costs before the first plan"
             curve = self.costs.curve(rows)
-            choice = choose(*self.calibration.survival(), curve, self.looks)
-            gain = float(np.log(choice.speed * curve.plain))
+            survival_NK, usual_K = self.calibration.survival()
+            choice = choose(survival_NK, usual_K, curve.slower(self._overhead_near(power)), self.looks)
+            gain = choice.gain(survival_NK, curve)
             lead, is_known = self._lead_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
             force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 else Arm.PLAIN
             candidates = list(Arm) if can_win else []
             beliefs: list[Belief] = [Plain(), lead]
-            explorer = Explorer(self._ledger, beliefs, force, force, candidates=candidates)
+            explorer = Explorer(self._ledger, beliefs, force, force, candidates, self._bursts)
             rule = self._rule_of(choice)
             shapes = Shapes.of(0 if not self.looks else self.tree_nodes >> power, self._ledger)
             edges = 0.375 * 2**power, 1.25 * 2**power
@@ -207,6 +216,18 @@ class GoodputPolicy(Policy):
             return Lead(Speed(gain)), False
         near = self._ranges[min(known, key=lambda other: abs(other - power))]
         return Lead(Speed(gain + near.lead.worth.mean - near.gain), Speed(near.lead.level.mean)), True
+
+    def _overhead_near(self, power: int) -> float:
+        """Seconds, by the table, that the engine adds to each iteration of about as many rows; 0 before it is known."""
+        known = [other for other, place in self._ranges.items() if place.latest is not None]
+        return self._overhead(self._ranges[min(known, key=lambda other: abs(other - power))]) if known else 0.0
+
+    @staticmethod
+    def _overhead(place: Range) -> float:
+        """The same of this range; before arms were compared, all that plain iterations take beyond the table."""
+        if place.pair:
+            return overhead_seconds(place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING])
+        return 0.0 if place.latest is None else beyond_table(place.latest)
 
     def _learn(self) -> None:
         """From the iterations that were watched, unless what that took before says to rest."""
@@ -232,10 +253,12 @@ class GoodputPolicy(Policy):
             self._ledger.charge(batch.lost_by_change())
         if measured is not None and drafting and not is_look:
             shapes.learn(measured, self._iteration)
+        is_first = place.latest is None
         if measured is not None and not shapes.is_look:
             self._measure(place, measured, is_look)
         if drafting:
             self.calibration.observe(seen)
+        if drafting or (is_first and place.latest is not None):
             self._choose(place)
         self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
 
@@ -258,11 +281,12 @@ class GoodputPolicy(Policy):
     def _choose(self, place: Range) -> None:
         """A rule by what is known now."""
         survival_NK, usual_K = self.calibration.survival()
-        curve = place.curve
-        if place.pair:
-            curve = curve.slower(overhead_seconds(place.pair[Arm.PLAIN], place.pair[Arm.DRAFTING]))
+        curve = place.curve.slower(self._overhead(place))
         choice = choose(survival_NK, usual_K, curve, self.looks)
-        tokens_L, seconds_L = expected(survival_NK, place.choice.go_on_K[None], place.choice.keep_K[None], curve)
-        place.lead.worth.doubt_more(float(np.log(choice.speed * seconds_L[0] / tokens_L[0])))
-        place.choice, place.gain = choice, float(np.log(choice.speed * curve.plain))
+        place.lead.worth.doubt_more(choice.gain(survival_NK, curve) - place.choice.gain(survival_NK, curve))
+        place.gain = place.choice.gain(survival_NK, place.curve)
+        if place.lead.worth.is_new:
+            place.gain = place.lead.worth.mean = choice.gain(survival_NK, place.curve)
+            place.lead.level.mean = place.gain - choice.gain(survival_NK, curve)
+        place.choice = choice
         place.rule = self._rule_of(choice)

@@ -37,6 +37,11 @@ class LengthChoice:
         """Tokens of a row per second."""
         return self.tokens / self.seconds
 
+    def gain(self, survival_NK: Float64, curve: Curve) -> float:
+        """Of the log of the speed over plain decoding, that is expected of it by a curve."""
+        tokens_L, seconds_L = expected(survival_NK, self.go_on_K[None], self.keep_K[None], curve)
+        return float(np.log(tokens_L[0] / seconds_L[0] * curve.plain))
+
     def rule(self, slope: float, offsets_K: Float64, weights_2: Float64 | None = None) -> Rule:
         """For tokens whose acceptance is estimated so."""
         most = int(np.argmax(np.r_[self.go_on_K, np.inf] == np.inf)) + 1
@@ -78,7 +83,7 @@ def priced(theta: float, usual_K: Float64, curve: Curve, looks: bool = True) -> 
     places_K, lengths_J = np.arange(1, len(usual_K) + 1), tried(len(usual_K))
     verify_J = (curve.verify_N[curve.rows * lengths_J] - curve.plain) / lengths_J
     draft = 0.0 if curve.one_pass else float(curve.draft_R[-1])
-    scale_S = np.array([0.0, 0.5, 1.0, 2.0] if looks else [0.0])
+    scale_S = np.array([1.0, 0.5, 2.0, 0.0] if looks else [0.0])  # of rules as good, one that looks at each row
     keep_L = theta * np.outer(scale_S, verify_J).ravel()
     go_L = theta * np.outer(scale_S, verify_J + draft).ravel()
     go_on_LK = go_L[:, None] / np.r_[usual_K[1:], 1.0]
@@ -110,7 +115,7 @@ def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: C
                 seconds_L += curve.draft_R[_batches(going_LN, curve.rows)].mean(1)
         fits_LN &= survival_N >= keep_LK[:, place, None]
         lengths_LN += fits_LN
-        tokens_L += fits_LN @ survival_N / len(survival_N)
+        tokens_L += (fits_LN * survival_N).mean(1)  # no BLAS: its threads would wait for each other
     seconds_L += curve.verify_N[_batches(lengths_LN, curve.rows)].mean(1)
     return tokens_L, seconds_L
 

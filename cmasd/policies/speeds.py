@@ -33,6 +33,11 @@ class Speed:
     """As of iteration `seen_at`; before anything was measured it may be 3 times more or less."""
     seen_at: int = 0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was measured yet."""
+        return self.variance == 1.0 and self.seen_at == 0
+
     def doubt(self, iteration: int) -> float:
         """Variance by now."""
         return min(1.0, self.variance + DRIFT**2 * (iteration - self.seen_at))
@@ -115,6 +120,14 @@ def overhead_seconds(plain: ArmMeasured, drafting: ArmMeasured) -> float:
     if rise <= 0 or drafting_taken <= taken:
         return 0.0
     return min(max(0.0, taken * rise / (drafting_taken - taken) - plain.seconds), plain.seconds)
+
+
+def beyond_table(plain: ArmMeasured) -> float:
+    """The same before drafts were seen: all that plain iterations take beyond the table, be it a load's.
+
+    Then the first drafts are rather too long, of which more is learned.
+    """
+    return min(max(0.0, math.exp(plain.level) - 1), 1.0) * plain.seconds
 
 
 class PairedBatch:

@@ -19,6 +19,7 @@ from torch import Tensor
 from cmasd.config.tree import Config
 from cmasd.policies.base import Policy, Rule
 from cmasd.policies.costs import StepTable
+from cmasd.policies.router import DecisionLog, Router
 
 MEMORY = 64
 """Steps after which what was counted weighs half as much."""
@@ -83,14 +84,25 @@ class StitchPolicy(Policy):
         if stitch.random:
             dropped, returned = stitch.random
             chance = Chance(config.verification.seed, dropped, returned)
-        return cls(stitch.tau, config.drafter.max_draft_tokens, stitch.speculate, stitch.max_wait, chance)
+        router = None if stitch.router is None else Router.of(stitch.router)
+        return cls(stitch.tau, config.drafter.max_draft_tokens, stitch.speculate, stitch.max_wait, chance, router)
 
     def __init__(
-        self, tau: float, max_draft_tokens: int, speculates: bool, max_wait: int, chance: Chance | None = None
+        self,
+        tau: float,
+        max_draft_tokens: int,
+        speculates: bool,
+        max_wait: int,
+        chance: Chance | None = None,
+        router: Router | None = None,
     ) -> None:
         self.tau = tau
         self.chance = chance
         """In place of tau; None: by entropy."""
+        self.router = router
+        """In place of tau, which it has of its own; None: by entropy, or by chance."""
+        self.log: DecisionLog | None = None
+        """Where decisions are written down; None: nowhere."""
         self.max_draft_tokens = max_draft_tokens
         self.speculates = speculates
         """Whether what the small model is not sure of is checked in place of being dropped."""
@@ -107,11 +119,16 @@ class StitchPolicy(Policy):
     @property
     def starts_large(self) -> bool:
         """Whether the small model never speaks."""
-        return self.tau == 0 and self.chance is None
+        return self.tau == 0 and self.chance is None and self.router is None
 
     def is_sure(self, certainty_B: Tensor) -> Tensor:
         """(B,) bool, of 1 - H/ln V; with tau = 0 nobody ever is."""
         return (1 - certainty_B <= self.tau) & (self.tau > 0)
+
+    @property
+    def costs(self) -> StepTable | None:
+        """What forwards cost here; None until that is known."""
+        return self._costs
 
     def learn_costs(self, costs: StepTable) -> None:
         """What forwards cost here; until then nobody waits."""

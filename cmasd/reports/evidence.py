@@ -27,6 +27,7 @@ from cmasd.reports.picks import Picks
 from cmasd.telemetry import clock as timing
 from cmasd.telemetry import totals
 from cmasd.telemetry.clock import ShardTiming
+from cmasd.telemetry.schema import SOURCE_FIELD
 from cmasd.telemetry.stats import EngineStats
 from cmasd.telemetry.totals import Totals
 
@@ -236,6 +237,8 @@ def gather(address: str) -> Evidence:
     columns = dict.fromkeys(ROW_COLUMNS)
     columns |= dict.fromkeys(ITERATION_COLUMNS if evidence.level in ("iteration", "token") else ())
     columns |= dict.fromkeys(judged.COLUMNS if evidence.level == "token" else ())
+    if manifest["config"].get("telemetry", {}).get("keep_source", "none") != "none":
+        columns[SOURCE_FIELD.name] = None
     for place, batch in folder.read_outputs(list(columns), positions=[shard.position for shard in shards]):
         evidence.add(batch, place)
     return evidence

@@ -16,6 +16,7 @@ from cmasd.evaluation.calibration.reliability import (
 )
 from cmasd.reports.charts import Bar, Chart, Line
 from cmasd.reports.evidence import Evidence, ShardFacts
+from cmasd.telemetry.acceptance import Acceptance
 
 MOST_POINTS = 60
 """Of a line."""
@@ -28,8 +29,31 @@ MOST_SLOW_SHARDS = 10
 
 def drafting(evidence: Evidence) -> list[Chart]:
     """What was drafted and accepted."""
-    return [chart for chart in (_by_position(evidence), _over_iterations(evidence), _by_length(evidence),
-                                _over_shards(evidence)) if chart]  # fmt: skip
+    return [chart for chart in (_by_position(evidence), _by_source(evidence), _over_iterations(evidence),
+                                _by_length(evidence), _over_shards(evidence)) if chart]  # fmt: skip
+
+
+def _by_source(evidence: Evidence) -> Chart | None:
+    """By who proposed the tokens, of runs with more than one who did."""
+    acceptance = sum((shard.totals.acceptance for shard in evidence.shards), start=Acceptance())
+    sources = acceptance.shown()["source"]
+    if len(sources) < 2:
+        return None
+    judged = sum(one["judged"] for one in sources)
+    most = max(sources, key=lambda one: one["judged"])
+    return Chart(
+        key="by-source",
+        title="Acceptance by source",
+        says=f"{most['judged'] / judged:.0%} of the judged tokens were proposed by: {most['of']}; {most['share']:.0%} "
+        "of those were accepted.",
+        x_label="who proposed the token",
+        y_label="accepted",
+        header=("source", "judged", "accepted", "accepted of judged"),
+        rows=[[one["of"], f"{one['judged']:,}", f"{one['accepted']:,}", f"{one['share']:.1%}"] for one in sources],
+        bars=[Bar(one["of"], one["share"]) for one in sources],
+        top=1.0,
+        shares=True,
+    )
 
 
 def _by_position(evidence: Evidence) -> Chart | None:

@@ -23,6 +23,7 @@ from cmasd.reports.picks import Place
 from cmasd.reports.signatures import Signature, signatures
 from cmasd.reports.sources import source_texts
 from cmasd.reports.tokens import MOST_TOKENS, SampleRow, sample_row, splitter
+from cmasd.telemetry.schema import SOURCE_FIELD
 
 FILE_NAME = "report.html"
 """In a run folder, unless another is asked for."""
@@ -123,7 +124,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("Input", config.input.path),
         ("Verifier", config.models.verifier),
         ("Drafter", "none" if config.policy.kind == "plain" else str(config.drafter_name)),
-        ("Policy", config.policy.kind + (f", tau = {config.stitch.tau:g}" if config.is_stitched else "")),
+        ("Policy", config.policy.kind + (f", {config.stitched_by}" if config.is_stitched else "")),
         ("Verification", config.verification.kind),
         ("Confidence", config.score + (", calibrated" if config.confidence.calibration else "")),
         ("Started", _time(evidence.state["started_at"])),
@@ -247,8 +248,8 @@ def _sample_rows(evidence: Evidence) -> tuple[list[SampleRow], list[str]]:
     chosen, config = evidence.picks.read(evidence.folder), evidence.config
     texts: dict[Place, str] = {}
     notes: list[str] = []
-    if chosen and config.source_column not in chosen[0][2]:
-        rows = [(place, row["id"]) for _, place, row in chosen]
+    rows = [(place, row["id"]) for _, place, row in chosen if row.get(SOURCE_FIELD.name) is None]
+    if rows and config.source_column not in chosen[0][2]:
         texts, why_not = source_texts(config, evidence.manifest, evidence.folder.address, rows)
         notes += [why_not] if why_not else []
     split = splitter(config) if chosen and evidence.level == "token" else None

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cmasd.io.formats.columnar import python_values
 from cmasd.io.run_folder import RunFolder
+from cmasd.telemetry.schema import SOURCE_FIELD
 
 RANDOM_ROWS, WORST_ROWS = 6, 3
 Place = tuple[int, ...]
@@ -36,6 +37,8 @@ class Picks:
             batch.column(name).to_numpy().astype(np.float64) for name in ("num_drafted_tokens", "num_accepted_tokens")
         )
         priority_R = np.random.default_rng(place).random(batch.num_rows)
+        if SOURCE_FIELD.name in batch.schema.names:  # rows that were kept as samples come first
+            priority_R += batch.column(SOURCE_FIELD.name).is_valid().to_numpy(zero_copy_only=False)
         _keep(self.random, np.where(failed_R, -1.0, priority_R), place, RANDOM_ROWS)
         lost_R = drafted_R - accepted_R
         _keep(self.worst, np.where(lost_R > 0, lost_R, -1.0), place, WORST_ROWS)

@@ -12,13 +12,14 @@ from cmasd.config.tree import Config
 from cmasd.errors import CmasdError
 from cmasd.reports.palette import level_of
 from cmasd.signals import FROM_SMALL, FROM_VERIFIER
-from cmasd.telemetry.schema import output_schema
+from cmasd.telemetry.acceptance import SOURCES
+from cmasd.telemetry.schema import SOURCE_FIELD, output_schema
 
 MOST_TOKENS = 300
 """Of a row, that are shown."""
 MOST_CHARACTERS = 600
 """Of a text, that are shown."""
-_OWN_COLUMNS = frozenset(output_schema("token", teacher_top_k=1).names)
+_OWN_COLUMNS = frozenset(output_schema("token", teacher_top_k=1, keeps_source=True).names)
 _BROKEN = "\ufffd"
 Speaker = Literal["verifier", "draft", "small model"]
 SPEAKERS: dict[int, Speaker] = {FROM_VERIFIER: "verifier", FROM_SMALL: "small model"}
@@ -34,6 +35,10 @@ class Token:
     """Empty for special tokens, and for the first of several tokens that make one character."""
     speaker: Speaker
     """The verifier itself, an accepted draft, or the small model that policy `stitch` lets speak unchecked."""
+    proposer: str
+    """The same, of a draft who proposed it."""
+    position: int | None
+    """Of a draft, from 1; null where nothing was drafted, or an earlier version did not record it."""
     confidence: float | None
     """Null where nothing was drafted."""
     level: int | None
@@ -70,9 +75,11 @@ class SampleRow:
 def sample_row(
     why: str, row: dict[str, Any], split: Splitter | None, source: str | None = None, text_column: str = "text"
 ) -> SampleRow:
-    """From a row of the output; `source` is shown unless the row holds `text_column` itself."""
+    """From a row of the output; `source` is shown unless the row holds it: as `text_column`, or by
+    `telemetry.keep_source`.
+    """
     kept = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
-    source = kept.pop(text_column, source)
+    source = kept.pop(text_column, row.get(SOURCE_FIELD.name) or source)
     return SampleRow(
         identity=str(row["id"]),
         why=why,
@@ -96,16 +103,19 @@ def _short(text: str) -> str:
 def _tokens(row: dict[str, Any], split: Splitter) -> list[Token]:
     texts = split(row["token_id"][:MOST_TOKENS])
     columns = (row[f"token_{name}"] for name in ("source", "confidence", "gap_nats", "tau"))
+    positions = row.get("token_draft_position") or [0] * len(texts)
     return [
         Token(
             text=text,
             speaker=SPEAKERS.get(source, "draft"),
+            proposer=SPEAKERS.get(source, SOURCES.get(source, "draft")),
+            position=position or None,
             confidence=None if math.isnan(confidence) else confidence,
             level=None if math.isnan(confidence) else level_of(confidence),
             gap_nats=None if math.isnan(gap) else gap,
             tau_nats=tau,
         )
-        for text, source, confidence, gap, tau in zip(texts, *columns, strict=False)
+        for text, source, confidence, gap, tau, position in zip(texts, *columns, positions, strict=False)
     ]
 
 

@@ -89,6 +89,8 @@ class Runner(Protocol):
     ran: tuple[Window, Tensor] | None
     """What was run last, and its last hidden states (N, d); None after a forward of another kind. Good until the next
     call."""
+    rows_alone: bool
+    """Whether a row's numbers are the same to the last bit whatever rows, and how many tokens, are run with it."""
     hidden_BTd: Tensor | None
     """(B, T, d) last hidden states of the latest `forward`, or of a prefill, after each prompt token but the last
     (padded behind) if `wants_states`; None where there are none. Good until the next call."""

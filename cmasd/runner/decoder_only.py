@@ -94,6 +94,9 @@ class DecoderOnlyRunner(_SlotRunner):
         self._cache.open_prompt(window.slots_R, positions_1T)
         return window.flat(self._decode(window.padded(window.tokens_N), positions_1T, window.longest))
 
+    def _is_whole(self) -> bool:
+        return self._whole is not None
+
     def _flat(self, window: Window) -> Tensor | None:
         return None if self._whole is None else self._whole(window, self._cache.buffer_KSHLP)
 

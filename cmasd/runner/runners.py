@@ -84,6 +84,11 @@ class _SlotRunner:
         self.graphs = Graphs(self._hidden, most, geometry.device, insist=graphs == "on") if bucketed else None
         """Replays forwards of a shape that recurs; None where forwards run one by one."""
         self._take(model, family, geometry, bits)
+        self.rows_alone = self._head.packed is not None and self._is_whole()
+
+    def _is_whole(self) -> bool:
+        """Whether all layers run in the kernels, which sum each row alone."""
+        return False
 
     def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, bits: Bits) -> None:
         """What this kind of runner needs of the model."""
@@ -226,6 +231,9 @@ class EncoderDecoderRunner(_SlotRunner):
         self.ran = self.hidden_BTd = None
         self.encoded_BSd = self._stack.encode(sources, ids_BS, lengths_B)
         self._stack.store(torch.tensor(slots, device=self.device), self.encoded_BSd, lengths_B)
+
+    def _is_whole(self) -> bool:
+        return isinstance(self._stack, BartStack) and self._stack.is_whole
 
     def _longest_source(self, slots: slice | list[int]) -> int:
         return self._sources.longest(slots)

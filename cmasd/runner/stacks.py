@@ -131,6 +131,12 @@ class BartStack:
         return NativeGuesser(kernels, Speaker(decoder, last, ids_S, eos_ids), self._caches)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether encoder and decoder run in the kernels; of sounds the encoder does not."""
+        encodes = isinstance(self.encoder, BartEncoder) and self.encoder.is_packed
+        return encodes and self._kernels is not None and self._packed is not None
+
+    @property
     def _caches(self) -> Caches:
         return Caches(self._cache.buffer_KSHLP, self._sources.buffer_KSHLP, self._sources.counts_S)
 

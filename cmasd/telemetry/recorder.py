@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from cmasd.core import Result, RowError, Teaching
 from cmasd.signals import IterationTrace, TokenTrace, Trace
-from cmasd.telemetry.schema import COUNTS, Level, output_schema, trace_fields
+from cmasd.telemetry.schema import COUNTS, SOURCE_FIELD, Level, output_schema, trace_fields
 
+SAMPLES_EACH_WAY = 6
+"""Rows of a shard whose sources are kept as samples: those with the most rejected draft tokens, and by chance."""
 Values = NDArray[Any]
 Columns = dict[str, "pa.Array[Any]"]
 
@@ -39,9 +41,14 @@ def record(
     keep: pa.Table | None = None,
     teacher_top_k: int = 0,
     id_type: pa.DataType | None = None,
+    sources: Sequence[str | None] | None = None,
 ) -> pa.Table:
-    """The shard's table; `keep` holds the kept input columns, row for row; `id_type`: of integer ids."""
-    schema = output_schema(level, list(keep.schema) if keep is not None else (), teacher_top_k, id_type)
+    """The shard's table; `keep` holds the kept input columns, row for row; `id_type`: of integer ids.
+
+    `sources`: what the rows were decoded from, as far as it is to be kept; None: no column of that.
+    """
+    kept = list(keep.schema) if keep is not None else ()
+    schema = output_schema(level, kept, teacher_top_k, id_type, sources is not None)
     results = [row.result if isinstance(row.result, Result) else None for row in rows]
     columns = _row_columns(rows, results)
     good = [result for result in results if result is not None]
@@ -51,10 +58,25 @@ def record(
         columns |= _token_columns(good, _offsets(columns["num_output_tokens"]), schema)
     if good and teacher_top_k:
         columns |= _teacher_columns(good, _offsets(columns["num_output_tokens"]), schema)
+    if sources is not None:
+        columns[SOURCE_FIELD.name] = sources
     if keep is not None:
         columns |= {name: keep[name] for name in keep.column_names}
     arrays = [_typed(columns.get(field.name, [[]] * len(rows)), field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def samples(rows: Sequence[Row]) -> list[int]:
+    """The rows of a shard whose sources are worth keeping for a report; the same whenever the shard is decoded."""
+    good = [place for place, row in enumerate(rows) if isinstance(row.result, Result)]
+    chosen = np.random.default_rng(len(rows)).permutation(good)[:SAMPLES_EACH_WAY].tolist()
+    lost = sorted(good, key=lambda place: _lost(rows[place]), reverse=True)[:SAMPLES_EACH_WAY]
+    return sorted({*chosen, *(place for place in lost if _lost(rows[place]))})
+
+
+def _lost(row: Row) -> int:
+    """Draft tokens that were not accepted."""
+    return row.result.num_drafted_tokens - row.result.num_accepted_tokens if isinstance(row.result, Result) else 0
 
 
 def _typed(values: Any, kind: pa.DataType) -> Any:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cmasd.signals import IterationTrace, RowNumbers, Signal, TokenTrace, Trace
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 Level = Literal["none", "iteration", "token"]
 
 
@@ -72,6 +72,13 @@ ITERATION_FIELDS = trace_fields(IterationTrace)
 TOKEN_FIELDS = (_list("token_id", pa.int32(), "Generated token ids."), *trace_fields(TokenTrace))
 
 
+SOURCE_FIELD = _field(
+    "source_text",
+    pa.string(),
+    "What the row was decoded from, of a recording its name; null in rows that `telemetry.keep_source` does not keep.",
+)
+
+
 def teacher_fields(top_k: int) -> tuple[pa.Field[Any], ...]:
     """Columns that `telemetry.teacher_top_k` adds; none for 0."""
     if top_k == 0:
@@ -87,10 +94,11 @@ def output_schema(
     keep: Sequence[pa.Field[Any]] = (),
     teacher_top_k: int = 0,
     id_type: pa.DataType | None = None,
+    keeps_source: bool = False,
 ) -> pa.Schema:
     """The schema of `outputs/*.parquet` for a telemetry level, with the kept input columns at the end.
 
-    `id_type` is that of integer ids; null: text.
+    `id_type` is that of integer ids; null: text. `keeps_source`: whether `telemetry.keep_source` keeps any.
     """
     fields = list(ROW_FIELDS)
     if id_type is not None:
@@ -100,6 +108,8 @@ def output_schema(
     if level == "token":
         fields += TOKEN_FIELDS
     fields += teacher_fields(teacher_top_k)
+    if keeps_source:
+        fields.append(SOURCE_FIELD)
     metadata: dict[bytes | str, bytes | str] = {"cmasd.schema_version": str(SCHEMA_VERSION)}
     metadata["cmasd.telemetry_level"] = level
     return pa.schema([*fields, *keep], metadata=metadata)

@@ -1,12 +1,13 @@
 """What a set of output rows adds up to; kept in each output file's footer, so totals cost no column reads."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cmasd.telemetry.acceptance import Acceptance
 from cmasd.telemetry.schema import COUNTS
 
 METADATA_KEY = "cmasd.totals"
@@ -32,6 +33,7 @@ class Totals:
     """Output tokens that the small model of policy `stitch` said by itself."""
     switches: int = 0
     """Times that rows went from one of the two models to the other."""
+    acceptance: Acceptance = field(default_factory=Acceptance)
 
     def __add__(self, other: Self) -> "Totals":
         return Totals(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -46,7 +48,7 @@ class Totals:
         """Accepted over drafted tokens."""
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
@@ -56,8 +58,8 @@ class Totals:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Totals":
-        """The inverse of `to_dict`."""
-        return Totals(**values)
+        """The inverse of `to_dict`; counts that an earlier version did not keep are empty."""
+        return Totals(**{**values, "acceptance": Acceptance.from_dict(values.get("acceptance", {}))})
 
     @staticmethod
     def of(table: pa.Table) -> "Totals":
@@ -73,4 +75,5 @@ class Totals:
             stopped=reasons.count("stop"),
             cut=reasons.count("length"),
             **{name.removeprefix("num_"): add(name) for name in COUNTS},
+            acceptance=Acceptance.of(table),
         )

@@ -105,6 +105,45 @@ class ParallelRecipe:
 
 
 @dataclass(frozen=True)
+class RouterRecipe:
+    """Who of two models speaks (R-Stitch+), for `kind: router`: a warm start under supervision, then DAPO.
+
+    Of `schedule` its steps, rates, weight decay, clipping and seed apply; of `data` the path and the two columns:
+    questions and right answers.
+    """
+
+    config: str = ""
+    """Configuration of the runs that the router is for: their models, prompts, slots, lengths, and how answers are
+    checked (`compare.answer`)."""
+    overrides: list[str] = field(default_factory=list)
+    """Of that configuration, as `key=value`."""
+    questions: int | None = None
+    """The first so many rows of the data; null: all."""
+    tau: float = 0.02
+    """Entropy over ln V above which the router is asked; below, the small model speaks."""
+    hidden: int = 32
+    """Units of the router's hidden layer."""
+    warm_steps: int = 400
+    warm_rate: float = 1e-2
+    """Learning rate of the warm start."""
+    recall: float = 0.95
+    """Share of the tokens at which the two models differ that the warm start leaves to the large one."""
+    prompts: int = 8
+    """Questions of a step."""
+    rollouts: int = 8
+    """Of each question of a step: a group."""
+    tries: int = 2
+    """Times that other questions take the places of those whose rollouts are all worth the same, in a step."""
+    passes: int = 2
+    """Updates made of a step's rollouts."""
+    latency_weight: float = 0.3
+    """Lambda: what of a right answer's worth is lost where it takes as long as with the large model alone."""
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    """A decision may become less likely, or more likely, by these shares in a step (clip-higher)."""
+
+
+@dataclass(frozen=True)
 class ScheduleRecipe:
     """AdamW with linear warm-up, a constant stretch, and linear decay to zero."""
 
@@ -160,9 +199,10 @@ class Recipe:
     """One training run."""
 
     kind: str = "seq2seq"
-    """`seq2seq`: a MarianMT model (`model`, `start`); `parallel`: a drafter of one pass (`parallel`)."""
+    """`seq2seq`: a MarianMT model (`model`, `start`); `parallel`: a drafter of one pass (`parallel`); `router`: who
+    of two models speaks (`router`)."""
     role: str = "verifier"
-    """`verifier` or `drafter`: what the model card calls the result."""
+    """`verifier`, `drafter` or `router`: what the model card calls the result."""
     output: str = ""
     """Folder that receives weights, tokenizer, generation config and model card."""
     work: str = ""
@@ -172,6 +212,7 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     start: StartRecipe = field(default_factory=StartRecipe)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
+    router: RouterRecipe = field(default_factory=RouterRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     test: TestRecipe = field(default_factory=TestRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)

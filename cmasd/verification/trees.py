@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmasd.core import Draft, Logits, Verdict
+from cmasd.kernels import kernels_for
 from cmasd.verification.base import Verification
 from cmasd.verification.sampling import SamplingVerification
 
@@ -43,11 +44,9 @@ class JudgedTree:
 
 def judge(rule: Verification, tree: Draft, logits: Logits) -> JudgedTree:
     """`logits` are behind each row's last token, then behind each of its tree's."""
-    ways = _ways(tree)
     if isinstance(rule, SamplingVerification):
-        return _drawn(rule, tree, logits, ways)
-    paths = _likeliest(tree, logits, ways)
-    draft, along, index_BT = _along(tree, logits, paths)
+        return _drawn(rule, tree, logits, _ways(tree))
+    draft, along, index_BT = _along(tree, logits, *_likeliest(tree, logits))
     return JudgedTree(draft, along, rule.verify(draft, along), index_BT)
 
 
@@ -62,19 +61,34 @@ def _ways(tree: Draft) -> Ways:
     return ways
 
 
-def _likeliest(tree: Draft, logits: Logits, ways: Ways) -> list[list[int]]:
-    """Of each row the path to an end of its tree; of ways that are as likely the lowest id, as the argmax is."""
+def _likeliest(tree: Draft, logits: Logits) -> tuple[Tensor, Tensor]:
+    """Of each row the path to an end of its tree, as `_padded`; of ways that are as likely the lowest id, as the argmax
+    is.
+    """
     assert tree.parents_BK is not None, "it is a tree"
+    kernels = kernels_for(logits.values_NV)
+    if kernels is not None:
+        given = logits.firsts_B1, tree.tokens_BK, tree.parents_BK, tree.lengths_B
+        paths_BK, sizes_B = kernels.tree_judge(logits.values_NV, *given)
+        return paths_BK[:, : max(sizes_B.tolist())], sizes_B
     last_B1 = logits.firsts_B1[1:, None] - 1  # what stands behind a row's tree means nothing
     before_BK = (logits.firsts_B1[:-1, None] + 1 + tree.parents_BK).minimum(last_B1)
     scores, tokens = logits.values_NV[before_BK, tree.tokens_BK].tolist(), tree.tokens_BK.tolist()
     paths = []
-    for row, mine in enumerate(ways):
+    for row, mine in enumerate(_ways(tree)):
         path: list[int] = []
         while found := mine.get(path[-1] if path else -1):
             path.append(max(found, key=lambda number: (scores[row][number], -tokens[row][number])))
         paths.append(path)
-    return paths
+    return _padded(paths, logits.values_NV.device)
+
+
+def _padded(paths: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, D), and how long each is (B,)."""
+    longest = max(map(len, paths))
+    padded = [path + [0] * (longest - len(path)) for path in paths]
+    path_BD = torch.tensor(padded, dtype=torch.int64, device=device).view(len(paths), longest)
+    return path_BD, torch.tensor([len(path) for path in paths], device=device)
 
 
 def _drawn(rule: SamplingVerification, tree: Draft, logits: Logits, ways: Ways) -> JudgedTree:
@@ -95,19 +109,15 @@ def _drawn(rule: SamplingVerification, tree: Draft, logits: Logits, ways: Ways) 
         accepted.append(len(path))
         following.append(int(rule.draw(left_V[None])))
         paths.append(path + found[:1])
-    draft, along, index_BT = _along(tree, logits, paths)
+    draft, along, index_BT = _along(tree, logits, *_padded(paths, logits.values_NV.device))
     accepted_B, next_B = torch.tensor([accepted, following], device=index_BT.device)
     verdict = Verdict(accepted_B, next_B, torch.full_like(draft.confidence_BK, torch.nan))
     return JudgedTree(draft, along, verdict, index_BT)
 
 
-def _along(tree: Draft, logits: Logits, paths: list[list[int]]) -> tuple[Draft, Logits, Tensor]:
+def _along(tree: Draft, logits: Logits, path_BD: Tensor, lengths_B: Tensor) -> tuple[Draft, Logits, Tensor]:
     """One path of each row; of shorter ones the rest is not sent."""
-    longest = max(map(len, paths))
-    device = tree.tokens_BK.device
-    path_BD = torch.tensor([path + [0] * (longest - len(path)) for path in paths], dtype=torch.int64, device=device)
-    path_BD = path_BD.view(len(paths), longest)
-    lengths_B = torch.tensor([len(path) for path in paths], device=device)
+    longest, device = path_BD.shape[1], path_BD.device
 
     def of_path(values: Tensor) -> Tensor:
         return values.take_along_dim(path_BD.view(*path_BD.shape, *[1] * (values.dim() - 2)), dim=1)

@@ -18,14 +18,13 @@ from cmasd.errors import RunFolderError
 from cmasd.evaluation.calibration.judged import COLUMNS, RECORDED, Array, Places, flat, largest_probability, lengths
 from cmasd.evaluation.calibration.judged import places as count_up
 from cmasd.io.run_folder import RunFolder
-from cmasd.signals import COMPONENTS, FROM_DRAFT, FROM_SMALL, FROM_VERIFIER
+from cmasd.signals import COMPONENTS, FROM_SMALL, FROM_VERIFIER
 
 MOST_TOKENS = 400_000
 """That are kept."""
 LEAST_TOKENS = 500
 """Under which no figure means anything."""
-UNKNOWN = -1
-"""Source of a rejected token of a free draft, none of which was accepted: telemetry does not name it."""
+SOURCE = "iteration_rejected_source"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class JudgedTokens:
     components_N3: Array
     """`COMPONENTS`; NaN of free drafts."""
     source_N: Places
-    """As in `TokenTrace.source`, or `UNKNOWN`."""
+    """As in `TokenTrace.source`."""
     sent_I: Places
     """Tokens that were sent to the verifier, of each iteration that `draft_N` counts."""
 
@@ -102,7 +101,7 @@ def read_evidence(folder: RunFolder) -> JudgedTokens:
             "Run with telemetry.level=token into a new folder."
         )
     parts, tokens = [], 0
-    for _, batch in folder.read_outputs((*COLUMNS, "iteration_draft_length")):
+    for _, batch in folder.read_outputs((*COLUMNS, SOURCE, "iteration_draft_length")):
         parts.append(evidence_of(config, batch))
         tokens += len(parts[-1].row_N)
         if tokens >= MOST_TOKENS:
@@ -117,7 +116,7 @@ def read_evidence(folder: RunFolder) -> JudgedTokens:
 
 def evidence_of(config: Config, batch: pa.RecordBatch) -> JudgedTokens:
     """Of some rows of an output."""
-    columns = {name: flat(batch, name) for name in (*COLUMNS, "iteration_draft_length")}
+    columns = {name: flat(batch, name) for name in (*COLUMNS, SOURCE, "iteration_draft_length")}
     row_I = np.repeat(np.arange(batch.num_rows), lengths(batch, "iteration_accepted"))
     kept_I, sent_I = (columns[f"iteration_{name}"].astype(np.int64) for name in ("accepted", "draft_length"))
     source_T = columns["token_source"].astype(np.int64)
@@ -138,12 +137,7 @@ def evidence_of(config: Config, batch: pa.RecordBatch) -> JudgedTokens:
     )[order_N]
     draft_N, position_N = draft_N[order_N], position_N[order_N]
     accepted_N = np.repeat([1.0, 0.0], [accepted, len(rejected_I)])[order_N]
-    source_N = np.concatenate([source_T[is_accepted_T], np.full(len(rejected_I), UNKNOWN)])[order_N]
-    unnamed_N = np.flatnonzero(accepted_N == 0)
-    follows_N = position_N[unnamed_N] > 0  # an accepted token of the same draft stands before it
-    source_N[unnamed_N[follows_N]] = source_N[unnamed_N[follows_N] - 1]
-    of_model_N = ~np.isnan(values_N4[:, 1])
-    source_N[(source_N == UNKNOWN) & of_model_N] = FROM_DRAFT
+    source_N = np.concatenate([source_T[is_accepted_T], columns[SOURCE][rejected_I].astype(np.int64)])[order_N]
     used_I, draft_N = np.unique(draft_N, return_inverse=True)
     return JudgedTokens(
         config,

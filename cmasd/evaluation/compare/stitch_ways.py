@@ -1,7 +1,8 @@
 """The ways of decoding in which a small model speaks: alone, in turn with the large one, and at the toss of a coin.
 
-One of each for each of `compare.taus`. `random_router` drops and hands back as often as `stitch` has done so far
-with the same tau: what is better than it, entropy has achieved.
+One of each for each of `compare.taus`, and `stitch_router` by the router that `stitch.router` names. `random_router`
+drops and hands back as often as `stitch` has done so far with the same tau, and as often as `stitch_router`: what is
+better than it, entropy or the router has achieved.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from cmasd.evaluation.speed.request_decoder import EngineDecoder, plain_config
 from cmasd.policies import StitchPolicy
 from cmasd.telemetry.stats import EngineStats
 
-SMALL_ALONE = "small_alone"
+SMALL_ALONE, ROUTED, RANDOM = "small_alone", "stitch_router", "random_router"
 SPEAKERS = ("model", "self", "quantised")
 """Of `drafter.kind`, those that speak token by token."""
 
@@ -32,23 +33,45 @@ def stitched(name: str, pair: Pair, config: Config, batch_size: int, warm: Seque
         exact = replace(config, verification=replace(config.verification, kind="exact"))
         yield replace(our_contender(name, alone, plain_config(exact), batch_size), lossless="lossy")
         return
+    if name == ROUTED:
+        if config.stitch.router is None:
+            raise ModelError("has no router. Name the folder of one as stitch.router")
+        yield our_contender(name, pair, _stitch_config(config, speculate=False, random=[]), batch_size)
+        return
     for tau in config.compare.taus:
-        own = _stitch_config(config, tau=tau, speculate=name == "stitch_speculate", random=[])
-        if name != "random_router":
+        own = _stitch_config(config, tau=tau, speculate=name == "stitch_speculate", random=[], router=None)
+        if name != RANDOM:
             yield our_contender(f"{name} {tau:g}", pair, own, batch_size)
             continue
-        leader = next((one for one in warm if one.engine == f"stitch {tau:g}"), None)
-        if leader is None or not isinstance(leader.decoder, EngineDecoder):
-            raise ModelError("has no stitch to be compared with. Name stitch before it in compare.engines")
-        chance = replace(own.stitch, random=rates(leader.decoder.stats))
-        sized = replace(own, stitch=chance, engine=replace(own.engine, slots=batch_size))
-        router = RandomRouter(pair, sized, leader.decoder)
-        yield replace(leader, engine=f"{name} {tau:g}", lossless=sized.lossless, decoder=router)
+        yield _random_router(f"{tau:g}", f"stitch {tau:g}", pair, own, batch_size, warm)
+    if name == RANDOM and _also_for_the_router(config):
+        own = _stitch_config(config, speculate=False, random=[], router=None)
+        yield _random_router("as stitch_router", ROUTED, pair, own, batch_size, warm)
+
+
+def _random_router(
+    said: str, leads: str, pair: Pair, own: Config, batch_size: int, warm: Sequence[Contender]
+) -> Contender:
+    """Switches as often as the contender that leads."""
+    leader = next((one for one in warm if one.engine == leads), None)
+    if leader is None or not isinstance(leader.decoder, EngineDecoder):
+        named = leads.partition(" ")[0]
+        raise ModelError(f"has no {named} to be compared with. Name {named} before it in compare.engines")
+    chance = replace(own.stitch, random=rates(leader.decoder.stats))
+    sized = replace(own, stitch=chance, engine=replace(own.engine, slots=batch_size))
+    router = RandomRouter(pair, sized, leader.decoder)
+    return replace(leader, engine=f"{RANDOM} {said}", lossless=sized.lossless, decoder=router)
+
+
+def _also_for_the_router(config: Config) -> bool:
+    return ROUTED in config.compare.engines and config.stitch.router is not None
 
 
 def engines_of(config: Config) -> int:
     """How many engines `compare.engines` comes to."""
-    return sum(len(config.compare.taus) if name in STITCHED[1:] else 1 for name in config.compare.engines)
+    taus, named = len(config.compare.taus), config.compare.engines
+    own = sum(taus if name in STITCHED and name not in (SMALL_ALONE, ROUTED) else 1 for name in named)
+    return own + (RANDOM in named and _also_for_the_router(config))
 
 
 def _stitch_config(config: Config, **keys: Any) -> Config:

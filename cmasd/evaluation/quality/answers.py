@@ -50,6 +50,10 @@ def is_right(config: CompareConfig, output: str, answer: str) -> bool:
 def accuracy(config: CompareConfig, outputs: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
     """Share of right outputs with its 95 % interval (Wilson)."""
     right = sum(is_right(config, *both) for both in zip(outputs, answers, strict=True))
-    interval = stats.binomtest(right, len(outputs)).proportion_ci(0.95, "wilson")
-    low, high = float(interval.low), float(interval.high)
-    return {"accuracy": right / len(outputs), "accuracy_low": low, "accuracy_high": high}
+    return with_interval(right, len(outputs))
+
+
+def with_interval(right: int, rows: int) -> dict[str, float]:
+    """A share with its 95 % interval (Wilson)."""
+    interval = stats.binomtest(right, rows).proportion_ci(0.95, "wilson")
+    return {"accuracy": right / rows, "accuracy_low": float(interval.low), "accuracy_high": float(interval.high)}

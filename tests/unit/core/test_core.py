@@ -25,7 +25,7 @@ def a_result() -> Result:
         num_accepted_tokens=2,
         mean_confidence=0.5,
         mean_gap_nats=0.0,
-        iterations=IterationTrace(one, one, *(half[:1] for _ in range(4))),
+        iterations=IterationTrace(one, one, *(half[:1] for _ in range(5))),
         tokens=TokenTrace(np.zeros(3, dtype=np.int8), *(half for _ in range(TokenTrace.width() - 1))),
     )
 

@@ -33,7 +33,7 @@ def test_a_column_is_read_by_its_name(trace: type[Trace]) -> None:
 
 def test_a_table_has_its_own_signals_alone() -> None:
     assert TokenTrace.width() == 10
-    assert IterationTrace.width() == 6
+    assert IterationTrace.width() == 7
     assert Table.signals == Trace.signals == ()
     assert [one.name for one in RowNumbers.signals[:2]] == ["length", "limit"], "read together, see `Snapshot`"
 
@@ -42,7 +42,7 @@ def test_what_nobody_drafted_is_of_the_verifier_and_has_no_scores() -> None:
     source, *scores, tau, gap, logprob, position, drafter_logprob = TokenTrace.without_draft()
     assert (source, tau, gap, logprob, position) == (0, 0, 0, 0, 0)
     assert np.isnan([*scores, drafter_logprob]).all()
-    assert IterationTrace.without_draft()[:2] == (0, 0)
+    assert IterationTrace.without_draft()[:2] == IterationTrace.without_draft()[6:] * 2 == (0, 0)
 
 
 @pytest.mark.parametrize(("trace", "first"), [(TokenTrace, "confidence"), (IterationTrace, "rejected_confidence")])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cmasd.core import Draft, Request
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.proposals import FADE, PRIOR_ACCEPTED, PRIOR_JUDGED
+from cmasd.drafters.proposals import FADE, PRIOR
 from cmasd.policies import FixedPolicy, Policy, Rule, SurvivalPolicy
 
 LONGEST, MOST_TOKENS, MOST_SOURCE = 4, 12, 8
@@ -122,12 +122,12 @@ def test_confidence_is_the_acceptance_rate_of_the_suffix_length() -> None:
     rule = rule_of(FixedPolicy(3))
     first = drafter.draft(*context(ROWS, width=0), rule)
     assert proposals(first) == [[3, 0, 1], [1, 3, 2]]
-    assert first.confidence_BK[:, 0].tolist() == pytest.approx([PRIOR_ACCEPTED / PRIOR_JUDGED] * 2)
+    assert first.confidence_BK[:, 0].tolist() == pytest.approx([PRIOR[0][0] / PRIOR[0][1]] * 2)
     drafter.commit(context(ROWS, width=0)[0], torch.tensor([3, 1]))
     second = drafter.draft(*context(ROWS, width=0), rule)
 
     def rate(accepted: int, judged: int) -> float:
-        return (PRIOR_ACCEPTED + FADE * accepted) / (PRIOR_JUDGED + FADE * judged)
+        return (PRIOR[0][0] + FADE * accepted) / (PRIOR[0][1] + FADE * judged)
 
     assert second.confidence_BK[0].tolist() == pytest.approx([rate(1, 1), rate(2, 2), rate(2, 2)])
     assert second.confidence_BK[1].tolist() == pytest.approx([rate(1, 1), rate(0, 1), rate(0, 1)])

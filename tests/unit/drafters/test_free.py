@@ -1,15 +1,17 @@
 """Which of a row's texts goes in, and what is thought of it."""
 
+import numpy as np
 import pytest
 import torch
 
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.proposals import PRIOR_ACCEPTED, PRIOR_JUDGED, Proposal, Rates
+from cmasd.drafters.proposals import FADE, Proposal, Rates
+from cmasd.drafters.proposals import PRIOR as PRIORS
 from cmasd.policies import Rule
 from cmasd.signals import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
-PRIOR = PRIOR_ACCEPTED / PRIOR_JUDGED
+PRIOR = PRIORS[0][0] / PRIORS[0][1]
 START = 0
 SOURCE = list(range(20, 30))
 
@@ -43,8 +45,6 @@ class Rows:
 
 
 def result_of(key: int, tokens: list[int]) -> Result:
-    import numpy as np
-
     return Result(key, np.array(tokens, dtype=np.int32), "stop", 1, 1, 0, 0, float("nan"), 0.0, None, None)
 
 
@@ -120,3 +120,22 @@ def test_rates_are_by_source_and_kind_and_fade() -> None:
     for _ in range(2000):
         rates.fade()
     assert rates(FROM_MEMORY, 3, 2) == pytest.approx([PRIOR] * 2)
+
+
+def test_rates_are_discounted_counts_however_long_a_run_is() -> None:
+    """Beyond where new evidence would weigh too much for a number."""
+    rng, rates = np.random.default_rng(0), Rates()
+    accepted_G2, judged_G2 = np.zeros((3, 2)), np.zeros((3, 2))
+    for iteration in range(3000):
+        rates.fade()
+        accepted_G2, judged_G2 = FADE * accepted_G2, FADE * judged_G2
+        kind, sent = int(rng.integers(3)), int(rng.integers(1, 6))
+        accepted = int(rng.integers(sent + 1))
+        rates.count(Proposal([1] * sent, [0.5] * sent, FROM_COPY, kind), sent, accepted)
+        judged = min(accepted + 1, sent)
+        accepted_G2[kind] += min(accepted, 1), max(accepted - 1, 0)
+        judged_G2[kind] += 1, judged - 1
+        if iteration % 100 == 99:
+            share_G2 = (accepted_G2 + np.array(PRIORS)[:, 0]) / (judged_G2 + np.array(PRIORS)[:, 1])
+            for known in range(3):
+                assert rates(FROM_COPY, known, 3) == pytest.approx([share_G2[known, 0], *[share_G2[known, 1]] * 2])

@@ -235,7 +235,7 @@ def test_sampled_drafts_carry_their_distribution() -> None:
     torch.testing.assert_close(draft.probs_BKV.sum(-1), torch.ones(ROWS, QUERIES, dtype=torch.float32))
 
 
-def test_confidence_is_the_heads_unless_told_otherwise() -> None:
+def test_confidence_is_of_the_logits_unless_the_head_is_asked_for() -> None:
     def first_confidence(kind: str) -> Tensor:
         config = tiny_config(
             policy={"kind": "fixed"}, drafter={"kind": "parallel", "max_draft_tokens": 2}, confidence={"kind": kind}
@@ -248,5 +248,5 @@ def test_confidence_is_the_heads_unless_told_otherwise() -> None:
                 known(torch.zeros(1, 4).long(), torch.tensor([1])), torch.tensor([2]), ALL
             ).confidence_BK
 
-    assert torch.equal(first_confidence("auto"), first_confidence("head"))
-    assert not torch.equal(first_confidence("auto"), first_confidence("max_prob"))
+    assert torch.equal(first_confidence("auto"), first_confidence("max_prob"))
+    assert not torch.equal(first_confidence("auto"), first_confidence("head"))

@@ -77,4 +77,4 @@ def test_recycled_drafts_are_sent_and_change_no_output() -> None:
         engine = Engine(pair, tiny_config(policy={"kind": "fixed"}, drafter=drafter))
         assert {result.key: result.token_ids.tolist() for result in engine.decode(requests)} == plain
         assert isinstance(engine.drafter, MixedDrafter)
-        assert engine.drafter.free._rates._judged_SG2[FROM_DRAFT].sum() > 0
+        assert FROM_DRAFT in {source for source, _ in engine.drafter.free._rates._known}, "some were judged"

@@ -156,7 +156,7 @@ def window_of(tokens: list[int], ended: bool = True) -> Result:
     ids = np.array(tokens + ([tiny.END] if ended else []), dtype=np.int32)
     traces: Any = {
         "tokens": TokenTrace.of(np.zeros((len(ids), 8), np.float32)),
-        "iterations": IterationTrace.of(np.zeros((len(ids), 6), np.float32)),
+        "iterations": IterationTrace.of(np.zeros((len(ids), IterationTrace.width()), np.float32)),
     }
     return Result(0, ids, "stop" if ended else "length", 4, len(ids), 0, 0, float("nan"), 0.0, **traces)
 

@@ -51,7 +51,7 @@ def test_the_same_rows_in_the_same_order_with_the_same_totals(tmp_path: Path) ->
     assert after.equals(rows)
     assert after.schema.equals(rows.schema, check_metadata=False)
     schema = pq.read_schema(tmp_path / "run" / "outputs" / names(tmp_path)[0])
-    assert (schema.metadata or {})[b"cmasd.schema_version"] == b"5"
+    assert (schema.metadata or {})[b"cmasd.schema_version"] == b"6"
     again = look_at(asked)
     assert (again.todo, again.done) == ([], before.done)
     state = status(folder.address)

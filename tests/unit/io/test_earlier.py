@@ -42,7 +42,7 @@ def traced(ids: Any, reason: Any) -> Result:
     nothing = np.zeros(2, dtype=np.float32)
     return Result(
         *(0, ids, reason, 1, 2, 0, 0, float("nan"), 0.0),
-        *(IterationTrace(*[nothing] * 6), TokenTrace(*[nothing] * TokenTrace.width())),
+        *(IterationTrace(*[nothing] * IterationTrace.width()), TokenTrace(*[nothing] * TokenTrace.width())),
     )
 
 

@@ -83,7 +83,7 @@ def test_output_files_carry_their_totals_and_the_schema_version(tmp_path: Path) 
     metadata = pq.read_metadata(tmp_path / "run" / "outputs" / "part-00000-000000.parquet").metadata
     assert json.loads((metadata or {})[METADATA_KEY.encode()])["errors"] == 4
     schema = pq.read_schema(tmp_path / "run" / "outputs" / "part-00000-000000.parquet")
-    assert (schema.metadata or {})[b"cmasd.schema_version"] == b"5"
+    assert (schema.metadata or {})[b"cmasd.schema_version"] == b"6"
     assert b"doc" in (schema.field("error").metadata or {})
 
 

@@ -174,4 +174,4 @@ def test_a_parallel_drafter_needs_its_verifier(recipe: Path, capsys: pytest.Capt
     assert main(["train", str(recipe), "kind=parallel"]) == 2
     assert "parallel.verifier: is not set" in capsys.readouterr().err
     assert main(["train", str(recipe), "kind=serial"]) == 2
-    assert "kind: must be seq2seq or parallel, got serial" in capsys.readouterr().err
+    assert "kind: must be seq2seq, parallel or router, got serial" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cmasd.checkpoints import by_name as models
-from cmasd.checkpoints import parallel_folder
+from cmasd.checkpoints import parallel_folder, router_folder
 from cmasd.config import Config, from_dict
 from cmasd.engine import load_pair
 from cmasd.engine.capacity import need_of, resolve
@@ -326,3 +326,11 @@ def test_a_plan_with_problems_ends_as_the_run_would(tmp_path: Path, capsys: pyte
     assert main(["plan", *paths, "engine.slots=3"]) == 0
     said = capsys.readouterr()
     assert (said.err, "time           unknown: no step table" in said.out) == ("", True)
+
+
+def test_a_router_must_be_one() -> None:
+    """Where the policy asks it; a folder of another model is none."""
+    stitched = {"policy": {"kind": "stitch"}, "stitch": {"router": str(BUNDLED)}}
+    assert any(one.startswith(f"stitch.router: no router, got {BUNDLED}.") for one in problems(**stitched))
+    assert not any("stitch.router" in one for one in problems(**{**stitched, "policy": {"kind": "fixed"}}))
+    assert models_there.ROUTER == router_folder.MODEL_TYPE

@@ -286,6 +286,12 @@ def test_what_an_earlier_run_said_is_found_within_the_first_iterations(rows: int
     assert machine.speed(30) > 0.85 * best_speed_of_texts(rows)
 
 
+def test_of_rules_that_are_as_good_one_looks_at_each_row() -> None:
+    """Before anything was judged all rows are alike, and one that proves to be unsure is cut all the same."""
+    choice = choose(np.full((1, LONG), 0.95).cumprod(1), np.full(LONG, 0.95), TEXTS.curve(1))
+    assert (choice.keep_K[1:] > 0).all()
+
+
 def config_of_previous() -> Config:
     drafter = {"kind": ["previous"], "previous": "runs/a", "max_draft_tokens": LONG}
     return from_dict({"input": {"path": "i"}, "output": {"path": "o"}, "drafter": drafter})

@@ -19,7 +19,7 @@ from cmasd.pipeline.summary import summarise
 from cmasd.pipeline.tally import Tally
 from cmasd.signals import FROM_DRAFT, FROM_VERIFIER, IterationTrace, TokenTrace
 from cmasd.telemetry.clock import ShardTiming
-from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.recorder import Row, record, samples
 from cmasd.telemetry.stats import EngineStats
 from cmasd.telemetry.totals import Totals
 
@@ -37,11 +37,11 @@ def drawn(rng: np.random.Generator, truth: Truth, iterations: int, most_drafted:
     steps: list[list[float]] = []
     confidences: list[float] = []
     for _ in range(iterations):
-        drafted, accepted, rejected = int(rng.integers(0, most_drafted + 1)), 0, list(nothing)
+        drafted, accepted, rejected = int(rng.integers(0, most_drafted + 1)), 0, [*nothing, FROM_VERIFIER]
         for confidence in rng.random(drafted):
             confidences.append(float(confidence))
             if rng.random() >= truth(confidence):
-                rejected = [float(confidence)] * 4
+                rejected = [*[float(confidence)] * 4, FROM_DRAFT]
                 break
             tokens.append([FROM_DRAFT, *[float(confidence)] * 4, 0.0, 0.0, -0.1, accepted + 1, -0.2])
             accepted += 1
@@ -90,7 +90,7 @@ def make_run(
         "drafter": {"max_draft_tokens": MOST_DRAFTED},
         "confidence": {"kind": "max_prob"},
         "policy": {"kind": "fixed"},
-        "telemetry": {"level": "token"},
+        "telemetry": {"level": "token", "keep_source": "none"},
     }
     for name, values in sections.items():
         keys[name] = {**keys.get(name, {}), **values}
@@ -127,7 +127,13 @@ def _write(
         rows.append(Row(f"<b>{number}</b>", result, f"output {number} {HOSTILE}"))
     keep = pa.table({"note": [HOSTILE] * len(rows)})
     timing = ShardTiming(f"actor-{shard.index % 2}", STARTED_AT + shard.index, 2.0 + shard.index)
-    totals = run.write_shard(shard, record(rows, config.telemetry.level, keep), timing if timed else None)
+    sources: list[str | None] | None = None
+    if config.telemetry.keep_source != "none":
+        sources = [None] * len(rows)
+        for place in samples(rows):
+            sources[place] = f"kept {rows[place].id} {HOSTILE}"
+    table = record(rows, config.telemetry.level, keep, sources=sources)
+    totals = run.write_shard(shard, table, timing if timed else None)
     stats = EngineStats(
         iterations=100,
         row_iterations=9 * totals.iterations,

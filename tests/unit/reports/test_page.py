@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 
 from cmasd.config import from_dict
-from cmasd.reports import page, palette
+from cmasd.reports import figures, page, palette
 from cmasd.reports.evidence import gather
+from cmasd.reports.picks import RANDOM_ROWS, WORST_ROWS
 from cmasd.reports.tokens import Splitter
+from cmasd.telemetry.acceptance import Acceptance
+from cmasd.telemetry.totals import Totals
 from tests.unit.reports.synthetic import BASELINE, HOSTILE, drawn, make_run
 
 Element = ElementTree.Element
@@ -220,6 +224,31 @@ def test_the_source_stands_beside_each_sample(tmp_path: Path) -> None:
     chosen, notes = page._sample_rows(evidence)
     assert notes == []
     assert {(row.source, len(row.kept)) for row in chosen} == {(HOSTILE, 0)}, "the column of the run"
+
+
+def test_sources_that_were_kept_need_no_input(tmp_path: Path) -> None:
+    """The rows that a report shows, rejected drafts and chance, are among those that each shard keeps."""
+    evidence = gather(make_run(tmp_path, telemetry={"keep_source": "samples"}))
+    (tmp_path / "in.jsonl").unlink()
+    chosen, notes = page._sample_rows(evidence)
+    assert notes == []
+    assert len(chosen) == RANDOM_ROWS + WORST_ROWS
+    for row in chosen:
+        assert row.source == f"kept {row.identity} {HOSTILE}"
+        assert "source_text" not in dict(row.kept)
+
+
+def test_who_proposed_what_is_shown_where_several_did(tmp_path: Path) -> None:
+    evidence = gather(make_run(tmp_path))
+    assert "by-source" not in [chart.key for chart in figures.drafting(evidence)]
+    acceptance = Acceptance(by_source=((0, 0), (9, 6), (3, 1)))
+    evidence.shards[0] = replace(evidence.shards[0], totals=Totals(acceptance=acceptance))
+    judged, accepted = (sum(shard.totals.acceptance.by_source[1][n] for shard in evidence.shards) for n in (0, 1))
+    chart = next(chart for chart in figures.drafting(evidence) if chart.key == "by-source")
+    assert chart.rows == [
+        ["model", f"{judged:,}", f"{accepted:,}", f"{accepted / judged:.1%}"],
+        ["copy", "3", "1", "33.3%"],
+    ]
 
 
 def test_a_source_that_cannot_be_had_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ def test_each_signature_is_found_where_it_is_and_only_there(tmp_path: Path) -> N
     assert keys(tmp_path, errors=False) == ["rollback"], "half of the iterations, here"
     fast = {**BASELINE, "speedup": 1.4, "speedup_low": 1.2, "speedup_high": 1.6}
     perhaps = {**BASELINE, "speedup_high": 1.1}
+    hardly = {**BASELINE, "speedup": 0.98, "speedup_low": 0.97, "speedup_high": 0.99}
     unequal = {**fast, "exact_match": 0.8}
     address = str(tmp_path / "other")
     cases: list[tuple[list[str], dict[str, Any]]] = [
@@ -39,9 +40,13 @@ def test_each_signature_is_found_where_it_is_and_only_there(tmp_path: Path) -> N
         assert keys(tmp_path, address=address, errors=False, **run) == expected
     weights = {
         name: [one.weight for one in signatures(gather(make_run(tmp_path, address, baseline=run, errors=False)))]
-        for name, run in (("sure", BASELINE), ("perhaps", perhaps))
+        for name, run in (("sure", BASELINE), ("perhaps", perhaps), ("hardly", hardly))
     }
-    assert weights == {"sure": ["problem", "problem"], "perhaps": ["problem", "notice"]}
+    assert weights == {
+        "sure": ["problem", "problem"],
+        "perhaps": ["problem", "notice"],
+        "hardly": ["problem", "notice"],
+    }
 
 
 def test_what_concerns_few_iterations_is_no_problem(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cmasd.core import Result, RowError, Teaching
 from cmasd.signals import IterationTrace, TokenTrace
-from cmasd.telemetry.recorder import Row, record
+from cmasd.telemetry.recorder import SAMPLES_EACH_WAY, Row, record, samples
 from cmasd.telemetry.schema import SCHEMA_VERSION, Level, output_schema
 from cmasd.telemetry.totals import Totals
 
@@ -32,7 +32,9 @@ def result(tokens: int, level: Level, key: int = 0) -> Result:
     position = np.array([*range(1, tokens), 0])
     trace = TokenTrace(source, ones, ones, ones, ones, tau, gap, logprob, position, ones)
     one = floats(nan)
-    iterations = IterationTrace(np.array([tokens], np.int32), np.array([tokens - 1], np.int32), one, one, one, one)
+    iterations = IterationTrace(
+        np.array([tokens], np.int32), np.array([tokens - 1], np.int32), one, one, one, one, np.array([1], np.int8)
+    )
     return Result(
         key=key,
         token_ids=np.arange(tokens, dtype=np.int32),
@@ -97,6 +99,24 @@ def test_only_failed_rows(level: Level) -> None:
     assert table.num_rows == 1
 
 
+def test_sources_are_kept_of_rows_that_a_report_shows() -> None:
+    """Those with the most rejected tokens are among them, failed rows are not, and a shard has few."""
+    rejected = [0, 3, 9, 1, *[0] * 40, 5, 7, 2, 8]
+    rows = [
+        Row(str(n), replace(result(3, "none"), num_drafted_tokens=2 + lost), "x") for n, lost in enumerate(rejected)
+    ]
+    rows[5] = Row("5", RowError("read", "no"), None)
+    chosen = samples(rows)
+    assert chosen == samples(rows) == sorted(set(chosen))
+    assert {1, 2, 44, 45, 46, 47} <= set(chosen)
+    assert 5 not in chosen
+    assert len(chosen) <= 2 * SAMPLES_EACH_WAY
+    table = record(rows, "none", sources=[None, "a", *[None] * (len(rows) - 2)])
+    assert table.column_names[-1] == "source_text"
+    assert table["source_text"].to_pylist()[:3] == [None, "a", None]
+    assert "source_text" not in record(rows, "none").column_names
+
+
 def test_no_rows() -> None:
     assert record([], "token").num_rows == 0
 
@@ -132,10 +152,11 @@ def test_columns_hold_the_signals_of_their_names() -> None:
     assert table["iteration_rejected_softmax"].to_pylist() == [[25.0]]
 
 
-@pytest.mark.parametrize(("version", "digest"), [(5, "3ff76854972cab4f")])
+@pytest.mark.parametrize(("version", "digest"), [(6, "296468785ba2a03f")])
 def test_the_schema_has_a_version_for_each_of_its_forms(version: int, digest: str) -> None:
     """Whoever changes a name, a type or a meaning raises `SCHEMA_VERSION`, and writes both down here."""
-    columns = [(field.name, str(field.type), field.metadata) for field in output_schema("token", teacher_top_k=2)]
+    schema = output_schema("token", teacher_top_k=2, keeps_source=True)
+    columns = [(field.name, str(field.type), field.metadata) for field in schema]
     assert (SCHEMA_VERSION, hashlib.sha256(repr(columns).encode()).hexdigest()[:16]) == (version, digest)
 
 

@@ -15,6 +15,13 @@ from tests.unit.verification.drafts import VOCABULARY, rule_of
 ROWS, MOST = 30, 9
 
 
+@pytest.fixture(params=["in C", "in Python"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler, and as without."""
+    if request.param == "in Python":
+        monkeypatch.setattr("cmasd.verification.trees.kernels_for", lambda tensor: None)
+
+
 def random_trees(seed: int) -> tuple[Draft, Logits, list[list[int]]]:
     """Trees of tokens that are often likely, the logits behind their tokens, and the parents."""
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)

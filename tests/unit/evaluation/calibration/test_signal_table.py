@@ -8,10 +8,10 @@ import pytest
 from sklearn import metrics
 
 from cmasd.config import from_dict
-from cmasd.evaluation.calibration.judged_tokens import UNKNOWN, JudgedTokens, evidence_of, joined
+from cmasd.evaluation.calibration.judged_tokens import JudgedTokens, evidence_of, joined
 from cmasd.evaluation.calibration.online import oracle, run_online, table_of
 from cmasd.evaluation.calibration.signal_table import aucs, eces, judge, shifts
-from cmasd.signals import FROM_COPY, FROM_DRAFT, FROM_VERIFIER
+from cmasd.signals import FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_VERIFIER
 
 CONFIG = from_dict({"drafter": {"max_draft_tokens": 3}, "policy": {"kind": "fixed"}})
 NAN = float("nan")
@@ -25,6 +25,7 @@ def batch() -> pa.RecordBatch:
         "token_source": [[FROM_DRAFT, FROM_DRAFT, FROM_VERIFIER], [FROM_COPY, FROM_VERIFIER, FROM_VERIFIER]],
         "token_confidence": [[0.9, 0.8, NAN], [0.7, NAN, NAN]],
         "iteration_rejected_confidence": [[0.3], [0.2, 0.1]],
+        "iteration_rejected_source": [[FROM_DRAFT], [FROM_COPY, FROM_MEMORY]],
     }
     for name in ("entropy", "margin", "softmax"):
         lists[f"token_{name}"] = [[0.5, 0.5, NAN], [NAN, NAN, NAN]]
@@ -38,7 +39,7 @@ def test_tokens_are_read_in_order_with_their_sources() -> None:
     assert found.position_N.tolist() == [0, 1, 2, 0, 1, 0]
     assert found.accepted_N.tolist() == [1, 1, 0, 1, 0, 0]
     assert found.confidence_N == pytest.approx([0.9, 0.8, 0.3, 0.7, 0.2, 0.1])
-    assert found.source_N.tolist() == [FROM_DRAFT] * 3 + [FROM_COPY] * 2 + [UNKNOWN]
+    assert found.source_N.tolist() == [FROM_DRAFT] * 3 + [FROM_COPY] * 2 + [FROM_MEMORY]
     assert (found.sent_I.tolist(), found.accepted_I.tolist()) == ([3, 2, 1], [2, 1, 0])
     assert found.rate_N == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5, 0.5]), "of the row's earlier drafts: 1 of 2"
     twice = joined([found, found])

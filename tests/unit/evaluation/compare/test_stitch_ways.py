@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from cmasd.checkpoints.router_folder import save_router
 from cmasd.codecs.text import TextCodec
 from cmasd.core import Request
 from cmasd.engine import Engine, Pair
@@ -15,6 +16,9 @@ from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.stitch_ways import RandomRouter, engines_of, rates, stitched
 from cmasd.evaluation.plots import plot_answers
 from cmasd.evaluation.speed.bench import BenchWatcher
+from cmasd.evaluation.speed.lineup import Contender
+from cmasd.models.router_network import RouterNetwork, RouterShape
+from cmasd.policies.router import FEATURES
 from jobs.compare_tables import answer_table, speed_table
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 from tests.unit.engine.stitch_oracle import Oracle
@@ -105,6 +109,30 @@ def test_the_random_router_follows_its_leader() -> None:
     assert [policy.chance.dropped, policy.chance.returned] == rates(leader.stats) != [0, 0]
 
 
+def test_a_router_takes_part_and_is_followed_by_chance(tmp_path: Path) -> None:
+    """By its own tau; entropy alone does not look at it."""
+    pair = numbered(24)
+    save_router(RouterNetwork(RouterShape(FEATURES, 4, middle(pair))), tmp_path)
+    engines = ["stitch", "stitch_router", "random_router"]
+    sections: dict[str, Any] = {
+        "compare": {"taus": [0.0, 0.5], "engines": engines},
+        "stitch": {"router": str(tmp_path)},
+    }
+    config = tiny_config(**sections)
+    assert engines_of(config) == 2 + 1 + 3
+    warm: list[Contender] = []
+    for name in engines:
+        for one in stitched(name, pair, config, 3, warm):
+            one.decoder.decode(_requests(pair))
+            warm.append(one)
+    policies: dict[str, Any] = {one.engine: cast(Any, one.decoder).engine.policy for one in warm}
+    assert [name for name, policy in policies.items() if policy.router] == ["stitch_router"]
+    assert policies["random_router as stitch_router"].chance is not None
+    leader = next(one for one in warm if one.engine == "stitch_router")
+    assert leader.lossless == "lossy"
+    assert cast(Any, leader.decoder).stats.small_tokens > 0
+
+
 def test_chance_is_a_rows_own_and_of_the_rates_asked() -> None:
     """Not by entropy: with all rows dropped the large model speaks next, with none never."""
     pair = numbered(24)
@@ -151,6 +179,7 @@ class Log(BenchWatcher):
     [
         ({"drafter": {"kind": "copy"}}, dict.fromkeys(("stitch", "small_alone"), "the pair has no drafter")),
         ({}, {"random_router": "has no stitch to be compared with. Name stitch before it in compare.engines"}),
+        ({}, {"stitch_router": "has no router. Name the folder of one as stitch.router"}),
     ],
 )
 def test_who_cannot_take_part_is_left_out(sections: dict[str, Any], reasons: dict[str, str]) -> None:
