@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, FREE_DRAFTERS, MODEL_DRAFTERS, Config, InputConfig
+from cmasd.config.comparing import COMPARED, COMPARED_WHEN_ASKED
+from cmasd.config.tree import FREE_DRAFTERS, MODEL_DRAFTERS, Config, InputConfig
 from cmasd.errors import ConfigError
 
 

@@ -7,6 +7,7 @@ keeps equal to this file. Ranges are checked in `rules.py`.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cmasd.config.comparing import BaselineConfig, CompareConfig, CostConfig
 from cmasd.config.speech import SpeechConfig
 
 MOST_SLOTS = {"cpu": 32, "cuda": 1024}
@@ -16,14 +17,6 @@ are full by then, and every further row only makes each row wait longer."""
 KEPT_PLACES = 128
 """Of a slot on a CPU: so many tokens' keys and values stay allocated for the next row; those behind are given back when
 a row has left."""
-
-COMPARED = (
-    *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
-    *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
-)
-STITCHED = ("small_alone", "stitch", "stitch_speculate", "stitch_router", "random_router")
-COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all", *STITCHED)
-"""What `compare.engines` may name besides its default."""
 
 FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
 MODEL_DRAFTERS = ("model", "parallel", "self", "quantised")
@@ -377,57 +370,6 @@ class LimitsConfig:
     recorded as an error; beyond as many deaths while models load, the run ends."""
     drain_seconds: float = 25.0
     """After SIGTERM or Ctrl-C, time to finish and keep the shards being decoded; a second signal stops at once."""
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """The check against plain AR decoding at the end of a run."""
-
-    rows: int = 0
-    """Rows decoded again, plainly and as configured, side by side in one engine; 0: no check."""
-    hf_generate: bool = False
-    """Whether `generate` of transformers decodes the same rows as well, in batches of as many rows."""
-    batch_sizes: list[int] = field(default_factory=list)
-    """Numbers of rows at a time at which the same is done besides those of the run, on fewer rows where it is fewer."""
-    rerun_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
-    """The same rows again by the verifier in this dtype: plainly, and with their output so far as drafts
-    (`drafter.kind=previous`), as when a model has changed and a corpus is decoded once more; null: not."""
-
-
-@dataclass(frozen=True)
-class CostConfig:
-    """Money."""
-
-    accelerator_per_hour: float | None = None
-    """Price of one actor's machine share per hour, in any currency; null: no cost is shown."""
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """`cmasd compare`."""
-
-    engines: list[str] = field(default_factory=lambda: list(COMPARED))
-    """Ways of decoding to compare; adaptive_tau_printed may be added, and copy, memory, previous and all, which are
-    goodput with drafts that cost nothing; small_alone, stitch and stitch_speculate (policy `stitch`), stitch_router
-    (the same by `stitch.router`), random_router, which switches as often as these but by chance; ar_greedy takes part
-    in any case."""
-    max_relative_ci: float = 0.05
-    """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
-    max_seconds: float = 1800.0
-    """Most seconds of measuring, start-up of the engines included, as far as three rounds of one batch allow."""
-    min_rows: int = 0
-    """Rows that each engine decodes at least, however well its cost is known before, if there is time."""
-    quality_budget_nats_per_token: float = 0.02
-    """Quality budget of engine `goodput_budget`."""
-    taus: list[float] = field(default_factory=lambda: [0.001, 0.02, 0.03])
-    """`stitch.tau` of the engines stitch, stitch_speculate and random_router: one of each for each."""
-    answer: Literal["none", "gsm8k", "regex", "exact"] = "none"
-    """How an output is checked against `answer_column`: `gsm8k`: the number behind ####, in a box, or else the last;
-    `regex`: what `answer_pattern` finds last; `exact`: all of it."""
-    answer_column: str = "answer"
-    """Column of right answers."""
-    answer_pattern: str = ""
-    """Regular expression; of its first group where it has one."""
 
 
 @dataclass(frozen=True)

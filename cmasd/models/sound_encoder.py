@@ -34,6 +34,7 @@ class SoundEncoder(BartEncoder):
             (SelfAttention.of(layer, True, make), None, FeedForward.of(layer, True, make)) for layer in encoder.layers
         ]
         self._norm = norm_of(encoder.layer_norm)
+        self._kernels = self._packed = None
         self._latest = None
         self.kept = 0
         """Windows whose states are remembered: a drafter that shares the encoder may come to them later."""

@@ -13,8 +13,6 @@ class DataRecipe:
 
     path: str = ""
     """Parquet file or folder."""
-    where: str = ""
-    """Where such data can be had, in a sentence or two; said where `path` is missing."""
     source_column: str = "en"
     target_column: str = "de"
     group_column: str | None = None
@@ -27,6 +25,8 @@ class DataRecipe:
     """So are pairs with one side this many times as long as the other, and 8 tokens more; null: for summaries."""
     teacher: bool = False
     """Take the targets from what `telemetry.teacher_top_k` kept of an exact run, and learn its distributions."""
+    where: str = ""
+    """Where such data can be had, in a sentence or two; said where `path` is missing."""
 
 
 @dataclass(frozen=True)

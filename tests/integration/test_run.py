@@ -67,7 +67,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, pair: Path) -> None:
     assert sorted(table["n"].to_pylist()) == list(range(37))
     assert table["id"].to_pylist() == [f"r{n}" for n in table["n"].to_pylist()]
     part = pq.read_schema(tmp_path / "run" / "outputs" / "part-00000-000000.parquet")
-    assert part.equals(output_schema("token", list(make_plan(asked).spec.keep)))
+    assert part.equals(output_schema("token", list(make_plan(asked).spec.keep), keeps_source=True))
     assert (summary["rows"], summary["errors"], summary["lossless"], summary["rows_done_before"]) == (37, 0, "exact", 0)
     assert summary["output_tokens"] == sum(table["num_output_tokens"].to_pylist())
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -138,7 +138,7 @@ def test_two_actors_and_many_files(tmp_path: Path, pair: Path) -> None:
     summary = run(asked)
     ids = outputs(tmp_path)["id"].to_pylist()
     assert len(ids) == len(set(ids)) == summary["rows"] == 105
-    assert outputs(tmp_path).column_names == output_schema("none").names
+    assert outputs(tmp_path).column_names == output_schema("none", keeps_source=True).names
 
 
 def test_the_check_against_ar_runs_once(tmp_path: Path, pair: Path) -> None:

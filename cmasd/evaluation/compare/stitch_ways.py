@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cmasd.config.tree import STITCHED, Config
+from cmasd.config.comparing import STITCHED
+from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError

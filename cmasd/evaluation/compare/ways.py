@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from cmasd.config.tree import FREE_DRAFTERS, STITCHED, Config
+from cmasd.config.comparing import STITCHED
+from cmasd.config.tree import FREE_DRAFTERS, Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy import stats
 
-from cmasd.config.tree import CompareConfig
+from cmasd.config.comparing import CompareConfig
 
 NUMBER = r"(?:(?<![\w)])[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 MARKED = re.compile(rf"####\s*({NUMBER})")

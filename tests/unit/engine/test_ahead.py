@@ -91,7 +91,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(graphs, "can_capture", lambda device: True)
     monkeypatch.setattr(graphs, "Recorder", TapeRecorder)
     monkeypatch.setattr(graphs, "USES_BEFORE_CAPTURE", 2)
-    rooms = "confidence.largest runner.dense runner.packed verification.exact drafters.base drafters.model"
+    rooms = "confidence.largest models.dense models.packed verification.exact drafters.base drafters.model"
     rooms += " engine.slots engine.trace"
     for room in rooms.split():
         monkeypatch.setattr(f"cmasd.{room}.kernels_for", lambda tensor: None, raising=False)

@@ -108,16 +108,16 @@ ARRAYS = st.one_of(LEAVES, nested(LEAVES), SPECIAL)
 
 
 def write(path: Path, column: Any, dataset: bool) -> Any:
-    """The column as it is in the file; null where such a file cannot be written."""
+    """The column as it is in the file; null where such a file cannot be written, or not be read by Arrow."""
     content = {"text": ["t"] * len(column), "x": column}
     if dataset:
         saved(**content)(path)
         return column
     try:
         pq.write_table(pa.table(content), path)
+        return pq.read_table(path)["x"].combine_chunks()
     except UNREADABLE:
         return None
-    return pq.read_table(path)["x"].combine_chunks()
 
 
 def through(path: Path, **keys: Any) -> tuple[pa.Table, pa.Table]:

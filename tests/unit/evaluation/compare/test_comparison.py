@@ -10,8 +10,8 @@ import torch
 
 from cmasd.codecs.text import TextCodec
 from cmasd.config import Config
+from cmasd.config.comparing import COMPARED, COMPARED_WHEN_ASKED, STITCHED
 from cmasd.config.rules import check
-from cmasd.config.tree import COMPARED, COMPARED_WHEN_ASKED, STITCHED
 from cmasd.core import Request, RowError
 from cmasd.engine import Pair
 from cmasd.engine.tail import MOST_DRAFTED

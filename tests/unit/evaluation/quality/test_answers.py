@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cmasd.config.tree import CompareConfig
+from cmasd.config.comparing import CompareConfig
 from cmasd.evaluation.quality.answers import accuracy, is_right
 
 WORKED = "Natalia sold 48/2 = <<48/2=24>>24 clips in May, and 48+24 = 72 altogether.\n#### 72"
