@@ -186,7 +186,8 @@ class Engine:
         started = time.perf_counter()
         one = self._iterate(self._rows.live, rule)
         done = self.state.advance(one.outcome.count_B, one.outcome.ended_B)
-        seconds, tokens = time.perf_counter() - started, self._rows.live + int(one.sent.lengths_B.sum())
+        seconds, sent_BK = time.perf_counter() - started, one.sent.tokens_BK
+        tokens = self._rows.live + (int(one.sent.lengths_B.sum()) if sent_BK.shape[1] else 0)
         is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
         is_usual = self._threads is None or not self._threads.is_looking
         tree = None if one.sent.parents_BK is None else one.sent
@@ -225,8 +226,8 @@ class Engine:
         """Learn from the iteration in flight, if there is one, and collect the rows in these slots."""
         flight, self._flight = self._flight, None
         if flight is not None:
-            if flight.is_usual:
-                self.policy.observe(flight.observation(self.policy.wants_signals))
+            if flight.is_usual and self.policy.passed(flight.seconds(), flight.is_typical):
+                self.policy.watch(flight.observation(self.policy.wants_signals))
             if flight.draft.tokens_BK.shape[1]:
                 self.stats.drafter_tokens += int(flight.draft.drafted_B.sum())
         return self._collect(done)

@@ -68,7 +68,7 @@ class RowKernels:
         rows, drafted = draft_BK.shape
         draft_BK, lengths_B = draft_BK.contiguous(), lengths_B.contiguous()
         tokens_N = numbers_C9.new_empty(rows * (drafted + 1))
-        slots_B, starts_B, firsts_B1 = numbers_C9.new_empty(3 * rows + 1).split([rows, rows, rows + 1])
+        slots_B, starts_B, firsts_B1 = (numbers_C9.new_empty(size) for size in (rows, rows, rows + 1))
         self._show(
             *(numbers_C9.data_ptr(), numbers_C9.stride(0), tokens_BL.data_ptr(), tokens_BL.stride(0)),
             *(draft_BK.data_ptr(), lengths_B.data_ptr(), rows, drafted),

@@ -40,15 +40,17 @@ def test_another_task_goes_from_step_to_step() -> None:
     teacher, drafter = (load_tree(Recipe(), [path]) for path in recipes)
     labelling, pair = (load([CONFIGS / f"{name}.yaml"]) for name in ("label_restorer", "restore_en"))
     assert teacher.test == drafter.test
-    assert labelling.models.verifier == pair.models.verifier == teacher.output
+    assert labelling.models.verifier == pair.models.verifier
+    assert teacher.output.endswith(f"pairs/{pair.models.verifier}")
     assert drafter.start.path == drafter.tokenizer.path == teacher.output
     assert drafter.start.decoder_layers == [teacher.model.decoder_layers - 1]
-    assert replace(drafter.model, decoder_layers=teacher.model.decoder_layers) == teacher.model
-    assert pair.models.drafter == drafter.output
+    layers, dropout = teacher.model.decoder_layers, teacher.model.dropout
+    assert replace(drafter.model, decoder_layers=layers, dropout=dropout) == teacher.model
+    assert drafter.output.endswith(f"pairs/{pair.models.drafter}")
     assert drafter.data.path == f"{labelling.output.path}/outputs"
     assert drafter.data.source_column in labelling.input.keep_columns
     assert labelling.input.path == teacher.data.path
-    assert pair.input.path == teacher.test.path
+    assert pair.input.path == "configs/demo/spoken.jsonl"
 
 
 def test_overrides_and_typos() -> None:
