@@ -226,8 +226,8 @@ class Engine:
         """Learn from the iteration in flight, if there is one, and collect the rows in these slots."""
         flight, self._flight = self._flight, None
         if flight is not None:
-            if flight.is_usual and self.policy.passed(flight.seconds(), flight.is_typical):
-                self.policy.watch(flight.observation(self.policy.wants_signals))
+            if flight.is_usual:
+                self.policy.observe(flight.observation(self.policy.wants_signals))
             if flight.draft.tokens_BK.shape[1]:
                 self.stats.drafter_tokens += int(flight.draft.drafted_B.sum())
         return self._collect(done)

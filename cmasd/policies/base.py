@@ -180,18 +180,9 @@ class Policy(ABC):
     def plan(self, rows: int) -> Rule | None:
         """How an iteration of `rows` live rows drafts; None: not at all, which is plain decoding."""
 
-    def passed(self, seconds: float, is_typical: bool) -> bool:
-        """Told after every iteration, as in an `Observation`; whether `watch` is to be told all of it."""
-        return False
-
-    def watch(self, seen: Observation) -> None:
-        """To learn from, if at all; its arrays must not change."""
-        return
-
     def observe(self, seen: Observation) -> None:
-        """An iteration has passed, and is watched where that was wanted."""
-        if self.passed(seen.seconds, seen.is_typical):
-            self.watch(seen)
+        """Told after every iteration; a policy may learn from it, and most do not."""
+        return
 
     def learn_costs(self, table: "StepTable") -> None:
         """What forwards cost; before the first plan, where it is wanted."""

@@ -146,15 +146,12 @@ class GoodputPolicy(Policy):
             return self._rule
         return self._replan(rows)
 
-    def passed(self, seconds: float, is_typical: bool) -> bool:
-        """See `Policy.passed`."""
-        self._ledger.total += seconds
+    def observe(self, seen: Observation) -> None:
+        """Learn from it later, if at all; its arrays must not change."""
+        self._ledger.total += seen.seconds
         self._left -= 1
-        return self._left < self._watched or (not is_typical and len(self._pending) < BATCH)
-
-    def watch(self, seen: Observation) -> None:
-        """Learned from later, if at all."""
-        self._pending.append(seen)
+        if self._left < self._watched or (not seen.is_typical and len(self._pending) < BATCH):
+            self._pending.append(seen)
 
     def _replan(self, rows: int) -> Rule | None:
         self._iteration += self._planned - self._left

@@ -110,22 +110,13 @@ def queries() -> list[str]:
 
 
 def test_the_queries_of_the_readme(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They answer, and say what the report says."""
+    """They answer: rows by what was drafted in vain, most first."""
     import duckdb
 
     monkeypatch.chdir(finished)
-    evidence = gather("runs/my_corpus")
     with duckdb.connect() as database:
         answers = [database.execute(statement).fetchall() for statement in queries()]
-    by_position, by_confidence, worst = answers[1:]
-    _, judged, accepted = evidence.iterations.by_position()
-    assert [row[1] for row in by_position] == judged[judged > 0].tolist()
-    assert [row[1] * row[2] for row in by_position] == pytest.approx(accepted[judged > 0].tolist())
-    sample = evidence.sample(evidence.score_in_force)
-    assert sample is not None
-    assert sum(row[1] for row in by_confidence) == sample.size > 100
-    assert sum(row[1] * row[2] for row in by_confidence) == pytest.approx(sample.accepted_J.sum())
-    assert all(0 <= row[0] <= 0.9 + 1e-6 for row in by_confidence)
+    [worst] = answers[1:]
     losses = [row[1] for row in worst]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > 0
