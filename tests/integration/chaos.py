@@ -30,8 +30,8 @@ LOOKED_EVERY_SECONDS = 2.0
 """At the processes there are; it takes some milliseconds."""
 
 KINDS: Mapping[str, Callable[[str], bool]] = {
-    "actor": lambda title: title.startswith("ray::") and "Decoder" in title,
-    "preempted actor": lambda title: title.startswith("ray::") and "Decoder" in title,
+    "actor": lambda title: title.startswith("ray::") and "DecodingActor" in title,
+    "preempted actor": lambda title: title.startswith("ray::") and "DecodingActor" in title,
     "reader": lambda title: title.startswith("ray::") and "ShardSource" in title,
     "gate": lambda title: title.startswith("ray::Gate"),
     "raylet": lambda title: title.split(" ")[0].endswith("/raylet"),

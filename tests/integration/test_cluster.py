@@ -231,7 +231,7 @@ def test_an_idle_actor_gives_its_gpu_back_before_the_run_ends(
     for _ in range(2):
         add_node(cluster, gpus=1)
     wait_until(lambda: ray.cluster_resources().get("GPU") == 2)
-    monkeypatch.setattr(decoder, "Decoder", sleeper(str(tmp_path / "lock"), slow_seconds))
+    monkeypatch.setattr(decoder, "DecodingActor", sleeper(str(tmp_path / "lock"), slow_seconds))
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": "x"}) + "\n" for _ in range(shards)))
     config = from_dict(
         {
