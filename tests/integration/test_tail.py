@@ -70,7 +70,7 @@ def decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ShardRep
     """By two actors."""
     folder.mkdir()
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": "x"}) + "\n" for _ in range(SHARDS)))
-    monkeypatch.setattr(decoder, "Decoder", sleeper(str(folder / "lock")))
+    monkeypatch.setattr(decoder, "DecodingActor", sleeper(str(folder / "lock")))
     config = from_dict(
         {
             "input": {"path": str(folder / "in.jsonl")},
