@@ -20,12 +20,12 @@ from cmasd.kernels import Kernels, PackedForest, TreeRule, kernels
 from cmasd.policies import EDGE, Rule
 from cmasd.window import Window
 
+Ways = tuple[Tensor, Tensor, Tensor]
+"""Tokens, shares of the first one's probability, and log-probabilities (F, n each)."""
+
 
 class Growing(ABC):
     """A tree for each row, of one iteration."""
-
-    def __init__(self) -> None:
-        self._probs: list[Tensor] = []
 
     @property
     @abstractmethod
@@ -37,29 +37,12 @@ class Growing(ABC):
     def depth(self) -> int:
         """Tokens behind a row's last, those included."""
 
-    def grow(
-        self,
-        ways: tuple[Tensor, Tensor, Tensor],
-        confidence_F: Tensor,
-        components_F3: Tensor,
-        probs_FV: Tensor | None = None,
-    ) -> None:
-        """What may follow each: tokens, shares of the first one's probability, and log-probabilities (F, n each).
-
-        `probs_FV`: what they were drawn from. Confidence and components are of the first.
-        """
-        self._grow(ways, confidence_F, components_F3, probs_FV)
-        if probs_FV is not None:
-            self._probs.append(probs_FV)
-
     @abstractmethod
-    def _grow(
-        self,
-        ways: tuple[Tensor, Tensor, Tensor],
-        confidence_F: Tensor,
-        components_F3: Tensor,
-        probs_FV: Tensor | None,
-    ) -> None: ...
+    def grow(self, ways: Ways, confidence_F: Tensor, components_F3: Tensor, probs_FV: Tensor | None = None) -> None:
+        """What may follow each of the latest tokens. Confidence and components are of the first way behind it.
+
+        `probs_FV`: what they were drawn from.
+        """
 
     @abstractmethod
     def latest(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -90,7 +73,7 @@ class InC(Growing):
     """One call for a level."""
 
     def __init__(self, found: Kernels, rule: Rule, room_B: Tensor, eos_ids: Tensor, ways: int) -> None:
-        super().__init__()
+        self._probs: list[Tensor] = []
         known = None
         if rule.slope is not None and rule.offsets_K is not None:
             known = rule.slope, rule.offsets_K, EDGE
@@ -107,14 +90,11 @@ class InC(Growing):
         """See `Growing`."""
         return self._forest.depth
 
-    def _grow(
-        self,
-        ways: tuple[Tensor, Tensor, Tensor],
-        confidence_F: Tensor,
-        components_F3: Tensor,
-        probs_FV: Tensor | None,
-    ) -> None:
+    def grow(self, ways: Ways, confidence_F: Tensor, components_F3: Tensor, probs_FV: Tensor | None = None) -> None:
+        """See `Growing`."""
         self._forest.grow(*ways, confidence_F, components_F3)
+        if probs_FV is not None:
+            self._probs.append(probs_FV)
 
     def latest(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """See `Growing`."""
@@ -158,7 +138,6 @@ class InPython(Growing):
     """By `Forest`."""
 
     def __init__(self, rule: Rule, room_B: Tensor, eos_ids: Tensor) -> None:
-        super().__init__()
         self._forest = Forest(rule, room_B, eos_ids)
         self._fed: dict[int, list[int]] = {}
         """Of each row, the tokens that were gone on from, by their numbers in the forest."""
@@ -173,13 +152,8 @@ class InPython(Growing):
         """See `Growing`."""
         return self._forest.frontier.depth
 
-    def _grow(
-        self,
-        ways: tuple[Tensor, Tensor, Tensor],
-        confidence_F: Tensor,
-        components_F3: Tensor,
-        probs_FV: Tensor | None,
-    ) -> None:
+    def grow(self, ways: Ways, confidence_F: Tensor, components_F3: Tensor, probs_FV: Tensor | None = None) -> None:
+        """See `Growing`."""
         lists = (part.tolist() for part in (*ways, confidence_F, components_F3))
         self._forest.add([list(ranked(*parts)) for parts in zip(*lists, strict=True)], probs_FV)
         numbers, rows, _ = self._forest.frontier

@@ -101,19 +101,7 @@ static void share_fours(const struct target *targets, int64_t joined, const REAL
             for (int64_t g = 0, at = r * groups; g < groups; g++, at++)
                 each[at] = round_group(x + r * stride + g * GROUP, in - g * GROUP < GROUP ? in - g * GROUP : GROUP,
                                        bytes + at * GROUP, starts + at);
-        deal(targets, panels);
-        #pragma omp for schedule(runtime) nowait
-        for (int64_t panel = 0; panel < panels; panel++) {
-            int64_t own = panel;
-            const struct target *target = target_of(targets, &own);
-            const struct layer *layer = target->layer;
-            REAL *y = target->y + done * layer->out;
-            const int64_t first = own * PANEL, tiles = (count + TILE - 1) / TILE;
-            for (int64_t tile = 0, row = 0; tile < tiles; tile++)
-                switch ((count - row) / (tiles - tile)) {
-                    FOURS(1) FOURS(2) FOURS(3) FOURS(4) FOURS(5) FOURS(6)
-                }
-        }
+        SHARE_PANELS(FOURS)
     }
 }
 #else

@@ -204,6 +204,20 @@ static inline __attribute__((always_inline)) void rounded_tile(
     }
 }
 
+/* All panels of `targets`, dealt out; of each panel all `count` rows, in tiles as even as can be: CASE calls by rows. */
+#define SHARE_PANELS(CASE)                                                                                             \
+    deal(targets, panels);                                                                                             \
+    _Pragma("omp for schedule(runtime) nowait")                                                                        \
+    for (int64_t panel = 0; panel < panels; panel++) {                                                                 \
+        int64_t own = panel;                                                                                           \
+        const struct target *target = target_of(targets, &own);                                                        \
+        const struct layer *layer = target->layer;                                                                     \
+        REAL *y = target->y + done * layer->out;                                                                       \
+        const int64_t first = own * PANEL, tiles = (count + TILE - 1) / TILE;                                          \
+        for (int64_t tile = 0, row = 0; tile < tiles; tile++)                                                          \
+            switch ((count - row) / (tiles - tile)) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }                \
+    }
+
 #define ROUNDED(ROWS)                                                                                                  \
     case ROWS:                                                                                                         \
         rounded_tile(ROWS, layer, first, bytes + row * quads * QUAD, each + row, y + row * layer->out), row += ROWS;    \
@@ -218,19 +232,7 @@ static void share_rounded(const struct target *targets, int64_t joined, const RE
         uint8_t bytes[count * quads * QUAD];
         REAL each[count];
         for (int64_t r = 0; r < count; r++) each[r] = round_row(x + r * stride, in, bytes + r * quads * QUAD);
-        deal(targets, panels);
-        #pragma omp for schedule(runtime) nowait
-        for (int64_t panel = 0; panel < panels; panel++) {
-            int64_t own = panel;
-            const struct target *target = target_of(targets, &own);
-            const struct layer *layer = target->layer;
-            REAL *y = target->y + done * layer->out;
-            const int64_t first = own * PANEL, tiles = (count + TILE - 1) / TILE;
-            for (int64_t tile = 0, row = 0; tile < tiles; tile++)
-                switch ((count - row) / (tiles - tile)) {
-                    ROUNDED(1) ROUNDED(2) ROUNDED(3) ROUNDED(4) ROUNDED(5) ROUNDED(6)
-                }
-        }
+        SHARE_PANELS(ROUNDED)
     }
 }
 #endif

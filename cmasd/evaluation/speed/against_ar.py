@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from cmasd.checkpoints.by_name import Model
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair, load_pair
@@ -90,7 +91,8 @@ def compare_with_ar(
         Request(key, source, pair.max_new_tokens, before)
         for key, (source, before) in enumerate(zip(sources, previous or [None] * len(sources), strict=True))
     ]
-    found, outputs = _side_by_side(pair, resolve(pair, config, engines=2), requests)
+    stock = stock_verifier(pair, config) if config.baseline.hf_generate else None
+    found, outputs = _side_by_side(pair, resolve(pair, config, engines=2), requests, stock)
     ar, said = outputs[AR], outputs[OURS]
     causes = [one.cause for one in divergences(pair, config, requests, ar, said)] if config.lossless == "exact" else []
     return Baseline(
@@ -98,7 +100,7 @@ def compare_with_ar(
         near_ties=causes.count(NEAR_TIE),
         algorithmic=causes.count(ALGORITHMIC),
         others=[
-            asdict(_at(pair, config, requests, size, found.batch_size))
+            asdict(_at(pair, config, requests, size, found.batch_size, stock))
             for size in config.baseline.batch_sizes
             if size != found.batch_size
         ],
@@ -106,12 +108,14 @@ def compare_with_ar(
     )
 
 
-def _at(pair: Pair, config: Config, requests: Sequence[Request], size: int, usual: int) -> SideBySide:
+def _at(
+    pair: Pair, config: Config, requests: Sequence[Request], size: int, usual: int, stock: Model | None
+) -> SideBySide:
     """So many rows at a time; of smaller batches, which take longer for the same rows, fewer."""
     rows = max(FEW_ROWS, size, len(requests) * min(size, usual) // usual)
     step = max(1, len(requests) // rows)
     sized = replace(config, engine=replace(config.engine, slots=size))
-    return _side_by_side(pair, resolve(pair, sized, engines=2), requests[::step][:rows])[0]
+    return _side_by_side(pair, resolve(pair, sized, engines=2), requests[::step][:rows], stock)[0]
 
 
 def _again(config: Config, requests: Sequence[Request], said: Mapping[int, list[int]]) -> Rerun:
@@ -121,8 +125,7 @@ def _again(config: Config, requests: Sequence[Request], said: Mapping[int, list[
     exact = replace(config.verification, kind="sampling" if config.verification.kind == "sampling" else "exact")
     drafter = replace(config.drafter, kind="previous", max_draft_tokens=RERUN_DRAFT, tree_nodes=0)
     models = replace(config.models, dtype=dtype, drafter=None)
-    baseline = replace(config.baseline, hf_generate=False)
-    changed = replace(config, models=models, drafter=drafter, verification=exact, baseline=baseline)
+    changed = replace(config, models=models, drafter=drafter, verification=exact)
     pair = load_pair(changed)
     asked = [replace(request, previous=said[request.key]) for request in requests]
     found, outputs = _side_by_side(pair, resolve(pair, changed, engines=2), asked)
@@ -130,14 +133,14 @@ def _again(config: Config, requests: Sequence[Request], said: Mapping[int, list[
 
 
 def _side_by_side(
-    pair: Pair, config: Config, requests: Sequence[Request]
+    pair: Pair, config: Config, requests: Sequence[Request], stock: Model | None = None
 ) -> tuple[SideBySide, dict[str, dict[int, list[int]]]]:
-    """Besides, the token ids by decoding and request key."""
+    """Besides, the token ids by decoding and request key. `stock`: the verifier of `generate`, if that takes part."""
     ours = {AR: EngineDecoder(pair, plain_config(config)), OURS: EngineDecoder(pair, config)}
     slots = ours[AR].engine.shape.slots
     decoders: dict[str, RequestDecoder] = {**ours}
-    if config.baseline.hf_generate:
-        decoders[GENERATE] = HfGenerate(pair, slots, stock_verifier(pair, config))
+    if stock is not None:
+        decoders[GENERATE] = HfGenerate(pair, slots, stock)
     chunks = [list(chunk) for i in range(CHUNKS) if (chunk := requests[i::CHUNKS])]
     seconds_of(decoders.values(), chunks[0])
     warm = replace(ours[OURS].stats)
