@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmasd.config.tree import ActorsConfig
+from cmasd.config.running import ActorsConfig
 from cmasd.errors import ConfigError
 from cmasd.pipeline.address import check_answers, keep_token_to_ourselves, named, refusal
 

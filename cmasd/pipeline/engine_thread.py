@@ -17,7 +17,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cmasd.config.tree import ActorsConfig, Config
+from cmasd.config.running import ActorsConfig
+from cmasd.config.tree import Config
 from cmasd.core import Request, Result
 from cmasd.errors import CmasdError, DecodingError
 from cmasd.io.memories import memories_before

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from cmasd.config.tree import NotifyConfig
+from cmasd.config.running import NotifyConfig
 from cmasd.pipeline.escaping import as_ascii
 
 WEBHOOK_TRIES = 2

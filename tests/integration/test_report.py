@@ -109,6 +109,20 @@ def queries() -> list[str]:
     return [statement for block in blocks for statement in block.split(";") if statement.strip()]
 
 
+def test_acceptance_in_the_summary_is_what_the_report_says(finished: Path) -> None:
+    folder = finished / "runs" / "my_corpus"
+    evidence, summary = gather(str(folder)), json.loads((folder / "summary.json").read_text())
+    by_position, by_confidence = (summary["acceptance"][of] for of in ("position", "confidence"))
+    _, judged, accepted = evidence.iterations.by_position()
+    assert [one["judged"] for one in by_position] == judged[judged > 0].tolist()
+    assert [one["accepted"] for one in by_position] == accepted[judged > 0].tolist()
+    sample = evidence.sample(evidence.score_in_force)
+    assert sample is not None
+    assert sum(one["judged"] for one in by_confidence) == sample.size > 100
+    assert sum(one["accepted"] for one in by_confidence) == sample.accepted_J.sum()
+    assert all(one["share"] == round(one["accepted"] / one["judged"], 4) for one in by_confidence)
+
+
 def test_the_queries_of_the_readme(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They answer: rows by what was drafted in vain, most first."""
     import duckdb

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cmasd.config.tree import Config, NotifyConfig
+from cmasd.config.running import NotifyConfig
+from cmasd.config.tree import Config
 from cmasd.evaluation.quality.pareto import DecodingSetting, ParetoPoint, keeps
 from cmasd.evaluation.speed.engines import LOSSLESS
 from cmasd.evaluation.speed.request_decoder import plain_config

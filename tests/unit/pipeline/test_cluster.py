@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmasd.config.tree import ActorsConfig
+from cmasd.config.running import ActorsConfig
 from cmasd.pipeline.cluster import Resources
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cmasd.config.tree import NotifyConfig
+from cmasd.config.running import NotifyConfig
 from cmasd.pipeline.notify import Ending, tell
 
 COMPLETE = Ending("runs/a", "complete", 0, None, {"rows": 1200, "errors": 3})
