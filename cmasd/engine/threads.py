@@ -4,7 +4,8 @@ Threads that share a forward wait for each other many times in it. On a machine 
 them is always without a processor, and the others wait for a time slice: on two processors beside six busy processes
 two threads were thirteen times slower than one. So counts of threads are ways of decoding like others, and the
 explorer of the goodput policy (`cmasd.policies.explorer`) finds the fastest: it looks at another count now and then,
-and loses no more than a share of the time by looking. Output does not depend on the count.
+compares it with what is usual of the one in force, and loses no more than a share of the time by looking. Where that
+one comes to take longer or shorter than usual, what is known of the others is doubted. Output does not depend on it.
 
 Does not run on a GPU, where there is nothing to share, nor with one thread.
 """
@@ -14,11 +15,20 @@ from collections.abc import Callable
 
 import torch
 
-from cmasd.policies.explorer import BURST, Explorer, Ledger
+from cmasd.policies.explorer import BURST, SETTLING, Explorer, Ledger
 from cmasd.policies.speeds import Speed
 
 REST = 32
 """Iterations between two decisions while nothing is looked at: their mean is within 2 % where one has 10."""
+REMEMBERED = 256
+"""Iterations that what is usual is a mean of: what changes within a few decisions is noticed by all of them."""
+WORST = -0.4
+"""Log of the speed that is believed of a count, to that in force, at least: what made it slower may have ended."""
+OTHER = 0.7
+"""Log of a change of what iterations take, from which on the machine is another: all counts are looked at anew."""
+
+FEWEST, HOPELESS = 3, 4.0
+"""Iterations after which a look ends that all took so many times as long as usual: caches make it 2.5 at most."""
 
 
 class Threads:
@@ -35,10 +45,13 @@ class Threads:
         self._ledger = Ledger(share)
         arms = list(range(len(self.counts)))
         self._explorer = Explorer(self._ledger, self._speeds, everything, everything, candidates=arms)
-        self._usual: dict[tuple[int, int], float] = {}
-        """Seconds of an iteration, by powers of two of its rows and of its verified tokens."""
+        self._usual: dict[tuple[int, int], tuple[float, int]] = {}
+        """Seconds of an iteration with the count in force, a mean of the latest, and of how many, by powers of two of
+        its rows and of its verified tokens."""
         self._levels: list[tuple[float, float]] = []
         """Seconds of the iterations since the last decision, and how many would have been usual."""
+        self._unsettled: list[tuple[float, float]] = []
+        """The same of those that came just after a change of count: weights come into other caches."""
         self._iteration = 0
         self._left = REST
 
@@ -64,27 +77,52 @@ class Threads:
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
         """An iteration of so many rows and verified tokens took so long."""
         kind = rows.bit_length(), tokens.bit_length()
-        usual = self._usual.setdefault(kind, seconds)
-        self._usual[kind] = usual + (seconds - usual) / 64
-        self._levels.append((seconds, usual))
+        usual, count = self._usual.get(kind, (seconds, 0))
         self._ledger.total += seconds
         self._iteration += 1
+        if count < SETTLING or not self.is_looking:
+            self._usual[kind] = usual + (seconds - usual) / min(count + 1, REMEMBERED), count + 1
+        if count < SETTLING:  # what is usual of the first of a kind nobody knows
+            return
+        if len(self._unsettled) < SETTLING:
+            self._unsettled.append((seconds, usual))
+            if self._is_hopeless():
+                self._levels, self._unsettled = self._unsettled, []
+                self._decide()
+            return
+        self._levels.append((seconds, usual))
         self._left -= 1
         if self._left <= 0:
             self._decide()
 
+    def _is_hopeless(self) -> bool:
+        """Whether iterations of a look take so long that it can end at once, settled or not."""
+        taken = [seconds / usual for seconds, usual in self._unsettled]
+        return self.is_looking and len(taken) == FEWEST and min(taken) > HOPELESS
+
     def _decide(self) -> None:
         """From the iterations since the last time; what is between their outer eighths counts."""
-        explorer, before = self._explorer, self._explorer.now
+        explorer, before, force = self._explorer, self._explorer.now, self._explorer.force
         levels = sorted(seconds / usual for seconds, usual in self._levels)
         middle = levels[len(levels) // 8 : len(levels) - len(levels) // 8]
         level = sum(middle) / len(middle)
         noise = sum((one - level) ** 2 for one in middle) / (len(middle) * max(1, len(middle) - 1)) / level**2
+        if before != force:
+            self._ledger.charge(sum(taken - usual for taken, usual in self._unsettled + self._levels))
+            worth = max(WORST, -math.log(level))
+            self._speeds[before].learn(self._speeds[force].mean + worth, noise, self._iteration)
+        else:
+            moved = max(0.0, abs(math.log(level)) - 2 * math.sqrt(noise))
+            for other in self._speeds:
+                other.doubt_more(moved)
+            if moved > OTHER:
+                explorer.forget()
+            self._speeds[force].learn(self._speeds[force].mean, noise, self._iteration)
         seconds = sum(taken for taken, _ in self._levels)
-        if before != explorer.force:
-            worth = math.exp(self._speeds[explorer.force].mean)
-            self._ledger.charge(sum(taken - usual / worth for taken, usual in self._levels))
-        self._speeds[before].learn(-math.log(level), noise, self._iteration)
         after = explorer.decide(self._iteration, seconds / len(self._levels))
+        if explorer.force != force:
+            ratio = math.exp(self._speeds[force].mean - self._speeds[explorer.force].mean)
+            self._usual = {kind: (ratio * usual, count) for kind, (usual, count) in self._usual.items()}
         self._levels = []
+        self._unsettled = [] if after != before else self._unsettled
         self._left = BURST if after != explorer.force else REST

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from cmasd.policies.speeds import DRIFT, Belief
 
 BURST = 6
-"""Iterations that a look takes at least; the first one has to catch up. As many iterations' time may be lost beyond the
-share by the first look with about so many rows, so that it comes early."""
+"""Iterations that are timed of a look at least. As many iterations' time may be lost beyond the share by the first look
+with about so many rows, so that it comes early."""
+SETTLING = 8
+"""Iterations after a change of arm that are not timed: one has to catch up, and weights that the other arm did not read
+come into the processor's cache over several. On two cores the first took 2.5 times as long as the tenth."""
 BURSTS_FOR_PREVIOUS = 10
 """As many times that, for an earlier run's outputs: lists begin with their longest rows, of which the least came out as
 before, and what pays for all others would be given up by the first two."""
@@ -80,6 +83,10 @@ class Explorer:
         look = look and self._is_worth_a_look(challenger, iteration, iteration_seconds)
         self.now = challenger if look else self.force
         return self.now
+
+    def forget(self) -> None:
+        """That arms were looked at: the next look is a first one again."""
+        self._looked_at.clear()
 
     def hopeless_for(self, iteration: int) -> float:
         """Iterations until another arm could be best, if nothing is measured before."""

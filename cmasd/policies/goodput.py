@@ -21,7 +21,7 @@ from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS
-from cmasd.policies.explorer import BURST, BURSTS_FOR_PREVIOUS, Explorer, Ledger
+from cmasd.policies.explorer import BURST, BURSTS_FOR_PREVIOUS, SETTLING, Explorer, Ledger
 from cmasd.policies.lengths import LengthChoice, choose
 from cmasd.policies.shapes import Shapes
 from cmasd.policies.speeds import ArmMeasured, Belief, Lead, PairedBatch, Plain, Speed, beyond_table, overhead_seconds
@@ -110,8 +110,8 @@ class GoodputPolicy(Policy):
         self._rule: Rule | None = None
         self._planned = self._left = self._watched = 0
         """Iterations that the plan is for; those to come; the last ones, which are learned from."""
-        self._is_new = True
-        """Whether the arm was another before."""
+        self._unsettled = 0
+        """Of the iterations that are watched, those that come after a change of arm and are not timed."""
         self._iteration = 0
         self._rest_until = 0.0
         """Seconds of all iterations, before which nothing is learned from the arm in force."""
@@ -171,12 +171,15 @@ class GoodputPolicy(Policy):
         else:
             place.shapes.rest()
         place.is_fresh = False
-        self._is_new = arm != last or before is not place or place.shapes.explorer.now != shape
+        is_new = arm != last or before is not place or place.shapes.explorer.now != shape
         self._rule = place.shapes.rule(place.rule) if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
-        self._watched = BURST if is_losing or place.latest is None or place.shapes.is_look else BATCH
+        is_hasty = self._bursts > 1 and place.latest is None
+        self._unsettled = 0 if not is_new else 1 if is_hasty else SETTLING
+        least = BURST + self._unsettled
+        self._watched = least if is_losing or place.latest is None or place.shapes.is_look else BATCH
         if self._bursts > 1 and arm != explorer.force and not place.pair:  # more looks, not longer ones
-            self._watched = max(BURST, int(BATCH * place.curve.plain / place.choice.seconds))
+            self._watched = max(least, int(BATCH * place.curve.plain / place.choice.seconds))
         rest = max(0.0, self._rest_until - self._ledger.total)
         resting = 0.0 if arm != explorer.force or place.shapes.is_look else rest / place.seconds
         if arm == explorer.force == Arm.PLAIN and place.latest is not None:
@@ -242,7 +245,7 @@ class GoodputPolicy(Policy):
             return
         started = self._clock()
         batch = PairedBatch(seen, self.costs, place.curve)
-        batch.is_timed_I[0] &= not self._is_new
+        batch.is_timed_I[: self._unsettled] = False
         place.seconds = float(np.median(batch.seconds_I))
         measured = batch.measured(place.least_rows, latest=0 if is_look else 2 * BURST)
         if shapes.is_look and shapes.latest is not None:

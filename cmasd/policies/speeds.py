@@ -142,7 +142,7 @@ class PairedBatch:
         self.tokens_I = self.rows_I + np.add.reduceat(self.accepted_M, starts_I)
         self.seconds_I = np.array([one.seconds for one in seen])
         self.is_timed_I = np.array([one.is_typical for one in seen])
-        """The first after a change of arm is not: what it needs is in no cache. Where most are not, that is usual."""
+        """The first after a change of arm are not: what they need is in no cache. Where most are not, that is usual."""
         self.is_timed_I |= self.is_timed_I.sum() < len(seen) / 2
         self.plain_I = np.interp(self.rows_I, table.rows, [window[0] for window in table.verify])
         """Seconds of plain decoding by the table."""
@@ -187,8 +187,9 @@ class PairedBatch:
     def _undisturbed(self) -> Float64:
         """(I,) seconds."""
         level_I = self.seconds_I / self.expected_I
-        if self.is_timed_I.any():
-            level_I[self.is_timed_I] = _without_outliers(level_I[self.is_timed_I])
+        for alike_I in (self.is_timed_I, ~self.is_timed_I):
+            if alike_I.any():
+                level_I[alike_I] = _without_outliers(level_I[alike_I])
         seconds_I: Float64 = level_I * self.expected_I
         return seconds_I
 

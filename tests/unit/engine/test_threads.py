@@ -83,6 +83,22 @@ def test_with_no_share_nothing_is_looked_at() -> None:
     assert machine.run(crowded, 1000) == {1: 0, 2: 1000}
 
 
+def test_what_comes_after_a_change_is_no_measure() -> None:
+    """The first iterations with another count take up to 2.5 times as long, and so do the first of all."""
+    machine, alike, last = Machine(2), 0, 0
+    for step in range(6000):
+        alike = alike + 1 if machine.threads.now == last else 0
+        last = machine.threads.now
+        tokens = 1 if step < 200 or step > 400 else 8
+        cold = 1 + 1.5 * 0.5 ** (alike / 2) + (3 if step in (0, 201) else 0)
+        with machine.threads:
+            machine.threads.observe(1, tokens, cold * quiet(machine.set) * machine.random.gauss(1.0, 0.05))
+        machine.seconds += cold * quiet(last)
+        machine.least += quiet(2)
+    assert machine.threads.now == 2
+    assert machine.seconds < 1.03 * machine.least
+
+
 def test_rows_that_cost_differently_do_not_matter() -> None:
     """Iterations of one and of thirty-two rows by turns: the count is that of both."""
     machine, used = Machine(2), []

@@ -35,6 +35,9 @@ class Machine:
     """Share of iterations that take three to twenty times as long."""
     long: float = 0.0
     """How much more iterations of half as many rows as ever take than by the costs: what is left of a list is long."""
+    cold: float = 0.0
+    """How much longer the first iteration takes that drafts where the one before did not, or the other way round; half
+    of that two iterations later, and so on."""
     wander: float = 0.0
     """Deviation of the log of the machine's load, which changes within a hundred iterations."""
     seed: int = 0
@@ -44,6 +47,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
         self._drafted_last = False
+        self._alike = 0
         self._load = 0.0
         self._most_rows = 1
 
@@ -61,6 +65,7 @@ class Machine:
     def iteration(self, rule: Rule | None, rows: int) -> Observation:
         """One, as it goes."""
         zeros_B = np.zeros(rows, dtype=np.int64)
+        self._alike = self._alike + 1 if self._drafted_last == (rule is not None) else 0
         if rule is None:
             self._drafted_last = False
             seconds = self._taken(self.costs.verify_seconds(rows, rows), rows)
@@ -93,6 +98,7 @@ class Machine:
 
     def _taken(self, seconds: float, rows: int) -> float:
         self._quiet = (seconds + self.overhead) * (1 + self.long * 2 * (1 - rows / self._most_rows))
+        self._quiet *= 1 + self.cold * 0.5 ** (self._alike / 2)
         seconds = self._quiet * float(np.exp(self._load + self.rng.normal(0, self.noise)))
         self._load = 0.99 * self._load + 0.14 * self.wander * float(self.rng.normal())
         return seconds * float(self.rng.uniform(3, 20)) if self.rng.random() < self.outliers else seconds
