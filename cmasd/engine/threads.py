@@ -5,14 +5,17 @@ them is always without a processor, and the others wait for a time slice: on two
 two threads were thirteen times slower than one. So counts of threads are ways of decoding like others, and the
 explorer of the goodput policy (`cmasd.policies.explorer`) finds the fastest: it looks at another count now and then,
 compares it with what is usual of the one in force, and loses no more than a share of the time by looking. Where that
-one comes to take longer or shorter than usual, what is known of the others is doubted. Output does not depend on it.
+one comes to take another time than usual, or a processor becomes free, what is known of the others is doubted. Output
+does not depend on the count.
 
 Does not run on a GPU, where there is nothing to share, nor with one thread.
 """
 
 import math
+import time
 from collections.abc import Callable
 
+import psutil
 import torch
 
 from cmasd.policies.explorer import BURST, SETTLING, Explorer, Ledger
@@ -24,18 +27,46 @@ REMEMBERED = 256
 """Iterations that what is usual is a mean of: what changes within a few decisions is noticed by all of them."""
 WORST = -0.4
 """Log of the speed that is believed of a count, to that in force, at least: what made it slower may have ended."""
+RESTLESS = 0.07
+"""Of the log of a count's speed from one decision to the next: other processes come and go within seconds, and of one
+thread nobody sees that they went. So it is the share that says how often others are looked at."""
 OTHER = 0.7
 """Log of a change of what iterations take, from which on the machine is another: all counts are looked at anew."""
-
-FEWEST, HOPELESS = 3, 4.0
+PERIOD_SECONDS, FREE = 0.5, 0.75
+"""Processors that nobody used over so long, from which on one is free."""
+FEWEST, HOPELESS = 2, 4.0
 """Iterations after which a look ends that all took so many times as long as usual: caches make it 2.5 at most."""
+
+
+class IdleProcessors:
+    """How many of the machine's processors nobody used lately, on average."""
+
+    def __init__(self) -> None:
+        self._then, self._idle_then, self._latest = time.monotonic(), psutil.cpu_times().idle, 0.0
+
+    def __call__(self) -> float:
+        """Since half a second ago or a little more: the system counts in hundredths of a second."""
+        seconds = time.monotonic() - self._then
+        if seconds >= PERIOD_SECONDS:
+            idle = psutil.cpu_times().idle
+            self._latest = float(idle - self._idle_then) / seconds
+            self._then, self._idle_then = time.monotonic(), idle
+        return self._latest
 
 
 class Threads:
     """Within it iterations have the number of threads that is in use; others in the process keep what they had."""
 
-    def __init__(self, most: int, share: float, use: Callable[[int], None] = torch.set_num_threads) -> None:
-        """`share` of the time may be lost by looking; `use` is told a count where it changes."""
+    def __init__(
+        self,
+        most: int,
+        share: float,
+        use: Callable[[int], None] = torch.set_num_threads,
+        idle: Callable[[], float] | None = None,
+    ) -> None:
+        """`share` of the time may be lost by looking; `use` is told a count where it changes; `idle`: processors that
+        nobody used since it was asked last, instead of this machine's.
+        """
         self.most = most
         self._within = most
         self.counts = [1 << i for i in range((most - 1).bit_length())] + [most]
@@ -52,6 +83,9 @@ class Threads:
         """Seconds of the iterations since the last decision, and how many would have been usual."""
         self._unsettled: list[tuple[float, float]] = []
         """The same of those that came just after a change of count: weights come into other caches."""
+        self._idle = idle or IdleProcessors()
+        self._was_free = True
+        """Whether a processor was, when the last decision was made."""
         self._iteration = 0
         self._left = REST
 
@@ -95,6 +129,11 @@ class Threads:
         if self._left <= 0:
             self._decide()
 
+    def _becomes_free(self) -> bool:
+        """Whether a processor is free that was not."""
+        was_free, self._was_free = self._was_free, self._idle() >= FREE
+        return self._was_free and not was_free
+
     def _is_hopeless(self) -> bool:
         """Whether iterations of a look take so long that it can end at once, settled or not."""
         taken = [seconds / usual for seconds, usual in self._unsettled]
@@ -114,8 +153,8 @@ class Threads:
         else:
             moved = max(0.0, abs(math.log(level)) - 2 * math.sqrt(noise))
             for other in self._speeds:
-                other.doubt_more(moved)
-            if moved > OTHER:
+                other.doubt_more(math.hypot(moved, RESTLESS))
+            if self._becomes_free() or moved > OTHER:
                 explorer.forget()
             self._speeds[force].learn(self._speeds[force].mean, noise, self._iteration)
         seconds = sum(taken for taken, _ in self._levels)

@@ -26,7 +26,8 @@ class Machine:
     def __init__(self, most: int, share: float = 0.01) -> None:
         self.set, self.seconds, self.least = most, 0.0, 0.0
         self.random = random.Random(0)
-        self.threads = Threads(most, share, self.use)
+        self.free = 0.0
+        self.threads = Threads(most, share, self.use, lambda: self.free)
 
     def use(self, count: int) -> None:
         self.set = count
@@ -36,6 +37,7 @@ class Machine:
         with self.threads:
             used = self.set
             self.seconds += noise * seconds(used)
+            self.free = 0.0 if seconds is crowded else self.threads.most - used
             self.threads.observe(rows, rows, noise * seconds(used))
         assert self.set == self.threads.most, "what else runs in the process has its threads back"
         return used
@@ -74,7 +76,7 @@ def test_a_machine_that_becomes_busy_or_free_is_noticed() -> None:
     machine.run(quiet, 1000)
     machine.run(crowded, 400)
     assert machine.run(crowded, 500)[1] > 450
-    machine.run(quiet, 3000)
+    machine.run(quiet, 600)
     assert machine.run(quiet, 1000)[2] > 900
 
 
