@@ -99,7 +99,7 @@ class Memory:
                 continue
             places: list[int] = []
             matched = level
-            place: int = self._heads[level][hash(tuple(tail[-level:])) & self._mask]
+            place: int = self._heads[level][_key(tail[-level:]) & self._mask]
             for _ in range(MOST_PLACES):
                 if place <= self._written - self.most_tokens or place <= 0:
                     break
@@ -183,7 +183,7 @@ class Memory:
             self._forget(self._rows.popleft())
         trigrams = _trigrams(source)
         sketch = self._telling(trigrams)[:SKETCH].tolist()
-        self._having[trigrams & _COMMON] += 1
+        np.add.at(self._having, trigrams & _COMMON, 1)
         self._rows.append(Remembered(trigrams, sketch, self._written - len(output) + 1, self._written + 1))
         for one in sketch:
             rows = self._by_hash.setdefault(one, [])
@@ -192,7 +192,7 @@ class Memory:
 
     def _forget(self, row: Remembered) -> None:
         """The oldest."""
-        self._having[row.trigrams & _COMMON] -= 1
+        np.subtract.at(self._having, row.trigrams & _COMMON, 1)
         for one in row.sketch:
             rows = self._by_hash[one]
             if rows[0] == self._first_row:
@@ -210,7 +210,7 @@ class Memory:
             self._ring[place] = token
             for level in LEVELS:
                 if count >= level:
-                    key = hash(tuple(tokens[count - level + 1 : count + 1])) & self._mask
+                    key = _key(tokens[count - level + 1 : count + 1]) & self._mask
                     self._links[level][place] = self._heads[level][key]
                     self._heads[level][key] = self._written
 
@@ -220,6 +220,14 @@ class Memory:
         for one in (self._ring, *self._links.values()):
             values: Any = one
             values.extend([0] * max(0, missing))
+
+
+def _key(tokens: Sequence[int]) -> int:
+    """A hash of the latest words."""
+    key = 0
+    for token in tokens:
+        key = (key + token + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    return key >> 32
 
 
 def _trigrams(source: Sequence[int]) -> Hashes:

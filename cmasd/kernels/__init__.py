@@ -4,6 +4,7 @@ from cmasd.kernels.build import cache_folder
 from cmasd.kernels.calls import Kernels, kernels, kernels_for
 from cmasd.kernels.forwards import Caches, Drafted, Speaker
 from cmasd.kernels.layers import Block, PackedDecoder, PackedDrafter, PackedRule
+from cmasd.kernels.lookups import Found, Lookups, Proposal, lookups_library
 from cmasd.kernels.mappings import give_back, kept_zeros
 from cmasd.kernels.rotary import PackedRotary, RootNorm, Turn
 from cmasd.kernels.trees import PackedForest, TreeRule
@@ -14,7 +15,9 @@ __all__ = [
     "Block",
     "Caches",
     "Drafted",
+    "Found",
     "Kernels",
+    "Lookups",
     "Norm",
     "Packed",
     "PackedDecoder",
@@ -22,6 +25,7 @@ __all__ = [
     "PackedForest",
     "PackedRotary",
     "PackedRule",
+    "Proposal",
     "RootNorm",
     "Speaker",
     "TreeRule",
@@ -31,4 +35,5 @@ __all__ = [
     "kept_zeros",
     "kernels",
     "kernels_for",
+    "lookups_library",
 ]

@@ -1,0 +1,235 @@
+"""Drafts of known texts in C (`lookups.c`): one call for all rows of an iteration, in place of `cmasd.drafters.by_row`.
+
+Built when first needed, in a second; without a compiler there are none.
+
+Shapes: B rows, K draft, L token buffer, W ways to go on, V vocabulary.
+"""
+
+import ctypes
+import logging
+import subprocess
+import sys
+import weakref
+from collections.abc import Collection, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmasd.kernels.build import AS_WRITTEN, built
+from cmasd.kernels.layers import PackedRule
+
+WAYS = 4
+"""To go on that a tree is made of."""
+SOURCES, KINDS, COUNTS = 6, 32, 5
+"""Of rates and habits, see `lookups.c`."""
+
+log = logging.getLogger(__name__)
+
+Ids = NDArray[np.int32]
+
+
+class _Asked(ctypes.Structure):
+    """`struct asked`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("tokens", "lengths", "prompts", "rooms")),
+        *((name, ctypes.c_int64) for name in ("token_stride", "length_stride", "prompt_stride", "rows", "most")),
+    )
+
+
+class Found(NamedTuple):
+    """The best text of each row."""
+
+    tokens_BK: Tensor
+    """int64; 0 behind a row's text."""
+    confidence_BK: Tensor
+    """float32; 0 there."""
+    sent_B: Tensor
+    made_B: Tensor
+    source_B: Tensor
+
+
+class Proposal(NamedTuple):
+    """One way for a row to go on."""
+
+    tokens: list[int]
+    confidence: list[float]
+    source: int
+    kind: int
+    """Of the place, see `cmasd.drafters.proposals`."""
+
+
+class Lookups:
+    """The texts of all slots, and what was learned of them."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        vocabulary_size: int,
+        max_ngram: int,
+        memory_tokens: int,
+        longest: int,
+        copies: bool,
+        copies_source: bool,
+        inside_words: Collection[int],
+    ) -> None:
+        """`memory_tokens` 0: nothing is remembered; `longest`: tokens by which places in the memory are told apart."""
+        inside_V = np.zeros(vocabulary_size, dtype=np.uint8)
+        inside_V[[token for token in inside_words if 0 <= token < vocabulary_size]] = 1
+        self._library, self._vocabulary_size = library, vocabulary_size
+        sizes = vocabulary_size, max_ngram, memory_tokens, longest, int(copies), int(copies_source)
+        self._state = library.lookups_new(*sizes, inside_V.ctypes.data)
+        if not self._state:
+            raise MemoryError("no memory for lookups")
+        weakref.finalize(self, library.lookups_free, self._state)
+
+    def enter(self, slot: int, source: Sequence[int], previous: Sequence[int]) -> None:
+        """A row, and what an earlier run made of it, as far as the verifier could say that; empty: nothing."""
+        source_S, previous_N = _ids(source), _ids(previous)
+        about = source_S.ctypes.data, len(source_S), previous_N.ctypes.data, len(previous_N)
+        self._check(self._library.lookups_enter(self._state, slot, *about))
+
+    def move(self, source: int, target: int) -> None:
+        """The row takes its texts along."""
+        self._check(self._library.lookups_move(self._state, source, target))
+
+    def leave(self, slot: int, output: Ids) -> None:
+        """It is done, and remembered."""
+        output_N = _ids(output)
+        self._check(self._library.lookups_leave(self._state, slot, output_N.ctypes.data, len(output_N)))
+
+    def learn(self, source: Sequence[int], output: Sequence[int]) -> None:
+        """A row that others have decoded."""
+        source_S, output_N = _ids(source), _ids(output)
+        about = source_S.ctypes.data, len(source_S), output_N.ctypes.data, len(output_N)
+        self._check(self._library.lookups_learn(self._state, *about))
+
+    def forget(self) -> None:
+        """All that rows before have said."""
+        self._check(self._library.lookups_forget(self._state))
+
+    def draft(
+        self,
+        tokens_BL: Tensor,
+        lengths_B: Tensor,
+        prompts_B: Tensor,
+        room_B: Tensor,
+        most: int,
+        rule: PackedRule | None,
+    ) -> Found:
+        """Of each row that text of which the most is expected; what is sent of it goes by the rule, if there is one."""
+        rows, asked = len(lengths_B), self._asked(tokens_BL, lengths_B, prompts_B, room_B, most)
+        tokens_M, confidence_M = torch.empty(rows * most, dtype=torch.int64), torch.empty(rows * most)
+        numbers_3B = torch.empty(3, rows, dtype=torch.int64)
+        sent_B, made_B, source_B = numbers_3B.unbind()
+        parts = tokens_M, confidence_M, sent_B, made_B, source_B
+        addresses = (part.data_ptr() for part in parts)
+        about = ctypes.byref(asked), None if rule is None else rule.address
+        longest: int = self._library.lookups_draft(self._state, *about, *addresses)
+        self._check(longest >= 0)
+        made = rows * longest
+        return Found(tokens_M[:made].view(rows, longest), confidence_M[:made].view(rows, longest), *parts[2:])
+
+    def all(
+        self, tokens_BL: Tensor, lengths_B: Tensor, prompts_B: Tensor, room_B: Tensor, most: int
+    ) -> list[list[Proposal]]:
+        """Every text of each row but a rejected draft."""
+        shape = len(lengths_B), WAYS
+        tokens_BWK, confidence_BWK = np.zeros((*shape, most), dtype=np.int32), np.zeros((*shape, most))
+        numbers_3BW = np.zeros((3, *shape), dtype=np.int64)
+        asked = self._asked(tokens_BL, lengths_B, prompts_B, room_B, most)
+        parts = tokens_BWK, confidence_BWK, *numbers_3BW
+        self._check(self._library.lookups_all(self._state, ctypes.byref(asked), *(part.ctypes.data for part in parts)))
+        counts_BW, sources_BW, kinds_BW = numbers_3BW.tolist()
+        return [
+            [
+                Proposal(tokens[:count].tolist(), confidence[:count].tolist(), source, kind)
+                for tokens, confidence, count, source, kind in zip(*row, strict=True)
+                if count
+            ]
+            for row in zip(tokens_BWK, confidence_BWK, counts_BW, sources_BW, kinds_BW, strict=True)
+        ]
+
+    def give_way(self, is_used_B: Tensor) -> None:
+        """The drafts of other rows than these go no further."""
+        is_used_B = is_used_B.contiguous()
+        self._library.lookups_give_way(self._state, is_used_B.data_ptr())
+
+    def commit(self, accepted_B: Tensor) -> None:
+        """Count what became of the latest drafts."""
+        accepted_B = accepted_B.contiguous()
+        self._library.lookups_commit(self._state, accepted_B.data_ptr())
+
+    def count(self, proposal: Proposal, sent: int, accepted: int) -> None:
+        """What became of one, of which so much was sent."""
+        self._library.lookups_count(self._state, proposal.source, proposal.kind, sent, accepted)
+
+    def recycle(self, slot: int, tokens: Tensor) -> None:
+        """A model drafted these for a row; what is left of them may come yet, and of none nothing."""
+        tokens = tokens.contiguous()
+        self._check(self._library.lookups_recycle(self._state, slot, tokens.data_ptr(), len(tokens)))
+
+    def learned(self) -> tuple[NDArray[np.float64], list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+        """Rates (sources, kinds, 4) without what is assumed beforehand; and of new tokens of texts and of rejected
+        drafts what they were as a rule (counts, 3) and by the first of them (V, 3).
+        """
+        rates, usual, of_token = SOURCES * KINDS * 4, COUNTS * 3, self._vocabulary_size * 3
+        numbers = np.empty(rates + 2 * (usual + of_token))
+        self._library.lookups_learned(self._state, numbers.ctypes.data)
+        parts = np.split(numbers, np.cumsum([rates, usual, of_token, usual]))
+        habits = [(parts[at].reshape(-1, 3), parts[at + 1].reshape(-1, 3)) for at in (1, 3)]
+        return parts[0].reshape(SOURCES, KINDS, 4), habits
+
+    @staticmethod
+    def _asked(tokens_BL: Tensor, lengths_B: Tensor, prompts_B: Tensor, room_B: Tensor, most: int) -> _Asked:
+        parts = tokens_BL, lengths_B, prompts_B, room_B
+        assert tokens_BL.stride(1) == 1, "rows of tokens lie side by side"
+        assert len(room_B) == 1 or room_B.stride(0) == 1, "there is a room for each row"
+        strides = tokens_BL.stride(0), lengths_B.stride(0), prompts_B.stride(0)
+        return _Asked(*(part.data_ptr() for part in parts), *strides, len(lengths_B), most)
+
+    @staticmethod
+    def _check(is_done: int | bool) -> None:
+        if not is_done:
+            raise MemoryError("no memory for texts of rows")
+
+
+def _ids(tokens: Sequence[int] | Ids) -> Ids:
+    return np.ascontiguousarray(tokens, dtype=np.int32)
+
+
+@cache
+def lookups_library() -> ctypes.CDLL | None:
+    """What `Lookups` calls; built when first asked for."""
+    if sys.platform != "linux":
+        return None
+    try:
+        loaded = ctypes.CDLL(str(built("lookups.c", *AS_WRITTEN)))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("%s", {"event": "lookups.none", "cause": str(error).splitlines()[0]})
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    loaded.lookups_new.argtypes, loaded.lookups_new.restype = [*[size] * 6, pointer], pointer
+    taken = {
+        "free": [],
+        "enter": [size, pointer, size, pointer, size],
+        "move": [size, size],
+        "leave": [size, pointer, size],
+        "learn": [pointer, size, pointer, size],
+        "forget": [],
+        "draft": [pointer] * 7,
+        "all": [pointer] * 6,
+        "give_way": [pointer],
+        "commit": [pointer],
+        "count": [size] * 4,
+        "recycle": [size, pointer, size],
+        "learned": [pointer],
+    }
+    for name, arguments in taken.items():
+        call = getattr(loaded, f"lookups_{name}")
+        call.argtypes, call.restype = [pointer, *arguments], size
+    return loaded
