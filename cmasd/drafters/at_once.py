@@ -1,13 +1,13 @@
 """Texts of all rows looked up in one call of C, as `by_row` does it row by row."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from ctypes import CDLL
 
 from torch import Tensor
 
 from cmasd.drafters.base import Context
 from cmasd.drafters.texts import TOLD_APART
-from cmasd.kernels import Found, Lookups, PackedRule, Proposal
+from cmasd.kernels import Asked, Found, Lookups, PackedRule, Proposal, asked_of
 from cmasd.policies import EDGE, Rule
 
 
@@ -30,14 +30,27 @@ class TextsAtOnce(Lookups):
             library, vocabulary_size, max_ngram, memory_tokens, longest, copies, copies and copies_source, inside_words
         )
         self._rule: tuple[Rule, PackedRule | None] | None = None
+        self._rows: tuple[Context, Asked] | None = None
+        """Those of the latest iteration: mostly the next one's, too."""
 
     def find(self, context: Context, room_B: Tensor, rule: Rule) -> Found:
         """See `Texts.find`."""
-        return self.draft(*_known(context), room_B.cpu(), rule.most, self._packed(rule))
+        room_B = room_B.cpu().contiguous()
+        return self.draft(self._asked(context, room_B, rule.most), self._packed(rule))
 
     def find_all(self, context: Context, room_B: Tensor, rule: Rule) -> list[list[Proposal]]:
         """See `Texts.find_all`."""
-        return self.all(*_known(context), room_B.cpu(), rule.most)
+        room_B = room_B.cpu().contiguous()
+        return self.all(self._asked(context, room_B, rule.most))
+
+    def _asked(self, context: Context, room_B: Tensor, most: int) -> Asked:
+        """Good while the room is kept."""
+        if self._rows is None or self._rows[0] is not context:
+            known = context.tokens_BL, context.lengths_B, context.prompt_lengths_B
+            self._rows = context, asked_of(*known)
+        asked = self._rows[1]
+        asked.rooms, asked.most = room_B.data_ptr(), most
+        return asked
 
     def _packed(self, rule: Rule) -> PackedRule | None:
         """None where the rule does not look."""
@@ -49,7 +62,3 @@ class TextsAtOnce(Lookups):
             packed = PackedRule(*thresholds, calibration, (0.0, 0.0, 0.0, 0.0), 0.0) if rule.looks else None
             self._rule = rule, packed
         return self._rule[1]
-
-
-def _known(context: Context) -> Sequence[Tensor]:
-    return context.tokens_BL.cpu(), context.lengths_B.cpu(), context.prompt_lengths_B.cpu()

@@ -70,8 +70,10 @@ class TextsByRow:
         """See `Texts.enter`."""
         text = Text(source if self._copies_source else ())
         text.close()
-        old = Old(previous, self.habits) if len(previous) else None
-        self._rows[slot] = SlotRow(source, text, len(text.tokens), previous=old)
+        said = sayable(previous, self._vocabulary_size)
+        self._rows[slot] = SlotRow(
+            source, text, len(text.tokens), previous=Old(said, self.habits) if previous else None
+        )
 
     def move(self, source: int, target: int) -> None:
         """See `Texts.move`."""
@@ -134,7 +136,7 @@ class TextsByRow:
     def _read_all(self, context: Context) -> list[SlotRow]:
         self.rates.fade()
         lengths, prompts = context.lengths_B.tolist(), context.prompt_lengths_B.tolist()
-        tokens_BL = context.tokens_BL.cpu().numpy()
+        tokens_BL = context.tokens_BL.numpy()
         rows = [self._rows[slot] for slot in range(len(lengths))]
         for slot, row in enumerate(rows):
             self._read(row, tokens_BL[slot, row.known : lengths[slot]].tolist(), prompts[slot])
@@ -208,10 +210,12 @@ def written(chosen: list[Proposal], rule: Rule) -> Found:
     sure = [(proposal.confidence + unsure)[:most] for proposal in chosen]
     confidence_BK = torch.from_numpy(np.array(sure, dtype=np.float32).reshape(len(chosen), most))
     made_B = torch.tensor([len(proposal.tokens) for proposal in chosen])
+    sent_B = rule.lengths(confidence_BK, made_B)
+    longest = max(sent_B.tolist())
     return Found(
-        tokens_BK=torch.from_numpy(np.array(tokens, dtype=np.int64).reshape(len(chosen), most)),
-        confidence_BK=confidence_BK,
-        sent_B=rule.lengths(confidence_BK, made_B),
+        tokens_BK=torch.from_numpy(np.array(tokens, dtype=np.int64).reshape(len(chosen), most))[:, :longest],
+        confidence_BK=confidence_BK[:, :longest],
+        sent_B=sent_B,
         made_B=made_B,
         source_B=torch.tensor([proposal.source for proposal in chosen]),
     )

@@ -14,6 +14,7 @@ Shapes: B rows, K draft.
 
 import time
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -24,7 +25,6 @@ from cmasd.drafters.at_once import TextsAtOnce
 from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.by_row import TextsByRow
 from cmasd.drafters.free_tree import FreeTrees
-from cmasd.drafters.texts import sayable
 from cmasd.kernels import Found, Proposal, lookups_library
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -84,7 +84,6 @@ class FreeDrafter(Drafter):
         `inside_words`: those that go on with a word.
         """
         self._kinds = frozenset(kinds)
-        self._vocabulary_size = vocabulary_size
         about = self._kinds, max_ngram, memory_tokens, vocabulary_size, inside_words, is_encoder_decoder
         library = lookups_library()
         self.texts: Texts = TextsByRow(*about) if library is None else TextsAtOnce(library, *about)
@@ -100,8 +99,7 @@ class FreeDrafter(Drafter):
         began = time.perf_counter()
         for slot, request in zip(slots, requests, strict=True):
             previous = request.previous if "previous" in self._kinds else None
-            said = sayable(previous, self._vocabulary_size) if previous else []
-            self.texts.enter(slot, [] if isinstance(request.source, Sound) else request.source, said)
+            self.texts.enter(slot, [] if isinstance(request.source, Sound) else request.source, previous or [])
         self.seconds += time.perf_counter() - began
 
     def move(self, source: int, target: int) -> None:
@@ -131,11 +129,13 @@ class FreeDrafter(Drafter):
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """The best text of each row, or a tree of all."""
-        began = time.perf_counter()
+        began, device = time.perf_counter(), context.lengths_B.device
+        if device.type != "cpu":
+            context = on_host(context)
         if rule.nodes:
-            draft = self._trees.draft(self.texts.find_all(context, room_B, rule), rule, room_B)
+            draft = self._trees.draft(self.texts.find_all(context, room_B.cpu(), rule), rule, room_B)
         else:
-            draft = self._of(self.texts.find(context, room_B, rule), context.lengths_B.device)
+            draft = self._of(self.texts.find(context, room_B.cpu(), rule), device)
         self.seconds += time.perf_counter() - began
         return draft
 
@@ -172,3 +172,9 @@ class FreeDrafter(Drafter):
             made_B=found.made_B,
             source_B=found.source_B,
         )
+
+
+def on_host(context: Context) -> Context:
+    """What texts are looked up by."""
+    known = {name: getattr(context, name).cpu() for name in ("tokens_BL", "lengths_B", "prompt_lengths_B")}
+    return replace(context, **known)

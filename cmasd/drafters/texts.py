@@ -5,6 +5,7 @@ a few tokens at a time, for which a call of numpy or torch takes longer than the
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 EDGE = -1
 """Stands before a text, and between a row's source and its output: nothing matches across it."""
@@ -75,9 +76,6 @@ def copied(text: Text, output_at: int, known: int, most: int, longest: int) -> t
     return rest[: rest.index(EDGE)] if EDGE in rest else rest, found
 
 
-def sayable(tokens: list[int], vocabulary_size: int) -> list[int]:
+def sayable(tokens: Sequence[int], vocabulary_size: int) -> list[int]:
     """As far as a verifier could say them that says ids below `vocabulary_size`: other tokenizers have other ids."""
-    if tokens and min(tokens) >= 0 and max(tokens) < vocabulary_size:
-        return tokens
-    stop = next((i for i, token in enumerate(tokens) if not 0 <= token < vocabulary_size), None)
-    return tokens[:stop]
+    return list(takewhile(lambda token: 0 <= token < vocabulary_size, tokens))

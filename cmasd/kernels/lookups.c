@@ -77,8 +77,9 @@ static void free_row(struct lookups *all, int64_t slot)
     all->rows[slot] = 0;
 }
 
-/* A row, with its source where that is used, and what an earlier run made of it, if anything; 0 without memory. */
-int64_t lookups_enter(struct lookups *all, int64_t slot, const int32_t *source, int64_t length, const int32_t *previous,
+/* A row, with its source where that is used, and what an earlier run made of it, if anything, as far as the verifier could
+   say that; 0 without memory. */
+int64_t lookups_enter(struct lookups *all, int64_t slot, const int32_t *source, int64_t length, const int64_t *previous,
                       int64_t before)
 {
     struct row *row = calloc(1, sizeof *row);
@@ -96,8 +97,10 @@ int64_t lookups_enter(struct lookups *all, int64_t slot, const int32_t *source, 
         row->source_length = length;
     }
     if (!before) return 1;
-    if (!renew(&row->previous, &all->habits, before)) return 0;
-    memcpy(row->previous.text.tokens + 1, previous, before * sizeof *previous);
+    int64_t said = 0;
+    while (said < before && previous[said] >= 0 && previous[said] < all->vocabulary) said++;
+    if (!renew(&row->previous, &all->habits, said)) return 0;
+    for (int64_t i = 0; i < said; i++) row->previous.text.tokens[1 + i] = (int32_t)previous[i];
     return row->has_previous = 1;
 }
 
@@ -211,25 +214,26 @@ static int read_rows(struct lookups *all, const struct asked *asked)
     return is_read;
 }
 
-/* The best draft of each row, side by side and as wide as the longest, which is returned; what is sent of each goes by the
-   rule, if there is one. -1 without memory. */
+/* The best draft of each row, side by side and as wide as the most that is sent of one, which is returned; what is sent
+   goes by the rule, if there is one. -1 without memory. */
 int64_t lookups_draft(struct lookups *all, const struct asked *asked, const struct rule *rule, int64_t *tokens,
                       float *confidence, int64_t *sent, int64_t *made, int64_t *sources)
 {
     int64_t longest = 0;
     if (!read_rows(all, asked)) return -1;
     for (int64_t i = 0; i < asked->rows; i++) {
-        choose(all, all->rows[i], least(asked->rooms[i], asked->most), all->sent + i);
-        if (all->sent[i].count > longest) longest = all->sent[i].count;
+        struct proposal *best = all->sent + i;
+        choose(all, all->rows[i], least(asked->rooms[i], asked->most), best);
+        made[i] = best->count, sources[i] = best->source;
+        sent[i] = best->sent = rule ? sent_of(rule, best->confidence, best->count) : best->count;
+        if (best->sent > longest) longest = best->sent;
     }
     for (int64_t i = 0; i < asked->rows; i++) {
-        struct proposal *best = all->sent + i;
+        const struct proposal *best = all->sent + i;
         for (int64_t j = 0; j < longest; j++) {
             tokens[i * longest + j] = j < best->count ? best->tokens[j] : 0;
             confidence[i * longest + j] = j < best->count ? (float)best->confidence[j] : 0;
         }
-        made[i] = best->count, sources[i] = best->source;
-        sent[i] = best->sent = rule ? sent_of(rule, confidence + i * longest, best->count) : best->count;
     }
     all->sent_rows = asked->rows;
     return longest;

@@ -10,9 +10,10 @@ import logging
 import subprocess
 import sys
 import weakref
+from array import array
 from collections.abc import Collection, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 Ids = NDArray[np.int32]
 
 
-class _Asked(ctypes.Structure):
-    """`struct asked`."""
+class Asked(ctypes.Structure):
+    """`struct asked`: what the rows of an iteration are, and what each may draft."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("tokens", "lengths", "prompts", "rooms")),
@@ -45,7 +46,7 @@ class Found(NamedTuple):
     """The best text of each row."""
 
     tokens_BK: Tensor
-    """int64; 0 behind a row's text."""
+    """int64, as wide as the most that is sent of a row; 0 behind a row's text."""
     confidence_BK: Tensor
     """float32; 0 there."""
     sent_B: Tensor
@@ -81,6 +82,7 @@ class Lookups:
         inside_V = np.zeros(vocabulary_size, dtype=np.uint8)
         inside_V[[token for token in inside_words if 0 <= token < vocabulary_size]] = 1
         self._library, self._vocabulary_size = library, vocabulary_size
+        self._remembers, self._keeps_sources = memory_tokens > 0, memory_tokens > 0 or copies_source
         sizes = vocabulary_size, max_ngram, memory_tokens, longest, int(copies), int(copies_source)
         self._state = library.lookups_new(*sizes, inside_V.ctypes.data)
         if not self._state:
@@ -88,10 +90,9 @@ class Lookups:
         weakref.finalize(self, library.lookups_free, self._state)
 
     def enter(self, slot: int, source: Sequence[int], previous: Sequence[int]) -> None:
-        """A row, and what an earlier run made of it, as far as the verifier could say that; empty: nothing."""
-        source_S, previous_N = _ids(source), _ids(previous)
-        about = source_S.ctypes.data, len(source_S), previous_N.ctypes.data, len(previous_N)
-        self._check(self._library.lookups_enter(self._state, slot, *about))
+        """A row, and what an earlier run made of it; empty: nothing."""
+        known, said = array("i", source if self._keeps_sources else ()), array("q", previous)
+        self._check(self._library.lookups_enter(self._state, slot, *known.buffer_info(), *said.buffer_info()))
 
     def move(self, source: int, target: int) -> None:
         """The row takes its texts along."""
@@ -99,49 +100,37 @@ class Lookups:
 
     def leave(self, slot: int, output: Ids) -> None:
         """It is done, and remembered."""
-        output_N = _ids(output)
-        self._check(self._library.lookups_leave(self._state, slot, output_N.ctypes.data, len(output_N)))
+        said = array("i", output.tolist() if self._remembers else ())
+        self._check(self._library.lookups_leave(self._state, slot, *said.buffer_info()))
 
     def learn(self, source: Sequence[int], output: Sequence[int]) -> None:
         """A row that others have decoded."""
-        source_S, output_N = _ids(source), _ids(output)
-        about = source_S.ctypes.data, len(source_S), output_N.ctypes.data, len(output_N)
-        self._check(self._library.lookups_learn(self._state, *about))
+        known, said = array("i", source), array("i", output)
+        self._check(self._library.lookups_learn(self._state, *known.buffer_info(), *said.buffer_info()))
 
     def forget(self) -> None:
         """All that rows before have said."""
         self._check(self._library.lookups_forget(self._state))
 
-    def draft(
-        self,
-        tokens_BL: Tensor,
-        lengths_B: Tensor,
-        prompts_B: Tensor,
-        room_B: Tensor,
-        most: int,
-        rule: PackedRule | None,
-    ) -> Found:
+    def draft(self, asked: Asked, rule: PackedRule | None) -> Found:
         """Of each row that text of which the most is expected; what is sent of it goes by the rule, if there is one."""
-        rows, asked = len(lengths_B), self._asked(tokens_BL, lengths_B, prompts_B, room_B, most)
+        rows, most = asked.rows, asked.most
         tokens_M, confidence_M = torch.empty(rows * most, dtype=torch.int64), torch.empty(rows * most)
         numbers_3B = torch.empty(3, rows, dtype=torch.int64)
-        sent_B, made_B, source_B = numbers_3B.unbind()
-        parts = tokens_M, confidence_M, sent_B, made_B, source_B
-        addresses = (part.data_ptr() for part in parts)
-        about = ctypes.byref(asked), None if rule is None else rule.address
-        longest: int = self._library.lookups_draft(self._state, *about, *addresses)
+        numbers, size = numbers_3B.data_ptr(), 8 * rows
+        longest: int = self._library.lookups_draft(
+            *(self._state, ctypes.byref(asked), None if rule is None else rule.address),
+            *(tokens_M.data_ptr(), confidence_M.data_ptr(), numbers, numbers + size, numbers + 2 * size),
+        )
         self._check(longest >= 0)
-        made = rows * longest
-        return Found(tokens_M[:made].view(rows, longest), confidence_M[:made].view(rows, longest), *parts[2:])
+        shape, steps = (rows, longest), (longest, 1)
+        return Found(tokens_M.as_strided(shape, steps), confidence_M.as_strided(shape, steps), *numbers_3B.unbind())
 
-    def all(
-        self, tokens_BL: Tensor, lengths_B: Tensor, prompts_B: Tensor, room_B: Tensor, most: int
-    ) -> list[list[Proposal]]:
+    def all(self, asked: Asked) -> list[list[Proposal]]:
         """Every text of each row but a rejected draft."""
-        shape = len(lengths_B), WAYS
-        tokens_BWK, confidence_BWK = np.zeros((*shape, most), dtype=np.int32), np.zeros((*shape, most))
+        shape = asked.rows, WAYS
+        tokens_BWK, confidence_BWK = np.zeros((*shape, asked.most), dtype=np.int32), np.zeros((*shape, asked.most))
         numbers_3BW = np.zeros((3, *shape), dtype=np.int64)
-        asked = self._asked(tokens_BL, lengths_B, prompts_B, room_B, most)
         parts = tokens_BWK, confidence_BWK, *numbers_3BW
         self._check(self._library.lookups_all(self._state, ctypes.byref(asked), *(part.ctypes.data for part in parts)))
         counts_BW, sources_BW, kinds_BW = numbers_3BW.tolist()
@@ -185,21 +174,17 @@ class Lookups:
         return parts[0].reshape(SOURCES, KINDS, 4), habits
 
     @staticmethod
-    def _asked(tokens_BL: Tensor, lengths_B: Tensor, prompts_B: Tensor, room_B: Tensor, most: int) -> _Asked:
-        parts = tokens_BL, lengths_B, prompts_B, room_B
-        assert tokens_BL.stride(1) == 1, "rows of tokens lie side by side"
-        assert len(room_B) == 1 or room_B.stride(0) == 1, "there is a room for each row"
-        strides = tokens_BL.stride(0), lengths_B.stride(0), prompts_B.stride(0)
-        return _Asked(*(part.data_ptr() for part in parts), *strides, len(lengths_B), most)
-
-    @staticmethod
     def _check(is_done: int | bool) -> None:
         if not is_done:
             raise MemoryError("no memory for texts of rows")
 
 
-def _ids(tokens: Sequence[int] | Ids) -> Ids:
-    return np.ascontiguousarray(tokens, dtype=np.int32)
+def asked_of(tokens_BL: Tensor, lengths_B: Tensor, prompts_B: Tensor) -> Asked:
+    """Of rows that the caller keeps; `rooms` and `most` are still to be said."""
+    assert tokens_BL.stride(1) == 1, "the tokens of a row lie side by side"
+    parts = tokens_BL, lengths_B, prompts_B
+    addresses, steps = [part.data_ptr() for part in parts], [part.stride(0) for part in parts]
+    return Asked(*addresses, None, *steps, len(lengths_B), 0)
 
 
 @cache
@@ -214,7 +199,7 @@ def lookups_library() -> ctypes.CDLL | None:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     loaded.lookups_new.argtypes, loaded.lookups_new.restype = [*[size] * 6, pointer], pointer
-    taken = {
+    taken: dict[str, list[Any]] = {
         "free": [],
         "enter": [size, pointer, size, pointer, size],
         "move": [size, size],

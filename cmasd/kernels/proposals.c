@@ -146,12 +146,12 @@ static void choose(struct lookups *all, const struct row *row, int64_t room, str
     }
 }
 
-/* How much of a draft goes to the verifier; as `Rule.lengths`. */
-static int64_t sent_of(const struct rule *rule, const float *confidence, int64_t made)
+/* How much of a draft goes to the verifier; as `Rule.lengths`, which is given numbers of four bytes. */
+static int64_t sent_of(const struct rule *rule, const double *confidence, int64_t made)
 {
     double statistic = rule->is_mean ? 0 : 1, sum = 0;
     for (int64_t j = 0; j < made; j++) {
-        const double before = statistic, known = confidence[j];
+        const double before = statistic, known = (float)confidence[j];
         const double share = rule->offsets
                                  ? 1 / (1 + exp(-(rule->slope * log_odds(known, rule->edge) + rule->offsets[j])))
                                  : known;

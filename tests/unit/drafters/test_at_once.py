@@ -179,8 +179,8 @@ def test_of_many_places_the_same_are_looked_at(count: int) -> None:
     for _ in range(40):
         lengths_B = torch.tensor([len(said)])
         context = Context(torch.tensor([said]), lengths_B, torch.ones_like(lengths_B), lengths_B, lengths_B[None])
-        one, other = (each.find_all(context, torch.tensor([6]), Rule.always(6)) for each in texts)
-        assert one == other
+        mine, theirs = (each.find_all(context, torch.tensor([6]), Rule.always(6)) for each in texts)
+        assert mine == theirs
         said += [rng.randrange(VOCABULARY), 1]
 
 
@@ -199,5 +199,5 @@ def test_many_rows_are_remembered_alike() -> None:
             context = Context(ones_B[None], ones_B, ones_B, ones_B, ones_B[None])
             for texts in (by_row, at_once):
                 texts.enter(0, again, [])
-            one, other = (each.find_all(context, torch.tensor([6]), Rule.always(6)) for each in (by_row, at_once))
-            assert one == other
+            mine, theirs = (each.find_all(context, torch.tensor([6]), Rule.always(6)) for each in (by_row, at_once))
+            assert mine == theirs

@@ -6,8 +6,9 @@ import torch
 
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.proposals import FADE, Proposal, Rates
+from cmasd.drafters.proposals import FADE, Rates
 from cmasd.drafters.proposals import PRIOR as PRIORS
+from cmasd.kernels import Proposal
 from cmasd.policies import Rule
 from cmasd.signals import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
