@@ -8,6 +8,7 @@ An iteration takes less than a millisecond where models are small. So iterations
 stays until the next, and what that takes is counted as time spent looking, which says how long to rest in between.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Self
 import numpy as np
 
 from cmasd.config.tree import Config
-from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS
+from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS, REMEMBERED
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS
@@ -260,7 +261,14 @@ class GoodputPolicy(Policy):
             self.calibration.observe(seen)
         if drafting or (is_first and place.latest is not None):
             self._choose(place)
-        self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
+        self._rest_until = self._ledger.total + min(self._ledger.rest(self._clock() - started), self._news_in(place))
+
+    def _news_in(self, place: Range) -> float:
+        """Seconds until there is as much more to learn from as is known; inf where enough is. What a few drafts say is
+        soon overruled, and lists of short rows are over before their share of time would let anybody learn again.
+        """
+        rows = self.calibration.rows
+        return place.seconds * rows / place.curve.rows if rows < REMEMBERED else math.inf
 
     def _measure(self, place: Range, measured: ArmMeasured, is_look: bool) -> None:
         """What the range thinks of drafting, by iterations of either arm."""
