@@ -8,7 +8,6 @@ An iteration takes less than a millisecond where models are small. So iterations
 stays until the next, and what that takes is counted as time spent looking, which says how long to rest in between.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -178,7 +177,8 @@ class GoodputPolicy(Policy):
         self._watched = BURST if is_losing or place.latest is None or place.shapes.is_look else BATCH
         if self._bursts > 1 and arm != explorer.force and not place.pair:  # more looks, not longer ones
             self._watched = max(BURST, int(BATCH * place.curve.plain / place.choice.seconds))
-        rest = max(0.0, self._rest_until - self._ledger.total)
+        is_news = arm == Arm.DRAFTING and self._is_news(BATCH * rows)
+        rest = 0.0 if is_news else max(0.0, self._rest_until - self._ledger.total)
         resting = 0.0 if arm != explorer.force or place.shapes.is_look else rest / place.seconds
         if arm == explorer.force == Arm.PLAIN and place.latest is not None:
             resting = max(resting, explorer.hopeless_for(self._iteration))
@@ -239,7 +239,8 @@ class GoodputPolicy(Policy):
             return
         place, explorer = self._range, self._range.explorer
         is_look, shapes = explorer.now != explorer.force, place.shapes
-        if not (is_look or shapes.is_look) and self._ledger.total < self._rest_until:
+        is_news = drafting and self._is_news(sum(len(one.lengths_B) for one in seen))
+        if not (is_look or shapes.is_look or is_news) and self._ledger.total < self._rest_until:
             return
         started = self._clock()
         batch = PairedBatch(seen, self.costs, place.curve)
@@ -261,14 +262,14 @@ class GoodputPolicy(Policy):
             self.calibration.observe(seen)
         if drafting or (is_first and place.latest is not None):
             self._choose(place)
-        self._rest_until = self._ledger.total + min(self._ledger.rest(self._clock() - started), self._news_in(place))
+        total = self._ledger.total  # no rest is longer than all that was before it
+        self._rest_until = total + min(total, self._ledger.rest(self._clock() - started))
 
-    def _news_in(self, place: Range) -> float:
-        """Seconds until there is as much more to learn from as is known; inf where enough is. What a few drafts say is
-        soon overruled, and lists of short rows are over before their share of time would let anybody learn again.
+    def _is_news(self, rows: int) -> bool:
+        """Whether so many drafts say enough to learn from them at once: what a few said before is soon overruled, and
+        lists of short rows are over before their share of time would let anybody learn again.
         """
-        rows = self.calibration.rows
-        return place.seconds * rows / place.curve.rows if rows < REMEMBERED else math.inf
+        return self.calibration.rows < REMEMBERED and 4 * rows >= self.calibration.rows
 
     def _measure(self, place: Range, measured: ArmMeasured, is_look: bool) -> None:
         """What the range thinks of drafting, by iterations of either arm."""
