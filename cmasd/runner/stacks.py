@@ -6,6 +6,7 @@ Shapes: B rows, T window, S source length, L cache length, d model width.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -139,7 +140,7 @@ class BartStack:
         encodes = isinstance(self.encoder, BartEncoder) and self.encoder.is_packed
         return encodes and self._kernels is not None and self._packed is not None
 
-    @property
+    @cached_property
     def _caches(self) -> Caches:
         sources = self._sources
         return Caches(self._cache.buffer_KSHLP, sources.buffer_KSHLP, sources.counts_S, sources.where_S)
