@@ -12,6 +12,8 @@ from cmasd.kernels import Proposal
 from cmasd.policies import Rule
 from cmasd.signals import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
 
+pytestmark = pytest.mark.usefixtures("looked_up")
+
 PRIOR = PRIORS[0][0] / PRIORS[0][1]
 START = 0
 SOURCE = list(range(20, 30))

@@ -1,5 +1,6 @@
 """What a model's draft said behind a rejected token comes again, and gives way where more is expected of the model."""
 
+import pytest
 import torch
 
 from cmasd.core import Draft, Request
@@ -11,6 +12,8 @@ from cmasd.kernels import Lookups
 from cmasd.signals import FROM_DRAFT
 from tests.unit.drafters.test_free import Rows, told
 from tests.unit.engine.pairs import decode_plain, shared_pair, tiny_config, tokens_of
+
+pytestmark = pytest.mark.usefixtures("looked_up")
 
 DRAFT = [21, 22, 23, 24, 25]
 
