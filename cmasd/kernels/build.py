@@ -4,6 +4,7 @@ Raises `OSError` or `subprocess.SubprocessError` where that cannot be.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,7 +40,7 @@ def built(source: str, *flags: str) -> Path:
     known = [line for line in processor.splitlines() if line.startswith(("model", "flags", "Features", "CPU"))]
     threads = _threads() if "-fopenmp" in flags else []
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
-    sources = [path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]"))]
+    sources = [path.read_bytes() for path in _included(FOLDER / source)]
     about = repr([command, known, threads, version, source, sources, as_c()])
     name = f"{Path(source).stem}-{sha256(about.encode()).hexdigest()[:16]}.so"
     library = cache_folder() / "kernels" / name
@@ -56,6 +57,13 @@ def built(source: str, *flags: str) -> Path:
             )
             fresh.replace(library)
     return library
+
+
+def _included(source: Path) -> list[Path]:
+    """It, and all that it includes, but what is written where it is compiled."""
+    named = re.findall(r'^#include "(.+)"', source.read_text(encoding="utf-8"), re.MULTILINE)
+    others = [_included(source.with_name(name)) for name in named if source.with_name(name).exists()]
+    return [source, *(path for other in others for path in other)]
 
 
 def _threads() -> list[str]:

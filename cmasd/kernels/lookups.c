@@ -104,14 +104,14 @@ int64_t lookups_enter(struct lookups *all, int64_t slot, const int32_t *source, 
     return row->has_previous = 1;
 }
 
-/* 0 without memory. */
+/* 0 without memory, or such a row. */
 int64_t lookups_move(struct lookups *all, int64_t source, int64_t target)
 {
-    if (!has_slot(all, target)) return 0;
+    if (!has_slot(all, source > target ? source : target)) return 0;
     free_row(all, target);
     all->rows[target] = all->rows[source];
     all->rows[source] = 0;
-    return 1;
+    return all->rows[target] != 0;
 }
 
 int64_t lookups_learn(struct lookups *all, const int32_t *source, int64_t length, const int32_t *output, int64_t count)
@@ -121,8 +121,8 @@ int64_t lookups_learn(struct lookups *all, const int32_t *source, int64_t length
 
 int64_t lookups_leave(struct lookups *all, int64_t slot, const int32_t *output, int64_t count)
 {
-    const struct row *row = all->rows[slot];
-    const int64_t is_learned = lookups_learn(all, row->source, row->source_length, output, count);
+    const struct row *row = slot < all->slots ? all->rows[slot] : 0;
+    const int64_t is_learned = row && lookups_learn(all, row->source, row->source_length, output, count);
     free_row(all, slot);
     return is_learned;
 }
@@ -209,7 +209,7 @@ static int read_rows(struct lookups *all, const struct asked *asked)
     fade(all);
     int is_read = has_room(all, asked->rows, asked->most);
     for (int64_t i = 0; i < asked->rows && is_read; i++)
-        is_read = read_row(all, all->rows[i], asked->tokens + i * asked->token_stride,
+        is_read = i < all->slots && all->rows[i] && read_row(all, all->rows[i], asked->tokens + i * asked->token_stride,
                            asked->lengths[i * asked->length_stride], asked->prompts[i * asked->prompt_stride]);
     return is_read;
 }
@@ -274,6 +274,7 @@ void lookups_commit(struct lookups *all, const int64_t *accepted)
 /* A model drafted this for a row, of which something may come yet; 0 tokens: nothing. Returns 0 without memory. */
 int64_t lookups_recycle(struct lookups *all, int64_t slot, const int64_t *tokens, int64_t count)
 {
+    if (slot >= all->slots || !all->rows[slot]) return 0;
     struct old *old = &all->rows[slot]->rejected;
     old->habits = 0;
     if (!count) return 1;

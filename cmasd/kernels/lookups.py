@@ -176,7 +176,7 @@ class Lookups:
     @staticmethod
     def _check(is_done: int | bool) -> None:
         if not is_done:
-            raise MemoryError("no memory for texts of rows")
+            raise MemoryError("no memory for texts of rows, or no row in a slot")
 
 
 def asked_of(tokens_BL: Tensor, lengths_B: Tensor, prompts_B: Tensor) -> Asked:
