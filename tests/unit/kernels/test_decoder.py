@@ -75,6 +75,8 @@ def test_a_row_that_moves_takes_its_source_along(family: str) -> None:
     again = torch.stack([PAST[2], PAST[1], PAST[0]])
     moved.forward(again, torch.zeros(3, dtype=torch.int64))
     assert torch.equal(moved.forward(WINDOW.flip(0), STARTS.flip(0)), logits_BTV.flip(0))
+    by_tensors = moved.forward(WINDOW.flip(0), STARTS.flip(0), extent=moved.extent(3, 3, 5))
+    close(by_tensors, logits_BTV.flip(0))
 
 
 @pytest.mark.parametrize("family", ["marian", "mbart"])
