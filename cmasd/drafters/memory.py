@@ -72,7 +72,8 @@ class Memory:
         self._ring = array("i")
         self._links = {level: array("q") for level in LEVELS}
         places = 1 << max(LEAST_HEADS, most_tokens.bit_length())
-        self._mask = places - 1
+        self._mask, self._last_mask = (1 << LEAST_HEADS) - 1, places - 1
+        """Of keys that are told apart, now and at last: few tokens need few."""
         self._heads = {level: memoryview(bytearray(8 * places)).cast("q") for level in LEVELS}
         """By hash; who shares one is in one chain, and is told apart by its tokens."""
         self._written = 0
@@ -204,15 +205,32 @@ class Memory:
     def _write(self, tokens: list[int]) -> None:
         """An edge, then a text."""
         self._grow(len(tokens))
+        self._tell_apart(self._written + len(tokens) - 1)
         for count, token in enumerate(tokens):
             self._written += 1
-            place = self._written % self.most_tokens
-            self._ring[place] = token
-            for level in LEVELS:
-                if count >= level:
-                    key = _key(tokens[count - level + 1 : count + 1]) & self._mask
-                    self._links[level][place] = self._heads[level][key]
-                    self._heads[level][key] = self._written
+            self._ring[self._written % self.most_tokens] = token
+            self._chain(self._written, tokens, count)
+
+    def _chain(self, place: int, tokens: Sequence[int], last: int) -> None:
+        """The token at a place is the last of these, which begin with an edge."""
+        for level in LEVELS:
+            if last >= level:
+                key = _key(tokens[last - level + 1 : last + 1]) & self._mask
+                self._links[level][place % self.most_tokens] = self._heads[level][key]
+                self._heads[level][key] = place
+
+    def _tell_apart(self, tokens: int) -> None:
+        """More keys, before the ring is full."""
+        if self._mask >= self._last_mask or tokens <= self._mask:
+            return
+        while self._mask < self._last_mask and tokens > self._mask:
+            self._mask = 2 * self._mask + 1
+        for head in self._heads.values():
+            head[:] = memoryview(bytearray(8 * len(head))).cast("q")
+        text = [EDGE]
+        for place in range(1, self._written + 1):
+            text = [EDGE] if self._ring[place] == EDGE else [*text, self._ring[place]]
+            self._chain(place, text, len(text) - 1)
 
     def _grow(self, more: int) -> None:
         """Arrays as long as they are needed, and no longer than the ring."""

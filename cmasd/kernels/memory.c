@@ -27,7 +27,7 @@ struct mark {
 };
 
 struct memory {
-    int64_t most, longest, written, mask;
+    int64_t most, longest, written, mask, last_mask; /* of keys that are told apart, now and at last */
     int32_t *ring;
     int64_t *links[LEVELS], *heads[LEVELS];
     struct remembered *rows;
@@ -54,7 +54,8 @@ static struct memory *new_memory(int64_t most, int64_t longest)
     if (!memory) return 0;
     int64_t places = 1 << LEAST_HEADS, is_whole = 1;
     while (places <= most) places *= 2;
-    memory->most = most, memory->longest = longest < levels[0] ? levels[0] : longest, memory->mask = places - 1;
+    memory->most = most, memory->longest = longest < levels[0] ? levels[0] : longest, memory->last_mask = places - 1;
+    memory->mask = (1 << LEAST_HEADS) - 1;
     memory->row_room = memory->mark_room = 1 << LEAST_HEADS;
     is_whole &= (memory->ring = calloc(most, sizeof *memory->ring)) != 0;
     is_whole &= (memory->rows = calloc(memory->row_room, sizeof *memory->rows)) != 0;
@@ -246,17 +247,35 @@ static int alike(const struct memory *memory, const int32_t *source, int64_t len
 
 /* ---------------------------------------------------------------- learning */
 
+/* The `said`th token of its text is at a place; `tokens` ends with it. */
+static void chain(struct memory *memory, int64_t place, const int32_t *tokens, int64_t said)
+{
+    for (int level = 0; level < LEVELS && place > 0; level++) {
+        if (said < levels[level]) continue;
+        int64_t *head = memory->heads[level] + key_of(memory, tokens - levels[level] + 1, levels[level]);
+        memory->links[level][place % memory->most] = *head, *head = place;
+    }
+}
+
+/* Tells more keys apart, before the ring is full: as many as are needed, so that few pages are touched by few tokens. */
+static void tell_apart(struct memory *memory, int64_t tokens)
+{
+    if (memory->mask >= memory->last_mask || tokens <= memory->mask) return;
+    while (memory->mask < memory->last_mask && tokens > memory->mask) memory->mask = 2 * memory->mask + 1;
+    for (int level = 0; level < LEVELS; level++) memset(memory->heads[level], 0, (memory->mask + 1) * sizeof(int64_t));
+    for (int64_t place = 1, said = 0; place <= memory->written; place++) {
+        said = memory->ring[place] == EDGE ? 0 : said + 1;
+        chain(memory, place, memory->ring + place, said);
+    }
+}
+
 static void say(struct memory *memory, const int32_t *tokens, int64_t count)
 {
+    tell_apart(memory, memory->written + count);
     memory->ring[++memory->written % memory->most] = EDGE;
     for (int64_t i = 0; i < count; i++) {
-        const int64_t place = ++memory->written % memory->most;
-        memory->ring[place] = tokens[i];
-        for (int level = 0; level < LEVELS; level++) {
-            if (i + 1 < levels[level]) continue;
-            int64_t *head = memory->heads[level] + key_of(memory, tokens + i + 1 - levels[level], levels[level]);
-            memory->links[level][place] = *head, *head = memory->written;
-        }
+        memory->ring[++memory->written % memory->most] = tokens[i];
+        chain(memory, memory->written, tokens + i, i + 1);
     }
 }
 
