@@ -165,7 +165,7 @@ COMPONENTS = LOGIT_SCORES[:-1]
 
 def as_c() -> str:
     """The places in all tables as enumerations: TOKEN_SOURCE, ..., and TOKEN_WIDTH behind the last."""
-    lines = [f"enum {{ FROM_DRAFT = {FROM_DRAFT} }};\n"]
+    lines = ["enum { FROM_VERIFIER, FROM_DRAFT, FROM_COPY, FROM_MEMORY, FROM_PREVIOUS, FROM_SMALL, SOURCES };\n"]
     for table in (*TRACES, RowNumbers, LogitNumbers):
         names = [f"{table.prefix}_{name}" for name in (*(one.name for one in table.signals), "width")]
         lines.append(f"enum {{ {', '.join(names).upper()} }};\n")

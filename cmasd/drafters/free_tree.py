@@ -3,6 +3,7 @@
 Where they part, the second is as likely as it is by itself, provided that the first is wrong.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from cmasd.core import Draft
 from cmasd.drafters.forest import Continuation, Forest, walk
-from cmasd.drafters.proposals import Proposal, Rates
+from cmasd.kernels import Proposal
 from cmasd.policies import Rule
+
+Count = Callable[[Proposal, int, int], None]
 
 
 @dataclass
@@ -22,7 +25,7 @@ class Branch:
     source: int = 0
     ways: dict[int, "Branch"] = field(default_factory=dict)
 
-    def grow(self, proposal: "Proposal") -> None:
+    def grow(self, proposal: Proposal) -> None:
         """One more text; of two that say the same the surer one counts."""
         at = self
         for token, confidence in zip(proposal.tokens, proposal.confidence, strict=True):
@@ -48,7 +51,7 @@ class FreeTrees:
     def __init__(self) -> None:
         self._sent: tuple[list[list[Proposal]], Draft] | None = None
 
-    def draft(self, proposals: "list[list[Proposal]]", rule: Rule, room_B: Tensor) -> Draft:
+    def draft(self, proposals: list[list[Proposal]], rule: Rule, room_B: Tensor) -> Draft:
         """Of each row's texts."""
         roots = []
         for mine in proposals:
@@ -68,8 +71,10 @@ class FreeTrees:
         self._sent = proposals, draft
         return draft
 
-    def commit(self, tokens_BL: Tensor, lengths_B: Tensor, accepted_B: Tensor, rates: "Rates") -> None:
-        """Every text has been judged as far as it was sent."""
+    def commit(
+        self, tokens_BL: Tensor, lengths_B: Tensor, accepted_B: Tensor, count: Callable[[Proposal, int, int], None]
+    ) -> None:
+        """Every text has been judged as far as it was sent: `count` is told how far that is, and what was accepted."""
         if self._sent is None:
             return
         (proposals, draft), self._sent = self._sent, None
@@ -82,4 +87,4 @@ class FreeTrees:
                 sent = len(walk(tokens[:size], parents[:size], proposal.tokens))
                 if sent:
                     alike = (one == other for one, other in zip(proposal.tokens[:sent], said, strict=False))
-                    rates.count(proposal, sent, sum(takewhile(bool, alike)))
+                    count(proposal, sent, sum(takewhile(bool, alike)))

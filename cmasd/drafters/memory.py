@@ -72,7 +72,8 @@ class Memory:
         self._ring = array("i")
         self._links = {level: array("q") for level in LEVELS}
         places = 1 << max(LEAST_HEADS, most_tokens.bit_length())
-        self._mask = places - 1
+        self._mask, self._last_mask = (1 << LEAST_HEADS) - 1, places - 1
+        """Of keys that are told apart, now and at last: few tokens need few."""
         self._heads = {level: memoryview(bytearray(8 * places)).cast("q") for level in LEVELS}
         """By hash; who shares one is in one chain, and is told apart by its tokens."""
         self._written = 0
@@ -99,7 +100,7 @@ class Memory:
                 continue
             places: list[int] = []
             matched = level
-            place: int = self._heads[level][hash(tuple(tail[-level:])) & self._mask]
+            place: int = self._heads[level][_key(tail[-level:]) & self._mask]
             for _ in range(MOST_PLACES):
                 if place <= self._written - self.most_tokens or place <= 0:
                     break
@@ -183,7 +184,7 @@ class Memory:
             self._forget(self._rows.popleft())
         trigrams = _trigrams(source)
         sketch = self._telling(trigrams)[:SKETCH].tolist()
-        self._having[trigrams & _COMMON] += 1
+        np.add.at(self._having, trigrams & _COMMON, 1)
         self._rows.append(Remembered(trigrams, sketch, self._written - len(output) + 1, self._written + 1))
         for one in sketch:
             rows = self._by_hash.setdefault(one, [])
@@ -192,7 +193,7 @@ class Memory:
 
     def _forget(self, row: Remembered) -> None:
         """The oldest."""
-        self._having[row.trigrams & _COMMON] -= 1
+        np.subtract.at(self._having, row.trigrams & _COMMON, 1)
         for one in row.sketch:
             rows = self._by_hash[one]
             if rows[0] == self._first_row:
@@ -204,15 +205,32 @@ class Memory:
     def _write(self, tokens: list[int]) -> None:
         """An edge, then a text."""
         self._grow(len(tokens))
+        self._tell_apart(self._written + len(tokens) - 1)
         for count, token in enumerate(tokens):
             self._written += 1
-            place = self._written % self.most_tokens
-            self._ring[place] = token
-            for level in LEVELS:
-                if count >= level:
-                    key = hash(tuple(tokens[count - level + 1 : count + 1])) & self._mask
-                    self._links[level][place] = self._heads[level][key]
-                    self._heads[level][key] = self._written
+            self._ring[self._written % self.most_tokens] = token
+            self._chain(self._written, tokens, count)
+
+    def _chain(self, place: int, tokens: Sequence[int], last: int) -> None:
+        """The token at a place is the last of these, which begin with an edge."""
+        for level in LEVELS:
+            if last >= level:
+                key = _key(tokens[last - level + 1 : last + 1]) & self._mask
+                self._links[level][place % self.most_tokens] = self._heads[level][key]
+                self._heads[level][key] = place
+
+    def _tell_apart(self, tokens: int) -> None:
+        """More keys, before the ring is full."""
+        if self._mask >= self._last_mask or tokens <= self._mask:
+            return
+        while self._mask < self._last_mask and tokens > self._mask:
+            self._mask = 2 * self._mask + 1
+        for head in self._heads.values():
+            head[:] = memoryview(bytearray(8 * len(head))).cast("q")
+        text = [EDGE]
+        for place in range(1, self._written + 1):
+            text = [EDGE] if self._ring[place] == EDGE else [*text, self._ring[place]]
+            self._chain(place, text, len(text) - 1)
 
     def _grow(self, more: int) -> None:
         """Arrays as long as they are needed, and no longer than the ring."""
@@ -220,6 +238,14 @@ class Memory:
         for one in (self._ring, *self._links.values()):
             values: Any = one
             values.extend([0] * max(0, missing))
+
+
+def _key(tokens: Sequence[int]) -> int:
+    """A hash of the latest words."""
+    key = 0
+    for token in tokens:
+        key = (key + token + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    return key >> 32
 
 
 def _trigrams(source: Sequence[int]) -> Hashes:

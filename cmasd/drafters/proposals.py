@@ -5,11 +5,8 @@ many that agreed, were accepted lately, the first of a draft apart from those th
 beforehand, and old evidence fades, so that what a policy has given up is tried again.
 """
 
-import operator
-from dataclasses import dataclass
-from itertools import accumulate
-
 from cmasd.drafters.rejoin import GUESSED
+from cmasd.kernels import Proposal
 from cmasd.signals import FROM_COPY, FROM_PREVIOUS
 
 PRIOR = (4.0, 5.0), (4.0, 5.0)
@@ -26,24 +23,21 @@ MOST_WEIGHT = 1e9
 KINDS = 32
 """Of places: by the tokens that agree before them, in the same text (`rejoin`), or else in others from `ALIKE` on."""
 ALIKE = 12
-
-
-@dataclass(slots=True)
-class Proposal:
-    """One way to go on."""
-
-    tokens: list[int]
-    confidence: list[float]
-    source: int
-    kind: int
-
-    @property
-    def expected(self) -> float:
-        """Tokens that will be accepted: the sum of what survives to each."""
-        return float(sum(accumulate(self.confidence, operator.mul)))
+ENOUGH = 0.9
+"""Of the room: a draft that is expected to be accepted so far is not set beside others."""
 
 
 NONE = Proposal([], [], FROM_COPY, 0)
+NOTHING = (0.0, 0.0, 0.0, 0.0)
+
+
+def expected(proposal: Proposal) -> float:
+    """Tokens that will be accepted: the sum of what survives to each."""
+    survival, tokens = 1.0, 0.0
+    for confidence in proposal.confidence:
+        survival *= confidence
+        tokens += survival
+    return tokens
 
 
 class Rates:
@@ -68,12 +62,14 @@ class Rates:
     def __call__(self, source: int, kind: int, count: int) -> list[float]:
         """Share accepted of those that were judged, for so many tokens."""
         (first, firsts), (later, laters) = prior(source, kind)
-        known = self._known.get((source, kind))
-        if known is None:
-            return [first / firsts, *[later / laters] * (count - 1)][:count]
-        weight = self._weight
+        known, weight = self._known.get((source, kind), NOTHING), self._weight
         share = (known[2] + weight * later) / (known[3] + weight * laters)
         return [(known[0] + weight * first) / (known[1] + weight * firsts), *[share] * (count - 1)][:count]
+
+    @property
+    def learned(self) -> dict[tuple[int, int], list[float]]:
+        """By source and kind, without what is assumed beforehand."""
+        return {key: [one / self._weight for one in known] for key, known in self._known.items()}
 
     def count(self, proposal: Proposal, sent: int, accepted: int) -> None:
         """What the verifier said of a draft of which so much was sent; behind a rejection it says nothing."""

@@ -45,7 +45,7 @@ class Habits:
     def weights(self, count: int, token: int) -> list[float]:
         """Of the three, of so many new tokens with this as their first."""
         usual = self.usual.get(min(count, LOST), PRIOR)
-        scale = OF_ALL / sum(usual)
+        scale = OF_ALL / (usual[ADDED] + usual[REPLACED] + usual[WORD])
         own = self.of_token.get(token, (0.0, 0.0, 0.0))
         return [scale * all_of + one for all_of, one in zip(usual, own, strict=True)]
 

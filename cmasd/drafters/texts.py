@@ -5,9 +5,12 @@ a few tokens at a time, for which a call of numpy or torch takes longer than the
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 EDGE = -1
 """Stands before a text, and between a row's source and its output: nothing matches across it."""
+TOLD_APART = 8
+"""Tokens by which places in the memory are, at least: it holds many."""
 MOST_PLACES = 256
 """Of one token, that are looked at: the latest three quarters, and the first of all."""
 
@@ -71,3 +74,8 @@ def copied(text: Text, output_at: int, known: int, most: int, longest: int) -> t
             found, start = size, place + 1
     rest = tokens[start : start + most] if found else []
     return rest[: rest.index(EDGE)] if EDGE in rest else rest, found
+
+
+def sayable(tokens: Sequence[int], vocabulary_size: int) -> list[int]:
+    """As far as a verifier could say them that says ids below `vocabulary_size`: other tokenizers have other ids."""
+    return list(takewhile(lambda token: 0 <= token < vocabulary_size, tokens))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from cmasd.drafters import Drafter
 from cmasd.engine.slots import SlotState
 from cmasd.engine.trace import Outcome
 from cmasd.policies import Observation, Policy
+from cmasd.policies.base import Float64, Int64
 from cmasd.runner.base import Extent
 from cmasd.runner.graphs import StateGraphs
 from cmasd.verification import Verification
@@ -99,6 +101,9 @@ class Flight:
 
     def observation(self, with_signals: bool = False) -> Observation:
         """What a policy learns from it, when it has ended."""
+        if self.draft.tokens_BK.shape[1] == 0 and self.draft.made_B is None:
+            zeros_B, nothing_B0 = _nothing(len(self.draft.lengths_B))
+            return Observation(zeros_B, zeros_B, nothing_B0, zeros_B, self.seconds(), self.is_typical)
         components_BK3 = self.draft.components_BK3
         return Observation(
             self.draft.lengths_B.cpu().numpy(),
@@ -146,6 +151,12 @@ class Ahead:
     def beside(self) -> AbstractContextManager[object]:
         """Within, the device is read without a wait for what was launched after the latest snapshot."""
         return nullcontext() if self._reading is None else torch.cuda.stream(self._reading)
+
+
+@cache
+def _nothing(rows: int) -> tuple[Int64, Float64]:
+    """Numbers of rows that drafted nothing, and their confidences: plain decoding learns from many such."""
+    return np.zeros(rows, dtype=np.int64), np.zeros((rows, 0))
 
 
 def on_host(tensor: Tensor) -> Tensor:

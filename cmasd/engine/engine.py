@@ -44,7 +44,7 @@ from cmasd.engine.threads import Threads
 from cmasd.engine.trace import Outcome, trace
 from cmasd.engine.tree_windows import Trees
 from cmasd.models.families import Words
-from cmasd.policies import Rule, StitchPolicy, build_policy
+from cmasd.policies import Policy, Rule, StitchPolicy, build_policy
 from cmasd.runner.base import Extent
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import load_runner
@@ -148,6 +148,11 @@ class Engine:
             yield from self.step()
 
     @property
+    def _learns(self) -> bool:
+        """Whether the policy listens to what is observed; most do not, and what they would be told takes time."""
+        return getattr(self.policy.observe, "__func__", None) is not Policy.observe
+
+    @property
     def _later(self) -> bool:
         """Whether a drafter that is not asked at present need not prefill new rows yet."""
         return not self._asked and self.stats.iterations > 0
@@ -226,7 +231,7 @@ class Engine:
         """Learn from the iteration in flight, if there is one, and collect the rows in these slots."""
         flight, self._flight = self._flight, None
         if flight is not None:
-            if flight.is_usual:
+            if flight.is_usual and self._learns:
                 self.policy.observe(flight.observation(self.policy.wants_signals))
             if flight.draft.tokens_BK.shape[1]:
                 self.stats.drafter_tokens += int(flight.draft.drafted_B.sum())

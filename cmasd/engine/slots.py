@@ -126,11 +126,16 @@ class SlotState:
         for source, target in zip(sources, targets, strict=True):
             self.keys[target] = self.keys[source]
         self.reach[targets] = self.reach[sources]
-        from_M, to_M = uploaded([sources, targets], self.tokens.device)
         traces = (self.token_trace, self.iteration_trace, *(self.top or ()))
-        for tensor in (self.tokens, self.source, self.numbers, self._sums, *traces):
-            if tensor is not None:
-                tensor.index_copy_(0, to_M, tensor.index_select(0, from_M))
+        whole = [one for one in (self.tokens, self.source, self.numbers, self._sums, *traces) if one is not None]
+        if self.tokens.device.type == "cpu":  # where numpy's calls take a fifth of the time of torch's
+            for tensor in whole:
+                values = tensor.numpy()
+                values[targets] = values[sources]
+            return
+        from_M, to_M = uploaded([sources, targets], self.tokens.device)
+        for tensor in whole:
+            tensor.index_copy_(0, to_M, tensor.index_select(0, from_M))
 
     def enter(self, first: int, rows: list[NewRow]) -> None:
         """New rows, in the slots from `first` on."""

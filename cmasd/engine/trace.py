@@ -58,8 +58,23 @@ class Outcome:
 
 def trace(state: SlotState, context: Context, outcome: Outcome, logits: Logits, record_gaps: bool) -> None:
     """Record one iteration; called after it is counted, before the rows' lengths advance."""
-    _record(state, context, outcome, logits, record_gaps)
-    draft = outcome.draft
+    if state.top is not None:
+        _keep_top(*state.top, context, logits.padded_BTV)
+    draft, verdict, kernels = outcome.draft, outcome.verdict, kernels_for(logits.values_NV)
+    is_kept = draft.tokens_BK.shape[1] and state.iteration_trace is not None  # plain ones hold their initial values
+    if not (is_kept or record_gaps or state.token_trace is not None):
+        return
+    if kernels is not None:
+        kernels.trace(
+            *(logits.values_NV, logits.firsts_B1, outcome.emitted_BT, outcome.count_B, verdict.accepted_B),
+            (draft.lengths_B, draft.confidence_BK, draft.components_BK3, verdict.tau_BK),
+            draft.logprob_BK,
+            draft.source_B if draft.source_BK is None else draft.source_BK,
+            *(state.numbers, state.plain_token),
+            (state.token_trace, state.iteration_trace, state.gap_sum if record_gaps else None),
+        )
+        return
+    _record(state, context, outcome, logits.padded_BTV, record_gaps)
     if draft.source_BK is not None:
         _name_sources(state, context, outcome, draft.source_BK)
     elif draft.source_B is not None:
@@ -82,23 +97,7 @@ def _name_sources(state: SlotState, context: Context, outcome: Outcome, source_B
         state.iteration_trace[row_M, step_M, IterationTrace.rejected_source.place] = source_M
 
 
-def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits, record_gaps: bool) -> None:
-    if state.top is not None:
-        _keep_top(*state.top, context, logits.padded_BTV)
-    if not record_gaps and state.token_trace is None and state.iteration_trace is None:
-        return
-    kernels = kernels_for(logits.values_NV)
-    if kernels is not None:
-        draft, verdict = outcome.draft, outcome.verdict
-        kernels.trace(
-            *(logits.values_NV, logits.firsts_B1, outcome.emitted_BT, outcome.count_B, verdict.accepted_B),
-            (draft.lengths_B, draft.confidence_BK, draft.components_BK3, verdict.tau_BK),
-            draft.logprob_BK,
-            *(state.numbers, state.plain_token),
-            (state.token_trace, state.iteration_trace, state.gap_sum if record_gaps else None),
-        )
-        return
-    logits_BTV = logits.padded_BTV
+def _record(state: SlotState, context: Context, outcome: Outcome, logits_BTV: Tensor, record_gaps: bool) -> None:
     if outcome.draft.tokens_BK.shape[1] == 0:
         _trace_plain(state, context, logits_BTV, outcome, record_gaps)
         return
@@ -121,8 +120,6 @@ def _record(state: SlotState, context: Context, outcome: Outcome, logits: Logits
 def _trace_plain(state: SlotState, context: Context, logits_B1V: Tensor, outcome: Outcome, record_gaps: bool) -> None:
     """Without a draft every row gains one token of the verifier's own, and iterations hold their initial values."""
     emitted_B1, live = outcome.emitted_BT, len(outcome.count_B)
-    if not record_gaps and state.token_trace is None:
-        return
     gap_B1, logprob_B1 = chosen(logits_B1V, emitted_B1)
     if record_gaps:
         state.gap_sum[:live].addcmul_(gap_B1[:, 0], outcome.count_B)

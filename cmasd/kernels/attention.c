@@ -14,7 +14,13 @@ struct lines {
     const int64_t *counts;
     int64_t block, slot, head; /* strides */
     int64_t is_narrow;         /* whether these are halves (halves.c); `rotate` alone takes them */
+    const int64_t *where;      /* by slot the one whose lines are its own; null: itself */
 };
+
+static REAL *lines_of(const struct lines *lines, int64_t block, int64_t slot)
+{
+    return lines->first + block * lines->block + (lines->where ? lines->where[slot] : slot) * lines->slot;
+}
 
 static inline __attribute__((always_inline)) void attend_one(
     const REAL *query, const REAL *lines, int64_t count, int64_t width, REAL scale, REAL *scores, REAL *out)
@@ -59,7 +65,7 @@ static void share_attention(const struct window *window, const struct lines *lin
         int64_t run = group / heads, head = group % heads, owner = window->slots[run];
         int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
         int64_t known = fresh ? window->starts[run] : lines->counts[owner];
-        REAL *slot = lines->first + block * lines->block + owner * lines->slot + head * lines->head;
+        REAL *slot = lines_of(lines, block, owner) + head * lines->head;
         const int64_t *parents = fresh && window->parents ? window->parents + window->firsts[run] : 0;
         REAL scores[known + length];
         for (int64_t t = 0; t < length; t++) {
@@ -90,7 +96,7 @@ static void share_storing(const struct window *window, const struct lines *lines
     #pragma omp for schedule(static) nowait
     for (int64_t run = 0; run < window->runs; run++) {
         int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
-        REAL *slot = lines->first + block * lines->block + window->slots[run] * lines->slot + window->starts[run] * pair;
+        REAL *slot = lines_of(lines, block, window->slots[run]) + window->starts[run] * pair;
         for (int64_t t = 0; t < length; t++)
             for (int64_t head = 0; head < heads; head++)
                 memcpy(slot + head * lines->head + t * pair, fresh + (first + t) * stride + head * pair,

@@ -1,9 +1,10 @@
-"""Compiles `kernels.c` with the machine's own compiler, for its own processor; the library stays in the cache folder.
+"""Compiles a source with the machine's own compiler, for its own processor; the library stays in the cache folder.
 
 Raises `OSError` or `subprocess.SubprocessError` where that cannot be.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,10 +13,14 @@ from pathlib import Path
 
 from cmasd.signals import as_c
 
-SOURCE = Path(__file__).with_name("kernels.c")
-"""It includes the others beside it, and `signals.h`, which is written where it is compiled."""
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared", "-nostartfiles")
-"""The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole process."""
+FOLDER = Path(__file__).parent
+"""Of sources, which include others beside them, and `signals.h`, which is written where they are compiled."""
+FLAGS = ("-O3", "-march=native", "-fPIC", "-shared")
+FAST = ("-ffast-math", "-fopenmp", "-nostartfiles")
+"""Of models. The last leaves out what gcc adds for fast mathematics, which would flush small numbers in the whole
+process."""
+AS_WRITTEN = ("-ffp-contract=off",)
+"""Of what is to have the very numbers that Python has."""
 COMPILE_SECONDS = 300.0
 """A compiler that has a busy machine to share takes more than one minute; to do without what it makes takes longer."""
 
@@ -25,32 +30,40 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmasd"
 
 
-def built(*definitions: str) -> Path:
-    """The library, from the cache folder if it was built before."""
+def built(source: str, *flags: str) -> Path:
+    """The library of a source, from the cache folder if it was built before."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise OSError("there is no C compiler")
-    command = [compiler, *FLAGS, *definitions]
+    command = [compiler, *FLAGS, *flags]
     processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     known = [line for line in processor.splitlines() if line.startswith(("model", "flags", "Features", "CPU"))]
-    threads = _threads()
+    threads = _threads() if "-fopenmp" in flags else []
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
-    sources = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.c"))]
-    about = repr([command, known, threads, version, sources, as_c()])
-    library = cache_folder() / "kernels" / f"kernels-{sha256(about.encode()).hexdigest()[:16]}.so"
+    sources = [path.read_bytes() for path in _included(FOLDER / source)]
+    about = repr([command, known, threads, version, source, sources, as_c()])
+    name = f"{Path(source).stem}-{sha256(about.encode()).hexdigest()[:16]}.so"
+    library = cache_folder() / "kernels" / name
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             fresh = Path(folder) / library.name
             (Path(folder) / "signals.h").write_text(as_c(), encoding="ascii")
             subprocess.run(
-                [*command, f"-I{folder}", str(SOURCE), *threads, "-lm", "-o", str(fresh)],
+                [*command, f"-I{folder}", str(FOLDER / source), *threads, "-lm", "-o", str(fresh)],
                 capture_output=True,
                 check=True,
                 timeout=COMPILE_SECONDS,
             )
             fresh.replace(library)
     return library
+
+
+def _included(source: Path) -> list[Path]:
+    """It, and all that it includes, but what is written where it is compiled."""
+    named = re.findall(r'^#include "(.+)"', source.read_text(encoding="utf-8"), re.MULTILINE)
+    others = [_included(source.with_name(name)) for name in named if source.with_name(name).exists()]
+    return [source, *(path for other in others for path in other)]
 
 
 def _threads() -> list[str]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmasd.kernels import fours
-from cmasd.kernels.build import built
+from cmasd.kernels.build import FAST, built
 from cmasd.kernels.forwards import ForwardKernels
 from cmasd.kernels.layers import lines, window_struct
 from cmasd.kernels.packing import PackingKernels
@@ -122,7 +122,7 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     if dtype not in REALS or sys.platform != "linux":
         return None
     try:
-        return Kernels(built(*REALS[dtype]), dtype)
+        return Kernels(built("kernels.c", *FAST, *REALS[dtype]), dtype)
     except (OSError, subprocess.SubprocessError) as error:
         log.info("%s", {"event": "kernels.none", "cause": str(error).splitlines()[0]})
         return None

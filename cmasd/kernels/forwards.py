@@ -4,6 +4,8 @@ Shapes: B rows, R runs, N tokens of a window, S slots or sources, K layers, d wi
 """
 
 import ctypes
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -26,14 +28,28 @@ from cmasd.window import Window
 NO_ROOM = "no memory for a draft"
 
 
-class Caches(NamedTuple):
-    """What a forward reads and writes."""
+@dataclass(frozen=True)
+class Caches:
+    """What a forward reads and writes; whoever keeps the tensors keeps this, too."""
 
     past_KSHLP: Tensor
     source_KSHLP: Tensor | None
     """None without an encoder."""
     counts_S: Tensor | None
     """(S,) int64 source tokens in each slot."""
+    where_S: Tensor | None = None
+    """(S,) int64 whose source lines those of each slot are; None: its own."""
+
+    @cached_property
+    def past(self) -> Any:
+        """The address of its structure."""
+        return ctypes.byref(lines(self.past_KSHLP, None))
+
+    @cached_property
+    def source(self) -> Any:
+        """The same; None without an encoder."""
+        source_KSHLP = self.source_KSHLP
+        return None if source_KSHLP is None else ctypes.byref(lines(source_KSHLP, self.counts_S, self.where_S))
 
 
 class Speaker(NamedTuple):
@@ -90,14 +106,12 @@ class ForwardKernels:
 
         Every token sees those before it in its slot, and the first `counts_S` places of its source, at least one.
         """
-        past_KSHLP, source_KSHLP, counts_S = caches
-        count = len(window.tokens_N)
-        room, out_Nd = past_KSHLP.new_empty(count * decoder.room), past_KSHLP.new_empty(count, decoder.width)
-        assert source_KSHLP is not None, "a decoder reads a source"
-        flat, past, source = window_struct(window), lines(past_KSHLP, None), lines(source_KSHLP, counts_S)
+        count, real = len(window.tokens_N), caches.past_KSHLP
+        room, out_Nd = real.new_empty(count * decoder.room), real.new_empty(count, decoder.width)
+        assert caches.source is not None, "a decoder reads a source"
+        flat = window_struct(window)
         self._decode(
-            *(decoder.address, ctypes.byref(flat), ctypes.byref(past), ctypes.byref(source)),
-            *(room.data_ptr(), out_Nd.data_ptr()),
+            *(decoder.address, ctypes.byref(flat), caches.past, caches.source, room.data_ptr(), out_Nd.data_ptr())
         )
         return out_Nd
 
@@ -123,19 +137,25 @@ class ForwardKernels:
         self._encode(encoder.address, ctypes.byref(flat), ctypes.byref(past), room.data_ptr(), out_Nd.data_ptr())
         return out_Nd
 
-    def fill(self, decoder: PackedDecoder, window: Window, encoded_Nd: Tensor, source_KSHLP: Tensor) -> None:
+    def fill(
+        self,
+        decoder: PackedDecoder,
+        window: Window,
+        encoded_Nd: Tensor,
+        source_KSHLP: Tensor,
+        where_S: Tensor | None = None,
+    ) -> None:
         """Keep the keys and values of sources (N, d), each a run from place 0 on."""
         encoded_Nd, (count, width) = encoded_Nd.contiguous(), encoded_Nd.shape
         room = encoded_Nd.new_empty(count * 2 * width)
-        flat, source = window_struct(window), lines(source_KSHLP, None)
+        flat, source = window_struct(window), lines(source_KSHLP, None, where_S)
         self._fill(*(decoder.address, ctypes.byref(flat), encoded_Nd.data_ptr(), ctypes.byref(source), room.data_ptr()))
 
     def guess(self, speaker: Speaker, window: Window, caches: Caches) -> tuple[Tensor, Tensor]:
         """One greedy token (R,) behind each run of a window, and the numbers (R, 6) of its logits."""
-        past_KSHLP, _, counts_S = caches
-        assert counts_S is not None, "there is an encoder"
+        assert caches.counts_S is not None, "there is an encoder"
         slots = int(window.slots_R.max()) + 1
-        into = self._room_for(slots, 1, past_KSHLP, counts_S)
+        into = self._room_for(slots, 1, caches.past_KSHLP, caches.counts_S)
         ones_S = torch.ones(slots, dtype=torch.int64)
         flat, out = window_struct(window), drafted_into(into[0], into[1], into[2], into[3])
         about, stored, ends = self._about(speaker, caches)
@@ -158,9 +178,9 @@ class ForwardKernels:
 
         The cache knows `held_B` (B,) tokens of rows, and all afterwards where there is room.
         """
-        rows, (past_KSHLP, _, counts_S) = len(lengths_B), caches
-        assert counts_S is not None, "there is an encoder"
-        into = self._room_for(rows, count, past_KSHLP, counts_S)
+        rows = len(lengths_B)
+        assert caches.counts_S is not None, "there is an encoder"
+        into = self._room_for(rows, count, caches.past_KSHLP, caches.counts_S)
         out = drafted_into(*into)
         about, stored, ends = self._about(speaker, caches)
         tokens, lengths = (tokens_BL.data_ptr(), tokens_BL.stride(0)), (lengths_B.data_ptr(), lengths_B.stride(0))
@@ -182,9 +202,9 @@ class ForwardKernels:
     @staticmethod
     def _about(speaker: Speaker, caches: Caches) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, int]]:
         """A model, what is stored, and the ends of sequence."""
-        (decoder, head, ids_S, eos_ids), (past_KSHLP, source_KSHLP, counts_S) = speaker, caches
-        assert source_KSHLP is not None, "there is an encoder"
-        stored = ctypes.byref(lines(past_KSHLP, None)), ctypes.byref(lines(source_KSHLP, counts_S))
+        decoder, head, ids_S, eos_ids = speaker
+        assert caches.source is not None, "there is an encoder"
+        stored = caches.past, caches.source
         about = decoder.address, head.address, None if ids_S is None else ids_S.data_ptr()
         return about, stored, (eos_ids.data_ptr(), len(eos_ids))
 
@@ -201,15 +221,14 @@ class ForwardKernels:
         """Greedy tokens (B, count) of one pass, their numbers (B, count, 6), and the predicted acceptance (B, count)
         where there is a head for it; and how many places of a row the cache lacked at most, from `held_B` (B,) on.
         """
-        past_KSHLP, source_KSHLP, counts_S = caches
-        rows = len(lengths_B)
+        rows, past_KSHLP = len(lengths_B), caches.past_KSHLP
         found, numbers = held_B.new_empty(rows, count), past_KSHLP.new_empty(rows, count, LogitNumbers.width())
         predicted = past_KSHLP.new_empty(rows, count) if drafter.has_judge else None
-        stored = ctypes.byref(places(seen_SLd)), ctypes.byref(lines(past_KSHLP, None))
-        source = None if source_KSHLP is None else ctypes.byref(lines(source_KSHLP, counts_S))
+        seen = places(seen_SLd)
         missing: int = self._propose(
             *(drafter.address, tokens_BL.data_ptr(), tokens_BL.stride(0), lengths_B.data_ptr(), lengths_B.stride(0)),
-            *(held_B.data_ptr(), rows, count, *stored, source, found.data_ptr(), numbers.data_ptr()),
+            *(held_B.data_ptr(), rows, count, ctypes.byref(seen), caches.past, caches.source),
+            *(found.data_ptr(), numbers.data_ptr()),
             None if predicted is None else predicted.data_ptr(),
         )
         if not missing:

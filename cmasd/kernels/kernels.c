@@ -21,6 +21,7 @@
 #define NOTHING -80 /* exp of it counts as nothing beside 1 */
 
 #include "signals.h" /* written by build.py: the places of cmasd/signals.py */
+#include "rule.h"
 #include "meeting.c"
 #include "window.c"
 #include "attention.c"

@@ -45,7 +45,7 @@ class _Seen(ctypes.Structure):
 class _Lines(ctypes.Structure):
     """`struct lines`."""
 
-    _fields_ = (*fields_of("first counts", "block slot head is_narrow"),)
+    _fields_ = (*fields_of("first counts", "block slot head is_narrow"), *fields_of("where"))
 
 
 class _Window(ctypes.Structure):
@@ -203,11 +203,13 @@ def places(seen_SLd: Tensor) -> ctypes.Structure:
     return _Seen(seen_SLd.data_ptr(), seen_SLd.stride(0))
 
 
-def lines(cache_KSHLP: Tensor, counts_S: Tensor | None) -> Any:
-    """Keys and values of K layers in slots, of which `counts_S` (S,) int64 places count."""
+def lines(cache_KSHLP: Tensor, counts_S: Tensor | None, where_S: Tensor | None = None) -> Any:
+    """Keys and values of K layers in slots, of which `counts_S` (S,) int64 places count; those of a slot are in that of
+    `where_S` (S,) int64, or its own.
+    """
     block, slot, head = cache_KSHLP.stride()[:3]
-    counts = None if counts_S is None else counts_S.data_ptr()
-    return _Lines(cache_KSHLP.data_ptr(), counts, block, slot, head, cache_KSHLP.dtype == torch.bfloat16)
+    counts, where = (None if one is None else one.data_ptr() for one in (counts_S, where_S))
+    return _Lines(cache_KSHLP.data_ptr(), counts, block, slot, head, cache_KSHLP.dtype == torch.bfloat16, where)
 
 
 def _address(norm: Norm | None) -> int | None:

@@ -99,7 +99,8 @@ void keep(int64_t *held, int64_t rows, const int64_t *accepted, const int64_t *d
 }
 
 /* As `trace` of cmasd/engine/trace.py, after `commit`, for what is kept: what is not is null. The first row of each trace
-   is given, with what an iteration or a token holds that nobody drafted. */
+   is given, with what an iteration or a token holds that nobody drafted. Who proposed a token is at its row's and its
+   place's steps of `sources`; null: a model. */
 
 #define COMPONENTS (TOKEN_SOFTMAX - TOKEN_CONFIDENCE) /* behind a confidence */
 
@@ -112,8 +113,8 @@ static void put_scores(const float *confidence, const float *components, float *
 void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t window, int64_t columns,
            const int64_t *emitted, const int64_t *counts, const int64_t *accepted, const int64_t *lengths, const float *confidence,
            const float *components, const float *tau, const float *logprob, const int64_t *numbers, int64_t number_stride,
-           const float *plain_token, float *tokens, int64_t token_stride, float *iterations, int64_t iteration_stride,
-           float *gap_sum, int64_t sum_stride)
+           const int64_t *sources, int64_t row_step, int64_t place_step, const float *plain_token, float *tokens,
+           int64_t token_stride, float *iterations, int64_t iteration_stride, float *gap_sum, int64_t sum_stride)
 {
     const int64_t drafted = window - 1;
     #pragma omp parallel for if (rows > 1)
@@ -126,7 +127,7 @@ void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t wind
             out[ITERATION_DRAFT_LENGTH] = length, out[ITERATION_ACCEPTED] = kept;
             if (kept < length && kept < count) { /* else the scores are what they are without a rejection */
                 put_scores(mine + kept, why + kept * COMPONENTS, out + ITERATION_REJECTED_CONFIDENCE);
-                out[ITERATION_REJECTED_SOURCE] = FROM_DRAFT;
+                out[ITERATION_REJECTED_SOURCE] = sources ? sources[row * row_step + kept * place_step] : FROM_DRAFT;
             }
         }
         for (int64_t t = 0; t < count && (tokens || gap_sum); t++) {
@@ -138,7 +139,7 @@ void trace(const REAL *logits, const int64_t *firsts, int64_t rows, int64_t wind
             for (int64_t i = 0; i < columns; i++) mass += EXP(z[i] - top < NOTHING ? NOTHING : z[i] - top);
             memcpy(out, plain_token, TOKEN_WIDTH * sizeof(float));
             if (t < accepted[row]) {
-                out[TOKEN_SOURCE] = FROM_DRAFT;
+                out[TOKEN_SOURCE] = sources ? sources[row * row_step + t * place_step] : FROM_DRAFT;
                 put_scores(mine + t, why + t * COMPONENTS, out + TOKEN_CONFIDENCE);
                 out[TOKEN_DRAFT_POSITION] = t + 1;
                 if (logprob) out[TOKEN_DRAFTER_LOGPROB] = logprob[row * drafted + t];

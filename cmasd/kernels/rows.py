@@ -35,7 +35,7 @@ class RowKernels:
         ]
         self._trace.argtypes = [
             *(pointer, pointer, size, size, size, pointer, pointer, pointer, pointer, pointer, pointer, pointer),
-            *(pointer, pointer, size, pointer, pointer, size, pointer, size, pointer, size),
+            *(pointer, pointer, size, pointer, size, size, pointer, pointer, size, pointer, size, pointer, size),
         ]
 
     def accept(
@@ -134,6 +134,7 @@ class RowKernels:
         accepted_B: Tensor,
         draft: tuple[Tensor, Tensor, Tensor, Tensor],
         logprob_BK: Tensor | None,
+        source: Tensor | None,
         numbers_C9: Tensor,
         plain_token_8: Tensor,
         kept: tuple[Tensor | None, Tensor | None, Tensor | None],
@@ -141,16 +142,18 @@ class RowKernels:
         """See `cmasd.engine.trace`, whose kept tensors are updated: tokens (C, N, 8), iterations (C, N, 6), gaps (C,).
 
         A draft is its lengths (B,), confidences (B, K) and their components (B, K, 3), and the tolerances (B, K);
-        `logprob_BK` what the drafter gave its tokens, where that is known.
+        `logprob_BK` what the drafter gave its tokens, where that is known; `source` who proposed them, (B,) or (B, K).
         """
         logits_NV, emitted_BT, count_B = logits_NV.contiguous(), emitted_BT.contiguous(), count_B.contiguous()
         logprob_BK = None if logprob_BK is None else logprob_BK.float().contiguous()
         draft_4 = [one.contiguous() for one in (accepted_B, *draft)]
+        steps = (0, 0) if source is None else (*source.stride(), 0)[:2]
         places = [(None, 0) if one is None else (one.data_ptr(), one.stride(0)) for one in kept]
         self._trace(
             *(logits_NV.data_ptr(), firsts_B1.data_ptr(), *emitted_BT.shape, logits_NV.shape[1]),
             *(emitted_BT.data_ptr(), count_B.data_ptr()),
             *(*(one.data_ptr() for one in draft_4), None if logprob_BK is None else logprob_BK.data_ptr()),
             *(numbers_C9.data_ptr(), numbers_C9.stride(0)),
+            *(None if source is None else source.data_ptr(), *steps),
             *(plain_token_8.data_ptr(), *(value for place in places for value in place)),
         )

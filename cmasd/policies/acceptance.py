@@ -55,7 +55,7 @@ class Calibration:
 
     def observe(self, seen: Sequence[Observation]) -> None:
         """Learn from some iterations at once."""
-        counts = [(one.drafted_B, one.lengths_B, one.accepted_B) for one in seen]
+        counts = [(_known(one), one.lengths_B, one.accepted_B) for one in seen]
         counts_3M = np.stack([np.concatenate(of_all) for of_all in zip(*counts, strict=True)])
         odds_MK = _log_odds(seen, counts_3M.shape[1], len(self.offsets_K))[-REMEMBERED:]
         places = np.arange(self._seen, self._seen + len(odds_MK)) % REMEMBERED
@@ -147,6 +147,12 @@ def newton(
 def _sums(values: Float64, positions: Int64, position_K: Int64) -> Float64:
     """(K,)"""
     return np.bincount(positions, values, minlength=len(position_K)).astype(np.float64)
+
+
+def _known(one: Observation) -> Int64:
+    """(B,) tokens that were drafted, as far as their confidences are known: not behind the most that was sent."""
+    known: Int64 = one.drafted_B.clip(max=max(1, one.confidence_BK.shape[1]))
+    return known
 
 
 def _log_odds(seen: Sequence[Observation], rows: int, most: int) -> Float64:

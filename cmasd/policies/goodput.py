@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from cmasd.config.tree import Config
-from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS
+from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS, REMEMBERED
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS
@@ -180,7 +180,8 @@ class GoodputPolicy(Policy):
         self._watched = least if is_losing or place.latest is None or place.shapes.is_look else BATCH
         if self._bursts > 1 and arm != explorer.force and not place.pair:  # more looks, not longer ones
             self._watched = max(least, int(BATCH * place.curve.plain / place.choice.seconds))
-        rest = max(0.0, self._rest_until - self._ledger.total)
+        is_news = arm == Arm.DRAFTING and self._is_news(BATCH * rows)
+        rest = 0.0 if is_news else max(0.0, self._rest_until - self._ledger.total)
         resting = 0.0 if arm != explorer.force or place.shapes.is_look else rest / place.seconds
         if arm == explorer.force == Arm.PLAIN and place.latest is not None:
             resting = max(resting, explorer.hopeless_for(self._iteration))
@@ -241,7 +242,8 @@ class GoodputPolicy(Policy):
             return
         place, explorer = self._range, self._range.explorer
         is_look, shapes = explorer.now != explorer.force, place.shapes
-        if not (is_look or shapes.is_look) and self._ledger.total < self._rest_until:
+        is_news = drafting and self._is_news(sum(len(one.lengths_B) for one in seen))
+        if not (is_look or shapes.is_look or is_news) and self._ledger.total < self._rest_until:
             return
         started = self._clock()
         batch = PairedBatch(seen, self.costs, place.curve)
@@ -263,7 +265,14 @@ class GoodputPolicy(Policy):
             self.calibration.observe(seen)
         if drafting or (is_first and place.latest is not None):
             self._choose(place)
-        self._rest_until = self._ledger.total + self._ledger.rest(self._clock() - started)
+        total = self._ledger.total  # no rest is longer than all that was before it
+        self._rest_until = total + min(total, self._ledger.rest(self._clock() - started))
+
+    def _is_news(self, rows: int) -> bool:
+        """Whether so many drafts say enough to learn from them at once: what a few said before is soon overruled, and
+        lists of short rows are over before their share of time would let anybody learn again.
+        """
+        return self.calibration.rows < REMEMBERED and 4 * rows >= self.calibration.rows
 
     def _measure(self, place: Range, measured: ArmMeasured, is_look: bool) -> None:
         """What the range thinks of drafting, by iterations of either arm."""

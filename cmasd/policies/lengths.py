@@ -103,6 +103,11 @@ def tried(most: int) -> Int64:
 
 def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: Curve) -> tuple[Float64, Float64]:
     """(L,) tokens of a row and seconds of an iteration that each rule would have made of the remembered rows."""
+    if curve.one_pass and _are_flat(go_on_LK, keep_LK):
+        lengths_LN = _lengths(survival_NK, go_on_LK, keep_LK)
+        within_NK1 = np.pad(survival_NK.cumsum(1), ((0, 0), (1, 0)))
+        tokens_L = 1 + within_NK1[np.arange(len(survival_NK)), lengths_LN].mean(1)
+        return tokens_L, curve.draft_R[-1] + curve.verify_N[_batches(lengths_LN, curve.rows)].mean(1)
     going_LN = np.ones((len(go_on_LK), len(survival_NK)), dtype=bool)
     fits_LN, lengths_LN = going_LN.copy(), np.zeros(going_LN.shape, dtype=np.int64)
     tokens_L, seconds_L = np.ones(len(go_on_LK)), np.full(len(go_on_LK), curve.draft_R[-1])
@@ -118,6 +123,26 @@ def expected(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64, curve: C
         tokens_L += (fits_LN * survival_N).mean(1)  # no BLAS: its threads would wait for each other
     seconds_L += curve.verify_N[_batches(lengths_LN, curve.rows)].mean(1)
     return tokens_L, seconds_L
+
+
+def _are_flat(go_on_LK: Float64, keep_LK: Float64) -> bool:
+    """Whether each rule asks the same of all tokens but the first, of which it asks no more, up to a length."""
+    last_L1 = keep_LK[:, -1:]
+    return bool(np.isinf(go_on_LK).all() and (keep_LK[:, 1:] == last_L1).all() and (keep_LK[:, :1] <= last_L1).all())
+
+
+def _lengths(survival_NK: Float64, go_on_LK: Float64, keep_LK: Float64) -> Int64:
+    """(L, N) of drafts by such rules: survival falls from place to place, so they end where it is first too low."""
+    rows, places = survival_NK.shape
+    asked_M, of_L = np.unique(keep_LK[:, -1], return_inverse=True)
+    passed_NK = np.searchsorted(asked_M, survival_NK, side="right") + (len(asked_M) + 1) * np.arange(rows)[:, None]
+    ends_NM1 = np.bincount(passed_NK.ravel(), minlength=rows * (len(asked_M) + 1)).reshape(rows, -1)
+    passing_NM = ends_NM1[:, :0:-1].cumsum(1)[:, ::-1]
+    stops_LK = go_on_LK[:, : places - 1] == np.inf
+    most_L = np.where(stops_LK.any(1), stops_LK.argmax(1) + 1, places) if places > 1 else np.ones(len(keep_LK), int)
+    lengths_LN: Int64 = np.minimum(passing_NM.T[of_L], most_L[:, None]).clip(1)
+    lengths_LN[survival_NK[:, 0] < keep_LK[:, :1]] = 0
+    return lengths_LN
 
 
 def _batches(counts_LN: NDArray[Any], rows: int) -> Int64:

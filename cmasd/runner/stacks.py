@@ -6,6 +6,7 @@ Shapes: B rows, T window, S source length, L cache length, d model width.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -94,6 +95,8 @@ class BartStack:
         self._causal = causal
         self._kernels = None if cache.is_bucketed else kernels_for(causal.visible)
         self._packed = decoder.packed()
+        if self._kernels is not None and self._packed is not None:
+            sources.move_by_name()
 
     def share_weights(self, other: "BartStack") -> None:
         """See `_SlotRunner.share_weights`."""
@@ -108,7 +111,8 @@ class BartStack:
         """See `Stack.store`."""
         if self._kernels is not None and self._packed is not None:
             window = Window.prefixes(slots_B.new_zeros(encoded_BSd.shape[:2]), lengths_B, slots_B)
-            self._kernels.fill(self._packed, window, window.flat(encoded_BSd), self._sources.buffer_KSHLP)
+            sources = self._sources.buffer_KSHLP, self._sources.where_S
+            self._kernels.fill(self._packed, window, window.flat(encoded_BSd), *sources)
             self._sources.note(slots_B, lengths_B)
         else:
             self._sources.store(slots_B, lengths_B, self._decoder.pairs(encoded_BSd))
@@ -136,9 +140,10 @@ class BartStack:
         encodes = isinstance(self.encoder, BartEncoder) and self.encoder.is_packed
         return encodes and self._kernels is not None and self._packed is not None
 
-    @property
+    @cached_property
     def _caches(self) -> Caches:
-        return Caches(self._cache.buffer_KSHLP, self._sources.buffer_KSHLP, self._sources.counts_S)
+        sources = self._sources
+        return Caches(self._cache.buffer_KSHLP, sources.buffer_KSHLP, sources.counts_S, sources.where_S)
 
     def _attention(self, given: Pass, positions_BT: Tensor, branches: Branches | None) -> tuple[Attend, Attend]:
         cache, sources, extent = self._cache, self._sources, given.extent

@@ -10,6 +10,8 @@ from cmasd.drafters import Context, FreeDrafter
 from cmasd.drafters.proposals import FADE, PRIOR
 from cmasd.policies import FixedPolicy, Policy, Rule, SurvivalPolicy
 
+pytestmark = pytest.mark.usefixtures("looked_up")
+
 LONGEST, MOST_TOKENS, MOST_SOURCE = 4, 12, 8
 TOKEN = st.integers(0, 3)
 ROW = st.tuples(

@@ -6,10 +6,13 @@ import torch
 
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters import Context, FreeDrafter
-from cmasd.drafters.proposals import FADE, Proposal, Rates
+from cmasd.drafters.proposals import FADE, Rates
 from cmasd.drafters.proposals import PRIOR as PRIORS
+from cmasd.kernels import Proposal
 from cmasd.policies import Rule
 from cmasd.signals import FROM_COPY, FROM_MEMORY, FROM_PREVIOUS
+
+pytestmark = pytest.mark.usefixtures("looked_up")
 
 PRIOR = PRIORS[0][0] / PRIORS[0][1]
 START = 0

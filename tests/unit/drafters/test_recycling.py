@@ -1,14 +1,19 @@
 """What a model's draft said behind a rejected token comes again, and gives way where more is expected of the model."""
 
+import pytest
 import torch
 
 from cmasd.core import Draft, Request
 from cmasd.drafters import MixedDrafter
+from cmasd.drafters.by_row import TextsByRow
 from cmasd.drafters.mixed import expected
 from cmasd.engine import Engine
+from cmasd.kernels import Lookups
 from cmasd.signals import FROM_DRAFT
 from tests.unit.drafters.test_free import Rows, told
 from tests.unit.engine.pairs import decode_plain, shared_pair, tiny_config, tokens_of
+
+pytestmark = pytest.mark.usefixtures("looked_up")
 
 DRAFT = [21, 22, 23, 24, 25]
 
@@ -77,4 +82,6 @@ def test_recycled_drafts_are_sent_and_change_no_output() -> None:
         engine = Engine(pair, tiny_config(policy={"kind": "fixed"}, drafter=drafter))
         assert {result.key: result.token_ids.tolist() for result in engine.decode(requests)} == plain
         assert isinstance(engine.drafter, MixedDrafter)
-        assert FROM_DRAFT in {source for source, _ in engine.drafter.free._rates._known}, "some were judged"
+        texts = engine.drafter.free.texts
+        assert not isinstance(texts, Lookups) or texts.learned()[0][FROM_DRAFT].any(), "some were judged"
+        assert not isinstance(texts, TextsByRow) or FROM_DRAFT in {source for source, _ in texts.rates.learned}

@@ -78,8 +78,7 @@ def test_words_that_were_said_before_are_remembered_whatever_the_source() -> Non
     output = decode_plain(pair, [request])[0].token_ids.tolist()
     engine = Engine(pair, config_of("memory", slots=1))
     assert isinstance(engine.drafter, FreeDrafter)
-    assert engine.drafter._memory is not None
-    engine.drafter._memory.learn(list(range(40, 60)), output)
+    assert engine.remember([(list(range(40, 60)), output)]) == len(output)
     result = next(iter(engine.decode([request])))
     assert result.token_ids.tolist() == output
     assert result.num_iterations == 3

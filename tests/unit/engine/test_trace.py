@@ -101,8 +101,11 @@ def test_token_traces_equal_direct_forwards(family: str, slots: int) -> None:
     seed=st.integers(0, 10**6),
     record_gaps=st.booleans(),
     level=st.sampled_from(["none", "iteration", "token"]),
+    named=st.sampled_from(["nobody", "rows", "tokens"]),
 )
-def test_in_c_as_in_tensor_operations(rows: int, drafted: int, seed: int, record_gaps: bool, level: str) -> None:
+def test_in_c_as_in_tensor_operations(
+    rows: int, drafted: int, seed: int, record_gaps: bool, level: str, named: str
+) -> None:
     if kernels(torch.float32) is None:
         pytest.skip("no C compiler here")
     torch.manual_seed(seed)
@@ -111,6 +114,10 @@ def test_in_c_as_in_tensor_operations(rows: int, drafted: int, seed: int, record
     draft = Draft(
         torch.randint(1, 9, (rows, drafted)), lengths_B, torch.rand(rows, drafted), torch.rand(rows, drafted, 3)
     )
+    if named == "rows":
+        draft = replace(draft, source_B=torch.randint(1, 5, (rows,)))
+    elif named == "tokens":
+        draft = replace(draft, source_BK=torch.randint(1, 5, (rows, drafted)))
     verdict = Verdict(accepted_B, torch.randint(1, 9, (rows,)), torch.rand(rows, drafted))
     firsts_B1 = torch.nn.functional.pad((lengths_B + 1).cumsum(0), (1, 0))
     values_NV = 5 * torch.randn(int(firsts_B1[-1]), 9)

@@ -65,6 +65,21 @@ def test_a_row_gets_the_same_bits_alone_and_token_by_token(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["marian", "mbart"])
+def test_a_row_that_moves_takes_its_source_along(family: str) -> None:
+    """And leaves a place for another row."""
+    stayed, moved = runner(family), runner(family)
+    logits_BTV = stayed.forward(WINDOW, STARTS)
+    moved.move(2, 0)
+    assert torch.equal(moved.forward(WINDOW[2:], STARTS[2:]), logits_BTV[2:])
+    moved.prefill([2], SOURCES[:1])
+    again = torch.stack([PAST[2], PAST[1], PAST[0]])
+    moved.forward(again, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(moved.forward(WINDOW.flip(0), STARTS.flip(0)), logits_BTV.flip(0))
+    by_tensors = moved.forward(WINDOW.flip(0), STARTS.flip(0), extent=moved.extent(3, 3, 5))
+    close(by_tensors, logits_BTV.flip(0))
+
+
+@pytest.mark.parametrize("family", ["marian", "mbart"])
 def test_any_number_of_threads_computes_the_same_bits(family: str) -> None:
     """Whether they share the rows, or what is computed of each: source, past and window."""
     before, made = torch.get_num_threads(), []

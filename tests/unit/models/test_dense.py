@@ -142,7 +142,7 @@ def kernels_of(processor: str) -> Kernels:
     """Those of this one, or as one with less would have them."""
     if processor == "as here" or native()._quad == 1:
         return native()
-    found = Kernels(build.built(*REALS[torch.float32], FEWER[processor]))
+    found = Kernels(build.built("kernels.c", *build.FAST, *REALS[torch.float32], FEWER[processor]))
     assert found._quad == 1
     return found
 

@@ -57,6 +57,15 @@ def test_of_tokens_that_were_not_drafted_the_usual_is_assumed() -> None:
     assert survival_NK == pytest.approx(np.array([[0.9, 0.72, 0.576], [0.5, 0.4, 0.32]]))
 
 
+def test_what_is_known_of_drafts_ends_with_the_most_that_was_sent() -> None:
+    """Confidences are cut there; what lies behind is as usual, and not as likely as not."""
+    calibration = Calibration(3)
+    calibration.observe([judged(np.array([[0.9], [0.9]]), [0, 0], [0, 0], drafted=[3, 1])])
+    survival_NK, usual_K = calibration.survival()
+    assert usual_K == pytest.approx([0.9] * 3)
+    assert survival_NK == pytest.approx(np.array([[0.9, 0.81, 0.729]] * 2))
+
+
 def test_a_row_that_drafted_nothing_had_nothing_to_draft() -> None:
     calibration = Calibration(2)
     calibration.observe([judged(np.array([[0.9, 0.8], [0.9, 0.8]]), [0, 0], [0, 0], drafted=[2, 0])])

@@ -10,8 +10,10 @@ import pytest
 
 from cmasd.config import Config, from_dict
 from cmasd.policies import GoodputPolicy, build_policy
+from cmasd.policies.acceptance import HOPE_OF_PREVIOUS
 from cmasd.policies.base import Observation, Rule
 from cmasd.policies.costs import StepTable
+from cmasd.policies.explorer import BURSTS_FOR_PREVIOUS
 from cmasd.policies.lengths import choose
 from tests.unit.policies.machine import HEADS, MODEL, Confidences, Machine, sure_or_not
 
@@ -294,6 +296,22 @@ def test_what_an_earlier_run_said_is_found_within_the_first_iterations(rows: int
     machine.run(policy, 30, rows)
     assert machine.drafting(30) == 1.0
     assert machine.speed(30) > 0.85 * best_speed_of_texts(rows)
+
+
+@pytest.mark.parametrize("rows", [4, 16])
+def test_the_first_few_drafts_do_not_decide_a_short_list(rows: int) -> None:
+    """Lists begin with rows of which little came out as before; and learning takes as long as some iterations, of which
+    its share of the time would let nobody learn again for hundreds.
+    """
+    plain, ticks = TEXTS.seconds(rows, 0), iter(range(10**9))
+    policy = GoodputPolicy(
+        LONG, clock=lambda: 3 * plain * next(ticks), hope=HOPE_OF_PREVIOUS, bursts=BURSTS_FOR_PREVIOUS
+    )
+    policy.learn_costs(TEXTS)
+    machine = Machine(TEXTS, LONG, sure_or_not(1, 0.8, 0.8)).run(policy, 14, rows)
+    machine.confidences = sure_or_not(1, 0.97, 0.97)
+    machine.run(policy, 150, rows)
+    assert machine.speed(100) > 0.85 * best_speed_of_texts(rows)
 
 
 def test_of_rules_that_are_as_good_one_looks_at_each_row() -> None:
