@@ -44,7 +44,7 @@ class Pipelines:
         """`model`, and `drafter` or null, are folders; `threads`."""
         import openvino_genai
 
-        self._genai, self._asked, self._slots = openvino_genai, asked, 0
+        self._genai, self._asked, self._slots, self._begun = openvino_genai, asked, 0, 0
         self._pipeline: Any = None
 
     def decode(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -58,12 +58,27 @@ class Pipelines:
         rows = [openvino.Tensor(np.array([row], dtype=np.int64)) for row in asked["rows"]]
         configs = [self._config(limit, asked) for limit in asked["limits"]]
         started = time.perf_counter()
-        results = self._pipeline.generate(rows, configs)
-        seconds = time.perf_counter() - started
-        return {"outputs": [list(result.m_generation_ids[0]) for result in results], "seconds": seconds}
+        outputs = self._run(rows, configs)
+        return {"outputs": outputs, "seconds": time.perf_counter() - started}
+
+    def _run(self, rows: list[Any], configs: list[Any]) -> list[list[int]]:
+        """No more than `slots` rows at a time: the scheduler's own bound lets more begin."""
+        waiting = list(range(len(rows)))[::-1]
+        live: dict[int, Any] = {}
+        outputs: list[list[int]] = [[] for _ in rows]
+        while waiting or live:
+            while waiting and len(live) < self._slots:
+                row = waiting.pop()
+                self._begun += 1
+                live[row] = self._pipeline.add_request(self._begun, rows[row], configs[row])
+            self._pipeline.step()
+            running = self._genai.GenerationStatus.RUNNING
+            for row in [row for row, handle in live.items() if handle.get_status() != running]:
+                outputs[row] = list(live.pop(row).read_all()[0].generated_ids)
+        return outputs
 
     def _load(self, slots: int) -> Any:
-        """Rows come and go, `slots` of them at a time; nothing is kept from one call to the next."""
+        """Nothing is kept from one call to the next."""
         scheduler = self._genai.SchedulerConfig()
         scheduler.max_num_seqs = slots
         threads = {"INFERENCE_NUM_THREADS": self._asked["threads"]}

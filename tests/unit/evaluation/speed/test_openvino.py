@@ -37,25 +37,45 @@ class GenerationConfig:
 def draft_model(folder, device, **options):
     return folder
 
-class Result:
+class GenerationStatus:
+    RUNNING, FINISHED = 0, 1
+
+class Output:
     def __init__(self, ids):
-        self.m_generation_ids = [ids]
+        self.generated_ids = ids
+
+class Handle:
+    def __init__(self, ids, steps):
+        self.ids, self.left = ids, steps
+
+    def get_status(self):
+        return GenerationStatus.RUNNING if self.left else GenerationStatus.FINISHED
+
+    def read_all(self):
+        return [Output(self.ids)]
 
 class ContinuousBatchingPipeline:
     def __init__(self, folder, scheduler, device, options):
-        self.told = [scheduler.max_num_seqs, options["INFERENCE_NUM_THREADS"], len(options.get("draft_model", ""))]
+        self.told = [options["INFERENCE_NUM_THREADS"], len(options.get("draft_model", ""))]
+        self.live, self.ids = [], set()
 
-    def generate(self, rows, configs):
-        if any(row.data.max() > 90 for row in rows):
+    def add_request(self, id, row, config):
+        if row.data.max() > 90:
             raise ValueError("a line\\nand another")
-        return [
-            Result([int(row.data.sum()), len(row.data[0]), c.max_new_tokens, c.num_assistant_tokens,
-                    *sorted(c.stop_token_ids), *self.told])
-            for row, c in zip(rows, configs)
-        ]
+        assert id not in self.ids, "an id comes twice"
+        self.ids.add(id)
+        about = [int(row.data.sum()), len(row.data[0]), config.max_new_tokens, config.num_assistant_tokens]
+        self.live.append(Handle([*about, *sorted(config.stop_token_ids), *self.told], len(row.data[0])))
+        return self.live[-1]
+
+    def step(self):
+        for handle in self.live:
+            handle.ids.append(len(self.live))
+            handle.left -= 1
+        self.live = [handle for handle in self.live if handle.left]
 """,
 }
-"""A row is answered with what the process was told of it."""
+"""A row is answered with what the process was told of it, and with how many rows were there at each of its steps."""
 
 
 @pytest.fixture
@@ -74,17 +94,17 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def test_rows_go_and_outputs_come_back_by_key(config: Config, tmp_path: Path) -> None:
     pair = replace(shared_pair("llama"), max_length=12)
-    requests = [Request(7, [3, 4, 5], 6), Request(2, [9] * 8, 6)]
+    requests = [Request(7, [3, 4, 5], 6), Request(2, [9] * 8, 6), Request(4, [1, 2], 3)]
     ends = sorted(pair.constraints.eos_token_ids)
+    beside = {1: {7: [1] * 3, 2: [1] * 8, 4: [1] * 2}, 2: {7: [2] * 3, 2: [2] * 5 + [1] * 3, 4: [2] * 2}}
     for drafts, drafter in ((False, 0), (True, len(str(tmp_path / "drafter")))):
         process = load_openvino(pair, config, 2, drafts=drafts)
         assert (process.version, process.dtype) == ("0.0", "int8")
         drafted = 3 if drafts else 0
-        for slots in (1, 4):
-            assert OpenVino(pair, process, slots, drafted=3).decode(requests) == {
-                7: [12, 3, 6, drafted, *ends, slots, 2, drafter],
-                2: [72, 8, 4, drafted, *ends, slots, 2, drafter],
-            }
+        told = {7: [12, 3, 6], 2: [72, 8, 4], 4: [3, 2, 3]}
+        for slots, live in beside.items():
+            expected = {key: [*about, drafted, *ends, 2, drafter, *live[key]] for key, about in told.items()}
+            assert OpenVino(pair, process, slots, drafted=3).decode(requests) == expected
     assert OpenVino(pair, process, 4, drafted=3).decode([]) == {}
 
 
