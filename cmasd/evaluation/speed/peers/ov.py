@@ -9,6 +9,7 @@ is told where a row ends, and no other: the share of rows that equal plain decod
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import weakref
@@ -28,7 +29,7 @@ EXPORT = "optimum-cli export openvino --model MODEL --task text-generation-with-
 
 
 class OpenVinoProcess:
-    """The models in a process that ends with this object; it sleeps while nobody asks."""
+    """The models in a process that ends with this object; it is stopped while nobody asks."""
 
     def __init__(self, python: str, model: str, drafter: str | None, threads: int) -> None:
         """Raises `ModelError` where the interpreter or OpenVINO is not there."""
@@ -47,8 +48,10 @@ class OpenVinoProcess:
         assert self._process.stdin is not None, "it is a pipe"
         assert self._process.stdout is not None, "it is a pipe"
         try:
+            self._process.send_signal(signal.SIGCONT)
             print(json.dumps(asked), file=self._process.stdin, flush=True)
             answer: dict[str, Any] = json.loads(self._process.stdout.readline() or "{}")
+            self._process.send_signal(signal.SIGSTOP)
         except BrokenPipeError:
             answer = {}
         if not answer:
