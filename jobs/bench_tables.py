@@ -8,33 +8,30 @@ from cmasd.evaluation.plots import label
 from cmasd.evaluation.speed.engines import SAME_DECODING, drafts
 from jobs.tables import claim, table, whole_share
 
-HEADER = (
-    "engine",
-    "batch",
-    "tokens/s",
-    "quartiles",
-    "x plain (95 %)",
-    "x HF",
-    "x CT2",
-    "x best fixed",
-    "tok/iter",
-    "accepted",
-    "= plain",
-    "lossless",
-)
+BEFORE = ("engine", "batch", "tokens/s", "quartiles", "x plain (95 %)")
+BEHIND = ("tok/iter", "accepted", "= plain", "lossless")
+OTHERS = {"hf_generate": "x HF", "ctranslate2": "x CT2", "openvino": "x OV", "best_fixed": "x best fixed"}
+WHERE_MEASURED = ("openvino",)
+"""Of these a column is shown only where there is something in it."""
 Row = dict[str, Any]
 
 
 def result_table(results: Sequence[Row]) -> str:
     """One table, with a gap between batch sizes."""
-    lines = table([_cells(row) for row in results], HEADER).splitlines()
+    others = [
+        name
+        for name in OTHERS
+        if name not in WHERE_MEASURED or any(row.get(f"ratio_to_{name}") is not None for row in results)
+    ]
+    header = (*BEFORE, *(OTHERS[name] for name in others), *BEHIND)
+    lines = table([_cells(row, others) for row in results], header).splitlines()
     groups = [
         list(rows) for _, rows in groupby(zip(results, lines[2:], strict=True), lambda pair: pair[0]["batch_size"])
     ]
     return "\n\n".join(["\n".join(lines[:2]), *("\n".join(line for _, line in group) for group in groups)])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, others: Sequence[str]) -> tuple[str, ...]:
     acceptance, per_iteration = row["acceptance_rate"], row["tokens_per_iteration"]
     return (
         label(row),
@@ -42,7 +39,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row['tokens_per_second']:,.0f}",
         f"{row['chunk_low']:,.0f}-{row['chunk_high']:,.0f}",
         to_plain(row),
-        *(_ratio(row[f"ratio_to_{name}"]) for name in ("hf_generate", "ctranslate2", "best_fixed")),
+        *(_ratio(row.get(f"ratio_to_{name}")) for name in others),
         "-" if per_iteration is None else f"{per_iteration:.2f}",
         "-" if acceptance is None else f"{acceptance:.0%}",
         whole_share(row["exact_match_to_plain"]),

@@ -1,4 +1,6 @@
-"""The keys of comparisons: with AR decoding at a run's end, of ways of decoding (`cmasd compare`), and in money."""
+"""The keys of comparisons: with AR decoding at a run's end, of ways of decoding (`cmasd compare`), with other decoders,
+and in money.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,6 +35,19 @@ class CostConfig:
 
     accelerator_per_hour: float | None = None
     """Price of one actor's machine share per hour, in any currency; null: no cost is shown."""
+
+
+@dataclass(frozen=True)
+class PeersConfig:
+    """Other decoders that `cmasd bench` may set beside this one, where they have to be told more than the model."""
+
+    openvino: str | None = None
+    """Folder of the verifier as `optimum-cli export openvino` writes it, for the bench's engines openvino and
+    openvino_drafted; null: neither can take part."""
+    openvino_drafter: str | None = None
+    """The same of the drafter, for openvino_drafted: it drafts `drafter.max_draft_tokens` tokens at a time."""
+    openvino_python: str | None = None
+    """Interpreter of an environment that has openvino-genai; null: the one that runs cmasd."""
 
 
 @dataclass(frozen=True)

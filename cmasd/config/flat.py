@@ -8,7 +8,7 @@ from typing import Any
 
 from cmasd.config.tree import Config
 
-WITHOUT_EFFECT_ON_RESULTS = ("output", "actors", "logging", "notify", "limits", "baseline", "cost", "compare")
+WITHOUT_EFFECT_ON_RESULTS = ("output", "actors", "logging", "notify", "limits", "baseline", "cost", "compare", "peers")
 """Sections that may change between a run and its resumption."""
 
 SECRET = ("webhook", "command")

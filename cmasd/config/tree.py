@@ -7,7 +7,7 @@ keeps equal to this file. Ranges are checked in `rules.py`.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cmasd.config.comparing import BaselineConfig, CompareConfig, CostConfig
+from cmasd.config.comparing import BaselineConfig, CompareConfig, CostConfig, PeersConfig
 from cmasd.config.running import ActorsConfig, LimitsConfig, LoggingConfig, NotifyConfig, TelemetryConfig
 from cmasd.config.speech import SpeechConfig
 
@@ -326,6 +326,7 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     cost: CostConfig = field(default_factory=CostConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    peers: PeersConfig = field(default_factory=PeersConfig)
 
     @property
     def source_column(self) -> str:

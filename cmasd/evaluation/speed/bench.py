@@ -60,6 +60,10 @@ class BenchRow:
     """To CTranslate2 at the verifier's own precision; None where it was not measured."""
     ratio_to_ctranslate2_low: float | None
     ratio_to_ctranslate2_high: float | None
+    ratio_to_openvino: float | None
+    """To OpenVINO without a drafter, at the precision of its export; None where it was not measured."""
+    ratio_to_openvino_low: float | None
+    ratio_to_openvino_high: float | None
     best_fixed: str | None
     """Of goodput: the fastest of two or more engines of policy `fixed`; None elsewhere."""
     ratio_to_best_fixed: float | None
@@ -241,6 +245,7 @@ def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> Bench
         ratio_high=plain.high,
         **_ratio_fields("hf_generate", measured, by_engine.get("hf_generate")),
         **_ratio_fields("ctranslate2", measured, by_engine.get("ctranslate2")),
+        **_ratio_fields("openvino", measured, by_engine.get("openvino")),
         best_fixed=best,
         **_ratio_fields("best_fixed", measured, by_engine[best] if best else None),
         drafted_tokens=stats.drafted_tokens if stats else None,

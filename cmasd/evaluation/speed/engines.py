@@ -6,8 +6,11 @@ What an engine promises is one thing, and what its rows were another: nothing is
 from dataclasses import dataclass
 
 ENGINES = ("plain", "fixed", "paper", "goodput", "hf_generate", "ctranslate2")
-OPTIONAL = ("survival", "paper_modulated")
-PEERS = ("hf_generate", "ctranslate2")
+OPENVINO, OPENVINO_DRAFTED = "openvino", "openvino_drafted"
+OPTIONAL = ("survival", "paper_modulated", "hf_assisted", OPENVINO, OPENVINO_DRAFTED)
+STOCK = ("hf_generate", "ctranslate2", "hf_assisted")
+"""Peers that begin with the verifier as transformers has it."""
+PEERS = (*STOCK, OPENVINO, OPENVINO_DRAFTED)
 EXACT, TIES = "exact", "exact but for ties"
 LOSSLESS = (EXACT, TIES)
 """Exact verification; in some rows a near-tie of two logits fell the other way."""

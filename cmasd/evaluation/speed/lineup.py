@@ -14,8 +14,19 @@ from cmasd.checkpoints.by_name import Model
 from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
-from cmasd.evaluation.speed.engines import GREEDY, PEERS, Lineup, drafts
-from cmasd.evaluation.speed.peers import Converted, CTranslate2, HfGenerate, load_ctranslate2, stock_verifier
+from cmasd.evaluation.speed.engines import GREEDY, OPENVINO, OPENVINO_DRAFTED, STOCK, Lineup, drafts
+from cmasd.evaluation.speed.peers import (
+    Converted,
+    CTranslate2,
+    HfAssisted,
+    HfGenerate,
+    OpenVino,
+    OpenVinoProcess,
+    load_ctranslate2,
+    load_openvino,
+    stock_drafter,
+    stock_verifier,
+)
 from cmasd.evaluation.speed.request_decoder import EngineDecoder, Lengths, plain_config
 from cmasd.evaluation.speed.timing import RequestDecoder
 from cmasd.telemetry.stats import EngineStats
@@ -71,21 +82,40 @@ class Contenders:
         self.configs = {
             name: one for name, one in engine_configs(config, lineup).items() if _can_run(name, pair, one, on_skip)
         }
-        self.stock = stock_verifier(pair, config) if set(lineup.engines) & set(PEERS) else pair.verifier
+        self.stock = stock_verifier(pair, config) if set(lineup.engines) & set(STOCK) else pair.verifier
         self.has_generate = "hf_generate" in lineup.engines
-        self.converted: dict[str, Converted] = {}
-        if "ctranslate2" in lineup.engines:
+        self.most_drafted, threads = config.drafter.max_draft_tokens, torch.get_num_threads()
+        loaders: dict[str, Callable[[], Any]] = {
+            "ctranslate2": lambda: load_ctranslate2(pair, self.stock, threads),
+            "hf_assisted": lambda: stock_drafter(pair, config),
+            OPENVINO: lambda: load_openvino(pair, config, threads),
+            OPENVINO_DRAFTED: lambda: load_openvino(pair, config, threads, drafts=True),
+        }
+        found: dict[str, Any] = {}
+        for name in filter(loaders.__contains__, lineup.engines):
             try:
-                self.converted = load_ctranslate2(pair, self.stock, torch.get_num_threads())
+                found[name] = loaders[name]()
             except ModelError as error:
-                on_skip("ctranslate2", str(error).removeprefix("ctranslate2: "))
+                on_skip(name, str(error).removeprefix(f"{name}: "))
+        self.converted: dict[str, Converted] = found.get("ctranslate2", {})
+        self.assistant: Model | None = found.get("hf_assisted")
+        self.exported: dict[str, OpenVinoProcess] = {
+            name: found[name] for name in (OPENVINO, OPENVINO_DRAFTED) if name in found
+        }
 
     def of(self, batch_size: int) -> list[Contender]:
         """All of them, `plain` first."""
         found = [our_contender(name, self.pair, config, batch_size) for name, config in self.configs.items()]
         if self.has_generate:
             found.append(hf_contender(self.pair, self.stock, batch_size))
-        return [*found, *ct2_contenders(self.pair, self.converted, batch_size)]
+        if self.assistant is not None and batch_size == 1:
+            assisted = HfAssisted(self.pair, self.stock, self.assistant)
+            found.append(Contender("hf_assisted", dtype_name(self.stock.dtype), GREEDY, assisted))
+        found += ct2_contenders(self.pair, self.converted, batch_size)
+        for name, one in self.exported.items():
+            decoder = OpenVino(self.pair, one, batch_size, self.most_drafted)
+            found.append(Contender(name, one.dtype, GREEDY if one.dtype == "float32" else "lossy", decoder))
+        return found
 
 
 def hf_contender(pair: Pair, stock: Model, batch_size: int) -> Contender:

@@ -43,7 +43,7 @@ def test_the_fingerprint_changes_exactly_with_what_decides_results(key: str) -> 
 
 
 def test_what_may_change_between_a_run_and_its_resumption() -> None:
-    expected = {"output", "actors", "logging", "notify", "limits", "baseline", "cost", "compare"}
+    expected = {"output", "actors", "logging", "notify", "limits", "baseline", "cost", "compare", "peers"}
     assert set(WITHOUT_EFFECT_ON_RESULTS) == expected
 
 

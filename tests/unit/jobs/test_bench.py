@@ -12,7 +12,7 @@ from cmasd.config import load
 from cmasd.evaluation.speed.engines import ENGINES, drafts
 from cmasd.evaluation.speed.machine_load import Load
 from jobs.bench import OPTIONS, register
-from jobs.bench_tables import HEADER, conclusions, result_table, step_table
+from jobs.bench_tables import BEFORE, conclusions, result_table, step_table
 from jobs.main import main
 from jobs.measuring import busy_lines, with_drafter
 from jobs.pareto_tables import front, promises
@@ -55,7 +55,7 @@ def test_last_line_is_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert {"torch", "transformers", "ctranslate2"} <= set(read["versions"])
     assert sorted(shlex.split(read["command"])) == sorted(["cmasd", *arguments])
     assert lines[0].startswith(f"4 texts; {read['machine']}, 1 threads; cmasd bench ")
-    assert len([line for line in lines if line.startswith(HEADER[0])]) == 1
+    assert len([line for line in lines if line.startswith(BEFORE[0])]) == 1
     assert [line for line in lines if line.startswith(("batch 1: ", "batch 3: "))] == lines[-3:-1]
     assert not (folder / "run").exists(), "a bench writes no run"
 

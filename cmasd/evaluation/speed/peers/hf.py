@@ -12,6 +12,7 @@ from cmasd.checkpoints.by_name import Model, load_model
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
+from cmasd.errors import ModelError
 from cmasd.evaluation.speed.peers.heard import generate_heard
 from cmasd.models.packed import is_packed
 
@@ -20,13 +21,23 @@ def stock_verifier(pair: Pair, config: Config) -> Model:
     """The verifier as transformers runs it; loaded again only where the pair's is packed, or of less than float32 on a
     CPU.
     """
-    loaded = pair.verifier
+    return _stock(pair.verifier, config.models.verifier, config)
+
+
+def stock_drafter(pair: Pair, config: Config) -> Model:
+    """The same of a drafter with a model of its own; raises `ModelError` where the pair has none."""
+    if pair.drafter is None or config.models.drafter is None or config.drafter.model != "model":
+        raise ModelError("the pair has no drafter with a model of its own")
+    return _stock(pair.drafter, config.models.drafter, config)
+
+
+def _stock(loaded: Model, name: str, config: Config) -> Model:
     is_whole = loaded.dtype in (torch.float32, torch.float64) and not is_packed(loaded)
-    if pair.device.type != "cpu" or is_whole:
+    if loaded.device.type != "cpu" or is_whole:
         return loaded
     models = config.models
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
-    return load_model(models.verifier, "float32", pair.device, **trust)
+    return load_model(name, "float32", loaded.device, **trust)
 
 
 class HfGenerate:
@@ -72,13 +83,30 @@ class HfGenerate:
             num_beams=self.beams,
             max_new_tokens=max(min(r.max_new_tokens, self.pair.room(len(r.source))) for r in batch),
             forced_bos_token_id=self.pair.constraints.forced_bos_token_id,
+            **self._more(),
         )
         start = longest if left else 1
         rows = (row[start:] for row in generated.tolist())
         most = [min(r.max_new_tokens, self.pair.room(len(r.source))) for r in batch]
         return {r.key: self._row(row)[:limit] for r, row, limit in zip(batch, rows, most, strict=True)}
 
+    def _more(self) -> dict[str, Any]:
+        """What else `generate` is told."""
+        return {}
+
     def _row(self, tokens: list[int]) -> list[int]:
         """Up to the end of sequence, which is kept; the padding behind it is not."""
         ends = [i for i, token in enumerate(tokens) if token in self.pair.constraints.eos_token_ids]
         return tokens[: ends[0] + 1] if ends else tokens
+
+
+class HfAssisted(HfGenerate):
+    """Assisted generation of transformers: a drafter proposes, by its own rules of how many; one row at a time."""
+
+    def __init__(self, pair: Pair, verifier: Model, drafter: Model) -> None:
+        """Stock models."""
+        super().__init__(pair, 1, verifier)
+        self._drafter = drafter
+
+    def _more(self) -> dict[str, Any]:
+        return {"assistant_model": self._drafter}

@@ -17,6 +17,7 @@ from cmasd.telemetry.stats import EngineStats
 from tests.unit.engine.pairs import ragged_requests, shared_pair, tiny_config
 
 OURS = ["plain", "fixed", "paper", "goodput", "survival", "paper_modulated", "fixed_1"]
+OPENVINO = ("openvino", "openvino_drafted")
 ALL = Lineup((*ENGINES, *OPTIONAL), fixed=(1,))
 SOURCES = [request.source for request in ragged_requests(7, seed=3)]
 CT2 = ["ctranslate2", "ctranslate2"] if find_spec("ctranslate2") else []
@@ -48,15 +49,18 @@ def rows(log: Log) -> list[BenchRow]:
 
 
 def test_every_engine_at_every_batch_size(rows: list[BenchRow], log: Log) -> None:
-    expected = [*OURS, "hf_generate", *CT2]
-    assert [(row.batch_size, row.engine) for row in rows] == [(size, name) for size in (1, 3) for name in expected]
+    expected = {1: [*OURS, "hf_generate", "hf_assisted", *CT2], 3: [*OURS, "hf_generate", *CT2]}
+    assert [(row.batch_size, row.engine) for row in rows] == [
+        (size, name) for size in (1, 3) for name in expected[size]
+    ]
     assert {(row.batch_size, row.rows, row.chunks) for row in rows} == {
         (1, CHUNKS * 8, CHUNKS),
         (3, CHUNKS * 9, CHUNKS),
     }
     assert {row.dtype for row in rows if row.engine != "ctranslate2"} == {"float64"}
     assert [row.dtype for row in rows if row.engine == "ctranslate2"] == ["float32", "int8"][: len(CT2)] * 2
-    assert set(log.left_out) == (set() if CT2 else {"ctranslate2"})
+    assert set(log.left_out) == {*OPENVINO, *(() if CT2 else ("ctranslate2",))}
+    assert log.left_out["openvino"] == "decodes decoder-only models alone here."
 
 
 def _near(ratio: float | None, fast: BenchRow, slow: BenchRow) -> bool:

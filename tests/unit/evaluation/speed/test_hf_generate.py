@@ -6,9 +6,10 @@ import pytest
 from transformers import GenerationConfig
 
 from cmasd.engine import Pair
-from cmasd.evaluation.speed.peers import HfGenerate
+from cmasd.errors import ModelError
+from cmasd.evaluation.speed.peers import HfAssisted, HfGenerate, stock_drafter
 from cmasd.generation.constraints import Constraints
-from tests.unit.engine.pairs import decode_plain, ragged_requests, tiny_pair, tokens_of
+from tests.unit.engine.pairs import decode_plain, ragged_requests, tiny_config, tiny_pair, tokens_of
 
 
 def pair_with_end(family: str, **rules: int) -> Pair:
@@ -54,3 +55,16 @@ def test_a_forced_language_token_is_passed_on() -> None:
     outputs = HfGenerate(pair, 4).decode(requests)
     assert {row[0] for row in outputs.values()} == {33}
     assert outputs == tokens_of(decode_plain(pair, requests))
+
+
+@pytest.mark.parametrize("family", ["marian", "llama"])
+def test_assisted_generation_equals_plain_decoding(family: str) -> None:
+    pair, requests = pair_with_end(family), ragged_requests(6, seed=2)
+    assisted = HfAssisted(pair, pair.verifier, stock_drafter(pair, tiny_config()))
+    assert assisted.decode(requests) == tokens_of(decode_plain(pair, requests))
+
+
+def test_assisted_generation_needs_a_drafter_with_a_model_of_its_own() -> None:
+    for config in (tiny_config(drafter={"kind": "quantised"}), tiny_config(models={"drafter": None})):
+        with pytest.raises(ModelError, match="no drafter with a model of its own"):
+            stock_drafter(pair_with_end("llama"), config)
