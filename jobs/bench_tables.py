@@ -27,7 +27,13 @@ Row = dict[str, Any]
 
 def result_table(results: Sequence[Row]) -> str:
     """One table, with a gap between batch sizes."""
-    lines = table([_cells(row) for row in results], HEADER).splitlines()
+    heard = [row["audio_seconds_per_second"] for row in results]
+    header: tuple[str, ...] = HEADER
+    cells = [_cells(row) for row in results]
+    if any(one is not None for one in heard):
+        header = (*HEADER[:3], "audio s/s", *HEADER[3:])
+        cells = [(*row[:3], _ratio(one), *row[3:]) for row, one in zip(cells, heard, strict=True)]
+    lines = table(cells, header).splitlines()
     groups = [
         list(rows) for _, rows in groupby(zip(results, lines[2:], strict=True), lambda pair: pair[0]["batch_size"])
     ]

@@ -3,6 +3,7 @@
 Models are shared by every engine built on the pair; caches belong to an engine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,6 +96,12 @@ class Pair:
     def places_heard(self) -> int:
         """Of an encoder that takes sound: every window has them, whatever is said in it."""
         return 0 if self.sound is None else self.max_source_tokens
+
+    def sized_for(self, sources: Sequence[Sequence[int]]) -> "Pair":
+        """The same, with caches for these sources and none longer; windows of sound are all of one length."""
+        if self.sound is not None:
+            return self
+        return replace(self, max_source_tokens=min(self.max_source_tokens, max(map(len, sources))))
 
     def room(self, prompt_tokens: int) -> int:
         """Tokens generated at most behind a prompt, or a decoder's start, of this length."""

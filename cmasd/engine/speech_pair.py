@@ -62,6 +62,7 @@ def speech_of(config: Config, verifier: Model, tokenizer: Tokenizer) -> Speech |
     each = encoder.conv1.stride[0] * encoder.conv2.stride[0]
     frames = each * model.config.max_source_positions
     languages = tuple(sorted(vocabulary.languages.values()))
+    extractor = load_feature_extractor(config.models.verifier)
     rules = SoundRules(
         start=start,
         most_start=len(vocabulary.first_tokens(None, "transcribe", timestamps=False)),
@@ -69,8 +70,8 @@ def speech_of(config: Config, verifier: Model, tokenizer: Tokenizer) -> Speech |
         first_timestamp=vocabulary.no_timestamps + 1,
         frames=frames,
         frames_each=each,
+        seconds_each=each * extractor.hop_length / extractor.sampling_rate,
     )
-    extractor = load_feature_extractor(config.models.verifier)
     listen = Listener(config.input.path, config.speech.max_seconds)
     codec = SpeechCodec(extractor, tokenizer, vocabulary, config.speech, frames, listen)
     return Speech(codec, rules, vocabulary)

@@ -15,7 +15,14 @@ from cmasd.config.tree import Config
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
 from cmasd.evaluation.speed.engines import GREEDY, PEERS, Lineup, drafts
-from cmasd.evaluation.speed.peers import Converted, CTranslate2, HfGenerate, load_ctranslate2, stock_verifier
+from cmasd.evaluation.speed.peers import (
+    Converted,
+    CTranslate2,
+    CTranslate2Heard,
+    HfGenerate,
+    load_ctranslate2,
+    stock_verifier,
+)
 from cmasd.evaluation.speed.request_decoder import EngineDecoder, Lengths, plain_config
 from cmasd.evaluation.speed.timing import RequestDecoder
 from cmasd.telemetry.stats import EngineStats
@@ -95,8 +102,9 @@ def hf_contender(pair: Pair, stock: Model, batch_size: int) -> Contender:
 
 def ct2_contenders(pair: Pair, converted: dict[str, Converted], batch_size: int) -> list[Contender]:
     """CTranslate2 at each of its compute types."""
+    make = CTranslate2 if pair.sound is None else CTranslate2Heard
     return [
-        Contender("ctranslate2", dtype, "lossy" if dtype == "int8" else GREEDY, CTranslate2(pair, one, batch_size))
+        Contender("ctranslate2", dtype, "lossy" if dtype == "int8" else GREEDY, make(pair, one, batch_size))
         for dtype, one in converted.items()
     ]
 
