@@ -86,7 +86,6 @@ class Hearing:
         """`feeds`: unless the verifier reads by itself whatever it has not seen of a row. Without a verifier nothing is
         fed, and all languages are given.
         """
-        assert verifier is not None or not feeds, "what is fed has a verifier"
         self._rules = rules
         self._verifier = verifier
         self._feeds = feeds
