@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 def result_table(results: Sequence[Row]) -> str:
     """One table, with a gap between batch sizes."""
-    heard = [row["audio_seconds_per_second"] for row in results]
+    heard = [row.get("audio_seconds_per_second") for row in results]
     header: tuple[str, ...] = HEADER
     cells = [_cells(row) for row in results]
     if any(one is not None for one in heard):

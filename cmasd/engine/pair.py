@@ -128,7 +128,7 @@ def load_pair(config: Config) -> Pair:
     check_end(models.verifier, verifier.generation_config, tokenizer)
     drafter_bits = _drafted_bits(config, verifier)
     drafter, parallel = load_drafter(config, verifier, tokenizer, drafter_bits)
-    check_ears(verifier, drafter)
+    check_ears(verifier, drafter, parallel)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
     speech = speech_of(config, verifier, tokenizer)
     measure = limits if speech is None else speech_limits
