@@ -29,6 +29,7 @@ OPTIONS = (
     "pareto",
     "batch-sizes",
     "chunks",
+    "rows",
     "engines",
     "fixed",
     "threads",
@@ -47,6 +48,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help=f"batch sizes {quick}, fewer rows: under four minutes")
     parser.add_argument("--batch-sizes", type=_numbers, metavar="N,..", help=f"default {full}")
     parser.add_argument("--chunks", type=_number, default=0, metavar="N", help="of rows, each timed; default 5")
+    parser.add_argument("--rows", type=_number, default=0, metavar="N", help="of a chunk; default 64, three batches")
     parser.add_argument(
         "--engines",
         type=_engines,
@@ -116,14 +118,14 @@ def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: fl
     from cmasd.evaluation.speed.timing import CHUNKS
 
     sizes = args.batch_sizes or (QUICK if args.quick else FULL)
-    sources = [source for source, _ in encoded(config, pair, max(sizes), chunks=args.chunks)]
+    sources = [source for source, _ in encoded(config, pair, max(sizes), chunks=args.chunks, chunk_rows=args.rows)]
     about = introduce(args, pair, len(sources))
     seconds = _seconds_left(args, started)
     watcher = watch()
     lineup = Lineup(tuple(args.engines), tuple(args.fixed))
-    results = [
-        row.to_dict() for row in bench(pair, config, sources, sizes, lineup, seconds, watcher, args.chunks or CHUNKS)
-    ]
+    chunks = args.chunks or CHUNKS
+    measured = bench(pair, config, sources, sizes, lineup, seconds, watcher, chunks, args.rows)
+    results = [row.to_dict() for row in measured]
     watcher.close()
     print(result_table(results), flush=True)
     costs = step_costs(pair, config, sources, sizes, STEP_SECONDS) if args.steps else []
@@ -131,8 +133,8 @@ def speeds(args: argparse.Namespace, config: "Config", pair: "Pair", started: fl
     if steps:
         print(f"\n{step_table(steps)}")
     print("", *busy_lines(watcher.load), *conclusions(results), sep="\n", flush=True)
-    measured = {"results": results, "steps": steps, "skipped": watcher.left_out}
-    return {**measured, "load": watcher.load.to_dict(), **about}
+    found = {"results": results, "steps": steps, "skipped": watcher.left_out}
+    return {**found, "load": watcher.load.to_dict(), **about}
 
 
 def speed_against_quality(args: argparse.Namespace, config: "Config", pair: "Pair", started: float) -> dict[str, Any]:
@@ -177,8 +179,9 @@ def check_options(args: argparse.Namespace) -> None:
 
     if args.references and not args.pareto:
         raise ConfigError("--references: is an option of --pareto. Add --pareto, or leave it out.")
-    if args.chunks and args.quick:
-        raise ConfigError("--chunks: does not go together with --quick, which takes what fits. Leave one of them out.")
+    for name in ("chunks", "rows"):
+        if getattr(args, name) and args.quick:
+            raise ConfigError(f"--{name}: does not go together with --quick, which takes what fits. Leave one out.")
     if not args.pareto:
         return
     if len(args.batch_sizes or [1]) > 1:
@@ -188,6 +191,7 @@ def check_options(args: argparse.Namespace) -> None:
         "--fixed": bool(args.fixed),
         "--steps": args.steps,
         "--chunks": bool(args.chunks),
+        "--rows": bool(args.rows),
     }
     if others := [name for name, is_asked in asked.items() if is_asked]:
         raise ConfigError(f"{others[0]}: does not go together with --pareto, which has its own settings. Leave it out.")
@@ -202,7 +206,7 @@ def draw(args: argparse.Namespace, report: dict[str, Any]) -> None:
 
 
 def encoded(
-    config: "Config", pair: "Pair", largest_batch: int, column: str | None = None, chunks: int = 0
+    config: "Config", pair: "Pair", largest_batch: int, column: str | None = None, chunks: int = 0, chunk_rows: int = 0
 ) -> list[tuple[list[int], str]]:
     """Token ids of as many texts as the largest batch size can use, each with its reference (empty without a column).
 
@@ -211,11 +215,12 @@ def encoded(
     from cmasd.core import RowError
     from cmasd.errors import InputError
     from cmasd.evaluation.quality.references import first_pairs
-    from cmasd.evaluation.speed.timing import MOST_CHUNKS, full_rounds
+    from cmasd.evaluation.speed.timing import CHUNKS, MOST_CHUNKS, full_rounds
     from cmasd.io.plan import make_plan
     from cmasd.io.samples import first_texts
 
-    count = max(chunks, MOST_CHUNKS) * full_rounds(largest_batch).rows
+    most = max(chunks, MOST_CHUNKS) if not chunk_rows else chunks or CHUNKS
+    count = most * full_rounds(largest_batch, rows=chunk_rows).rows
     if column is None:
         rows = [(text, "") for text in first_texts(config, make_plan(config), count)]
     else:

@@ -24,7 +24,12 @@ def result_table(results: Sequence[Row]) -> str:
         if name not in WHERE_MEASURED or any(row.get(f"ratio_to_{name}") is not None for row in results)
     ]
     header = (*BEFORE, *(OTHERS[name] for name in others), *BEHIND)
-    lines = table([_cells(row, others) for row in results], header).splitlines()
+    cells = [_cells(row, others) for row in results]
+    heard = [row.get("audio_seconds_per_second") for row in results]
+    if any(one is not None for one in heard):
+        header = (*header[:3], "audio s/s", *header[3:])
+        cells = [(*row[:3], _ratio(one), *row[3:]) for row, one in zip(cells, heard, strict=True)]
+    lines = table(cells, header).splitlines()
     groups = [
         list(rows) for _, rows in groupby(zip(results, lines[2:], strict=True), lambda pair: pair[0]["batch_size"])
     ]

@@ -90,7 +90,7 @@ def take_part(recipe: "Recipe") -> None:
 def _data_wanted(recipe: "Recipe") -> str:
     """What the file must hold, and where such a one can be had."""
     data = recipe.data
-    columns = [one for one in (data.source_column, data.target_column, data.group_column) if one]
+    columns = [one for one in (data.audio_column or data.source_column, data.target_column, data.group_column) if one]
     where = data.where.strip().rstrip(".")
     return f": Parquet with the columns {', '.join(columns)}" + (f". {where}" if where else "")
 
@@ -118,6 +118,7 @@ def check(recipe: "Recipe", file: str) -> None:
         if path and not Path(path).exists():
             wanted = _data_wanted(recipe) if key == "data.path" else ""
             raise ConfigError(f"{key}: no such file or folder, got {path}. Pass {key}=PATH{wanted}.")
+    _check_heard(recipe)
     if recipe.workers < 1:
         raise ConfigError(f"workers: must be at least 1, got {recipe.workers}.")
     if recipe.workers > 1 and recipe.kind == "seq2seq" and not recipe.tokenizer.path:
@@ -126,6 +127,24 @@ def check(recipe: "Recipe", file: str) -> None:
         )
     if recipe.dtype not in DTYPES:
         raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)}, got {recipe.dtype}.")
+
+
+def _check_heard(recipe: "Recipe") -> None:
+    """What recordings do not go together with; raises `ConfigError`."""
+    from cmasd.errors import ConfigError
+
+    if recipe.data.audio_column is None:
+        return
+    others = {
+        "kind": recipe.kind != "parallel",
+        "parallel.own_encoder": recipe.parallel.own_encoder,
+        "test.path": recipe.test.path is not None,
+    }
+    if asked := [key for key, is_asked in others.items() if is_asked]:
+        raise ConfigError(
+            "data.audio_column: recordings train a parallel drafter that reads its verifier's encoder, and cmasd run "
+            f"scores it; {asked[0]} asks for something else. Leave it out."
+        )
 
 
 def train(recipe: "Recipe", file: str) -> dict[str, Any]:
@@ -171,6 +190,7 @@ def parallel(recipe: "Recipe") -> Course:
     from cmasd.checkpoints.by_name import load_model, load_tokenizer
     from cmasd.errors import ConfigError
     from cmasd.training.corpus import build_corpus
+    from cmasd.training.heard_corpus import build_heard_corpus
     from cmasd.training.parallel_drafter import ParallelTask, build_network, drafted_ids, export_parallel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -179,9 +199,13 @@ def parallel(recipe: "Recipe") -> Course:
         raise ConfigError(
             f"parallel.own_encoder: {recipe.parallel.verifier} has no encoder, got true; expected false. Remove it."
         )
-    corpus = build_corpus(recipe.data, load_tokenizer(recipe.parallel.verifier))
+    tokenizer, heard = load_tokenizer(recipe.parallel.verifier), None
+    if recipe.data.audio_column is not None:
+        heard = build_heard_corpus(recipe.data, recipe.parallel.verifier, verifier, tokenizer)
+    corpus = build_corpus(recipe.data, tokenizer) if heard is None else heard.corpus
     network = build_network(recipe.parallel, verifier)
-    task = ParallelTask(network, verifier, corpus, recipe.parallel, drafted_ids(recipe.parallel, corpus, verifier))
+    ids = drafted_ids(recipe.parallel, corpus, verifier)
+    task = ParallelTask(network, verifier, corpus, recipe.parallel, ids, heard)
     return Course(task, corpus, partial(export_parallel, network, corpus, recipe))
 
 

@@ -56,6 +56,10 @@ class Drafter(ABC):
         """
         return
 
+    def follow(self) -> None:
+        """The verifier has just read the first tokens of rows that entered, all but their last."""
+        return
+
     def move(self, source: int, target: int) -> None:
         """The row in slot `source` is now in slot `target`."""
         return

@@ -49,6 +49,10 @@ class MixedDrafter(Drafter):
         self.free.enter(slots, requests)
         self.model.enter(slots, requests, later)
 
+    def follow(self) -> None:
+        """The model does."""
+        self.model.follow()
+
     def move(self, source: int, target: int) -> None:
         """In both."""
         self.free.move(source, target)

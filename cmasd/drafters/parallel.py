@@ -73,6 +73,11 @@ class ParallelDrafter(Drafter):
 
         return forward
 
+    def follow(self) -> None:
+        """Keep the hidden states behind a row's first tokens."""
+        if self.runner.verifier.ran is not None:
+            self.runner.follow(self.eos_ids[:0])
+
     def move(self, source: int, target: int) -> None:
         """Copy what is known of the row."""
         self.runner.move(source, target)

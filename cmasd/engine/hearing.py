@@ -40,6 +40,8 @@ class SoundRules:
     """Of a window."""
     frames_each: int
     """Of one place of the encoder, which is also what timestamps count."""
+    seconds_each: float
+    """Of one place."""
 
 
 class Kept(NamedTuple):
@@ -80,8 +82,10 @@ class Listening(Protocol):
 class Hearing:
     """Recordings from their first window to their last."""
 
-    def __init__(self, rules: SoundRules, verifier: Listening, feeds: bool = True) -> None:
-        """`feeds`: unless the verifier reads by itself whatever it has not seen of a row."""
+    def __init__(self, rules: SoundRules, verifier: Listening | None, feeds: bool = True) -> None:
+        """`feeds`: unless the verifier reads by itself whatever it has not seen of a row. Without a verifier nothing is
+        fed, and all languages are given.
+        """
         self._rules = rules
         self._verifier = verifier
         self._feeds = feeds
@@ -104,6 +108,7 @@ class Hearing:
 
     def _languages(self, slots: list[int]) -> list[int]:
         """The likeliest of each row."""
+        assert self._verifier is not None, "languages are given"
         device = self._verifier.device
         slots_R = torch.tensor(slots, device=device)
         starts_R = torch.zeros_like(slots_R)
@@ -117,6 +122,7 @@ class Hearing:
         fed = [(slot, start) for slot, start in zip(slots, starts, strict=True) if start]
         if not fed:
             return
+        assert self._verifier is not None, "what is fed has a verifier"
         device, longest = self._verifier.device, max(len(start) for _, start in fed)
         tokens_RT = torch.tensor([start + [0] * (longest - len(start)) for _, start in fed], device=device)
         lengths_R = torch.tensor([len(start) for _, start in fed], device=device)

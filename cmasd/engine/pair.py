@@ -3,6 +3,7 @@
 Models are shared by every engine built on the pair; caches belong to an engine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,6 +97,12 @@ class Pair:
         """Of an encoder that takes sound: every window has them, whatever is said in it."""
         return 0 if self.sound is None else self.max_source_tokens
 
+    def sized_for(self, sources: Sequence[Sequence[int]]) -> "Pair":
+        """The same, with caches for these sources and none longer; windows of sound are all of one length."""
+        if self.sound is not None:
+            return self
+        return replace(self, max_source_tokens=min(self.max_source_tokens, max(map(len, sources))))
+
     def room(self, prompt_tokens: int) -> int:
         """Tokens generated at most behind a prompt, or a decoder's start, of this length."""
         if self.max_length is None:
@@ -121,7 +128,7 @@ def load_pair(config: Config) -> Pair:
     check_end(models.verifier, verifier.generation_config, tokenizer)
     drafter_bits = _drafted_bits(config, verifier)
     drafter, parallel = load_drafter(config, verifier, tokenizer, drafter_bits)
-    check_ears(verifier, drafter)
+    check_ears(verifier, drafter, parallel)
     encoder_decoder = bool(verifier.config.is_encoder_decoder)
     speech = speech_of(config, verifier, tokenizer)
     measure = limits if speech is None else speech_limits

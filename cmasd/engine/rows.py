@@ -35,6 +35,9 @@ class Drafting(Protocol):
     def enter(self, slots: list[int], requests: list[Request], later: bool = False) -> None:
         """See `Drafter.enter`."""
 
+    def follow(self) -> None:
+        """See `Drafter.follow`."""
+
     def move(self, source: int, target: int) -> None:
         """See `Drafter.move`."""
 
@@ -125,6 +128,8 @@ class Rows:
 
         in_halves(enter, slots, batch)
         starts = [self._start] * len(batch) if self._hearing is None else self._hearing.begin(slots, batch)
+        if self._hearing is not None and self._drafter is not None:
+            self._drafter.follow()
         rows = [self._new(request, start) for request, start in zip(batch, starts, strict=True)]
         self._state.enter(self._shape.slots, rows)
         self._staged.extend(slots)

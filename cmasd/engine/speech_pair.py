@@ -15,6 +15,7 @@ from cmasd.generation.constraints import Constraints
 from cmasd.generation.settings import decoder_start
 from cmasd.io.sound import Listener
 from cmasd.models.families import family_of
+from cmasd.models.parallel_network import ParallelNetwork
 
 TEXT_FORMATS = ("csv", "text")
 """Of inputs that hold no recordings unless a column of them is named."""
@@ -48,10 +49,6 @@ def speech_of(config: Config, verifier: Model, tokenizer: Tokenizer) -> Speech |
             f"speech.audio_column: must be set for {config.models.verifier}, which hears, got null and input.format "
             f"{config.input.format}. Name the column of the recordings."
         )
-    if config.drafter.model == "parallel" and config.policy.kind != "plain":
-        raise ConfigError(
-            "drafter.kind: parallel drafts for texts alone, got a verifier that hears. Use model or self."
-        )
     for key in ("template", "chat", "messages_column"):
         if given := getattr(config.input, key):
             raise ConfigError(f"input.{key}: is of texts, got {given} with a verifier that hears. Leave it out.")
@@ -62,6 +59,7 @@ def speech_of(config: Config, verifier: Model, tokenizer: Tokenizer) -> Speech |
     each = encoder.conv1.stride[0] * encoder.conv2.stride[0]
     frames = each * model.config.max_source_positions
     languages = tuple(sorted(vocabulary.languages.values()))
+    extractor = load_feature_extractor(config.models.verifier)
     rules = SoundRules(
         start=start,
         most_start=len(vocabulary.first_tokens(None, "transcribe", timestamps=False)),
@@ -69,15 +67,17 @@ def speech_of(config: Config, verifier: Model, tokenizer: Tokenizer) -> Speech |
         first_timestamp=vocabulary.no_timestamps + 1,
         frames=frames,
         frames_each=each,
+        seconds_each=each * extractor.hop_length / extractor.sampling_rate,
     )
-    extractor = load_feature_extractor(config.models.verifier)
     listen = Listener(config.input.path, config.speech.max_seconds)
     codec = SpeechCodec(extractor, tokenizer, vocabulary, config.speech, frames, listen)
     return Speech(codec, rules, vocabulary)
 
 
-def check_ears(verifier: Model, drafter: Model | None) -> None:
+def check_ears(verifier: Model, drafter: Model | None, parallel: ParallelNetwork | None = None) -> None:
     """Raise `ModelError` for a drafter that hears other features than the verifier, or none."""
+    if parallel is not None and parallel.encoder is not None and family_of(verifier).hears:
+        raise ModelError("models.drafter: has an encoder of texts, and the verifier hears. Train one without it.")
     hears = [family_of(one).hears for one in (verifier, drafter) if one is not None]
     if len(set(hears)) > 1:
         raise ModelError(

@@ -100,6 +100,9 @@ class Stitch:
         self._numbers[slots] = 0
         self._needs[slots] = int(self._policy.starts_large)
 
+    def follow(self) -> None:
+        """Nothing was fed: the large model reads by itself what it has not seen."""
+
     def leave(self, slots: list[int], results: list[Result]) -> None:
         """The rows in these slots are done."""
         self._small.leave(slots, results)

@@ -25,7 +25,7 @@ from cmasd.kernels import Bits
 from cmasd.models.attention import Attend, LayerPairs
 from cmasd.models.bart import CrossAttention, Embedding, FeedForward, Make, Sublayer, norm_of
 from cmasd.models.dense import Dense, dense, linear_of
-from cmasd.models.families import ANY_WORD, Words, family_of
+from cmasd.models.families import ANY_WORD, Words, family_of, output_layer
 from cmasd.models.packed import weight_of
 
 
@@ -259,7 +259,7 @@ class SharedWords:
     @classmethod
     def of(cls, model: Any, shortlist_S: Tensor | None) -> "SharedWords":
         """From a loaded verifier, in its precision."""
-        weight_Vd = weight_of(model.lm_head)
+        weight_Vd = weight_of(output_layer(model))
         bias: Tensor | None = getattr(model, "final_logits_bias", None)
         bias_V = None if bias is None or not bool(bias.any()) else bias.detach().view(-1)
         heard_Vd = weight_of(model.get_input_embeddings())
@@ -276,6 +276,7 @@ class SharedWords:
 
 @torch.no_grad()
 def _embedding_of(model: Any, heard_Vd: Tensor) -> Embedding:
-    if family_of(model).is_bart:
-        return Embedding.of(model.get_decoder(), model.config.max_position_embeddings)
+    family = family_of(model)
+    if family.is_bart:
+        return Embedding.of(model.get_decoder(), getattr(model.config, str(family.positions_key)))
     return Embedding(heard_Vd, heard_Vd.new_zeros(1, heard_Vd.shape[1]), padding=None, norm=None)

@@ -25,8 +25,6 @@ def speech_problems(config: Config, verifier: Found) -> list[str]:
             f"speech.audio_column: must be set for {verifier.name}, which hears, got null and input.format "
             f"{config.input.format}. Name the column of the recordings."
         )
-    if kind == HEARS and config.drafter.model == "parallel" and config.policy.kind != "plain":
-        problems.append("drafter.kind: parallel drafts for texts alone, got a verifier that hears. Use model or self.")
     if verifier.folder is not None and not (verifier.folder / "preprocessor_config.json").is_file():
         problems.append(
             f"{verifier.name}: no preprocessor_config.json next to the model, which says how sound becomes features. "

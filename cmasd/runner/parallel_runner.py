@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmasd.config.tree import KEPT_PLACES
+from cmasd.core import Sound
 from cmasd.kernels import Caches, give_back, kernels_for
 from cmasd.models.attention import Attend, NativeReading, TensorReading
 from cmasd.models.masks import CausalMask
@@ -64,7 +65,10 @@ class ParallelRunner:
         slots_B, device = torch.tensor(slots, device=self.verifier.device), self.verifier.device
         run_B = torch.zeros_like(slots_B)
         if self._sources is not None:
-            ids_BS, lengths_B = padded(sources, 0, device)
+            if isinstance(sources[0], Sound):
+                ids_BS = lengths_B = torch.full_like(slots_B, self.verifier.max_source_length)
+            else:
+                ids_BS, lengths_B = padded(sources, 0, device)
             encoded_BSd = self.verifier.encoded_BSd
             if self.model.encoder is not None:
                 encoded_BSd = encode(self.model.encoder, ids_BS, lengths_B, self.verifier.dtype)

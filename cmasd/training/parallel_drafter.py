@@ -21,6 +21,7 @@ from cmasd.models.bart import paired
 from cmasd.models.parallel_network import ParallelNetwork
 from cmasd.runner.load import parallel_shape
 from cmasd.training.corpus import Corpus, frequent, write_shortlist
+from cmasd.training.heard_corpus import HeardCorpus, Lessons
 from cmasd.training.listening import Lesson, listen
 from cmasd.training.parallel_loss import DrafterWords, accepted, choose_steps, loss_of, tokens_per_iteration
 from cmasd.training.recipe import ParallelRecipe, Recipe
@@ -36,8 +37,10 @@ class ParallelTask:
         corpus: Corpus,
         recipe: ParallelRecipe,
         ids: list[int],
+        heard: HeardCorpus | None = None,
     ) -> None:
-        """`ids` are the tokens that are drafted."""
+        """`ids` are the tokens that are drafted; `heard`: where sources are recordings, its corpus is `corpus`."""
+        self._lessons = None if heard is None else Lessons(verifier, heard)
         self.model = network
         self.losses_per_batch = recipe.losses_per_batch
         self._verifier = verifier
@@ -47,6 +50,8 @@ class ParallelTask:
 
     def prepare(self, rows: NDArray[np.int64]) -> Lesson:
         """The verifier reads its own outputs."""
+        if self._lessons is not None:
+            return self._lessons.of(rows.tolist())
         sources, targets = self._corpus.source.lists(rows), self._corpus.target.lists(rows)
         return listen(self._verifier, sources, targets)
 

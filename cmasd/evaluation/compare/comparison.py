@@ -91,6 +91,8 @@ class Compared:
     """Of output tokens, those that the verifier said or checked; None for a peer."""
     switches_per_row: float | None = None
     """Times that a row went from one of two models to the other; None for a peer."""
+    audio_seconds_per_second: float | None = None
+    """Seconds of recordings over those that they took; None for texts."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; scores side by side with the rest."""
@@ -123,7 +125,7 @@ def compare(
     """
     started, seconds = time.perf_counter(), seconds or config.compare.max_seconds
     watcher = watcher or BenchWatcher()
-    pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sample.sources))))
+    pair = pair.sized_for(sample.sources)
     slots = resolve(pair, config, engines=engines_of(config)).engine.slots
     assert slots is not None, "a resolved configuration has slots"
     previous = None if sample.ids is None else previous_outputs(config, pair, sample.ids)
@@ -178,6 +180,10 @@ def _comparison(
         )
         for one in timed
     ]
+    if pair.sound is not None:
+        each = pair.sound.seconds_each
+        rates = [one.measured.audio_per_second(each) for one in timed]
+        results = [replace(one, audio_seconds_per_second=rate) for one, rate in zip(results, rates, strict=True)]
     if answers is not None:
         results = [replace(one, **accuracy(config.compare, texts[one.name], answers)) for one in results]
     return Comparison(results, sample.corpus_rows, widest([one.measured for one in timed]), signatures)

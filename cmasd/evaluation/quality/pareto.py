@@ -149,7 +149,7 @@ def measure(
 ) -> tuple[list[ParetoPoint], dict[str, str]]:
     """The same for any settings, the first of which is plain."""
     until = None if seconds is None else time.perf_counter() + seconds
-    pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sources))))
+    pair = pair.sized_for(sources)
     contenders = [our_contender(one.name, pair, one.config, batch_size) for one in every]
     timed = take_turns(pair, sources, contenders, batch_size, until, on_turn)
     keys = sorted(key for key in timed[0].measured.outputs if key < len(sources))

@@ -8,7 +8,7 @@ Measures decoding alone: no reading, no tokenizing, no writing.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ class BenchRow:
     chunks: int
     tokens_per_second: float
     """Median over chunks."""
+    audio_seconds_per_second: float | None
+    """Seconds of recordings over those that they took, all chunks together; None for texts."""
     chunk_low: float
     """Lower quartile over chunks, in tokens per second."""
     chunk_high: float
@@ -108,17 +110,19 @@ def bench(
     seconds: float | None = None,
     watcher: BenchWatcher | None = None,
     chunks: int = CHUNKS,
+    rows: int = 0,
 ) -> Iterator[BenchRow]:
     """Measure every engine at every batch size; rows come out as a batch size is done.
 
     Needs at least one source; they start again from the first where a batch size needs more. `seconds` limits the
-    whole, as far as `rounds_within` can; None: `chunks` full ones. Caches are sized for the longest source, since
-    those of all engines are in memory at once.
+    whole, as far as `rounds_within` can; None: `chunks` full ones, or of `rows` each (`full_rounds`). Caches are sized
+    for the longest source, since those of all engines are in memory at once.
     """
-    pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sources))))
+    pair = pair.sized_for(sources)
     deadline = None if seconds is None else time.perf_counter() + seconds
     watcher = watcher or BenchWatcher()
     contenders = Contenders(pair, config, lineup or Lineup(), watcher.skipped)
+    seconds_each = None if pair.sound is None else pair.sound.seconds_each
     shares = _shares(batch_sizes, limited=seconds is not None)
     for i, batch_size in enumerate(batch_sizes):
         until = None if deadline is None else _split(deadline, len(batch_sizes) - i)
@@ -130,9 +134,10 @@ def bench(
             watcher.progress(size, name, before + part * done)
 
         # Not kept in a variable: caches of one batch size are freed before those of the next are made.
-        yield from _rows(
-            take_turns(pair, sources, contenders.of(batch_size), batch_size, until, on_turn, chunks), batch_size
-        )
+        timed = take_turns(pair, sources, contenders.of(batch_size), batch_size, until, on_turn, chunks, rows)
+        found = _rows(timed, batch_size, seconds_each)
+        del timed
+        yield from found
 
 
 def _split(deadline: float, sizes_left: int) -> float:
@@ -169,9 +174,10 @@ def take_turns(
     until: float | None,
     on_turn: Callable[[str, float], None],
     chunks: int = CHUNKS,
+    rows: int = 0,
 ) -> list[Timed]:
     """Everyone decodes the same chunks in turns, once warm; `on_turn` is told the name and the share that is done."""
-    rounds = _warm_up(pair, sources, contenders, batch_size, until) or full_rounds(batch_size, chunks)
+    rounds = _warm_up(pair, sources, contenders, batch_size, until) or full_rounds(batch_size, chunks, rows)
     turns = rounds.chunks * len(contenders)
     done = 0
 
@@ -218,14 +224,14 @@ def _warm_up(
     return rounds_within(until - time.perf_counter(), seconds_per_row, batch_size)
 
 
-def _rows(timed: list[Timed], batch_size: int) -> list[BenchRow]:
+def _rows(timed: list[Timed], batch_size: int, seconds_each: float | None) -> list[BenchRow]:
     by_engine: dict[str, Measured] = {}
     for one in timed:  # of an engine at several precisions, the first
         by_engine.setdefault(one.contender.engine, one.measured)
-    return [_row(one, batch_size, by_engine) for one in timed]
+    return [_row(one, batch_size, by_engine, seconds_each) for one in timed]
 
 
-def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> BenchRow:
+def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured], seconds_each: float | None) -> BenchRow:
     one, measured, stats = timed.contender, timed.measured, timed.stats
     low, middle, high = np.quantile(measured.rates, [0.25, 0.5, 0.75]).tolist()
     plain = paired_ratio(measured, by_engine["plain"])
@@ -238,6 +244,7 @@ def _row(timed: Timed, batch_size: int, by_engine: dict[str, Measured]) -> Bench
         rows=len(measured.outputs),
         chunks=len(measured.seconds),
         tokens_per_second=middle,
+        audio_seconds_per_second=measured.audio_per_second(seconds_each),
         chunk_low=low,
         chunk_high=high,
         ratio_to_plain=plain.value,

@@ -18,6 +18,7 @@ from cmasd.evaluation.speed.engines import GREEDY, OPENVINO, OPENVINO_DRAFTED, S
 from cmasd.evaluation.speed.peers import (
     Converted,
     CTranslate2,
+    CTranslate2Heard,
     HfAssisted,
     HfGenerate,
     OpenVino,
@@ -125,8 +126,9 @@ def hf_contender(pair: Pair, stock: Model, batch_size: int) -> Contender:
 
 def ct2_contenders(pair: Pair, converted: dict[str, Converted], batch_size: int) -> list[Contender]:
     """CTranslate2 at each of its compute types."""
+    make = CTranslate2 if pair.sound is None else CTranslate2Heard
     return [
-        Contender("ctranslate2", dtype, "lossy" if dtype == "int8" else GREEDY, CTranslate2(pair, one, batch_size))
+        Contender("ctranslate2", dtype, "lossy" if dtype == "int8" else GREEDY, make(pair, one, batch_size))
         for dtype, one in converted.items()
     ]
 

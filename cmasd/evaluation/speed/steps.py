@@ -75,7 +75,7 @@ def _costs(
     pair: Pair, config: Config, sources: list[list[int]], windows: tuple[int, ...], seconds: float
 ) -> list[StepCost]:
     rows = len(sources)
-    room = replace(pair, max_new_tokens=PREFIX_TOKENS + max(windows), max_source_tokens=max(map(len, sources)))
+    room = replace(pair.sized_for(sources), max_new_tokens=PREFIX_TOKENS + max(windows))
     policy = replace(config.policy, kind="fixed" if can_draft(pair, config) else "plain")
     engine = Engine(room, replace(config, engine=replace(config.engine, slots=rows), policy=policy))
     verifier, slots = engine.verifier, list(range(rows))

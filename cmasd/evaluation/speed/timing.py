@@ -43,6 +43,8 @@ class Measured:
     """Output tokens per chunk."""
     outputs: dict[int, list[int]] = field(default_factory=dict)
     """Token ids by request key."""
+    sources: list[int] = field(default_factory=list)
+    """Lengths of the sources per chunk, added up: tokens, or places of an encoder that hears."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -53,6 +55,12 @@ class Measured:
     def rates(self) -> list[float]:
         """Tokens per second of each chunk."""
         return [tokens / seconds for tokens, seconds in zip(self.tokens, self.seconds, strict=True)]
+
+    def audio_per_second(self, seconds_each: float | None) -> float | None:
+        """Seconds of recordings per second over all chunks, given those of a place; None for texts."""
+        if seconds_each is None or not self.sources:
+            return None
+        return sum(self.sources) * seconds_each / sum(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,11 @@ class Rounds:
         return [requests[i :: self.chunks] for i in range(self.chunks)]
 
 
-def full_rounds(batch_size: int, chunks: int = CHUNKS) -> Rounds:
-    """Every chunk fills the batch three times, or holds `LEAST_ROWS` where that is more."""
-    return Rounds(chunks, max(LEAST_ROWS, 3 * batch_size))
+def full_rounds(batch_size: int, chunks: int = CHUNKS, rows: int = 0) -> Rounds:
+    """Every chunk fills the batch three times, or holds `LEAST_ROWS` where that is more; or `rows`, if given, and a
+    whole batch.
+    """
+    return Rounds(chunks, max(rows, batch_size) if rows else max(LEAST_ROWS, 3 * batch_size))
 
 
 def rounds_within(seconds: float, seconds_per_row: float, batch_size: int) -> Rounds:
@@ -126,6 +136,7 @@ def interleave(
             measured[name].seconds.append(time.perf_counter() - started)
             measured[name].tokens.append(sum(map(len, outputs.values())))
             measured[name].outputs.update(outputs)
+            measured[name].sources.append(sum(len(request.source) for request in chunk))
             on_chunk(name, i)
         if enough(measured):
             break

@@ -115,7 +115,7 @@ def search(
     check_optuna()
     check_tunable(pair, config)
     deadline = time.perf_counter() + seconds
-    pair = replace(pair, max_source_tokens=min(pair.max_source_tokens, max(map(len, sources))))
+    pair = pair.sized_for(sources)
     widest = replace(config.drafter, max_draft_tokens=most)
     sized = resolve(pair, replace(config, drafter=widest), engines=2)
     requests = [Request(key, source, pair.max_new_tokens) for key, source in enumerate(sources)]

@@ -33,7 +33,7 @@ def noisy(seed: int = 0, noise: float = 0.3) -> PreTrainedModel:
 
 
 def rules() -> SoundRules:
-    return SoundRules(tiny.START, 4, LANGUAGE_IDS, tiny.FIRST, tiny.FRAMES, 2)
+    return SoundRules(tiny.START, 4, LANGUAGE_IDS, tiny.FIRST, tiny.FRAMES, 2, 2 * tiny.HOP / tiny.RATE)
 
 
 def vocabulary(model: PreTrainedModel) -> Vocabulary:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -30,6 +30,7 @@ from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
 
+Made = TypeVar("Made")
 TRIALS = 4
 """Of each layout; the first is for getting warm."""
 INSTALL = "pip install 'cmasd[bench]'"
@@ -56,44 +57,53 @@ def layouts(threads: int, batch_size: int) -> list[Layout]:
 class Process:
     """CTranslate2 with the converted model, in a process that ends with this object; it sleeps while nobody asks."""
 
-    def __init__(self, folder: str, is_encoder_decoder: bool, options: dict[str, Any], threads: int) -> None:
-        """`options` are those of a Translator, or of a Generator; raises what that raises. `folder` is read here."""
+    def __init__(self, folder: str, kind: str, options: dict[str, Any], threads: int) -> None:
+        """`options` are those of a model of that `kind`; raises what that raises. `folder` is read here."""
         self.threads = threads
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-        self._pool.submit(_load, files, is_encoder_decoder, options).result()
+        self._pool.submit(_load, files, kind, options).result()
 
-    def decode(self, layout: Layout, rows: list[list[str]], options: dict[str, Any]) -> tuple[list[list[str]], float]:
-        """Tokens of the best hypothesis by row, and the seconds that the process took."""
-        return self._pool.submit(_decode, layout, rows, options).result()
+    def run(self, decode: Callable[..., Made], layout: Layout, *arguments: Any) -> tuple[Made, float]:
+        """What `decode` of a module makes of the model and the arguments, and the seconds that it took there."""
+        return self._pool.submit(_run, decode, layout, arguments).result()
+
+    def fastest(self, layouts: list[Layout], seconds_of: Callable[[Layout], float], trials: int = TRIALS) -> Layout:
+        """The layout that takes the least time, once warm."""
+        seconds = {layout: min(seconds_of(layout) for _ in range(trials)) for layout in layouts}
+        return min(layouts, key=seconds.__getitem__)
 
 
 _models: dict[Layout, Any] = {}
 _make: Callable[[Layout], Any]
-"""Of this process, where it is one of `Process`: translators, or generators for a decoder-only model."""
+"""Of this process, where it is one of `Process`."""
 
 
-def _load(files: dict[str, bytes], is_encoder_decoder: bool, options: dict[str, Any]) -> None:
+def _load(files: dict[str, bytes], kind: str, options: dict[str, Any]) -> None:
     import ctranslate2
 
     global _make
-    kind = ctranslate2.Translator if is_encoder_decoder else ctranslate2.Generator
+    make_one = getattr(ctranslate2, kind, None) or getattr(ctranslate2.models, kind)
 
     def make(layout: Layout) -> Any:
-        return kind("", files=files, inter_threads=layout.models, intra_threads=layout.threads, **options)
+        return make_one("", files=files, inter_threads=layout.models, intra_threads=layout.threads, **options)
 
     _make = make
     _models[Layout(1, 1)] = make(Layout(1, 1))
 
 
-def _decode(layout: Layout, rows: list[list[str]], options: dict[str, Any]) -> tuple[list[list[str]], float]:
+def _run(decode: Callable[..., Made], layout: Layout, arguments: tuple[Any, ...]) -> tuple[Made, float]:
     model = _models.get(layout) or _models.setdefault(layout, _make(layout))
     started = time.perf_counter()
-    if hasattr(model, "translate_batch"):
-        outputs = [result.hypotheses[0] for result in model.translate_batch(rows, **options)]
-    else:
-        outputs = [result.sequences[0] for result in model.generate_batch(rows, **options)]
+    outputs = decode(model, *arguments)
     return outputs, time.perf_counter() - started
+
+
+def _decode(model: Any, rows: list[list[str]], options: dict[str, Any]) -> list[list[str]]:
+    """Tokens of the best hypothesis by row."""
+    if hasattr(model, "translate_batch"):
+        return [result.hypotheses[0] for result in model.translate_batch(rows, **options)]
+    return [result.sequences[0] for result in model.generate_batch(rows, **options)]
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,8 @@ class CTranslate2:
         longest = max(most)
         options = {**self._options, **self._lengths(rows, longest)}
         if self.layout is None:
-            self.layout = self._fastest(rows, options)
+            tried = layouts(self.process.threads, self.batch_size)
+            self.layout = self.process.fastest(tried, lambda layout: self._run(layout, rows, options)[1])
         outputs = self._run(self.layout, rows, options)[0]
         return {
             request.key: list(map(int, output))[:limit]
@@ -135,13 +146,8 @@ class CTranslate2:
         }
 
     def _run(self, layout: Layout, rows: list[list[str]], options: dict[str, Any]) -> tuple[list[list[str]], float]:
-        return self.process.decode(layout, rows, {**options, "max_batch_size": self.batch_size // layout.models})
-
-    def _fastest(self, rows: list[list[str]], options: dict[str, Any]) -> Layout:
-        """The layout that decodes the rows in the least time, once warm."""
-        tried = layouts(self.process.threads, self.batch_size)
-        seconds = {layout: min(self._run(layout, rows, options)[1] for _ in range(TRIALS)) for layout in tried}
-        return min(tried, key=seconds.__getitem__)
+        own = {**options, "max_batch_size": self.batch_size // layout.models}
+        return self.process.run(_decode, layout, rows, own)
 
     def _lengths(self, rows: list[list[str]], longest: int) -> dict[str, Any]:
         """And what else the two kinds of model call differently."""
@@ -167,18 +173,16 @@ def load_ctranslate2(pair: Pair, model: Model, threads: int) -> dict[str, Conver
 
     Raises `ModelError` where CTranslate2 is not installed or cannot convert the architecture.
     """
-    if pair.sound is not None:
-        raise ModelError("ctranslate2: decodes texts alone here, and the verifier hears.")
     if find_spec("ctranslate2") is None:
         raise ModelError(f"ctranslate2: is not installed. {INSTALL} adds it.")
     device = pair.device.type
     own = str(model.dtype).removeprefix("torch.") if device != "cpu" else "float32"
+    kind = "Whisper" if pair.sound is not None else "Translator" if pair.is_encoder_decoder else "Generator"
     with tempfile.TemporaryDirectory(prefix="cmasd-bench-") as folder:
         kept = convert(pair, model, Path(folder))
         try:
             loaded = {
-                name: Process(folder, pair.is_encoder_decoder, {"device": device, "compute_type": name}, threads)
-                for name in (own, "int8")
+                name: Process(folder, kind, {"device": device, "compute_type": name}, threads) for name in (own, "int8")
             }
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"ctranslate2: cannot load the model on {device} ({_first_line(error)}).") from error
@@ -197,7 +201,8 @@ def convert(pair: Pair, verifier: Model, folder: Path) -> int:
     try:
         spec = loader.get_model_spec(model)
         kept = int(spec.decoder.projection.weight.shape[0])
-        loader.set_vocabulary(spec, [str(token) for token in range(kept)])
+        controls = _controls(pair)
+        loader.set_vocabulary(spec, [controls.get(token, str(token)) for token in range(kept)])
         _describe(spec.config, pair, kept)
         spec.validate()
         spec.optimize(quantization="float32")
@@ -239,8 +244,23 @@ def _marian_loader(stock: Any) -> Any:
     return MarianLoader()
 
 
+def _controls(pair: Pair) -> dict[int, str]:
+    """Names of tokens that CTranslate2's Whisper looks up; it has no others by name."""
+    if pair.sound is None:
+        return {}
+    return {
+        pair.sound.start: "<|startoftranscript|>",
+        pair.constraints.eos_token_ids[0]: "<|endoftext|>",
+        pair.sound.first_timestamp - 1: "<|notimestamps|>",
+    }
+
+
 def _describe(config: Any, pair: Pair, kept: int) -> None:
     """Special tokens, which must be among the `kept` ones; sources come with theirs, so none is added."""
+    if pair.sound is not None:
+        config.suppress_ids, config.suppress_ids_begin = [], list(pair.constraints.begin_suppressed)
+        config.lang_ids = list(pair.sound.languages)
+        return
     ends = pair.constraints.eos_token_ids or (0,)
     config.eos_token = config.bos_token = config.unk_token = str(ends[0])
     if pair.is_encoder_decoder:
