@@ -15,10 +15,6 @@ class DataRecipe:
     """Parquet file or folder."""
     source_column: str = "en"
     target_column: str = "de"
-    audio_column: str | None = None
-    """Column of recordings, in place of `source_column`, for `kind: parallel` and a verifier that hears."""
-    language: str | None = None
-    """What is spoken in these, such as en; null: the verifier knows one language."""
     group_column: str | None = None
     """Column that names the corpus of a row; null when there is one corpus."""
     mix: dict[str, float] = field(default_factory=dict)
@@ -31,6 +27,10 @@ class DataRecipe:
     """Take the targets from what `telemetry.teacher_top_k` kept of an exact run, and learn its distributions."""
     where: str = ""
     """Where such data can be had, in a sentence or two; said where `path` is missing."""
+    audio_column: str | None = None
+    """Column of recordings, in place of `source_column`, for `kind: parallel` and a verifier that hears."""
+    language: str | None = None
+    """What is spoken in these, such as en; null: the verifier knows one language."""
 
 
 @dataclass(frozen=True)

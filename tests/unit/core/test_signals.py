@@ -6,6 +6,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 
+from cmasd import signals
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.signals import (
     COMPONENTS,
@@ -60,7 +61,8 @@ def test_confidence_can_be_made_of_every_score() -> None:
 
 
 def test_c_has_the_same_places() -> None:
-    enumerations = re.findall(r"enum \{ (\w+(?:, \w+)*) \};", as_c())
+    sources, *enumerations = re.findall(r"enum \{ (\w+(?:, \w+)*) \};", as_c())
+    assert [getattr(signals, name, None) for name in sources.split(", ")[:-1]] == list(range(sources.count(",")))
     tables: tuple[type[Table], ...] = (*TRACES, RowNumbers, LogitNumbers)
     assert len(enumerations) == len(tables)
     for table, names in zip(tables, enumerations, strict=True):

@@ -49,7 +49,8 @@ class OpenVinoProcess:
         assert self._process.stdout is not None, "it is a pipe"
         try:
             self._process.send_signal(signal.SIGCONT)
-            print(json.dumps(asked), file=self._process.stdin, flush=True)
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
             answer: dict[str, Any] = json.loads(self._process.stdout.readline() or "{}")
             self._process.send_signal(signal.SIGSTOP)
         except BrokenPipeError:

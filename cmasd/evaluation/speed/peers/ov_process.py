@@ -27,7 +27,8 @@ def main() -> None:
                 answer = pipelines.decode(asked)
         except Exception as error:  # noqa: BLE001 - of whatever kind: it is an answer
             answer = {"error": " ".join(str(error).split()) or type(error).__name__}
-        print(json.dumps(answer), file=answers, flush=True)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 def version() -> str:
