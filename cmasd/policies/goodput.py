@@ -174,8 +174,8 @@ class GoodputPolicy(Policy):
         is_new = arm != last or before is not place or place.shapes.explorer.now != shape
         self._rule = place.shapes.rule(place.rule) if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
-        is_hasty = self._bursts > 1 and place.latest is None
-        self._unsettled = 0 if not is_new else 1 if is_hasty else SETTLING
+        unsettled = 1 if self._bursts > 1 else SETTLING  # texts take no cache from the verifier's weights
+        self._unsettled = unsettled if is_new else 0
         least = BURST + self._unsettled
         self._watched = least if is_losing or place.latest is None or place.shapes.is_look else BATCH
         if self._bursts > 1 and arm != explorer.force and not place.pair:  # more looks, not longer ones
