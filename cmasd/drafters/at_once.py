@@ -1,12 +1,11 @@
 """Texts of all rows looked up in one call of C, as `by_row` does it row by row."""
 
-from collections.abc import Collection
 from ctypes import CDLL
 
 from torch import Tensor
 
 from cmasd.drafters.base import Context
-from cmasd.drafters.texts import TOLD_APART
+from cmasd.drafters.texts import LookedUp
 from cmasd.kernels import Asked, Found, Lookups, PackedRule, Proposal, asked_of
 from cmasd.policies import EDGE, Rule
 
@@ -14,20 +13,10 @@ from cmasd.policies import EDGE, Rule
 class TextsAtOnce(Lookups):
     """See `Texts` of `free`."""
 
-    def __init__(
-        self,
-        library: CDLL,
-        kinds: Collection[str],
-        max_ngram: int,
-        memory_tokens: int,
-        vocabulary_size: int,
-        inside_words: Collection[int],
-        copies_source: bool,
-    ) -> None:
-        memory_tokens = memory_tokens if "memory" in kinds else 0
-        longest, copies = max(max_ngram, TOLD_APART), "copy" in kinds
+    def __init__(self, library: CDLL, asked: LookedUp) -> None:
         super().__init__(
-            library, vocabulary_size, max_ngram, memory_tokens, longest, copies, copies and copies_source, inside_words
+            *(library, asked.vocabulary_size, asked.max_ngram, asked.memory_tokens, asked.longest),
+            *(asked.copies, asked.copies_source, asked.inside_words),
         )
         self._rule: tuple[Rule, PackedRule | None] | None = None
         self._rows: tuple[Context, Asked] | None = None

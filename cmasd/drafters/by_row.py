@@ -3,7 +3,7 @@
 Shapes: B rows, K draft.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from cmasd.drafters.base import Context
 from cmasd.drafters.memory import Memory
 from cmasd.drafters.proposals import ALIKE, ENOUGH, KINDS, NONE, Rates, expected
 from cmasd.drafters.rejoin import Habits, Old
-from cmasd.drafters.texts import TOLD_APART, Text, copied, sayable
+from cmasd.drafters.texts import LookedUp, Text, copied, sayable
 from cmasd.kernels import Found, Proposal
 from cmasd.policies import Rule
 from cmasd.signals import FROM_COPY, FROM_DRAFT, FROM_MEMORY, FROM_PREVIOUS
@@ -44,24 +44,16 @@ class SlotRow:
 class TextsByRow:
     """See `Texts` of `free`."""
 
-    def __init__(
-        self,
-        kinds: Collection[str],
-        max_ngram: int,
-        memory_tokens: int,
-        vocabulary_size: int,
-        inside_words: Collection[int],
-        copies_source: bool,
-    ) -> None:
-        self._max_ngram = max_ngram
-        self._copies = "copy" in kinds
-        self._copies_source = self._copies and copies_source
-        self._memory = Memory(memory_tokens, max(max_ngram, TOLD_APART)) if "memory" in kinds else None
-        self._vocabulary_size = vocabulary_size
+    def __init__(self, asked: LookedUp) -> None:
+        self._max_ngram = asked.max_ngram
+        self._copies = asked.copies
+        self._copies_source = asked.copies_source
+        self._memory = Memory(asked.memory_tokens, asked.longest) if asked.memory_tokens else None
+        self._vocabulary_size = asked.vocabulary_size
         self._rows: dict[int, SlotRow] = {}
         self._sent: list[tuple[Proposal, int]] = []
         self.rates = Rates()
-        self.habits = Habits(inside_words)
+        self.habits = Habits(asked.inside_words)
         self.habits_of_drafts = Habits()
 
     # ---------------------------------------------------------------- rows come and go

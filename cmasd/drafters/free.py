@@ -25,6 +25,7 @@ from cmasd.drafters.at_once import TextsAtOnce
 from cmasd.drafters.base import Context, Drafter
 from cmasd.drafters.by_row import TextsByRow
 from cmasd.drafters.free_tree import FreeTrees
+from cmasd.drafters.texts import LookedUp
 from cmasd.kernels import Found, Proposal, lookups_library
 from cmasd.policies import Rule
 from cmasd.runner.base import Extent
@@ -84,9 +85,11 @@ class FreeDrafter(Drafter):
         `inside_words`: those that go on with a word.
         """
         self._kinds = frozenset(kinds)
-        about = self._kinds, max_ngram, memory_tokens, vocabulary_size, inside_words, is_encoder_decoder
+        copies, memory_tokens = "copy" in kinds, memory_tokens if "memory" in kinds else 0
+        copies_source = copies and is_encoder_decoder
+        asked = LookedUp(copies, copies_source, max_ngram, memory_tokens, vocabulary_size, inside_words)
         library = lookups_library()
-        self.texts: Texts = TextsByRow(*about) if library is None else TextsAtOnce(library, *about)
+        self.texts: Texts = TextsByRow(asked) if library is None else TextsAtOnce(library, asked)
         self._trees = FreeTrees()
         self._unknown = torch.full((), NAN)
         self.seconds = 0.0

@@ -4,7 +4,8 @@ Each token knows its places, so that a look-up goes over these and not over the 
 a few tokens at a time, for which a call of numpy or torch takes longer than the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 EDGE = -1
@@ -13,6 +14,29 @@ TOLD_APART = 8
 """Tokens by which places in the memory are, at least: it holds many."""
 MOST_PLACES = 256
 """Of one token, that are looked at: the latest three quarters, and the first of all."""
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """In what texts drafts are looked up, and how."""
+
+    copies: bool
+    """Whether in the row's own output."""
+    copies_source: bool
+    """Whether in its source, too; where there is no encoder that is part of its tokens anyway."""
+    max_ngram: int
+    """Latest tokens that are matched at most."""
+    memory_tokens: int
+    """Of rows before, that are kept; 0: no memory."""
+    vocabulary_size: int
+    """The verifier says ids below it."""
+    inside_words: Collection[int]
+    """Ids that go on with a word."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens by which places in the memory are told apart."""
+        return max(self.max_ngram, TOLD_APART)
 
 
 def overlap(text: Sequence[int], end: int, tail: Sequence[int], last: int, most: int) -> int:

@@ -14,7 +14,7 @@ from cmasd.drafters import Context
 from cmasd.drafters.at_once import TextsAtOnce
 from cmasd.drafters.by_row import TextsByRow
 from cmasd.drafters.free import Texts
-from cmasd.drafters.texts import MOST_PLACES
+from cmasd.drafters.texts import MOST_PLACES, LookedUp
 from cmasd.kernels import lookups_library
 from cmasd.kernels.lookups import COUNTS
 from cmasd.policies import Rule
@@ -24,10 +24,11 @@ pytestmark = pytest.mark.skipif(lookups_library() is None, reason="there is no c
 
 
 def both(kinds: list[str], memory_tokens: int, copies_source: bool) -> tuple[TextsByRow, TextsAtOnce]:
-    about = kinds, 3, memory_tokens, VOCABULARY, {3, 4, 9}, copies_source
+    copies, memory_tokens = "copy" in kinds, memory_tokens if "memory" in kinds else 0
+    about = LookedUp(copies, copies and copies_source, 3, memory_tokens, VOCABULARY, {3, 4, 9})
     library = lookups_library()
     assert library is not None
-    return TextsByRow(*about), TextsAtOnce(library, *about)
+    return TextsByRow(about), TextsAtOnce(library, about)
 
 
 def rule_of(rng: random.Random, most: int) -> Rule:
