@@ -177,10 +177,6 @@ class TestRecipe:
     """Parquet file; null: no scores."""
     source_column: str = "en"
     target_column: str = "de"
-    audio_column: str | None = None
-    """Column of recordings, in place of `source_column`, for `kind: parallel` and a verifier that hears."""
-    language: str | None = None
-    """What is spoken in these, such as en; null: the verifier knows one language."""
     set_column: str | None = "set"
     """Column that names the set of a row; null when there is one set."""
     rows: int | None = None
