@@ -65,7 +65,7 @@ class Threads:
         idle: Callable[[], float] | None = None,
     ) -> None:
         """`share` of the time may be lost by looking; `use` is told a count where it changes; `idle`: processors that
-        nobody used since it was asked last, instead of this machine's.
+        nobody used lately, instead of this machine's.
         """
         self.most = most
         self._within = most

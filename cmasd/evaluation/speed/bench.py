@@ -134,10 +134,10 @@ def bench(
             watcher.progress(size, name, before + part * done)
 
         # Not kept in a variable: caches of one batch size are freed before those of the next are made.
-        timed = take_turns(pair, sources, contenders.of(batch_size), batch_size, until, on_turn, chunks, rows)
-        found = _rows(timed, batch_size, seconds_each)
-        del timed
-        yield from found
+        yield from _rows(
+            take_turns(pair, sources, contenders.of(batch_size), batch_size, until, on_turn, chunks, rows),
+            *(batch_size, seconds_each),
+        )
 
 
 def _split(deadline: float, sizes_left: int) -> float:
