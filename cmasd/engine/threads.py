@@ -4,8 +4,8 @@ Threads that share a forward wait for each other many times in it. On a machine 
 them is always without a processor, and the others wait for a time slice: on two processors beside six busy processes
 two threads were thirteen times slower than one. So counts of threads are ways of decoding like others, and the
 explorer of the goodput policy (`cmasd.policies.explorer`) finds the fastest: it looks at another count now and then,
-compares it with what is usual of the one in force, and loses no more than a share of the time by looking. Where that
-one comes to take another time than usual, or a processor becomes free, what is known of the others is doubted. Output
+compares it with the iterations just before, and loses no more than a share of the time by looking. Where the count in
+force comes to take another time than usual, or a processor becomes free, what is known of the others is doubted. Output
 does not depend on the count.
 
 Does not run on a GPU, where there is nothing to share, nor with one thread.
@@ -15,11 +15,12 @@ import math
 import time
 from collections.abc import Callable
 
+import numpy as np
 import psutil
 import torch
 
 from cmasd.policies.explorer import BURST, SETTLING, Explorer, Ledger
-from cmasd.policies.speeds import Speed
+from cmasd.policies.speeds import Speed, without_outliers
 
 REST = 32
 """Iterations between two decisions while nothing is looked at: their mean is within 2 % where one has 10."""
@@ -78,7 +79,12 @@ class Threads:
         self._explorer = Explorer(self._ledger, self._speeds, everything, everything, candidates=arms)
         self._usual: dict[tuple[int, int], tuple[float, int]] = {}
         """Seconds of an iteration with the count in force, a mean of the latest, and of how many, by powers of two of
-        its rows and of its verified tokens."""
+        its rows and of its verified tokens: by these, iterations of any kind are compared."""
+        self._latest = 0.0, 0.0
+        """Log of what the iterations before the last decision took over that, with the count in force, and its
+        variance."""
+        self._lately = 0.0
+        """The mean of that log over several decisions."""
         self._levels: list[tuple[float, float]] = []
         """Seconds of the iterations since the last decision, and how many would have been usual."""
         self._unsettled: list[tuple[float, float]] = []
@@ -140,23 +146,22 @@ class Threads:
         return self.is_looking and len(taken) == FEWEST and min(taken) > HOPELESS
 
     def _decide(self) -> None:
-        """From the iterations since the last time; what is between their outer eighths counts."""
+        """From the iterations since the last time."""
         explorer, before, force = self._explorer, self._explorer.now, self._explorer.force
-        levels = sorted(seconds / usual for seconds, usual in self._levels)
-        middle = levels[len(levels) // 8 : len(levels) - len(levels) // 8]
-        level = sum(middle) / len(middle)
-        noise = sum((one - level) ** 2 for one in middle) / (len(middle) * max(1, len(middle) - 1)) / level**2
+        level, noise = self._measured()
         if before != force:
             self._ledger.charge(sum(taken - usual for taken, usual in self._unsettled + self._levels))
-            worth = max(WORST, -math.log(level))
-            self._speeds[before].learn(self._speeds[force].mean + worth, noise, self._iteration)
+            worth = max(WORST, self._latest[0] - level)
+            self._speeds[before].learn(self._speeds[force].mean + worth, noise + self._latest[1], self._iteration)
         else:
-            moved = max(0.0, abs(math.log(level)) - 2 * math.sqrt(noise))
+            moved = max(0.0, abs(level - self._lately) - 2 * math.sqrt(noise))
             for other in self._speeds:
                 other.doubt_more(math.hypot(moved, RESTLESS))
             if self._becomes_free() or moved > OTHER:
                 explorer.forget()
             self._speeds[force].learn(self._speeds[force].mean, noise, self._iteration)
+            self._latest = level, noise
+            self._lately += (level - self._lately) * REST / REMEMBERED
         seconds = sum(taken for taken, _ in self._levels)
         after = explorer.decide(self._iteration, seconds / len(self._levels))
         if explorer.force != force:
@@ -165,3 +170,11 @@ class Threads:
         self._levels = []
         self._unsettled = [] if after != before else self._unsettled
         self._left = BURST if after != explorer.force else REST
+
+    def _measured(self) -> tuple[float, float]:
+        """Log of what iterations took over what is usual, and its variance: what disturbs one for long counts little,
+        in a look of a few as in what it is compared with.
+        """
+        level_I = without_outliers(np.array([seconds / usual for seconds, usual in self._levels]))
+        level, count = float(level_I.mean()), len(level_I)
+        return math.log(level), float(level_I.var()) / max(1, count - 1) / level**2

@@ -159,7 +159,7 @@ class PairedBatch:
         count = len(level_I)
         if count < 3:
             return None
-        level_I = _without_outliers(level_I)
+        level_I = without_outliers(level_I)
         level, tokens = level_I.mean(), self.tokens_I.sum() / self.rows_I.sum()
         slowdown = (self.expected_I / self.plain_I).mean()
         level_noise = ((level_I - level) ** 2).sum() / (count * (count - 2)) / level**2
@@ -189,12 +189,12 @@ class PairedBatch:
         level_I = self.seconds_I / self.expected_I
         for alike_I in (self.is_timed_I, ~self.is_timed_I):
             if alike_I.any():
-                level_I[alike_I] = _without_outliers(level_I[alike_I])
+                level_I[alike_I] = without_outliers(level_I[alike_I])
         seconds_I: Float64 = level_I * self.expected_I
         return seconds_I
 
 
-def _without_outliers(level_I: Float64) -> Float64:
+def without_outliers(level_I: Float64) -> Float64:
     """What disturbs an iteration lengthens it, whatever its arm: kept within three deviations of the median."""
     median = np.median(level_I)
     deviation = 1.5 * np.median(np.abs(level_I - median))
