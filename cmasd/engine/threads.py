@@ -5,8 +5,8 @@ them is always without a processor, and the others wait for a time slice: on two
 two threads were thirteen times slower than one. So counts of threads are ways of decoding like others, and the
 explorer of the goodput policy (`cmasd.policies.explorer`) finds the fastest: it looks at another count now and then,
 compares it with the iterations just before, and loses no more than a share of the time by looking. Where the count in
-force comes to take another time than usual, or a processor becomes free, what is known of the others is doubted. Output
-does not depend on the count.
+force comes to take another time than usual, or a processor becomes free that it does not use, what is known of the
+others is doubted. Output does not depend on the count.
 
 Does not run on a GPU, where there is nothing to share, nor with one thread.
 """
@@ -157,7 +157,7 @@ class Threads:
             moved = max(0.0, abs(level - self._lately) - 2 * math.sqrt(noise))
             for other in self._speeds:
                 other.doubt_more(math.hypot(moved, RESTLESS))
-            if self._becomes_free() or moved > OTHER:
+            if (self._becomes_free() and self.now < self.most) or moved > OTHER:
                 explorer.forget()
             self._speeds[force].learn(self._speeds[force].mean, noise, self._iteration)
             self._latest = level, noise
