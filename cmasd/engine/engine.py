@@ -21,17 +21,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from cmasd.config.tree import Config
-from cmasd.core import Draft, Logits, Request, Result, Verdict
-from cmasd.drafters import Context, ModelDrafter
-from cmasd.drafters.base import empty_draft
-from cmasd.engine.ahead import Ahead, Flight, Iteration, Snapshot, can_run_ahead
+from cmasd.core import Request, Result
+from cmasd.drafters import Drafter, ModelDrafter
+from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
 from cmasd.engine.drafting import build_drafter, free_of
 from cmasd.engine.fixed_shapes import check_alone
 from cmasd.engine.hearing import Hearing
+from cmasd.engine.iterations import Iterations
 from cmasd.engine.measured_costs import depends_on, step_table, warm_up
 from cmasd.engine.pair import Pair
 from cmasd.engine.reader import Reader
@@ -41,7 +40,6 @@ from cmasd.engine.slots import LEAST_STAGED, SlotShape, SlotState
 from cmasd.engine.stitch import Stitch
 from cmasd.engine.tail import Tail, most_drafted
 from cmasd.engine.threads import Threads
-from cmasd.engine.trace import Outcome, trace
 from cmasd.engine.tree_windows import Trees
 from cmasd.models.families import Words
 from cmasd.policies import Policy, Rule, StitchPolicy, build_policy
@@ -49,7 +47,7 @@ from cmasd.runner.base import Extent
 from cmasd.runner.graphs import uses_graphs
 from cmasd.runner.load import load_runner
 from cmasd.telemetry.stats import EngineStats
-from cmasd.verification import build_verification
+from cmasd.verification import Verification, build_verification
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +59,7 @@ class Engine:
         """Allocates the caches of `config.engine.slots` rows and as many staged ones."""
         self.pair = pair
         self.policy = build_policy(config)
-        self.verification = build_verification(config, pair.constraints.eos_token_ids)
-        self.record_gaps = config.lossless != "exact"
+        verification = build_verification(config, pair.constraints.eos_token_ids)
         slots = config.engine.slots
         assert slots is not None, "an engine is built from a configuration that `capacity.resolve` has seen"
         self.shape = SlotShape(
@@ -75,42 +72,45 @@ class Engine:
             heard=pair.places_heard,
         )
         # Tokens that are never generated are banned by the output layers, so the other rules may have nothing to do.
-        self.constraints = replace(pair.constraints, banned=())
+        constraints = replace(pair.constraints, banned=())
         runner_shape = (self.shape.capacity, self.shape.length, self.shape.encoded)
         words, graphs = Words(pair.constraints.banned), config.engine.graphs
         self.verifier = load_runner(pair.verifier, *runner_shape, words, pair.bits, graphs, pair.cache_dtype)
         if config.engine.fixed_shapes:
             check_alone(self.verifier, type(pair.verifier).__name__)
         self.state = SlotState(self.shape, config.telemetry.level, pair.device, config.telemetry.teacher_top_k)
-        self.eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
-        self.drafter = build_drafter(config, pair, self.shape.window - 1, self.verifier, self.constraints, self.eos_ids)
-        self._free = free_of(self.drafter)
+        eos_ids = torch.tensor(pair.constraints.eos_token_ids, dtype=torch.int64, device=pair.device)
+        drafter = build_drafter(config, pair, self.shape.window - 1, self.verifier, constraints, eos_ids)
+        self._free = free_of(drafter)
         longer = self._free is not None and most_drafted(config) > self.policy.max_draft_tokens
         self._tail = Tail(config, slots) if longer else None
         self._stitch = None
         if isinstance(self.policy, StitchPolicy):
-            assert isinstance(self.drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
-            large = Reader(self.verifier, self.constraints)
-            self._stitch = Stitch(self.policy, self.drafter, large, self.verification, self.state, self.eos_ids)
+            assert isinstance(drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
+            large = Reader(self.verifier, constraints)
+            self._stitch = Stitch(self.policy, drafter, large, verification, self.state, eos_ids)
         if self.policy.wants_costs:
             about = depends_on(pair, graphs)
-            self.policy.learn_costs(
-                step_table(self.verifier, self.drafter, about, slots, self.policy.max_draft_tokens + 1)
-            )
+            self.policy.learn_costs(step_table(self.verifier, drafter, about, slots, self.policy.max_draft_tokens + 1))
         self.stats = EngineStats()
+        self.iterations = Iterations(
+            state=self.state,
+            verifier=self.verifier,
+            drafter=drafter,
+            verification=verification,
+            constraints=constraints,
+            keep=Committer(self.state, eos_ids),
+            trees=Trees(self.verifier, verification, constraints, self.state),
+            stats=self.stats,
+            record_gaps=config.lossless != "exact",
+        )
         most, share = torch.get_num_threads(), config.policy.explore_share
         self._threads = Threads(most, share) if pair.device.type == "cpu" and most > 1 else None
-        self._asked = False
         self._ahead = self._build_ahead(config) if uses_graphs(config.engine.graphs, pair.device) else None
         self._flight: Flight | None = None
-        self._empty: dict[int, Draft] = {}
-        self._keep = Committer(self.state, self.eos_ids)
-        verifier, drafter = (
-            (self.verifier, self.drafter) if self._stitch is None else (self._stitch.large, self._stitch)
-        )
-        hearing = None if pair.sound is None else Hearing(pair.sound, verifier, feeds=self._stitch is None)
-        self._rows = Rows(pair, self.shape, self.state, verifier, drafter, config.engine.cache_tokens, hearing)
-        self._trees = Trees(self.verifier, self.verification, self.constraints, self.state)
+        verifying, drafting = (self.verifier, drafter) if self._stitch is None else (self._stitch.large, self._stitch)
+        hearing = None if pair.sound is None else Hearing(pair.sound, verifying, feeds=self._stitch is None)
+        self._rows = Rows(pair, self.shape, self.state, verifying, drafting, config.engine.cache_tokens, hearing)
 
     def _build_ahead(self, config: Config) -> Ahead | None:
         if not can_run_ahead(self.policy, self.drafter, self.verification):
@@ -122,7 +122,7 @@ class Engine:
         start_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.pair.device)
         for runner in [self.verifier, *([self.drafter.runner] if isinstance(self.drafter, ModelDrafter) else [])]:
             runner.forward(start_11, start_11[0], extent=most._replace(rows=1))  # the longest read: grows all tables
-        return Ahead(self._whole, most, self.pair.device, insist=config.engine.graphs == "on")
+        return Ahead(self.iterations.whole, most, self.pair.device, insist=config.engine.graphs == "on")
 
     def warm_up(self) -> None:
         """Before the first row, once: see `costs.warm_up`."""
@@ -131,6 +131,16 @@ class Engine:
     def remember(self, rows: Iterable[tuple[list[int], list[int]]]) -> int:
         """Source and output of rows that others have decoded, for drafts; gives their tokens, 0 without a memory."""
         return 0 if self._free is None else self._free.remember(rows)
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """None in plain decoding."""
+        return self.iterations.drafter
+
+    @property
+    def verification(self) -> Verification:
+        """What is accepted."""
+        return self.iterations.verification
 
     @property
     def pending(self) -> int:
@@ -155,7 +165,7 @@ class Engine:
     @property
     def _later(self) -> bool:
         """Whether a drafter that is not asked at present need not prefill new rows yet."""
-        return not self._asked and self.stats.iterations > 0
+        return not self.iterations.asked and self.stats.iterations > 0
 
     @torch.inference_mode()
     def step(self) -> list[Result]:
@@ -189,11 +199,11 @@ class Engine:
         if self._rows.live == 0:
             return landed
         started = time.perf_counter()
-        one = self._iterate(self._rows.live, rule)
+        one = self.iterations.run(self._rows.live, rule)
         done = self.state.advance(one.outcome.count_B, one.outcome.ended_B)
         seconds, sent_BK = time.perf_counter() - started, one.sent.tokens_BK
         tokens = self._rows.live + (int(one.sent.lengths_B.sum()) if sent_BK.shape[1] else 0)
-        is_typical = not self._asked or self.drafter is None or self.drafter.caught_up
+        is_typical = not self.iterations.asked or self.drafter is None or self.drafter.caught_up
         is_usual = self._threads is None or not self._threads.is_looking
         tree = None if one.sent.parents_BK is None else one.sent
         self._flight = Flight(one.draft, one.verdict, lambda: seconds, is_typical, is_usual, tree)
@@ -213,7 +223,7 @@ class Engine:
         done = self.state.advance(step.count_B, step.ended_B)
         if self._threads is not None:  # steps with the large model in them are of another kind
             self._threads.observe(live, step.small + (step.read << 16), time.perf_counter() - started)
-        self._asked = True
+        self.iterations.asked = True
         step.count(self.stats, self.shape.slots)
         return self._collect(done)
 
@@ -223,7 +233,7 @@ class Engine:
         launched = ahead.launch(extent)
         results = self._land(snapshot.read(self.state, launched_since=extent.window))
         self._flight = launched
-        self._asked = extent.window > 1
+        self.iterations.asked = extent.window > 1
         self._count(rows - len(results))
         return results
 
@@ -247,92 +257,7 @@ class Engine:
         longest = min(int(self.state.reach[: self._rows.live].max()), self.shape.length - self.shape.window)
         extent = self.verifier.extent(self._rows.live, most + 1, longest - 1)
         is_ready = self.drafter is None or self.drafter.reserve(extent)
-        return extent if most == 0 or (self._asked and is_ready) else None
-
-    # ---------------------------------------------------------------- an iteration
-
-    def _iterate(self, rows: int, rule: Rule | None, extent: Extent | None = None) -> Iteration:
-        """Draft, verify, accept and commit, for slots 0..rows-1; lengths are still to advance.
-
-        With an `extent` by the device alone; rows that have finished are left as they are.
-        """
-        context = self.state.context(rows)
-        open_B = None if extent is None else context.lengths_B < context.limits_B
-        draft = self._draft(context, rule) if extent is None else self._draft_at(context, extent)
-        if draft.parents_BK is not None:
-            judged = self._trees.verify(context, draft, self.state.window(draft))
-            self._trees.tally(draft, judged.draft)
-            path, logits, verdict = judged.draft, judged.logits, judged.verdict
-            self.stats.drafter_tokens += int(draft.drafted_B.sum() - path.drafted_B.sum())
-            return Iteration(draft, path, logits, verdict, self._commit(context, path, verdict, logits, open_B))
-        logits = self._verify(context, draft) if extent is None else self._verify_at(context, draft, extent)
-        verdict = self.verification.verify(draft, logits)
-        return Iteration(draft, draft, logits, verdict, self._commit(context, draft, verdict, logits, open_B))
-
-    def _whole(self, extent: Extent) -> tuple[Draft, Verdict]:
-        """An iteration over the slots of an extent, to its very end."""
-        one = self._iterate(extent.rows, None, extent)
-        self.state.grow(one.outcome.count_B, one.outcome.ended_B)
-        return one.draft, one.verdict
-
-    def _draft(self, context: Context, rule: Rule | None) -> Draft:
-        """What the rule lets rows draft, as far as they may grow."""
-        self._asked = rule is not None
-        if self.drafter is None or rule is None:
-            return self._no_draft(context)
-        started = time.perf_counter()
-        room_B = self.state.room(self._rows.live, rule.most)
-        self._asked = max(room_B.tolist()) > 0
-        if not self._asked:
-            return self._no_draft(context)
-        draft = self.drafter.draft(context, room_B, rule)
-        draft = draft.cut(max(draft.lengths_B.tolist()))
-        self.stats.draft_seconds += time.perf_counter() - started
-        return draft
-
-    def _draft_at(self, context: Context, extent: Extent) -> Draft:
-        """As many tokens for every row as the extent has."""
-        if self.drafter is None or extent.window == 1:
-            return empty_draft(context)
-        room_B, rule = self.state.room(extent.rows, extent.window - 1), Rule.always(extent.window - 1)
-        return self.drafter.draft(context, room_B, rule, extent)
-
-    def _no_draft(self, context: Context) -> Draft:
-        """Nothing drafted for any row: K = 0. Made once per number of rows, for plain decoding's sake."""
-        if self._rows.live not in self._empty:
-            self._empty = {self._rows.live: empty_draft(context)}
-        return self._empty[self._rows.live]
-
-    def _verify(self, context: Context, draft: Draft) -> Logits:
-        """The verifier's, after each row's last token and after each draft token that is sent."""
-        window = self.state.window(draft)
-        logits = Logits(self.verifier.run(window), window.firsts_R1, window.longest)
-        if self.constraints.rests(context.tokens_BL, window.starts_R, context.prompt_lengths_B):
-            return logits
-        return self._constrained(context, logits.padded_BTV, window.starts_R, window.padded(window.tokens_N))
-
-    def _verify_at(self, context: Context, draft: Draft, extent: Extent) -> Logits:
-        """The same of a shape decided beforehand."""
-        window_BT, starts_B = self.state.rectangle(draft)
-        logits_BTV = self.verifier.forward(window_BT, starts_B, extent=extent)
-        return self._constrained(context, logits_BTV, starts_B, window_BT)
-
-    def _constrained(self, context: Context, logits_BTV: Tensor, starts_B: Tensor, window_BT: Tensor) -> Logits:
-        return Logits.rectangle(
-            self.constraints.apply(
-                logits_BTV, context.tokens_BL, starts_B, context.prompt_lengths_B, context.limits_B, window_BT
-            )
-        )
-
-    def _commit(
-        self, context: Context, draft: Draft, verdict: Verdict, logits: Logits, open_B: Tensor | None = None
-    ) -> Outcome:
-        """What the iteration leaves behind in rows that are open (B,), by default all; their lengths are as before."""
-        outcome = self._keep(context, draft, verdict, open_B)
-        trace(self.state, context, outcome, logits, self.record_gaps)
-        if self.drafter is not None:
-            self.drafter.commit(context, verdict.accepted_B)
-        return outcome
+        return extent if most == 0 or (self.iterations.asked and is_ready) else None
 
     def _count(self, rows: int) -> None:
         self.stats.iterations += 1

@@ -105,7 +105,7 @@ def _logits(pair: Pair, decoder: EngineDecoder, request: Request, said: list[int
     starts_1 = torch.tensor([len(tokens) - 1], device=runner.device)
     held_1L = torch.tensor([tokens], device=runner.device)
     prompts_1, limits_1 = torch.tensor([len(prompt)]), torch.tensor([len(prompt) + request.max_new_tokens])
-    constrained = engine.constraints.apply(
+    constrained = engine.iterations.constraints.apply(
         logits_1TV, held_1L, starts_1, prompts_1.to(runner.device), limits_1.to(runner.device), fed_1T[:, -1:]
     )
     return constrained[0, 0].cpu()

@@ -179,7 +179,7 @@ def record(pair: Pair, config: Config, requests: Sequence[Request]) -> Recording
     exact = replace(config.verification, kind="exact")
     quiet = replace(config.telemetry, level="none")
     engine = Engine(pair, replace(config, policy=fixed, verification=exact, telemetry=quiet))
-    engine.verification = rejection = _Rejection(engine)
+    engine.iterations.verification = rejection = _Rejection(engine)
     recording = Recording(config.drafter.max_draft_tokens)
     for result in engine.decode(list(requests)):
         recording.outputs[result.key] = result.token_ids.tolist()

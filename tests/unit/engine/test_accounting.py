@@ -89,7 +89,7 @@ def decode_scripted(
     )
     engine = Engine(pair, config)
     endless = decode_plain(shared_pair("marian"), requests)  # so that drafts go on, rightly, past the end of sequence
-    engine.drafter = engine._rows._drafter = ScriptedDrafter(engine, tokens_of(endless), wrong)
+    engine.iterations.drafter = engine._rows._drafter = ScriptedDrafter(engine, tokens_of(endless), wrong)
     return engine, {result.key: result for result in engine.decode(requests)}
 
 

@@ -13,6 +13,7 @@ from cmasd.confidence.maps import CalibrationMap, calibration_file
 from cmasd.config.tree import ConfidenceConfig
 from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Engine, Pair, ahead
+from cmasd.engine.iterations import Iterations
 from cmasd.generation.constraints import Constraints
 from cmasd.policies import GoodputPolicy, Observation
 from cmasd.policies.costs import StepTable
@@ -194,13 +195,13 @@ def test_a_calibrated_confidence_waits_for_nothing(tapes: list[Any], tmp_path: A
 
 def test_what_waits_is_found(tapes: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the two tests above would prove nothing."""
-    commit = Engine._commit
+    commit = Iterations._commit
 
-    def looks(self: Engine, context: Any, *others: Any) -> Any:
+    def looks(self: Iterations, context: Any, *others: Any) -> Any:
         int(context.lengths_B.max())
         return commit(self, context, *others)
 
-    monkeypatch.setattr(Engine, "_commit", looks)
+    monkeypatch.setattr(Iterations, "_commit", looks)
     with pytest.raises(RuntimeError, match="_local_scalar_dense cannot be captured"):
         run(shared_pair("marian"), fixed("model", 2), ragged_requests(10, seed=4), "on")
 
@@ -236,7 +237,7 @@ def test_a_rule_that_is_exchanged_is_asked_again() -> None:
         def verify(self, draft: Draft, logits: Logits) -> Verdict:
             return self.rule.verify(draft, logits)
 
-    engine.verification = Looks(engine.verification)
+    engine.iterations.verification = Looks(engine.verification)
     results = {result.key: result for result in engine.decode(requests)}
     assert engine._flight is None
     assert tokens_of(results) == tokens_of(decode_plain(pair, requests))

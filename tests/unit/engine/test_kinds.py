@@ -64,7 +64,7 @@ class Silent(Drafter):
 def test_a_drafter_that_keeps_nothing_of_rows_has_only_its_draft_to_say() -> None:
     pair, requests = shared_pair("marian"), ragged_requests(9, seed=4)
     engine = Engine(pair, tiny_config(policy={"kind": "fixed"}))
-    engine.drafter = engine._rows._drafter = Silent()
+    engine.iterations.drafter = engine._rows._drafter = Silent()
     decoded = {result.key: result for result in engine.decode(requests)}
     assert tokens_of(decoded) == tokens_of(decode_plain(pair, requests))
     assert (engine.stats.drafted_tokens, engine.stats.tokens_per_iteration) == (0, 1)

@@ -254,8 +254,8 @@ def decode_at(plans: Plans, pair: Pair, sections: dict[str, dict[str, Any]], req
                 assert result.key not in decoded.results, "a row came out twice"
                 decoded.results[result.key] = result
             decoded.late += isinstance(engine.drafter, ModelDrafter) and bool(engine.drafter._later)
-            decoded.drafting.append(engine._asked)
-            decoded.behind += engine._asked and engine.drafter is not None and not engine.drafter.caught_up
+            decoded.drafting.append(engine.iterations.asked)
+            decoded.behind += engine.iterations.asked and engine.drafter is not None and not engine.drafter.caught_up
             if step >= 3 and not engine.pending:
                 return decoded
     raise AssertionError("the engine does not come to an end")

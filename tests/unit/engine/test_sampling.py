@@ -180,7 +180,7 @@ def accept_always(engine: Engine) -> None:
             verdict = self.inner.verify(replace(draft, lengths_B=draft.lengths_B * 0), Logits.rectangle(last_BTV))
             return replace(verdict, accepted_B=draft.lengths_B)
 
-    engine.verification = Always()
+    engine.iterations.verification = Always()
 
 
 def skip_the_residual(engine: Engine) -> None:
