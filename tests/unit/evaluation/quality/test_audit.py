@@ -119,4 +119,4 @@ def test_the_checkpoints_rules_are_part_of_it() -> None:
     [one] = divergences(pair, config, requests, plain, {0: [*plain[0][:3], plain[0][0], *plain[0][4:]]})
     assert one.cause == ALGORITHMIC
     assert one.gap_nats == float("inf")
-    assert isinstance(Engine(pair, config).constraints, Constraints)
+    assert isinstance(Engine(pair, config).iterations.constraints, Constraints)
