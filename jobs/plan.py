@@ -68,7 +68,9 @@ def audio_hours(seconds: float | None, sample: int) -> list[tuple[str, str]]:
     """Of all recordings; nothing where rows are texts."""
     if seconds is None:
         return []
-    return [("audio", f"about {seconds / 3600:,.1f} hours, by the headers of {sample:,} recordings")]
+    from jobs.tables import length
+
+    return [("audio", f"about {length(seconds)}, by the headers of {sample:,} recordings")]
 
 
 def forecast(config: "Config", state: "Run", outlook: "Outlook") -> list[tuple[str, str]]:

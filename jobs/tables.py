@@ -84,12 +84,16 @@ def summary_table(summary: dict[str, Any]) -> str:
     return "\n" + pairs(rows) + "\n"
 
 
+def length(seconds: float) -> str:
+    """Of recordings."""
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
+
+
 def _audio_rows(heard: float | None, decoding: float) -> list[tuple[str, str]]:
     """Of recordings: how long they are, and how long that took."""
     if heard is None or not decoding:
         return []
-    length = f"{heard / 3600:,.1f} hours" if heard >= 3600 else f"{heard / 60:,.1f} minutes"
-    return [("audio", f"{length}, {heard / decoding:,.1f} seconds of it per second of decoding")]
+    return [("audio", f"{length(heard)}, {heard / decoding:,.1f} seconds of it per second of decoding")]
 
 
 def _stitched(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ def test_few_recordings_leave_no_word_undraftable(tmp_path: Path) -> None:
     corpus = Corpus(side, side, np.ones(1))
     ids = drafted_ids(ParallelRecipe(shortlist=6), corpus, model)
     assert (ids[0], set(ids)) == (9, {9, 7, end, 0, 1, 2} if end > 2 else {9, 7, *range(4)})
-    assert drafted_ids(ParallelRecipe(shortlist=2), corpus, model)[1] in (7, end)
+    assert drafted_ids(ParallelRecipe(shortlist=2), corpus, model) == [end, 9]
     write_shortlist(corpus, tmp_path, ids)
     assert json.loads((tmp_path / "shortlist.json").read_text()) == ids
 
