@@ -270,7 +270,7 @@ def test_an_estimate_by_a_run_that_left_no_table(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     estimate.note_run(config(), SUMMARY)
     known = estimate.estimate(config(), ["x" * 16] * 5, 100, 2, None, most=256)
-    assert known.seconds == pytest.approx(400 * 10 / SUMMARY["input_tokens"] / 2)
+    assert known.seconds == pytest.approx(400 * 10 / 1000 / 2)
     assert (known.is_least, known.has_table) == (False, False)
 
 
