@@ -68,7 +68,9 @@ def audio_hours(seconds: float | None, sample: int) -> list[tuple[str, str]]:
     """Of all recordings; nothing where rows are texts."""
     if seconds is None:
         return []
-    return [("audio", f"about {seconds / 3600:,.1f} hours, by the headers of {sample:,} recordings")]
+    from jobs.tables import length
+
+    return [("audio", f"about {length(seconds)}, by the headers of {sample:,} recordings")]
 
 
 def forecast(config: "Config", state: "Run", outlook: "Outlook") -> list[tuple[str, str]]:
@@ -96,7 +98,8 @@ def forecast(config: "Config", state: "Run", outlook: "Outlook") -> list[tuple[s
             "no step table of this verifier and these slots is cached on this machine; a run with goodput measures one"
         )
         return [*lines, ("time", f"unknown: {why}")]
-    how = "at least, by the step table alone" if about.is_least else "by the step table and the last run"
+    how = "by the step table and the last run" if about.has_table else "by the last run"
+    how = "at least, by the step table alone" if about.is_least else how
     start_up = "" if about.start_up_seconds is None else f"; {clock(about.start_up_seconds)} of start-up, as before"
     lines.append(("time", f"about {clock(about.seconds)} of decoding with {actors} actor(s), {how}{start_up}"))
     if about.cost is not None:

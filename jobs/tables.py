@@ -65,6 +65,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     seconds += f", {phases['comparing']:,.1f} comparing" if phases["comparing"] else ""
     rows = [
         ("rows", f"{summary['rows']:,} ({ends})"),
+        *_audio_rows(summary.get("audio_seconds"), phases["decoding"]),
         ("output tokens", f"{summary['output_tokens']:,}"),
         ("seconds", f"{sum(phases.values()):,.1f} ({seconds}){started}"),
         ("tokens/s", f"{summary['tokens_per_second']:,.1f} while decoding"),
@@ -81,6 +82,18 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("output", f"{summary['output']}/outputs"),
     ]
     return "\n" + pairs(rows) + "\n"
+
+
+def length(seconds: float) -> str:
+    """Of recordings."""
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
+
+
+def _audio_rows(heard: float | None, decoding: float) -> list[tuple[str, str]]:
+    """Of recordings: how long they are, and how long that took."""
+    if heard is None or not decoding:
+        return []
+    return [("audio", f"{length(heard)}, {heard / decoding:,.1f} seconds of it per second of decoding")]
 
 
 def _stitched(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -206,7 +206,7 @@ def parallel(recipe: "Recipe") -> Course:
     network = build_network(recipe.parallel, verifier)
     ids = drafted_ids(recipe.parallel, corpus, verifier)
     task = ParallelTask(network, verifier, corpus, recipe.parallel, ids, heard)
-    return Course(task, corpus, partial(export_parallel, network, corpus, recipe))
+    return Course(task, corpus, partial(export_parallel, network, corpus, ids, recipe))
 
 
 def seq2seq(recipe: "Recipe") -> Course:

@@ -105,6 +105,8 @@ def _apply_override(merged: DictConfig, known: Mapping[str, Any], override: str)
     elif text.startswith("[") and (isinstance(known.get(key), list) or key in LISTED):
         with _yaml_errors(key):
             value = OmegaConf.to_container(OmegaConf.create(text))
+    elif type(known.get(key)) is int and text.lstrip("-").isdecimal():
+        value = int(text)  # of some numbers only some are possible, and none of these is a text
     _set(merged, known, key, value, key)
 
 

@@ -178,7 +178,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _spec(config: Config, format: str, keep: pa.Schema, id_type: pa.DataType) -> ReadSpec:
-    asked, hears = config.input, _hears(config, format)
+    asked, hears = config.input, holds_recordings(config, format)
     return ReadSpec(
         config.source_column,
         asked.id_column,
@@ -190,7 +190,7 @@ def _spec(config: Config, format: str, keep: pa.Schema, id_type: pa.DataType) ->
     )
 
 
-def _hears(config: Config, format: str) -> bool:
+def holds_recordings(config: Config, format: str) -> bool:
     """Whether rows are recordings."""
     return format == "audio" or config.speech.audio_column is not None
 
@@ -273,7 +273,7 @@ def _named(files: Sequence[PlannedFile]) -> str:
 def _probe(config: Config, listing: Listing, file: InputFile, kept: list[str]) -> tuple[Known | None, Count]:
     """(its columns, what is in it) of one file, checked; null where it has no rows to tell its columns."""
     source, reader = source_of(config, file), FORMATS[listing.format]
-    hears = _hears(config, listing.format)
+    hears = holds_recordings(config, listing.format)
     names = [config.source_column, *([config.input.id_column] if config.input.id_column else []), *kept]
     names += config.speech.columns.values() if hears else ()
     try:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
 
 from cmasd.kernels import Bits
 from cmasd.models.attention import Attend, LayerPairs
@@ -27,6 +28,9 @@ from cmasd.models.bart import CrossAttention, Embedding, FeedForward, Make, Subl
 from cmasd.models.dense import Dense, dense, linear_of
 from cmasd.models.families import ANY_WORD, Words, family_of, output_layer
 from cmasd.models.packed import weight_of
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": GELUActivation}
+"""Of the layers, by name."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class ParallelShape:
     """K, most tokens drafted in one pass."""
     layers: int = 1
     feed_forward: int = 512
+    activation: str = "relu"
+    """One of `ACTIVATIONS`, that of the layers with which the weights begin."""
     norm_first: bool = False
     """Norms before the residual branches, or after, as in the verifier that the weights begin with."""
     rank: int = 64
@@ -76,7 +82,7 @@ class _Layer(nn.Module):
             self.encoder_attn = _Attention(shape)
             self.encoder_attn_layer_norm = nn.LayerNorm(shape.width)
         self.fc1 = nn.Linear(shape.width, shape.feed_forward)
-        self.activation_fn = nn.ReLU()
+        self.activation_fn = ACTIVATIONS[shape.activation]()
         self.fc2 = nn.Linear(shape.feed_forward, shape.width)
         self.final_layer_norm = nn.LayerNorm(shape.width)
 

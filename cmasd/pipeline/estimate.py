@@ -1,9 +1,10 @@
 """How long a run will take and what it will cost, from what earlier starts on this machine left in the cache folder.
 
-An actor notes what a plain iteration takes by rows, as the goodput policy measured it; a complete run notes how many
-tokens came out for each that went in, how long its start took, and how many times the table's seconds its decoding did:
-encoding, text and the last rows' empty slots are in no table. Notes are of one verifier, precision, device, number
-of slots, share of the processors, machine and version. Imports neither torch nor ray.
+An actor notes what a plain iteration takes by rows, as the goodput policy measured it. A complete run notes how many
+tokens came out for each that went in, how long its start took, what it took for each token that went in, and how many
+times the table's seconds its decoding did: encoding, text and the last rows' empty slots are in no table. Notes are of
+one verifier, precision, device, number of slots, share of the processors, machine and version. Imports neither torch
+nor ray.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ class Estimate:
     ratio: float | None
     """Output tokens for an input token, of the last complete run; null: taken to be as many."""
     seconds: float | None
-    """Decoding; null where no step table was measured."""
+    """Decoding; null where no step table was measured, and no complete run either."""
     is_least: bool
     """Whether the seconds are of the table alone, which no run has corrected yet."""
     start_up_seconds: float | None
@@ -50,6 +51,8 @@ class Estimate:
     """Of the whole job; null without a price, or without a time."""
     audio_seconds: float | None = None
     """Null where rows are texts."""
+    has_table: bool = True
+    """Else the seconds are those of the last complete run, token by token that goes in."""
 
 
 def estimate(config: Config, texts: Sequence[Any], rows: int, actors: int, folder: Path | None, most: int) -> Estimate:
@@ -66,12 +69,15 @@ def estimate(config: Config, texts: Sequence[Any], rows: int, actors: int, folde
     seconds, level = table_seconds(steps, output, rows, actors), before.get("seconds_over_table")
     if seconds is not None and level is not None:
         seconds *= level
+    has_table, each_place = seconds is not None, before.get("actor_seconds_per_input_token")
+    if not has_table and each_place is not None:
+        seconds, level = rows * each * each_place / actors, 1.0
     start_up = before.get("start_up_seconds")
     price, cost = config.cost.accelerator_per_hour, None
     if price is not None and seconds is not None:
         cost = price * actors * (seconds + (start_up or 0.0)) / 3600
     heard = None if audio is None else rows * audio
-    return Estimate(rows * each, output, ratio, seconds, level is None, start_up, actors, cost, heard)
+    return Estimate(rows * each, output, ratio, seconds, level is None, start_up, actors, cost, heard, has_table)
 
 
 def table_seconds(steps: dict[str, Any], output_tokens: float, rows: int, actors: int) -> float | None:
@@ -119,6 +125,7 @@ def note_run(config: Config, summary: dict[str, Any]) -> None:
         "output_tokens_per_input_token": summary["output_tokens"] / summary["input_tokens"],
         "start_up_seconds": summary["seconds_by_phase"]["start_up"],
         "seconds_over_table": actor_seconds / table if table else None,
+        "actor_seconds_per_input_token": actor_seconds / summary["input_tokens"],
     }
     _keep(config, RUN, known)
 

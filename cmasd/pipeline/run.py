@@ -19,6 +19,7 @@ from cmasd.io.changes import changed_since
 from cmasd.io.earlier import earlier_run
 from cmasd.io.lease import Lease, Watch, newest_lease, refuse_if_live
 from cmasd.io.memories import memories_before, own_memories
+from cmasd.io.plan import holds_recordings
 from cmasd.io.provenance import provenance
 from cmasd.io.run_folder import RunFolder
 from cmasd.io.runs import Run, look_at
@@ -27,7 +28,7 @@ from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.baseline import Compare, asked_of
 from cmasd.pipeline.decoding import NOT_COMPARED
 from cmasd.pipeline.drain import Drain, Drained
-from cmasd.pipeline.estimate import note_run
+from cmasd.pipeline.estimate import PLACES_PER_SECOND, note_run
 from cmasd.pipeline.failures import cause_of
 from cmasd.pipeline.local import Here
 from cmasd.pipeline.metrics import RunMetrics
@@ -183,6 +184,8 @@ def _close(
     changed = changed_since(config.input, [file.file for file in state.plan.files]) if state.todo else []
     told = [*state.plan.notices, *changed, *notices, *remarks]
     summary = summarise(config, totals, state.folder.attempts(), tally.before.rows, baseline, told)
+    if holds_recordings(config, state.plan.format):
+        summary["audio_seconds"] = round(totals.input_tokens / PLACES_PER_SECOND, 2)
     summary["pair_notices"] = notices
     summary["fingerprint"] = (state.folder.manifest() or summary)["fingerprint"]
     state.folder.write_json(summary, "summary.json")

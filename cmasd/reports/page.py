@@ -22,7 +22,7 @@ from cmasd.reports.evidence import Evidence
 from cmasd.reports.picks import Place
 from cmasd.reports.signatures import Signature, signatures
 from cmasd.reports.sources import source_texts
-from cmasd.reports.tokens import MOST_TOKENS, SampleRow, sample_row, splitter
+from cmasd.reports.tokens import MOST_TOKENS, UNSURE, SampleRow, sample_row, splitter
 from cmasd.telemetry.schema import SOURCE_FIELD
 
 FILE_NAME = "report.html"
@@ -95,6 +95,7 @@ def content(evidence: Evidence, found: list[Signature]) -> dict[str, Any]:
         "samples": rows,
         "samples_notes": notes,
         "most_tokens": MOST_TOKENS,
+        "unsure": UNSURE,
         "origin": _origin(evidence.manifest),
         "manifest_config": json.dumps(evidence.manifest["config"], indent=1, ensure_ascii=False),
         "palettes": {"light": palette.LIGHT, "dark": palette.DARK},

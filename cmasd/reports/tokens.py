@@ -17,6 +17,8 @@ from cmasd.telemetry.schema import SOURCE_FIELD, output_schema
 
 MOST_TOKENS = 300
 """Of a row, that are shown."""
+UNSURE = 0.5
+"""Probability under which a word is marked."""
 MOST_CHARACTERS = 600
 """Of a text, that are shown."""
 _OWN_COLUMNS = frozenset(output_schema("token", teacher_top_k=1, keeps_source=True).names)
@@ -46,6 +48,10 @@ class Token:
     gap_nats: float | None
     """Null where the verifier has not seen the token."""
     tau_nats: float
+    probability: float | None = None
+    """That the verifier gave it; null where it has not seen it."""
+    is_unsure: bool = False
+    """Whether the verifier gave its word less than `UNSURE`: the product over the word's tokens."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class SampleRow:
     """Output tokens."""
     tokens: list[Token]
     """The first of them; empty where the telemetry or the tokenizer cannot tell."""
+
+    @property
+    def unsure(self) -> int:
+        """Tokens of words that are marked."""
+        return sum(token.is_unsure for token in self.tokens)
 
 
 def sample_row(
@@ -104,6 +115,7 @@ def _tokens(row: dict[str, Any], split: Splitter) -> list[Token]:
     texts = split(row["token_id"][:MOST_TOKENS])
     columns = (row[f"token_{name}"] for name in ("source", "confidence", "gap_nats", "tau"))
     positions = row.get("token_draft_position") or [0] * len(texts)
+    logprobs = (row.get("token_verifier_logprob") or [math.nan] * len(texts))[: len(texts)]
     return [
         Token(
             text=text,
@@ -114,9 +126,31 @@ def _tokens(row: dict[str, Any], split: Splitter) -> list[Token]:
             level=None if math.isnan(confidence) else level_of(confidence),
             gap_nats=None if math.isnan(gap) else gap,
             tau_nats=tau,
+            probability=None if math.isnan(logprob) else math.exp(logprob),
+            is_unsure=_is_of_a_word(text) and math.exp(whole) < UNSURE,
         )
-        for text, source, confidence, gap, tau, position in zip(texts, *columns, positions, strict=False)
+        for (text, source, confidence, gap, tau, position), logprob, whole in zip(
+            zip(texts, *columns, positions, strict=False), logprobs, by_word(texts, logprobs), strict=True
+        )
     ]
+
+
+def _is_of_a_word(text: str) -> bool:
+    return any(letter.isalnum() for letter in text)
+
+
+def by_word(texts: Sequence[str], logprobs: Sequence[float]) -> list[float]:
+    """For each token the log-probability of its whole word; what nobody saw counts as sure. A space begins a word, and
+    a mark between words stands alone.
+    """
+    numbers, word = [], 0
+    for text in texts:
+        word += text[:1].isspace() or not _is_of_a_word(text)
+        numbers.append(word)
+    sums = [0.0] * (word + 1)
+    for number, text, logprob in zip(numbers, texts, logprobs, strict=True):
+        sums[number] += logprob if text and not math.isnan(logprob) else 0.0
+    return [sums[number] for number in numbers]
 
 
 def splitter(config: Config) -> Splitter | str:

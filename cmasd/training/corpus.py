@@ -231,16 +231,20 @@ def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> Corp
     return Corpus(source, target, share, taught.teacher() if recipe.teacher else None)
 
 
-def frequent(corpus: Corpus) -> list[int]:
-    """Every id of the targets, most frequent first."""
-    counts = np.bincount(corpus.target.tokens)
-    ids: list[int] = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist()
+def frequent(corpus: Corpus, known: int = 0) -> list[int]:
+    """Every id of the targets, most frequent first; behind these all others under `known`, lowest first, for
+    tokenizers number what they join as it was frequent in their own texts.
+    """
+    counts = np.bincount(corpus.target.tokens, minlength=known)
+    count = known if known else np.count_nonzero(counts)
+    ids: list[int] = np.argsort(-counts, kind="stable")[:count].tolist()
     return ids
 
 
-def write_shortlist(corpus: Corpus, folder: Path) -> None:
-    """The ids of `frequent`, for `drafter.shortlist`."""
-    (folder / SHORTLIST).write_text(json.dumps(frequent(corpus)) + "\n")
+def write_shortlist(corpus: Corpus, folder: Path, ids: Sequence[int] = ()) -> None:
+    """The ids of `frequent`, for `drafter.shortlist`; behind them what else is among `ids`."""
+    listed = dict.fromkeys([*frequent(corpus), *ids])
+    (folder / SHORTLIST).write_text(json.dumps(list(listed)) + "\n")
 
 
 def stream(corpus: Corpus, seed: int, batch_tokens: int, skip: int) -> Iterator[NDArray[np.int64]]:

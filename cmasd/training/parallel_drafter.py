@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from cmasd.checkpoints.by_name import load_model, vocabulary_size
 from cmasd.checkpoints.parallel_folder import save_parallel
 from cmasd.models.bart import paired
-from cmasd.models.parallel_network import ParallelNetwork
+from cmasd.models.parallel_network import ACTIVATIONS, ParallelNetwork
 from cmasd.runner.load import parallel_shape
 from cmasd.training.corpus import Corpus, frequent, write_shortlist
 from cmasd.training.heard_corpus import HeardCorpus, Lessons
@@ -70,11 +70,13 @@ class ParallelTask:
 
 def build_network(recipe: ParallelRecipe, verifier: PreTrainedModel) -> ParallelNetwork:
     """A drafter for this verifier, at random but for the layers that it can be given."""
+    begins_with = verifier if recipe.start is None else load_model(recipe.start, "float32", "cpu")
     shape = replace(
         parallel_shape(verifier),
         queries=recipe.queries,
         layers=recipe.layers,
         feed_forward=recipe.feed_forward,
+        activation=activation_of(begins_with),
         rank=recipe.rank,
         has_confidence=recipe.has_confidence,
         own_encoder=recipe.own_encoder,
@@ -86,23 +88,32 @@ def build_network(recipe: ParallelRecipe, verifier: PreTrainedModel) -> Parallel
         for name, weight in encoder.named_parameters():
             weight.requires_grad_(not name.startswith("embed_"))
     network = ParallelNetwork(shape, encoder)
-    copy_layers(network, verifier if recipe.start is None else load_model(recipe.start, "float32", "cpu"))
+    copy_layers(network, begins_with)
     return network.to(verifier.device)
+
+
+def activation_of(model: PreTrainedModel) -> str:
+    """Of the model's decoder layers, where a parallel drafter's can have it."""
+    given = [getattr(layer, "activation_fn", None) for layer in getattr(model.get_decoder(), "layers", [])]
+    return next((name for name, kind in ACTIVATIONS.items() if given and isinstance(given[-1], kind)), "relu")
 
 
 def drafted_ids(recipe: ParallelRecipe, corpus: Corpus, verifier: PreTrainedModel) -> list[int]:
     """The shortlist, most frequent first; the end of sequence is in it."""
+    known = vocabulary_size(verifier.config)
     if recipe.shortlist is None:
-        return list(range(vocabulary_size(verifier.config)))
-    ids, eos = frequent(corpus), verifier.config.eos_token_id
-    return ids[: recipe.shortlist] if eos in ids[: recipe.shortlist] else [eos, *ids[: recipe.shortlist - 1]]
+        return list(range(known))
+    ids, eos = frequent(corpus, known)[: recipe.shortlist], verifier.config.eos_token_id
+    return ids if eos in ids else [eos, *ids[:-1]]
 
 
-def export_parallel(network: ParallelNetwork, corpus: Corpus, recipe: Recipe, dtype: torch.dtype) -> None:
-    """Write what `drafter.kind: parallel` loads."""
+def export_parallel(
+    network: ParallelNetwork, corpus: Corpus, ids: list[int], recipe: Recipe, dtype: torch.dtype
+) -> None:
+    """Write what `drafter.kind: parallel` loads; `ids` are those of `drafted_ids`."""
     folder = Path(recipe.output)
     save_parallel(network, folder, dtype)
-    write_shortlist(corpus, folder)
+    write_shortlist(corpus, folder, ids)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
 
 

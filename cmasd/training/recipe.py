@@ -89,7 +89,8 @@ class ParallelRecipe:
     own_encoder: bool = False
     """Whether the drafter learns to read the source with an encoder of its own, which begins as the verifier's."""
     shortlist: int | None = 3000
-    """Drafts are made of this many tokens, the most frequent of the data; null: the whole vocabulary."""
+    """Drafts are made of this many tokens, the most frequent of the data, and where these are fewer the lowest ids
+    beside them; null: the whole vocabulary."""
     start: str | None = None
     """A token-by-token drafter of the same verifier, whose decoder layers it begins with; null: the verifier's own."""
     positions: int = 3

@@ -100,7 +100,7 @@ def test_plan_counts_hours_and_loads_neither_torch_nor_ray(config_file: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert "about 0.0 hours, by the headers of 6 recordings" in done.stdout
+    assert "minutes, by the headers of 6 recordings" in done.stdout
     assert "6 total, 0 done, 6 to do" in done.stdout
 
 

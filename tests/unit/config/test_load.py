@@ -68,6 +68,7 @@ class TestOverrides:
             ('input.keep_columns=[de, "no"]', ["de", "no"]),
             ("input.path=s3://bucket/a=1/b.parquet", "s3://bucket/a=1/b.parquet"),
             ("input.id_column=12", "12"),
+            ("drafter.bits=4", 4),
             ("drafter.kind=memory", "memory"),
             ("drafter.kind=[memory, copy, model]", ["memory", "copy", "model"]),
         ],

@@ -331,6 +331,18 @@ output                 o/outputs
     )
 
 
+def test_a_summary_of_recordings_says_how_long_they_are() -> None:
+    from cmasd.config import from_dict
+    from cmasd.pipeline.summary import summarise
+    from cmasd.telemetry.totals import Totals
+
+    config = from_dict({"input": {"path": "i"}, "output": {"path": "o"}})
+    summary = summarise(config, Totals(), [{"seconds": 60.0, "actors": 1, "stats": {}}], 0, None, [])
+    assert "audio" not in summary_table(summary)
+    assert "1.5 hours, 90.0 seconds of it per second of decoding" in summary_table({**summary, "audio_seconds": 5400.0})
+    assert "2.0 minutes, 2.0 seconds of it" in summary_table({**summary, "audio_seconds": 120.0})
+
+
 def test_words_of_the_summary_are_explained_in_the_readme() -> None:
     words = (ROOT / "README.md").read_text(encoding="utf-8").split("## Words")[1]
     explained = [line.split("|")[1].strip() for line in words.splitlines() if line.startswith("|")]

@@ -265,6 +265,15 @@ def test_an_estimate_by_the_table_and_by_the_last_run(tmp_path: Path, monkeypatc
     assert estimate.estimate(other, texts, 100, 1, None, most=256).seconds is None, "of other slots"
 
 
+def test_an_estimate_by_a_run_that_left_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of policy `plain`: what the last one took for each token that went in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    estimate.note_run(config(), SUMMARY)
+    known = estimate.estimate(config(), ["x" * 16] * 5, 100, 2, None, most=256)
+    assert known.seconds == pytest.approx(400 * 10 / 1000 / 2)
+    assert (known.is_least, known.has_table) == (False, False)
+
+
 def test_what_a_resumed_run_was_like_is_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for summary in ({**SUMMARY, "attempts": 2}, {**SUMMARY, "output_tokens": 0}):

@@ -12,7 +12,7 @@ from cmasd.reports.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Bar, Chart, Li
 from cmasd.reports.evidence import gather
 from cmasd.reports.palette import level_of
 from cmasd.reports.signatures import signatures
-from cmasd.reports.tokens import MOST_CHARACTERS, pieces, sample_row
+from cmasd.reports.tokens import MOST_CHARACTERS, by_word, pieces, sample_row
 from tests.unit.reports.synthetic import BASELINE, Truth, make_run
 
 
@@ -135,6 +135,11 @@ def test_pieces_add_up_to_the_text(text: str) -> None:
 def test_characters_of_several_tokens_stand_at_the_last() -> None:
     assert pieces(list("aé".encode()), decode) == ["a", "", "é"]
     assert pieces([97, 0, 98], decode) == ["a", "", "b"]
+
+
+def test_a_word_is_as_likely_as_its_tokens_together() -> None:
+    texts = ["One", " t", "wo", ",", " three", ""]
+    assert by_word(texts, [-1.0, -2.0, -3.0, -4.0, math.nan, -5.0]) == [-1.0, -5.0, -5.0, -4.0, 0.0, 0.0]
 
 
 def test_long_texts_are_cut() -> None:

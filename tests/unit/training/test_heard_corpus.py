@@ -1,5 +1,6 @@
 """A parallel drafter of a model that hears: learned from what was said of recordings, lossless in the engine."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,9 @@ from cmasd.checkpoints.by_name import load_tokenizer
 from cmasd.errors import ConfigError, InputError
 from cmasd.models.parallel_network import ParallelNetwork
 from cmasd.runner.load import parallel_shape
+from cmasd.training.corpus import Corpus, Side, write_shortlist
 from cmasd.training.heard_corpus import Lessons, build_heard_corpus, listen_to_sounds
+from cmasd.training.parallel_drafter import build_network, drafted_ids
 from cmasd.training.parallel_loss import DrafterWords, accepted, choose_steps, loss_of, tokens_per_iteration
 from cmasd.training.recipe import DataRecipe, ParallelRecipe
 from tests.unit.engine.hearing import hearing_pair, requests, sound, whisper
@@ -52,6 +55,28 @@ def test_what_is_learned_is_what_the_engine_accepts() -> None:
     again = decode(replace(pair, parallel=network), tiny_config(**FIXED, drafter=both, engine={"slots": 2}),
                    requests(mixed))  # fmt: skip
     assert tokens_of(again) == tokens_of(decode_plain(pair, requests(mixed)))
+
+
+def test_a_network_has_the_activation_of_the_layers_it_begins_with() -> None:
+    model = whisper()
+    hidden = model.get_decoder().layers[-1].fc1.out_features
+    assert model.config.activation_function == "gelu"
+    network = build_network(ParallelRecipe(feed_forward=hidden), model)
+    assert (network.shape.activation, network.shape.norm_first) == ("gelu", True)
+
+
+def test_few_recordings_leave_no_word_undraftable(tmp_path: Path) -> None:
+    """What was never said follows what was, lowest ids first, up to as many tokens as are asked for."""
+    model: Any = whisper()
+    end = model.config.eos_token_id
+    tokens = np.array([9, 9, 7, end], dtype=np.int32)
+    side = Side(tokens, np.array([0, len(tokens)], dtype=np.int64))
+    corpus = Corpus(side, side, np.ones(1))
+    ids = drafted_ids(ParallelRecipe(shortlist=6), corpus, model)
+    assert (ids[0], set(ids)) == (9, {9, 7, end, 0, 1, 2} if end > 2 else {9, 7, *range(4)})
+    assert drafted_ids(ParallelRecipe(shortlist=2), corpus, model) == [end, 9]
+    write_shortlist(corpus, tmp_path, ids)
+    assert json.loads((tmp_path / "shortlist.json").read_text()) == ids
 
 
 @pytest.fixture(scope="module")
