@@ -109,3 +109,12 @@ def test_rows_that_cost_differently_do_not_matter() -> None:
         used.append(machine.iterate(rows, quiet, 9.0 if rows > 1 else 1.0))
     assert used[-1] == 2
     assert used.count(1) < 0.03 * len(used)
+
+
+@pytest.mark.parametrize("seconds", [quiet, crowded])
+def test_iterations_of_large_models_are_looked_at_for_a_few_alone(seconds: Seconds) -> None:
+    machine = Machine(2)
+    counts = machine.run(lambda threads: 150 * seconds(threads), 64)
+    slower = 1 if seconds is quiet else 2
+    assert counts[slower] <= (4 if seconds is quiet else 45), "32 of them come before the first look"
+    assert counts[3 - slower] > 0
