@@ -124,6 +124,8 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
         got = str(booleans[0]).lower()
         advice = "Quote it if it is text: YAML reads no, off, yes and on as booleans."
         raise ConfigError(f"{where}: must not be a boolean, got {got}. {advice}")
+    if isinstance(value, str) and get_origin(kind := _type_of(merged, key)) is Literal:  # of numbers: `bits=4`
+        value = next((part for part in get_args(kind) if str(part) == value), value)
     section = key.rpartition(".")[0]
     node = OmegaConf.select(merged, section) if section else merged
     try:
@@ -138,10 +140,14 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
 
 def _expected(merged: DictConfig, key: str) -> str:
     """What a key's type says, for people."""
+    return _named(_type_of(merged, key))
+
+
+def _type_of(merged: DictConfig, key: str) -> Any:
     kind: Any = OmegaConf.get_type(merged)
     for part in key.split("."):
         kind = get_type_hints(kind)[part]
-    return _named(kind)
+    return kind
 
 
 def _named(kind: Any) -> str:

@@ -34,6 +34,9 @@ SOURCE_TOKENS, PREFIX_TOKENS = 16, 16
 WARM_UPS, REPEATS, MOST_REPEATS = 3, 5, 25
 REPEAT_SECONDS = 0.05
 """Steps are repeated up to `MOST_REPEATS` times while they take no longer than this together."""
+LONG_SECONDS, FEWEST = 0.5, 3
+"""That the repeats of a step take together, and a third of it its warm-ups, from which on one warm-up and so many
+repeats are enough: those of large models would take minutes."""
 
 
 def depends_on(pair: Pair, graphs: str) -> list[Any]:
@@ -125,12 +128,20 @@ def _verification(verifier: Runner, starts_B: Tensor, tokens: int) -> float:
 
 def _seconds(step: Callable[[], object]) -> float:
     """The lower quartile: what disturbs a step lengthens it."""
-    for _ in range(WARM_UPS):
-        step()
+    warm_ups: list[float] = []
+    while len(warm_ups) < WARM_UPS and sum(warm_ups) < LONG_SECONDS / WARM_UPS:
+        warm_ups.append(_timed(step))
     times: list[float] = []
-    while len(times) < REPEATS or (len(times) < MOST_REPEATS and sum(times) < REPEAT_SECONDS):
+    while _is_short(times):
         times.append(_timed(step))
     return sorted(times)[len(times) // 4]
+
+
+def _is_short(times: list[float]) -> bool:
+    """Whether a step is to be repeated once more."""
+    if len(times) >= REPEATS:
+        return len(times) < MOST_REPEATS and sum(times) < REPEAT_SECONDS
+    return len(times) < FEWEST or sum(times) < LONG_SECONDS
 
 
 def _timed(step: Callable[[], object]) -> float:

@@ -37,6 +37,9 @@ PERIOD_SECONDS, FREE = 0.5, 0.75
 """Processors that nobody used over so long, from which on one is free."""
 FEWEST, HOPELESS = 2, 4.0
 """Iterations after which a look ends that all took so many times as long as usual: caches make it 2.5 at most."""
+LONG_SECONDS, FEWEST_LONG = 0.02, 3
+"""Iterations from which on the first after a change fills the caches, and how many behind it are a look. Those of large
+models are that long; of lists of some 30 tokens a look of `SETTLING` and `BURST` would be half."""
 
 
 class IdleProcessors:
@@ -124,7 +127,8 @@ class Threads:
             self._usual[kind] = usual + (seconds - usual) / min(count + 1, REMEMBERED), count + 1
         if count < SETTLING:  # what is usual of the first of a kind nobody knows
             return
-        if len(self._unsettled) < SETTLING:
+        is_long = seconds >= LONG_SECONDS
+        if len(self._unsettled) < (1 if is_long else SETTLING):
             self._unsettled.append((seconds, usual))
             if self._is_hopeless():
                 self._levels, self._unsettled = self._unsettled, []
@@ -132,7 +136,7 @@ class Threads:
             return
         self._levels.append((seconds, usual))
         self._left -= 1
-        if self._left <= 0:
+        if self._left <= 0 or (self.is_looking and is_long and len(self._levels) >= FEWEST_LONG):
             self._decide()
 
     def _becomes_free(self) -> bool:

@@ -23,6 +23,13 @@ def configured(*overrides: str) -> Config:
     return load([], [*PATHS, *overrides])
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_number_that_is_one_of_some_may_be_said_as_an_override(bits: int, tmp_path: Path) -> None:
+    assert configured(f"drafter.bits={bits}").drafter.bits == bits
+    file = written(tmp_path, f"drafter: {{bits: {bits}}}\ninput: {{path: a}}\noutput: {{path: b}}\n")
+    assert load([file]).drafter.bits == bits
+
+
 class TestMerging:
     def test_defaults_then_files_then_overrides(self, tmp_path: Path) -> None:
         first = written(tmp_path, "engine: {slots: 4, max_new_tokens: 9}\npolicy: {kind: fixed}\n", "first.yaml")

@@ -88,8 +88,12 @@ def test_what_is_measured(family: str, slots: int, counts: tuple[int, ...], monk
     assert all(seconds > 0 for row in (*table.verify, table.draft) for seconds in row)
 
 
-@pytest.mark.parametrize(("unit", "repeats"), [(1.0, 5), (1e-6, 25)])
-def test_the_lower_quartile_of_the_repeats_counts(monkeypatch: pytest.MonkeyPatch, unit: float, repeats: int) -> None:
+@pytest.mark.parametrize(
+    ("unit", "warm_ups", "repeats", "counts"), [(1.0, 1, 3, 1.0), (0.01, 3, 5, 2.0), (1e-6, 3, 25, 2.0)]
+)
+def test_the_lower_quartile_of_the_repeats_counts(
+    monkeypatch: pytest.MonkeyPatch, unit: float, warm_ups: int, repeats: int, counts: float
+) -> None:
     """Steps of 9, 2, 1, 3, 4 units in turn: few repeats where they are long, more where they are short."""
     asked: list[float] = []
 
@@ -99,8 +103,8 @@ def test_the_lower_quartile_of_the_repeats_counts(monkeypatch: pytest.MonkeyPatc
         return [9.0, 2.0, 1.0, 3.0, 4.0][step % 5] * unit if ends else 0.0
 
     monkeypatch.setattr("time.perf_counter", clock)
-    assert measure(runner("copy"), None, 1, 1) == StepTable((1,), ((2.0 * unit,),), (0.0,))
-    assert len(asked) == 2 * repeats
+    assert measure(runner("copy"), None, 1, 1) == StepTable((1,), ((counts * unit,),), (0.0,))
+    assert len(asked) == 2 * (warm_ups + repeats)
 
 
 @pytest.mark.parametrize("family", ["marian", "llama"])

@@ -128,3 +128,12 @@ def test_pauses_of_the_machine_are_held_against_no_count() -> None:
             pause = machine.random.uniform(3, 12) if machine.random.random() < 0.1 else 1.0
             used.append(machine.iterate(8, shared, noise * pause))
         assert used.count(2) > 0.9 * len(used)
+
+
+@pytest.mark.parametrize("seconds", [quiet, crowded])
+def test_iterations_of_large_models_are_looked_at_for_a_few_alone(seconds: Seconds) -> None:
+    machine = Machine(2)
+    counts = machine.run(lambda threads: 150 * seconds(threads), 64)
+    slower = 1 if seconds is quiet else 2
+    assert counts[slower] <= (4 if seconds is quiet else 45), "32 of them come before the first look"
+    assert counts[3 - slower] > 0
