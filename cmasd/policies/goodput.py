@@ -295,10 +295,7 @@ class GoodputPolicy(Policy):
         survival_NK, usual_K = self.calibration.survival()
         curve = place.curve.slower(self._overhead(place))
         choice = choose(survival_NK, usual_K, curve, self.looks)
-        better = choice.gain(survival_NK, curve) - place.choice.gain(survival_NK, curve)
-        if not place.lead.worth.is_new:  # the rule that was measured was worse by that, or by half or twice of it
-            place.lead.worth.mean += better
-        place.lead.worth.doubt_more(better / 2)
+        place.lead.worth.doubt_more(choice.gain(survival_NK, curve) - place.choice.gain(survival_NK, curve))
         place.gain = place.choice.gain(survival_NK, place.curve)
         if place.lead.worth.is_new:
             place.gain = place.lead.worth.mean = choice.gain(survival_NK, place.curve)
