@@ -86,8 +86,8 @@ class Threads:
         self._latest = 0.0, 0.0
         """Log of what the iterations before the last decision took over that, with the count in force, and its
         variance."""
-        self._lately = 0.0
-        """The mean of that log over several decisions."""
+        self._lately: float | None = None
+        """The mean of that log over several decisions: what is usual has the slow start of a list in it for long."""
         self._levels: list[tuple[float, float]] = []
         """Seconds of the iterations since the last decision, and how many would have been usual."""
         self._unsettled: list[tuple[float, float]] = []
@@ -158,14 +158,15 @@ class Threads:
             worth = max(WORST, self._latest[0] - level)
             self._speeds[before].learn(self._speeds[force].mean + worth, noise + self._latest[1], self._iteration)
         else:
-            moved = max(0.0, abs(level - self._lately) - 2 * math.sqrt(noise))
+            lately = level if self._lately is None else self._lately
+            moved = max(0.0, abs(level - lately) - 2 * math.sqrt(noise))
             for other in self._speeds:
                 other.doubt_more(math.hypot(moved, RESTLESS))
             if (self._becomes_free() and self.now < self.most) or moved > OTHER:
                 explorer.forget()
             self._speeds[force].learn(self._speeds[force].mean, noise, self._iteration)
             self._latest = level, noise
-            self._lately += (level - self._lately) * REST / REMEMBERED
+            self._lately = lately + (level - lately) * REST / REMEMBERED
         seconds = sum(taken for taken, _ in self._levels)
         after = explorer.decide(self._iteration, seconds / len(self._levels))
         if explorer.force != force:
