@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmasd.core import Draft, Logits, Verdict
+from cmasd.core import Draft, Verdict
 from cmasd.drafters import Drafter
 from cmasd.engine.slots import SlotState
-from cmasd.engine.trace import Outcome
 from cmasd.policies import Observation, Policy
 from cmasd.policies.base import Float64, Int64
 from cmasd.runner.base import Extent
@@ -32,19 +31,6 @@ from cmasd.verification import Verification
 def can_run_ahead(policy: Policy, drafter: Drafter | None, verification: Verification) -> bool:
     """Whether an iteration of these needs the host for nothing: no decision while drafting, no account, no draw."""
     return not any(part.needs_host for part in (policy, drafter, verification) if part is not None)
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What one has computed."""
-
-    sent: Draft
-    """To the verifier."""
-    draft: Draft
-    """That, or of a tree the path that was judged."""
-    logits: Logits
-    verdict: Verdict
-    outcome: Outcome
 
 
 class Moment:

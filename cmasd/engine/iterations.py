@@ -14,7 +14,6 @@ from torch import Tensor
 from cmasd.core import Draft, Logits, Verdict
 from cmasd.drafters import Context, Drafter
 from cmasd.drafters.base import empty_draft
-from cmasd.engine.ahead import Iteration
 from cmasd.engine.commit import Committer
 from cmasd.engine.slots import SlotState
 from cmasd.engine.trace import Outcome, trace
@@ -24,6 +23,19 @@ from cmasd.policies import Rule
 from cmasd.runner.base import Extent, Runner
 from cmasd.telemetry.stats import EngineStats
 from cmasd.verification import Verification
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one has computed."""
+
+    sent: Draft
+    """To the verifier."""
+    draft: Draft
+    """That, or of a tree the path that was judged."""
+    logits: Logits
+    verdict: Verdict
+    outcome: Outcome
 
 
 @dataclass
@@ -40,9 +52,9 @@ class Iterations:
     stats: EngineStats
     record_gaps: bool
     """Whether the log-probability gaps of accepted tokens go into the trace."""
-    asked: bool = False
+    asked: bool = field(default=False, init=False)
     """Whether the drafter was, in the latest iteration."""
-    _empty: dict[int, Draft] = field(default_factory=dict)
+    _empty: dict[int, Draft] = field(default_factory=dict, init=False)
 
     def run(self, rows: int, rule: Rule | None, extent: Extent | None = None) -> Iteration:
         """Draft, verify, accept and commit, for slots 0..rows-1; lengths are still to advance.
