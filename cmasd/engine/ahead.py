@@ -84,12 +84,16 @@ class Flight:
     """Whether it ran as iterations do, and not to see whether another number of threads is faster."""
     tree: Draft | None = None
     """What was sent, where the draft is a path of it."""
+    beside: float = 0.0
+    """See `Observation`."""
 
     def observation(self, with_signals: bool = False) -> Observation:
         """What a policy learns from it, when it has ended."""
         if self.draft.tokens_BK.shape[1] == 0 and self.draft.made_B is None:
             zeros_B, nothing_B0 = _nothing(len(self.draft.lengths_B))
-            return Observation(zeros_B, zeros_B, nothing_B0, zeros_B, self.seconds(), self.is_typical)
+            return Observation(
+                zeros_B, zeros_B, nothing_B0, zeros_B, self.seconds(), self.is_typical, beside=self.beside
+            )
         components_BK3 = self.draft.components_BK3
         return Observation(
             self.draft.lengths_B.cpu().numpy(),
@@ -100,6 +104,7 @@ class Flight:
             self.is_typical,
             None if self.tree is None else self.tree.lengths_B.cpu().numpy(),
             components_BK3.cpu().numpy().astype(np.float64) if with_signals else None,
+            self.beside,
         )
 
 

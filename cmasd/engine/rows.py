@@ -5,6 +5,7 @@
 Live rows never leave a hole behind, so that every tensor of the hot loop is a view.
 """
 
+import time
 from collections import deque
 from typing import Protocol
 
@@ -70,11 +71,17 @@ class Rows:
         self._staged: deque[int] = deque()
         self._start = pair.decoder_start if pair.is_encoder_decoder else []
         self._hearing = hearing
+        self._drafter_seconds = 0.0
 
     @property
     def pending(self) -> int:
         """Rows that are not done."""
         return len(self._queue) + len(self._staged) + self.live
+
+    def drafter_seconds(self) -> float:
+        """That it took to read the sources of new rows since this was last asked; on a GPU, to launch that."""
+        seconds, self._drafter_seconds = self._drafter_seconds, 0.0
+        return seconds
 
     def submit(self, requests: list[Request]) -> None:
         """Queue rows behind those already queued, longest sources first among themselves."""
@@ -124,7 +131,9 @@ class Rows:
         def enter(slots: list[int], requests: list[Request]) -> None:
             self._verifier.prefill(slots, [request.source for request in requests])
             if self._drafter is not None:
+                started = time.perf_counter()
                 self._drafter.enter(slots, requests, later)
+                self._drafter_seconds += time.perf_counter() - started
 
         in_halves(enter, slots, batch)
         starts = [self._start] * len(batch) if self._hearing is None else self._hearing.begin(slots, batch)

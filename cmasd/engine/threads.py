@@ -35,8 +35,9 @@ OTHER = 0.7
 """Log of a change of what iterations take, from which on the machine is another: all counts are looked at anew."""
 PERIOD_SECONDS, FREE = 0.5, 0.75
 """Processors that nobody used over so long, from which on one is free."""
-FEWEST, HOPELESS = 2, 4.0
-"""Iterations after which a look ends that all took so many times as long as usual: caches make it 2.5 at most."""
+FEWEST, HOPELESS = 3, 1.25
+"""Iterations after which a look ends that all took so many times as long as those before: pauses of the machine are
+rarer, and looks of `SETTLING` and `BURST` would be felt by lists of some hundred iterations."""
 LONG_SECONDS, FEWEST_LONG = 0.02, 3
 """Iterations from which on the first after a change fills the caches, and how many behind it are a look. Those of large
 models are that long; of lists of some 30 tokens a look of `SETTLING` and `BURST` would be half."""
@@ -147,7 +148,7 @@ class Threads:
     def _is_hopeless(self) -> bool:
         """Whether iterations of a look take so long that it can end at once, settled or not."""
         taken = [seconds / usual for seconds, usual in self._unsettled]
-        return self.is_looking and len(taken) == FEWEST and min(taken) > HOPELESS
+        return self.is_looking and len(taken) == FEWEST and min(taken) > HOPELESS * math.exp(self._latest[0])
 
     def _decide(self) -> None:
         """From the iterations since the last time."""

@@ -158,6 +158,8 @@ class Observation:
     """Of trees, all tokens that were sent; the others are then of the path that was judged."""
     components_BK3: Float64 | None = None
     """As `Draft.components_BK3`, of policies that want them."""
+    beside: float = 0.0
+    """Seconds before the iteration in which the drafter read the sources of new rows."""
 
 
 class Policy(ABC):

@@ -65,6 +65,8 @@ class Explorer:
     """The arm that decodes: that one, or one that is looked at."""
     candidates: Sequence[int] = field(default_factory=list)
     """Arms that could win if every draft token were accepted."""
+    home: int | None = None
+    """The arm that needs no proof: when it was looked at, it is in force unless the other is surely faster."""
     bursts: int = 1
     """As many may be lost beyond the share when an arm is looked at first."""
     _looked_at: set[int] = field(default_factory=set)
@@ -75,7 +77,7 @@ class Explorer:
 
         `may_look`: whether the arm in force was measured just now, which another is compared with.
         """
-        if self.now != self.force and self._lead(self.now) > self._unsure(self.now, iteration):
+        if self.now != self.force and self._lead(self.now) > self._proof(iteration):
             self.force = self.now
         others = [arm for arm in self.candidates if arm != self.force]
         challenger = max(others, key=lambda arm: self._hope(arm, iteration), default=self.force)
@@ -105,6 +107,11 @@ class Explorer:
             return True
         lost = BURST * max(0.0, 1 - math.exp(self._lead(arm))) * iteration_seconds
         return self._hope(arm, iteration) > 0 and self.ledger.affords(lost)
+
+    def _proof(self, iteration: int) -> float:
+        """The lead that the arm which was looked at needs to be in force."""
+        unsure = self._unsure(self.now, iteration)
+        return -unsure if self.now == self.home else unsure
 
     def _lead(self, arm: int) -> float:
         """Of the log of its speed, before the arm in force."""

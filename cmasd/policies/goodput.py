@@ -8,6 +8,7 @@ An iteration takes less than a millisecond where models are small. So iterations
 stays until the next, and what that takes is counted as time spent looking, which says how long to rest in between.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -116,6 +117,8 @@ class GoodputPolicy(Policy):
         self._rest_until = 0.0
         """Seconds of all iterations, before which nothing is learned from the arm in force."""
         self._pending: list[Observation] = []
+        self._drafting_seconds = self._beside_seconds = 0.0
+        """Of iterations with drafts, and what these needed beside them, since the beginning."""
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -150,6 +153,9 @@ class GoodputPolicy(Policy):
         """Learn from it later, if at all; its arrays must not change."""
         self._ledger.total += seen.seconds
         self._left -= 1
+        self._beside_seconds += seen.beside
+        if self._rule is not None:
+            self._drafting_seconds += seen.seconds
         if self._left < self._watched or (not seen.is_typical and len(self._pending) < BATCH):
             self._pending.append(seen)
 
@@ -202,7 +208,7 @@ class GoodputPolicy(Policy):
             force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 else Arm.PLAIN
             candidates = list(Arm) if can_win else []
             beliefs: list[Belief] = [Plain(), lead]
-            explorer = Explorer(self._ledger, beliefs, force, force, candidates, self._bursts)
+            explorer = Explorer(self._ledger, beliefs, force, force, candidates, Arm.PLAIN, self._bursts)
             rule = self._rule_of(choice)
             shapes = Shapes.of(0 if not self.looks else self.tree_nodes >> power, self._ledger)
             edges = 0.375 * 2**power, 1.25 * 2**power
@@ -279,6 +285,7 @@ class GoodputPolicy(Policy):
         arm, force, lead = place.explorer.now, place.explorer.force, place.lead
         if arm == Arm.DRAFTING:
             lead.worth.learn(measured.worth, measured.worth_noise, self._iteration)
+            lead.beside = math.log1p(self._beside_seconds / self._drafting_seconds)
         if not is_look:
             place.latest, place.is_fresh = measured, True
             if place.pair:

@@ -74,9 +74,12 @@ class Lead:
     """Log of what iterations of the arm in force take now, over what they took when arms were compared: another load,
     or another cost of one of them."""
 
+    beside: float = 0.0
+    """Log of the seconds that it takes with what it needs beside iterations (a drafter reads prompts), over theirs."""
+
     @property
     def mean(self) -> float:
-        return self.worth.mean - self.level.mean
+        return self.worth.mean - self.level.mean - self.beside
 
     def doubt(self, iteration: int) -> float:
         """Variance by now."""

@@ -34,17 +34,18 @@ class SignalsCalibration(Calibration):
         return odds_NK
 
     def _remember(self, seen: Sequence[Observation], places: Int64) -> None:
-        beyond_NK2 = np.concatenate([self._beyond(one) for one in seen])
-        self._beyond_NK2[places] = beyond_NK2[-len(places) :]
-
-    def _beyond(self, one: Observation) -> Float64:
-        """(B, K, 2)"""
-        most = len(self.offsets_K)
-        found_BK2 = np.zeros((len(one.lengths_B), most, 2))
-        if one.components_BK3 is not None:
-            known_BJ2 = beyond(one.confidence_BK[:, :most], one.components_BK3[:, :most])
-            found_BK2[:, : known_BJ2.shape[1]] = known_BJ2
-        return found_BK2
+        rows, most = sum(len(one.lengths_B) for one in seen), len(self.offsets_K)
+        confidence_MK, components_MK3 = np.full((rows, most), np.nan), np.full((rows, most, 3), np.nan)
+        start = 0
+        for one in seen:  # one call for all: few tokens of many iterations would be mostly calls
+            stop = start + len(one.lengths_B)
+            if one.components_BK3 is not None:
+                drafted = min(most, one.confidence_BK.shape[1])
+                confidence_MK[start:stop, :drafted] = one.confidence_BK[:, :drafted]
+                components_MK3[start:stop, :drafted] = one.components_BK3[:, :drafted]
+            start = stop
+        latest = slice(rows - len(places), None)
+        self._beyond_NK2[places] = beyond(confidence_MK[latest], components_MK3[latest])
 
     def _fit(self) -> None:
         """Of slope, offsets and weights together."""

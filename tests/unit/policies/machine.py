@@ -40,6 +40,8 @@ class Machine:
     of that two iterations later, and so on."""
     wander: float = 0.0
     """Deviation of the log of the machine's load, which changes within a hundred iterations."""
+    beside: float = 0.0
+    """Seconds that the drafter needs before an iteration that drafts, for the sources of new rows."""
     seed: int = 0
     told: list[tuple[int, int, int, float]] = field(default_factory=list)
     """Of each iteration: rows, tokens drafted, tokens made, seconds without noise."""
@@ -81,7 +83,9 @@ class Machine:
         if catches_up:
             seconds += 2 * self.costs.draft_seconds(rows)
         self._drafted_last = True
-        return Observation(lengths_B, accepted_B, confidence_BK, drafted_B, self._taken(seconds, rows), not catches_up)
+        taken = self._taken(seconds, rows)
+        self._quiet += self.beside
+        return Observation(lengths_B, accepted_B, confidence_BK, drafted_B, taken, not catches_up, beside=self.beside)
 
     def speed(self, latest: int = 0) -> float:
         """Tokens of a row per second, over plain decoding without noise."""

@@ -67,6 +67,17 @@ def test_without_a_share_nothing_is_looked_at() -> None:
     assert Machine(HEADS, MOST, GOOD).run(policy_of(HEADS, share=0.0), 2000).drafting() == 0
 
 
+def test_what_a_drafter_needs_beside_iterations_counts() -> None:
+    """A plain iteration's time for the sources of new rows, before each: iterations alone say that drafting pays."""
+    for seed in range(3):
+        alone, beside = (Machine(MODEL, MOST, MIXED, beside=seconds, seed=seed) for seconds in (0.0, 1.0))
+        for machine in (alone, beside):
+            machine.run(policy_of(MODEL), 3000, 1)
+        assert alone.drafting(1000) > 0.3
+        assert beside.drafting(1000) < 0.1
+        assert beside.speed() > 0.95
+
+
 def test_where_even_perfect_drafts_would_not_pay_none_is_tried() -> None:
     dear = replace(MODEL, draft=(1.0, 3.0, 9.0))
     assert Machine(dear, MOST, GOOD).run(policy_of(dear), 3000, rows=8).drafting() == 0

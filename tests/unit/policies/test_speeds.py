@@ -119,6 +119,19 @@ def test_an_arm_that_is_surely_worse_is_left_alone_until_that_is_old() -> None:
     assert arms.force == 0
 
 
+@pytest.mark.parametrize(("drafting", "kept"), [(0.03, 0), (0.2, 1)])
+def test_drafting_stays_in_force_only_where_it_is_surely_faster(drafting: float, kept: int) -> None:
+    """When plain decoding was looked at; the other way round an arm has to prove that it is faster."""
+    arms = explorer(0.0, drafting, sure=0.05)
+    arms.home = 0
+    arms.force, arms.now = 1, 0
+    arms.decide(1, 1.0, may_look=False)
+    assert arms.force == kept
+    arms.force, arms.now = 0, 1
+    arms.decide(1, 1.0, may_look=False)
+    assert arms.force == kept
+
+
 def test_an_arm_that_is_hopeless_for_long_is_not_hoped_for_before() -> None:
     arms = explorer(0.0, -0.2, seen_at=(50, 50))
     until = 50 + int(arms.hopeless_for(50))
