@@ -22,6 +22,8 @@ LEAST_SCALE = 1e-30
 """Instead of zero, which nothing can be divided by."""
 PACKED_AT_ONCE = 2**21
 """Weights."""
+TILE_INPUTS = 32
+"""In 16 bits, of a tile (`tiles.c`)."""
 
 
 class PackingKernels:
@@ -33,11 +35,14 @@ class PackingKernels:
         self._lanes, self._panel, self._quad, self._zero = (
             ctypes.c_int64.in_dll(loaded, name).value for name in ("lanes", "panel", "quad", "zero")
         )
+        self._pair = int(loaded.pairs_inputs())
         self.multiplies_bytes = self._quad > 1
         """Whether products of 8 and 4 bits round their inputs as well, and are much faster than those of 16 or 32."""
         reads = {torch.float16: "reads_float16", torch.bfloat16: "reads_bfloat16"}
+        if self._pair:
+            reads = dict(reversed(reads.items()))
         self.halves = [dtype for dtype, name in reads.items() if ctypes.c_int64.in_dll(loaded, name).value]
-        """Formats of 16 bits that `product` widens on the way."""
+        """Formats of 16 bits that `product` widens on the way, or multiplies as they are: those first."""
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None, bits: Bits = None, is_draft: bool = False) -> Packed:
         """In 16 bits where no weight loses a digit, or rounded to `bits`: to 8 with a scale per output, to 4 as
@@ -52,7 +57,8 @@ class PackingKernels:
         if bits == 8 and self.dtype == torch.float32:
             return self._in_bytes(weight_OI, bias)
         dtype = self._format(weight_OI, bits, is_draft)
-        strips = kept_zeros(len(bias) // self._lanes, inputs, self._lanes, 1, dtype=dtype)
+        abreast = self._pair if dtype == torch.bfloat16 and self._pair and inputs % TILE_INPUTS == 0 else 1
+        strips = kept_zeros(len(bias) // self._lanes, inputs // abreast, self._lanes, abreast, dtype=dtype)
         for first, part_OI in self._parts(weight_OI):
             if bits == 8:
                 whole_OI, scale_O = _in_steps(part_OI.to(self.dtype))

@@ -5,6 +5,7 @@
    rows that reading is all that a product costs. So weights that are numbers of 16 bits by nature are kept as such and
    widened on the way: half the bytes, the same product. In 8 bits, with a scale per output, it is another product: where
    the processor multiplies bytes, of inputs that are rounded too, with a scale per row; else of the inputs as they are.
+   Processors that multiply tiles do so (`tiles.c`).
    Each sum goes over the inputs in order, whatever rows are beside it. What usually follows a product is done on the
    way out: an activation, or the residual that is added and the layer norm over both. */
 
@@ -20,7 +21,7 @@
 #define TILE 6  /* rows whose sums fit into the registers */
 #define TILES 8 /* that one thread takes at a time */
 
-enum { FULL, FLOAT16, BFLOAT16, INT8, INT4 }; /* how weights are stored */
+enum { FULL, FLOAT16, BFLOAT16, INT8, INT4, PAIRED }; /* how weights are stored */
 enum { NONE, RELU, GELU, SILU, GELU_TANH };
 
 struct norm {
@@ -160,7 +161,7 @@ static const struct target *target_of(const struct target *target, int64_t *pane
 
 static void deal(const struct target *targets, int64_t panels)
 {
-    const int64_t bits[] = {8 * sizeof(REAL), 16, 16, 8, 4};
+    const int64_t bits[] = {8 * sizeof(REAL), 16, 16, 8, 4, 16};
     const int is_heavy = panels * PANEL * targets->layer->in * bits[targets->layer->format] >= 8 * HEAVY_BYTES;
     omp_set_schedule(is_heavy ? omp_sched_dynamic : omp_sched_static, is_heavy ? DEALT : 0);
 }
@@ -251,6 +252,7 @@ static const REAL *normalised(const struct norm *norm, const REAL *x, int64_t wi
 }
 
 #include "fours.c"
+#include "tiles.c"
 
 /* Formats and row counts that the compiler knows keep their sums in registers. */
 #define OF_ROWS(FORMAT, ROWS)                                                                                          \
@@ -288,6 +290,20 @@ static void share_exact(const struct target *targets, int64_t joined, const REAL
 /* All of them in 8 bits, all in 4, or none. Nobody waits for the others. */
 static void share_joined(const struct target *targets, int64_t joined, const REAL *x, int64_t stride, int64_t rows)
 {
+#ifdef TILED
+    int64_t alike = 1;
+    while (alike < joined && (targets[alike].layer->format == PAIRED) == (targets->layer->format == PAIRED)) alike++;
+    if (alike < joined) share_joined(targets + alike, joined - alike, x, stride, rows);
+    joined = alike;
+    if (targets->layer->format == PAIRED) {
+        share_tiles(PAIRED, targets, joined, x, stride, rows);
+        return;
+    }
+    if (targets->layer->format == INT8 && may_tile && rows >= FEWEST && targets->layer->in % ROW == 0) {
+        share_tiles(INT8, targets, joined, x, stride, rows);
+        return;
+    }
+#endif
 #ifdef QUAD
     if (targets->layer->format == INT8) {
         share_rounded(targets, joined, x, stride, rows);

@@ -18,6 +18,8 @@ Bits = Literal[8, 4] | None
 
 FORMATS = {torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}
 """What C calls the formats in which weights can be packed; 0 is their own."""
+PAIRED = 5
+"""And bfloat16 with two inputs side by side."""
 ACTIVATIONS = {"relu": 1, "gelu": 2, "silu": 3, "gelu_tanh": 4}
 """What C calls them; 0 is none."""
 POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
@@ -70,15 +72,17 @@ class Packed:
         activation: str | None = None,
         norm: Norm | None = None,
     ) -> None:
-        """`strips` (G, I/q, P, q) of weights of `shape` (O, I), in their own format or a smaller one, q inputs (4 or 1)
-        side by side; `bias` and, for int8, `scales` and int32 `offsets` are (G*P,). In 4 bits strips and scales are
+        """`strips` (G, I/q, P, q) of weights of `shape` (O, I), in their own format or a smaller one, q inputs (4, 2 or
+        1) side by side; `bias` and, for int8, `scales` and int32 `offsets` are (G*P,). In 4 bits strips and scales are
         those of `fours.in_strips`.
         """
         self._parts = strips, shape, bias, scales, offsets
         self.outputs = shape[0]
         self.norm = norm
         addresses = (None if one is None else one.data_ptr() for one in (strips, bias, scales, offsets))
-        kinds = FORMATS.get(strips.dtype, 0), shape[1], shape[0], ACTIVATIONS.get(activation or "", 0)
+        is_paired = strips.dtype == torch.bfloat16 and self.inputs_abreast == 2
+        format = PAIRED if is_paired else FORMATS.get(strips.dtype, 0)
+        kinds = format, shape[1], shape[0], ACTIVATIONS.get(activation or "", 0)
         self._struct = _Layer(*addresses, _address(norm), *kinds)
         self.address = ctypes.addressof(self._struct)
         """Of what C knows of it."""
@@ -92,6 +96,11 @@ class Packed:
     def shape(self) -> tuple[int, ...]:
         """(O, I)"""
         return self._parts[1]
+
+    @property
+    def inputs_abreast(self) -> int:
+        """q"""
+        return self._parts[0].shape[3]
 
     @property
     def nbytes(self) -> int:

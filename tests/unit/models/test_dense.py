@@ -102,7 +102,7 @@ def native() -> Kernels:
     return found
 
 
-SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-130, torch.float32: 1 + 2.0**-23}
+SMALLEST = {torch.float16: 1 + 2.0**-10, torch.bfloat16: 2.0**-130, torch.float32: 1 + 2.0**-23}
 """A number that only this format and wider ones hold; of two that hold it, the first is taken."""
 
 
