@@ -155,7 +155,8 @@ class Threads:
         explorer, before, force = self._explorer, self._explorer.now, self._explorer.force
         level, noise = self._measured()
         if before != force:
-            self._ledger.charge(sum(taken - usual for taken, usual in self._unsettled + self._levels))
+            before_that = math.exp(self._latest[0])
+            self._ledger.charge(sum(taken - before_that * usual for taken, usual in self._unsettled + self._levels))
             worth = max(WORST, self._latest[0] - level)
             self._speeds[before].learn(self._speeds[force].mean + worth, noise + self._latest[1], self._iteration)
         else:

@@ -35,8 +35,10 @@ static void shape_tiles(int64_t rows)
     __asm__ volatile("ldtilecfg %0" : : "m"(shape));
 }
 
-#define LOAD(TILE, FROM, STRIDE) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #TILE : : "r"(FROM), "r"((int64_t)(STRIDE)))
-#define STORE(TILE, TO) __asm__ volatile("tilestored %%tmm" #TILE ", (%0,%1,1)" : : "r"(TO), "r"((int64_t)ROW) : "memory")
+#define LOAD(TILE, FROM, STRIDE)                                                                                       \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #TILE : : "r"(FROM), "r"((int64_t)(STRIDE)))
+#define STORE(TILE, TO)                                                                                                \
+    __asm__ volatile("tilestored %%tmm" #TILE ", (%0,%1,1)" : : "r"(TO), "r"((int64_t)ROW) : "memory")
 #define MULTIPLY(SUMS, INPUTS, WEIGHTS)                                                                                \
     do {                                                                                                               \
         if (format == INT8) __asm__ volatile("tdpbusd %tmm" #WEIGHTS ", %tmm" #INPUTS ", %tmm" #SUMS);                 \
@@ -165,10 +167,10 @@ static inline __attribute__((always_inline)) void share_tiles(
             char sums[2 * PANEL_BYTES] __attribute__((aligned(ROW)));
             for (int64_t row = 0; row < count;) {
                 const char *tile = inputs + row * parts * line;
-                const int64_t abreast = row + size < count ? 2 : 1;
+                const int64_t abreast = row + size < count ? 2 : 1, next = size * parts * line;
                 if (abreast == 1) sum_tile(format, tile, line, strips, sums);
-                for (int64_t half = 0; half < COLUMNS && abreast == 2; half += 2)
-                    sum_two_tiles(format, tile, size * parts * line, line, strips + half * line * SIDE, sums + half * SIDE * ROW);
+                for (int64_t c = 0; abreast == 2 && c < COLUMNS; c += 2)
+                    sum_two_tiles(format, tile, next, line, strips + c * line * SIDE, sums + c * SIDE * ROW);
                 for (int64_t one = 0; one < abreast; one++, row += size)
                     put_tiles(format, count - row < size ? count - row : size, layer, first, sums + one * PANEL_BYTES,
                               each + row, target->y + (done + row) * layer->out);

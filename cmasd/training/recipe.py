@@ -221,8 +221,9 @@ class Recipe:
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     test: TestRecipe = field(default_factory=TestRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
-    dtype: str = "float16"
-    """Of the shipped weights: `float32`, `float16` or `bfloat16`."""
+    dtype: str = "bfloat16"
+    """Of the shipped weights: `float32`, `float16` or `bfloat16`, which processors with a matrix unit multiply as it is:
+    there float32 decoding of many rows is up to twice as fast as with the others."""
     threads: int = 0
     """CPU threads; 0: all. Of each worker."""
     workers: int = 1
