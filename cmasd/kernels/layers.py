@@ -111,7 +111,7 @@ class PackedDecoder:
         self._parts = blocks, embedded, last  # kept alive
         self.width = tokens_Vd.shape[1]
         self.heads = heads
-        self.room = 4 * self.width + max(3 * self.width, *(block.inner.outputs for block in blocks))
+        self.room = 4 * self.width + max([3 * self.width, *(block.inner.outputs for block in blocks)])
         """Numbers of scratch for each token."""
         self._blocks = (_Block * len(blocks))(
             *(

@@ -117,7 +117,7 @@ class SlotCache(Cache):
         self.layer_count = geometry.layers
         allocated = slots + spare
         self.buffer_KSHLP = geometry.allocate(allocated, max_length)
-        self._lines = self.buffer_KSHLP.view(geometry.layers, -1, 2 * geometry.width).unbind(0)
+        self._lines = self.buffer_KSHLP.flatten(1, 3).unbind(0)
         self.layers_SHLP = self.buffer_KSHLP.unbind(0)
         slot_heads = torch.arange(allocated * geometry.heads, device=geometry.device)
         self._first_line_BH = slot_heads.view(allocated, geometry.heads) * max_length

@@ -88,7 +88,8 @@ def build_network(recipe: ParallelRecipe, verifier: PreTrainedModel) -> Parallel
         for name, weight in encoder.named_parameters():
             weight.requires_grad_(not name.startswith("embed_"))
     network = ParallelNetwork(shape, encoder)
-    copy_layers(network, begins_with)
+    if shape.layers:
+        copy_layers(network, begins_with)
     return network.to(verifier.device)
 
 

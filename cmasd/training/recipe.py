@@ -81,6 +81,7 @@ class ParallelRecipe:
     queries: int = 8
     """Most tokens drafted in one pass."""
     layers: int = 1
+    """Of its own; 0: heads on the verifier's latest state alone, which read neither text nor source."""
     feed_forward: int = 512
     rank: int = 64
     """Of the Markov head; 0: none."""

@@ -111,8 +111,8 @@ def test_fewer_queries_give_the_same_first_tokens(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"rank": 0}, {"has_confidence": False}, {"layers": 2, "norm_first": True}],
-    ids=["whole", "no Markov head", "no confidence head", "two layers, norms first"],
+    [{}, {"rank": 0}, {"has_confidence": False}, {"layers": 2, "norm_first": True}, {"layers": 0}],
+    ids=["whole", "no Markov head", "no confidence head", "two layers, norms first", "heads alone"],
 )
 @pytest.mark.parametrize("shortlist", [None, (9, 3, 60, 1, 33, 17, 8, 2, 40)])
 @torch.no_grad()

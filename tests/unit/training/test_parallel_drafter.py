@@ -50,6 +50,7 @@ def learned(family: str, steps: int, glance: float = 1.0, **shape: Any) -> tuple
     ("family", "shape"),
     [
         ("marian", {}),
+        ("marian", {"layers": 0}),
         ("marian", {"own_encoder": True, "rank": 0, "has_confidence": False}),
         ("t5", {"rank": 0}),
         ("llama", {"has_confidence": False, "layers": 2}),
