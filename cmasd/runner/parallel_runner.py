@@ -11,6 +11,7 @@ without a draft cost a copy alone. Rolling back is not to count what a rejected 
 Shapes: B rows, T window, M places to catch up on, L token buffer, d width, H heads, D head width.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +28,6 @@ from cmasd.runner.cache import Geometry, SlotCache, SourceCache
 from cmasd.runner.graphs import GraphsMode, uses_graphs
 from cmasd.runner.runners import padded
 from cmasd.runner.stacks import encode
-from cmasd.window import Window
 
 
 class ParallelRunner:
@@ -52,7 +52,7 @@ class ParallelRunner:
         self._first_line_S1 = torch.arange(slots, device=device)[:, None] * (length + 1)
         self._steps_L = torch.arange(length + 1, device=device)
         self._stored_S = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._written = [0] * slots
+        self._written_S = np.zeros(slots, dtype=np.int64)
 
     @property
     def is_one_call(self) -> bool:
@@ -79,7 +79,7 @@ class ParallelRunner:
             self._read_prompts(slots_B, tokens_BT, self.verifier.hidden_BTd)
         self._stored_S[slots_B] = run_B
         for slot, source in zip(slots, sources, strict=True):
-            self._written[slot] = 0 if self._sources is not None else len(source)
+            self._written_S[slot] = 0 if self._sources is not None else len(source)
 
     def _read_prompts(self, slots_B: Tensor, tokens_BT: Tensor, hidden_BTd: Tensor) -> None:
         """Every place of the prompts but the last, whose token is the first to be fed."""
@@ -97,7 +97,7 @@ class ParallelRunner:
     def reserve(self, extent: Extent) -> None:
         """The host's part of an iteration of this extent."""
         self._cache.extend(slice(extent.rows), extent.length)
-        self._written[: extent.rows] = [max(written, extent.length) for written in self._written[: extent.rows]]
+        np.maximum(self._written_S[: extent.rows], extent.length, out=self._written_S[: extent.rows])
 
     def follow(self, lengths_B: Tensor) -> None:
         """The verifier has run a window over slots 0..B-1, of whose tokens `lengths_B` (B,) were known before."""
@@ -105,8 +105,10 @@ class ParallelRunner:
             self._follow_rectangle(lengths_B)
             return
         window, hidden_Nd = self.verifier.ran
-        for slot, start, length in zip(*(part.tolist() for part in _reach(window)), strict=True):
-            self._written[slot] = max(self._written[slot], start + length)
+        slots_R, starts_R, firsts_R1 = (
+            part.cpu().numpy() for part in (window.slots_R, window.starts_R, window.firsts_R1)
+        )
+        np.maximum.at(self._written_S, slots_R, starts_R + np.diff(firsts_R1))
         if self._kernels is not None:
             self._kernels.remember(hidden_Nd, window, self._seen_SLd)
             return
@@ -118,7 +120,7 @@ class ParallelRunner:
         hidden_BTd = self.verifier.hidden_BTd
         assert hidden_BTd is not None, "a window was run"
         rows, window, width = hidden_BTd.shape
-        self._written[:rows] = [written + window for written in self._written[:rows]]
+        self._written_S[:rows] += window
         lines_BT = self._first_line_S1[:rows] + lengths_B[:, None] + self._steps_L[:window]
         self._seen_SLd.view(-1, width).index_copy_(0, lines_BT.view(-1), hidden_BTd.reshape(-1, width))
 
@@ -185,7 +187,7 @@ class ParallelRunner:
         self._cache.move(source, target)
         if self._sources is not None:
             self._sources.move(source, target)
-        written = self._written[target] = self._written[source]
+        written = self._written_S[target] = self._written_S[source]
         self._seen_SLd[target, : written + 1] = self._seen_SLd[source, : written + 1]
         self._stored_S[target] = self._stored_S[source]
         self.leave([source])
@@ -196,9 +198,4 @@ class ParallelRunner:
         if self._sources is not None:
             self._sources.leave(slots)
         for slot in slots:
-            give_back(self._seen_SLd[slot, KEPT_PLACES : self._written[slot] + 1])
-
-
-def _reach(window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each run its slot, its start and its length."""
-    return window.slots_R, window.starts_R, window.firsts_R1.diff()
+            give_back(self._seen_SLd[slot, KEPT_PLACES : self._written_S[slot] + 1])

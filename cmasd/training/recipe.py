@@ -223,8 +223,8 @@ class Recipe:
     test: TestRecipe = field(default_factory=TestRecipe)
     card: CardRecipe = field(default_factory=CardRecipe)
     dtype: str = "bfloat16"
-    """Of the shipped weights: `float32`, `float16` or `bfloat16`, which processors with a matrix unit multiply as it is:
-    there float32 decoding of many rows is up to twice as fast as with the others."""
+    """Of the shipped weights: `float32`, `float16` or `bfloat16`, which processors with a matrix unit multiply as it
+    is: there decoding many rows is up to twice as fast as with the others."""
     threads: int = 0
     """CPU threads; 0: all. Of each worker."""
     workers: int = 1
