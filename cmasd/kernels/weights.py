@@ -80,8 +80,7 @@ class Packed:
         self.outputs = shape[0]
         self.norm = norm
         addresses = (None if one is None else one.data_ptr() for one in (strips, bias, scales, offsets))
-        is_paired = strips.dtype == torch.bfloat16 and self.inputs_abreast == 2
-        format = PAIRED if is_paired else FORMATS.get(strips.dtype, 0)
+        format = PAIRED if self.inputs_abreast == 2 else FORMATS.get(strips.dtype, 0)
         kinds = format, shape[1], shape[0], ACTIVATIONS.get(activation or "", 0)
         self._struct = _Layer(*addresses, _address(norm), *kinds)
         self.address = ctypes.addressof(self._struct)

@@ -57,11 +57,12 @@ class Calibration:
         """Learn from some iterations at once."""
         counts = [(_known(one), one.lengths_B, one.accepted_B) for one in seen]
         counts_3M = np.stack([np.concatenate(of_all) for of_all in zip(*counts, strict=True)])
-        odds_MK = _log_odds(seen, counts_3M.shape[1], len(self.offsets_K))[-REMEMBERED:]
+        confidence_MK = side_by_side([one.confidence_BK for one in seen], len(self.offsets_K))[-REMEMBERED:]
+        odds_MK = log_odds(np.nan_to_num(confidence_MK, nan=0.5))
         places = np.arange(self._seen, self._seen + len(odds_MK)) % REMEMBERED
         self._odds_NK[places] = odds_MK
         self._counts_N3[places] = counts_3M.T[-REMEMBERED:]
-        self._remember(seen, places)
+        self._remember(seen, confidence_MK, places)
         self._seen += len(odds_MK)
         self._fit()
 
@@ -91,8 +92,8 @@ class Calibration:
         survival_NK[~drafted_NK[:, 0]] = 0.0
         return survival_NK, usual_K
 
-    def _remember(self, seen: Sequence[Observation], places: Int64) -> None:
-        """What else is known of these rows, at these places."""
+    def _remember(self, seen: Sequence[Observation], confidence_NK: Float64, places: Int64) -> None:
+        """What else is known of these rows, the latest of which have these confidences, at these places."""
         return
 
     def _judged(self) -> tuple[Int64, Int64]:
@@ -155,12 +156,12 @@ def _known(one: Observation) -> Int64:
     return known
 
 
-def _log_odds(seen: Sequence[Observation], rows: int, most: int) -> Float64:
-    """(rows, most)"""
-    confidence_MK = np.full((rows, most), np.nan)
+def side_by_side(parts: Sequence[Float64], most: int) -> Float64:
+    """(M, most, ...): the rows (B, J, ...) of all parts, one after the other; NaN behind those of a part with fewer."""
+    joined = np.full((sum(map(len, parts)), most, *parts[0].shape[2:]), np.nan)
     start = 0
-    for one in seen:
-        confidence_BK = one.confidence_BK[:, :most]
-        confidence_MK[start : start + len(confidence_BK), : confidence_BK.shape[1]] = confidence_BK
-        start += len(confidence_BK)
-    return log_odds(np.nan_to_num(confidence_MK, nan=0.5))
+    for part in parts:
+        known = part[:, :most]
+        joined[start : start + len(known), : known.shape[1]] = known
+        start += len(known)
+    return joined

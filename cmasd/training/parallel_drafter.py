@@ -88,8 +88,7 @@ def build_network(recipe: ParallelRecipe, verifier: PreTrainedModel) -> Parallel
         for name, weight in encoder.named_parameters():
             weight.requires_grad_(not name.startswith("embed_"))
     network = ParallelNetwork(shape, encoder)
-    if shape.layers:
-        copy_layers(network, begins_with)
+    copy_layers(network, begins_with)
     return network.to(verifier.device)
 
 
@@ -120,8 +119,8 @@ def export_parallel(
 
 def copy_layers(network: ParallelNetwork, model: PreTrainedModel) -> bool:
     """Begin with the model's last decoder layers, where the shapes agree (BART and its kin); returns whether."""
-    given = list(getattr(model.get_decoder(), "layers", []))[-network.shape.layers :]
-    theirs = [_with_pairs(layer) for layer in given]
+    given = list(getattr(model.get_decoder(), "layers", []))
+    theirs = [_with_pairs(layer) for layer in given[max(0, len(given) - network.shape.layers) :]]
     mine = [layer.state_dict() for layer in network.layers]
     if len(theirs) < len(mine) or any(
         name not in their or their[name].shape != weight.shape

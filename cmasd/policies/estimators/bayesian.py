@@ -35,7 +35,7 @@ class BayesianCalibration(Calibration):
         feature_F = np.r_[odds, np.eye(len(self.offsets_K))[position]]
         return float(np.sqrt(feature_F @ np.linalg.solve(self.precision_FF, feature_F)))
 
-    def _remember(self, seen: Sequence[Observation], places: Int64) -> None:
+    def _remember(self, seen: Sequence[Observation], confidence_NK: Float64, places: Int64) -> None:
         self._fresh = places
 
     def _fit(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmasd.policies.acceptance import HOPE, REMEMBERED, Calibration, beforehand, newton
+from cmasd.policies.acceptance import HOPE, REMEMBERED, Calibration, beforehand, newton, side_by_side
 from cmasd.policies.base import Float64, Int64, Observation, beyond
 
 
@@ -33,19 +33,12 @@ class SignalsCalibration(Calibration):
         odds_NK: Float64 = super().log_odds() + self._beyond_NK2[: self.rows] @ self.weights_2
         return odds_NK
 
-    def _remember(self, seen: Sequence[Observation], places: Int64) -> None:
-        rows, most = sum(len(one.lengths_B) for one in seen), len(self.offsets_K)
-        confidence_MK, components_MK3 = np.full((rows, most), np.nan), np.full((rows, most, 3), np.nan)
-        start = 0
-        for one in seen:  # one call for all: few tokens of many iterations would be mostly calls
-            stop = start + len(one.lengths_B)
-            if one.components_BK3 is not None:
-                drafted = min(most, one.confidence_BK.shape[1])
-                confidence_MK[start:stop, :drafted] = one.confidence_BK[:, :drafted]
-                components_MK3[start:stop, :drafted] = one.components_BK3[:, :drafted]
-            start = stop
-        latest = slice(rows - len(places), None)
-        self._beyond_NK2[places] = beyond(confidence_MK[latest], components_MK3[latest])
+    def _remember(self, seen: Sequence[Observation], confidence_NK: Float64, places: Int64) -> None:
+        components = [
+            np.empty((len(one.lengths_B), 0, 3)) if one.components_BK3 is None else one.components_BK3 for one in seen
+        ]
+        components_NK3 = side_by_side(components, len(self.offsets_K))[-len(places) :]
+        self._beyond_NK2[places] = beyond(confidence_NK, components_NK3)
 
     def _fit(self) -> None:
         """Of slope, offsets and weights together."""
