@@ -166,6 +166,13 @@ class DrafterConfig:
         return tuple(dict.fromkeys("copy" if kind == "lookup" else kind for kind in listed))
 
     @property
+    def hope(self) -> float:
+        """Acceptance that is assumed of each token before any was judged: hopeful, for who never drafts never learns;
+        and most of what an earlier run made of the same rows is hoped to come out as before.
+        """
+        return 0.95 if "previous" in self.kinds else 0.75
+
+    @property
     def free(self) -> tuple[str, ...]:
         """Those without a model."""
         return tuple(kind for kind in self.kinds if kind in FREE_DRAFTERS)

@@ -22,10 +22,6 @@ from cmasd.policies.base import Float64, Int64, Observation, log_odds
 
 REMEMBERED = 512
 """Rows whose latest drafts are learned from: enough for an acceptance within 2 %, and few enough for a millisecond."""
-HOPE = 0.75
-"""Acceptance that is assumed of each token before any was judged; hopeful, for who never drafts never learns."""
-HOPE_OF_PREVIOUS = 0.95
-"""That of what an earlier run made of the same rows."""
 
 
 class Calibration:
@@ -36,7 +32,7 @@ class Calibration:
     weights_2: Float64 | None = None
     """See `Rule`."""
 
-    def __init__(self, max_draft_tokens: int, hope: float = HOPE) -> None:
+    def __init__(self, max_draft_tokens: int, hope: float = 0.75) -> None:
         """`hope`: acceptance that is assumed of each token before any was judged."""
         self._hope = hope
         self.slope = 1.0

@@ -12,15 +12,12 @@ from dataclasses import dataclass, field
 
 from cmasd.policies.speeds import DRIFT, Belief
 
-BURST = 6
-"""Iterations that are timed of a look at least. As many iterations' time may be lost beyond the share by the first look
-with about so many rows, so that it comes early."""
-SETTLING = 8
-"""Iterations after a change of arm that are not timed: one has to catch up, and weights that the other arm did not read
-come into the processor's cache over several. On two cores the first took 2.5 times as long as the tenth."""
-BURSTS_FOR_PREVIOUS = 10
-"""As many times that, for an earlier run's outputs: lists begin with their longest rows, of which the least came out as
-before, and what pays for all others would be given up by the first two."""
+BURST = 7
+"""Iterations that are timed of a look at least."""
+SETTLING = 0.03
+"""Seconds, and as many iterations as a burst at most, after a change of arm that are not timed (one iteration always is
+not): one has to catch up, and small weights that the other arm did not read come into the processor's cache over
+several. On two cores the first took 2.5 times as long as the tenth; large weights are in no cache at any time."""
 
 
 @dataclass
@@ -67,8 +64,8 @@ class Explorer:
     """Arms that could win if every draft token were accepted."""
     home: int | None = None
     """The arm that needs no proof: when it was looked at, it is in force unless the other is surely faster."""
-    bursts: int = 1
-    """As many may be lost beyond the share when an arm is looked at first."""
+    patience: int = BURST
+    """Iterations whose time may be lost beyond the share when an arm is looked at first, so that it comes early."""
     _looked_at: set[int] = field(default_factory=set)
     """Arms, here."""
 
@@ -103,7 +100,7 @@ class Explorer:
             return False
         if arm not in self._looked_at:
             self._looked_at |= {arm, self.force}
-            self.ledger.allowance += self.bursts * BURST * iteration_seconds
+            self.ledger.allowance += self.patience * iteration_seconds
             return True
         lost = BURST * max(0.0, 1 - math.exp(self._lead(arm))) * iteration_seconds
         return self._hope(arm, iteration) > 0 and self.ledger.affords(lost)

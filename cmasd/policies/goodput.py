@@ -18,11 +18,11 @@ from typing import Self
 import numpy as np
 
 from cmasd.config.tree import Config
-from cmasd.policies.acceptance import HOPE, HOPE_OF_PREVIOUS, REMEMBERED
+from cmasd.policies.acceptance import REMEMBERED
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS
-from cmasd.policies.explorer import BURST, BURSTS_FOR_PREVIOUS, SETTLING, Explorer, Ledger
+from cmasd.policies.explorer import BURST, SETTLING, Explorer, Ledger
 from cmasd.policies.lengths import LengthChoice, choose
 from cmasd.policies.shapes import Shapes
 from cmasd.policies.speeds import ArmMeasured, Belief, Lead, PairedBatch, Plain, Speed, beyond_table, overhead_seconds
@@ -86,12 +86,13 @@ class GoodputPolicy(Policy):
         clock: Callable[[], float] = time.thread_time,
         tree_nodes: int = 0,
         estimator: str = "logistic",
-        hope: float = HOPE,
-        bursts: int = 1,
+        hope: float = 0.75,
     ) -> None:
         """`clock`: seconds of this thread, for what learning takes. `tree_nodes`: of one row; more rows share them.
 
-        `bursts`: see `Explorer`.
+        `hope`: acceptance that is assumed of each token before any was judged. Who hopes for much is patient: lists
+        begin with their longest rows, of which the least came out as in an earlier run, and what pays for all others
+        would be given up by the first two.
         """
         self.max_draft_tokens = max_draft_tokens
         self.tree_nodes = tree_nodes
@@ -102,7 +103,8 @@ class GoodputPolicy(Policy):
         self.calibration = ESTIMATORS[estimator](max_draft_tokens, hope)
         self.wants_signals = self.calibration.wants_signals
         self._ledger = Ledger(explore_share)
-        self._bursts = bursts
+        self._patience = round(1.5 / (1 - hope))
+        """Iterations, half as many again as accepted tokens in a row are hoped for; see `Explorer`."""
         self._clock = clock
         self._ranges: dict[int, Range] = {}
         self._lowest, self._highest = 0.0, -1.0
@@ -124,14 +126,12 @@ class GoodputPolicy(Policy):
     def of(cls, config: Config) -> Self:
         """As configured."""
         drafter, policy = config.drafter, config.policy
-        is_hopeful = "previous" in drafter.kinds
         return cls(
             drafter.max_draft_tokens,
             policy.explore_share,
             tree_nodes=drafter.tree_nodes,
             estimator=policy.estimator,
-            hope=HOPE_OF_PREVIOUS if is_hopeful else HOPE,
-            bursts=BURSTS_FOR_PREVIOUS if is_hopeful else 1,
+            hope=drafter.hope,
         )
 
     def look_no_more(self) -> None:
@@ -180,12 +180,12 @@ class GoodputPolicy(Policy):
         is_new = arm != last or before is not place or place.shapes.explorer.now != shape
         self._rule = place.shapes.rule(place.rule) if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
-        unsettled = 1 if self._bursts > 1 else SETTLING  # texts take no cache from the verifier's weights
-        self._unsettled = unsettled if is_new else 0
+        settling = SETTLING if any(place.curve.draft_R) else 0.0  # texts take no cache from the verifier's weights
+        self._unsettled = min(BURST, 1 + int(settling / place.seconds)) if is_new else 0
         least = BURST + self._unsettled
         self._watched = least if is_losing or place.latest is None or place.shapes.is_look else BATCH
-        if self._bursts > 1 and arm != explorer.force and not place.pair:  # more looks, not longer ones
-            self._watched = max(least, int(BATCH * place.curve.plain / place.choice.seconds))
+        if arm != explorer.force and not place.pair and self._unsettled == 1:  # more looks, not longer ones
+            self._watched = max(least, min(self._watched, int(BATCH * place.curve.plain / place.choice.seconds)))
         is_news = arm == Arm.DRAFTING and self._is_news(BATCH * rows)
         rest = 0.0 if is_news else max(0.0, self._rest_until - self._ledger.total)
         resting = 0.0 if arm != explorer.force or place.shapes.is_look else rest / place.seconds
@@ -208,7 +208,7 @@ class GoodputPolicy(Policy):
             force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 else Arm.PLAIN
             candidates = list(Arm) if can_win else []
             beliefs: list[Belief] = [Plain(), lead]
-            explorer = Explorer(self._ledger, beliefs, force, force, candidates, Arm.PLAIN, self._bursts)
+            explorer = Explorer(self._ledger, beliefs, force, force, candidates, Arm.PLAIN, self._patience)
             rule = self._rule_of(choice)
             shapes = Shapes.of(0 if not self.looks else self.tree_nodes >> power, self._ledger)
             edges = 0.375 * 2**power, 1.25 * 2**power

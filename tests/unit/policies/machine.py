@@ -118,10 +118,23 @@ def followed(rule: Rule, confidence_BK: Float64, one_pass: bool) -> tuple[Int64,
     return drafted_B, np.logical_and.accumulate(sent_BK, axis=1).sum(1)
 
 
-MODEL = StepTable(
+MS = 1e-3
+"""Seconds."""
+
+
+def in_milliseconds(
+    rows: tuple[int, ...], verify: tuple[tuple[float, ...], ...], draft: tuple[float, ...]
+) -> StepTable:
+    """Seconds of what is given in milliseconds."""
+    return StepTable(
+        rows, tuple(tuple(MS * one for one in window) for window in verify), tuple(MS * one for one in draft)
+    )
+
+
+MODEL = in_milliseconds(
     rows=(1, 8, 32),
     verify=((1, 1.07, 1.095, 1.12, 1.29, 1.46), (3, 4.02, 5.48, 6.93, 8.26, 9.6), (9, 15.1, 20.7, 26.4, 32.1, 37.9)),
     draft=(0.48, 1.17, 2.7),
 )
-"""The bundled pair on two cores, in steps of one row."""
-HEADS = replace(MODEL, draft=(0.05, 0.15, 0.45), one_pass=True)
+"""The bundled pair on two cores."""
+HEADS = replace(MODEL, draft=(0.05 * MS, 0.15 * MS, 0.45 * MS), one_pass=True)

