@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import torch
 
-from cmasd.policies.explorer import BURST, SETTLING, Explorer, Ledger
+from cmasd.policies.explorer import BURST, Explorer, Ledger, settling
 from cmasd.policies.speeds import Speed, without_outliers
 
 REST = 32
@@ -37,10 +37,9 @@ PERIOD_SECONDS, FREE = 0.5, 0.75
 """Processors that nobody used over so long, from which on one is free."""
 FEWEST, HOPELESS = 3, 1.25
 """Iterations after which a look ends that all took so many times as long as those before: pauses of the machine are
-rarer, and looks of `SETTLING` and `BURST` would be felt by lists of some hundred iterations."""
-LONG_SECONDS, FEWEST_LONG = 0.02, 3
-"""Iterations from which on the first after a change fills the caches, and how many behind it are a look. Those of large
-models are that long; of lists of some 30 tokens a look of `SETTLING` and `BURST` would be half."""
+rarer, and whole looks would be felt by lists of some hundred iterations."""
+FEWEST_LONG = 3
+"""Iterations of a look of which only the first has to settle, since they are long: large models' lists have few."""
 
 
 class IdleProcessors:
@@ -124,12 +123,12 @@ class Threads:
         usual, count = self._usual.get(kind, (seconds, 0))
         self._ledger.total += seconds
         self._iteration += 1
-        if count < SETTLING or not self.is_looking:
+        if count < BURST or not self.is_looking:
             self._usual[kind] = usual + (seconds - usual) / min(count + 1, REMEMBERED), count + 1
-        if count < SETTLING:  # what is usual of the first of a kind nobody knows
+        if count < BURST:  # what is usual of the first of a kind nobody knows
             return
-        is_long = seconds >= LONG_SECONDS
-        if len(self._unsettled) < (1 if is_long else SETTLING):
+        unsettled = settling(usual)
+        if len(self._unsettled) < unsettled:
             self._unsettled.append((seconds, usual))
             if self._is_hopeless():
                 self._levels, self._unsettled = self._unsettled, []
@@ -137,7 +136,7 @@ class Threads:
             return
         self._levels.append((seconds, usual))
         self._left -= 1
-        if self._left <= 0 or (self.is_looking and is_long and len(self._levels) >= FEWEST_LONG):
+        if self._left <= 0 or (self.is_looking and unsettled == 1 and len(self._levels) >= FEWEST_LONG):
             self._decide()
 
     def _becomes_free(self) -> bool:

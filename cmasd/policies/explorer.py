@@ -20,6 +20,11 @@ not): one has to catch up, and small weights that the other arm did not read com
 several. On two cores the first took 2.5 times as long as the tenth; large weights are in no cache at any time."""
 
 
+def settling(iteration_seconds: float) -> int:
+    """Iterations after a change that are not timed."""
+    return min(BURST, 1 + int(SETTLING / iteration_seconds))
+
+
 @dataclass
 class Ledger:
     """Where time went that made no tokens, over all row counts."""

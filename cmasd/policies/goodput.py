@@ -22,7 +22,7 @@ from cmasd.policies.acceptance import REMEMBERED
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
 from cmasd.policies.estimators import ESTIMATORS
-from cmasd.policies.explorer import BURST, SETTLING, Explorer, Ledger
+from cmasd.policies.explorer import BURST, Explorer, Ledger, settling
 from cmasd.policies.lengths import LengthChoice, choose
 from cmasd.policies.shapes import Shapes
 from cmasd.policies.speeds import ArmMeasured, Belief, Lead, PairedBatch, Plain, Speed, beyond_table, overhead_seconds
@@ -180,8 +180,8 @@ class GoodputPolicy(Policy):
         is_new = arm != last or before is not place or place.shapes.explorer.now != shape
         self._rule = place.shapes.rule(place.rule) if arm == Arm.DRAFTING else None
         is_losing = arm != explorer.force and explorer.speeds[arm].mean <= explorer.speeds[explorer.force].mean
-        settling = SETTLING if any(place.curve.draft_R) else 0.0  # texts take no cache from the verifier's weights
-        self._unsettled = min(BURST, 1 + int(settling / place.seconds)) if is_new else 0
+        unsettled = settling(place.seconds) if any(place.curve.draft_R) else 1  # texts take no cache from weights
+        self._unsettled = unsettled if is_new else 0
         least = BURST + self._unsettled
         self._watched = least if is_losing or place.latest is None or place.shapes.is_look else BATCH
         if arm != explorer.force and not place.pair and self._unsettled == 1:  # more looks, not longer ones
