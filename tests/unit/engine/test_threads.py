@@ -130,6 +130,20 @@ def test_pauses_of_the_machine_are_held_against_no_count() -> None:
         assert used.count(2) > 0.9 * len(used)
 
 
+def test_a_count_that_is_mostly_fast_and_often_waits_is_slow() -> None:
+    """Beside busy processes: four of ten iterations of two threads wait for a time slice, for half of the time in a
+    row, and the others take a half of what one thread takes.
+    """
+    for seed in range(6):
+        machine, used = Machine(2), []
+        machine.random.seed(seed)
+        for step in range(3000):
+            crowded = step % 40 < 20 and machine.random.random() < 0.8
+            wait = 20.0 if machine.threads.now == 2 and crowded else 1.0
+            used.append(machine.iterate(1, lambda threads: 2e-3 / threads, wait * machine.random.gauss(1.0, 0.05)))
+        assert used.count(1) > 0.65 * len(used)
+
+
 @pytest.mark.parametrize("seconds", [quiet, crowded])
 def test_iterations_of_large_models_are_looked_at_for_a_few_alone(seconds: Seconds) -> None:
     machine = Machine(2)
