@@ -205,7 +205,8 @@ class GoodputPolicy(Policy):
             lead, is_known = self._lead_near(power, gain)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
-            force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 else Arm.PLAIN
+            is_ready = self._rule is not None or not any(curve.draft_R)  # others would catch up for a list's last rows
+            force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 and is_ready else Arm.PLAIN
             candidates = list(Arm) if can_win else []
             beliefs: list[Belief] = [Plain(), lead]
             explorer = Explorer(self._ledger, beliefs, force, force, candidates, Arm.PLAIN, self._patience)
