@@ -91,7 +91,9 @@ class Iterations:
         if not self.asked:
             return self._no_draft(context, rows)
         draft = self.drafter.draft(context, room_B, rule)
-        draft = draft.cut(max(draft.lengths_B.tolist()))
+        longest = max(draft.lengths_B.tolist())
+        is_made = longest > 0 or max(draft.drafted_B.tolist()) > 0
+        draft = draft.cut(longest) if is_made else self._no_draft(context, rows)
         self.stats.draft_seconds += time.perf_counter() - started
         return draft
 
