@@ -19,6 +19,8 @@ KEPT_PLACES = 128
 """Of a slot on a CPU: so many tokens' keys and values stay allocated for the next row; those behind are given back when
 a row has left."""
 
+HOPE = 0.75
+"""Acceptance that is assumed of each token before any was judged; hopeful, for who never drafts never learns."""
 FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
 MODEL_DRAFTERS = ("model", "parallel", "self", "quantised")
 
@@ -167,10 +169,8 @@ class DrafterConfig:
 
     @property
     def hope(self) -> float:
-        """Acceptance that is assumed of each token before any was judged: hopeful, for who never drafts never learns;
-        and most of what an earlier run made of the same rows is hoped to come out as before.
-        """
-        return 0.95 if "previous" in self.kinds else 0.75
+        """`HOPE`, or more: most of what an earlier run made of the same rows is hoped to come out as before."""
+        return 0.95 if "previous" in self.kinds else HOPE
 
     @property
     def free(self) -> tuple[str, ...]:

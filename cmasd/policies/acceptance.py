@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cmasd.config.tree import HOPE
 from cmasd.policies.base import Float64, Int64, Observation, log_odds
 
 REMEMBERED = 512
@@ -32,7 +33,7 @@ class Calibration:
     weights_2: Float64 | None = None
     """See `Rule`."""
 
-    def __init__(self, max_draft_tokens: int, hope: float = 0.75) -> None:
+    def __init__(self, max_draft_tokens: int, hope: float = HOPE) -> None:
         """`hope`: acceptance that is assumed of each token before any was judged."""
         self._hope = hope
         self.slope = 1.0

@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from cmasd.config.tree import Config
+from cmasd.config.tree import HOPE, Config
 from cmasd.policies.acceptance import REMEMBERED
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable
@@ -86,7 +86,7 @@ class GoodputPolicy(Policy):
         clock: Callable[[], float] = time.thread_time,
         tree_nodes: int = 0,
         estimator: str = "logistic",
-        hope: float = 0.75,
+        hope: float = HOPE,
     ) -> None:
         """`clock`: seconds of this thread, for what learning takes. `tree_nodes`: of one row; more rows share them.
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cmasd.config.tree import HOPE
 from cmasd.policies.acceptance import Calibration, beforehand, newton
 from cmasd.policies.base import Float64, Int64, Observation
 
@@ -24,7 +25,7 @@ EVERY = 512
 class BayesianCalibration(Calibration):
     """`slope` and `offsets_K` are those of the prediction; the belief is apart."""
 
-    def __init__(self, max_draft_tokens: int, hope: float = 0.75) -> None:
+    def __init__(self, max_draft_tokens: int, hope: float = HOPE) -> None:
         super().__init__(max_draft_tokens, hope)
         self.mean_F, self.precision_FF = beforehand(max_draft_tokens)
         self._fresh: Int64 = np.zeros(0, dtype=np.int64)

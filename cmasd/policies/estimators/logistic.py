@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cmasd.config.tree import HOPE
 from cmasd.policies.acceptance import REMEMBERED, Calibration, beforehand, newton, side_by_side
 from cmasd.policies.base import Float64, Int64, Observation, beyond
 
@@ -22,7 +23,7 @@ class SignalsCalibration(Calibration):
 
     wants_signals = True
 
-    def __init__(self, max_draft_tokens: int, hope: float = 0.75) -> None:
+    def __init__(self, max_draft_tokens: int, hope: float = HOPE) -> None:
         super().__init__(max_draft_tokens, hope)
         self.weights_2 = np.zeros(2)
         self._beyond_NK2 = np.zeros((REMEMBERED, max_draft_tokens, 2))
