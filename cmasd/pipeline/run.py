@@ -97,6 +97,7 @@ def _run(
         if state.todo:
             with _causes(), Attempt(folder, tally, began) as attempt:
                 _decode(config, state, place, lease, attempt, watcher, drain)
+            folder.clean()  # what actors that died on the way were writing
         lease.check()
         summary = _close(config, state, tally, baseline)
         note_run(config, summary)

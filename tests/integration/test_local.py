@@ -16,7 +16,8 @@ import pytest
 from cmasd.config import from_dict
 from cmasd.config.reading import load
 from cmasd.errors import ConfigError
-from cmasd.pipeline.run import run
+from cmasd.pipeline.run import Watcher, run
+from cmasd.pipeline.tally import Progress
 from jobs.main import main
 from tests.integration.conftest import SENTENCES
 
@@ -65,6 +66,24 @@ def test_every_row_comes_out_once_and_ray_is_never_loaded(config_file: Path) -> 
     assert (summary["rows"], summary["errors"]) == (ROWS, 1)
     assert summary["baseline"]["exact_match"] == 1.0
     assert main(["status", str(config_file.parent / "run")]) == 0
+
+
+class SomeoneDies(Watcher):
+    """While writing, at each shard."""
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs, self.deaths = outputs, 0
+
+    def progress(self, progress: Progress) -> None:
+        self.deaths += 1
+        (self.outputs / f".tmp-part-{self.deaths}").write_bytes(b"half")
+
+
+def test_what_actors_leave_that_die_while_writing_is_removed(config_file: Path) -> None:
+    watcher = SomeoneDies(config_file.parent / "run" / "outputs")
+    run(load([str(config_file)], []), watcher=watcher)
+    assert watcher.deaths > 0
+    assert not list(config_file.parent.rglob(".tmp-*"))
 
 
 def test_a_killed_run_is_completed_by_the_same_command(config_file: Path) -> None:
