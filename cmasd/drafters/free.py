@@ -92,6 +92,8 @@ class FreeDrafter(Drafter):
         self.texts: Texts = TextsByRow(asked) if library is None else TextsAtOnce(library, asked)
         self._trees = FreeTrees()
         self._unknown = torch.full((), NAN)
+        self._is_asked = False
+        """Whether anything was, in this iteration: in many it is not, and takes no time then."""
         self.seconds = 0.0
         """Spent on all of this so far."""
 
@@ -132,6 +134,7 @@ class FreeDrafter(Drafter):
 
     def draft(self, context: Context, room_B: Tensor, rule: Rule, extent: Extent | None = None) -> Draft:
         """The best text of each row, or a tree of all."""
+        self._is_asked = True
         began, device = time.perf_counter(), context.lengths_B.device
         if device.type != "cpu":
             context = on_host(context)
@@ -158,7 +161,9 @@ class FreeDrafter(Drafter):
 
     def commit(self, context: Context, accepted_B: Tensor) -> None:
         """Count what became of the drafts."""
-        began = time.perf_counter()
+        if not self._is_asked:
+            return
+        began, self._is_asked = time.perf_counter(), False
         self._trees.commit(context.tokens_BL, context.lengths_B, accepted_B, self.texts.count)
         self.texts.commit(accepted_B.cpu())
         self.seconds += time.perf_counter() - began

@@ -86,14 +86,15 @@ class Flight:
     """What was sent, where the draft is a path of it."""
     beside: float = 0.0
     """See `Observation`."""
+    asked: bool = True
+    """See `Observation`."""
 
     def observation(self, with_signals: bool = False) -> Observation:
         """What a policy learns from it, when it has ended."""
         if self.draft.tokens_BK.shape[1] == 0 and self.draft.made_B is None:
             zeros_B, nothing_B0 = _nothing(len(self.draft.lengths_B))
-            return Observation(
-                zeros_B, zeros_B, nothing_B0, zeros_B, self.seconds(), self.is_typical, beside=self.beside
-            )
+            counts = zeros_B, zeros_B, nothing_B0, zeros_B
+            return Observation(*counts, self.seconds(), self.is_typical, beside=self.beside, asked=self.asked)
         components_BK3 = self.draft.components_BK3
         return Observation(
             self.draft.lengths_B.cpu().numpy(),
@@ -105,6 +106,7 @@ class Flight:
             None if self.tree is None else self.tree.lengths_B.cpu().numpy(),
             components_BK3.cpu().numpy().astype(np.float64) if with_signals else None,
             self.beside,
+            self.asked,
         )
 
 
@@ -137,7 +139,7 @@ class Ahead:
             made_B=None if draft.made_B is None else on_host(draft.made_B[:rows]),
         )
         verdict = replace(verdict, accepted_B=on_host(verdict.accepted_B[:rows]))
-        return Flight(draft, verdict, lambda: ended.seconds_since(began))
+        return Flight(draft, verdict, lambda: ended.seconds_since(began), asked=extent.window > 1)
 
     def beside(self) -> AbstractContextManager[object]:
         """Within, the device is read without a wait for what was launched after the latest snapshot."""

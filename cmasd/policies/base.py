@@ -160,6 +160,8 @@ class Observation:
     """As `Draft.components_BK3`, of policies that want them."""
     beside: float = 0.0
     """Seconds before the iteration in which the drafter read the sources of new rows."""
+    asked: bool = True
+    """Whether the drafter was, which it takes its time for where it knows nothing, too."""
 
 
 class Policy(ABC):

@@ -243,7 +243,7 @@ class GoodputPolicy(Policy):
     def _learn(self) -> None:
         """From the iterations that were watched, unless what that took before says to rest."""
         drafting = self._rule is not None
-        seen = [one for one in self._pending if one.drafted_B.any() == drafting]
+        seen = [one for one in self._pending if one.asked == drafting]
         self._pending = []
         if not seen or self._range is None or self.costs is None:
             return

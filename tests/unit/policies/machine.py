@@ -42,6 +42,10 @@ class Machine:
     """Deviation of the log of the machine's load, which changes within a hundred iterations."""
     beside: float = 0.0
     """Seconds that the drafter needs before an iteration that drafts, for the sources of new rows."""
+    known: float = 1.0
+    """Share of iterations in which the drafter knows anything, of all that it is asked in."""
+    asking: float = 0.0
+    """Seconds that it takes to ask."""
     seed: int = 0
     told: list[tuple[int, int, int, float]] = field(default_factory=list)
     """Of each iteration: rows, tokens drafted, tokens made, seconds without noise."""
@@ -68,15 +72,15 @@ class Machine:
         """One, as it goes."""
         zeros_B = np.zeros(rows, dtype=np.int64)
         self._alike = self._alike + 1 if self._drafted_last == (rule is not None) else 0
-        if rule is None:
-            self._drafted_last = False
-            seconds = self._taken(self.costs.verify_seconds(rows, rows), rows)
-            return Observation(zeros_B, zeros_B, np.zeros((rows, 0)), zeros_B, seconds, is_typical=True)
+        if rule is None or (self.known < 1 and self.rng.random() >= self.known):
+            self._drafted_last, asked = False, rule is not None
+            seconds = self._taken(self.costs.verify_seconds(rows, rows) + self.asking * asked, rows)
+            return Observation(zeros_B, zeros_B, np.zeros((rows, 0)), zeros_B, seconds, is_typical=True, asked=asked)
         confidence_BK = self.confidences(self.rng, rows, self.most)
         drafted_B, lengths_B = followed(rule, confidence_BK, self.costs.one_pass)
         taken_BK = self.rng.random(confidence_BK.shape) < self.acceptance(confidence_BK)
         accepted_B = np.minimum(np.logical_and.accumulate(taken_BK, axis=1).sum(1), lengths_B)
-        seconds = self.costs.verify_seconds(rows, rows + int(lengths_B.sum()))
+        seconds = self.asking + self.costs.verify_seconds(rows, rows + int(lengths_B.sum()))
         forwards = 1 if self.costs.one_pass else int(drafted_B.max())
         seconds += sum(self.costs.draft_seconds(int((drafted_B > place).sum())) for place in range(forwards))
         catches_up = not self._drafted_last

@@ -16,6 +16,8 @@ from cmasd.policies.lengths import choose
 from tests.unit.policies.machine import HEADS, MODEL, MS, Confidences, Machine, in_milliseconds, sure_or_not
 
 MOST = 5
+TEXTS = replace(MODEL, draft=(0.0, 0.0, 0.0))
+"""Known texts, which cost next to nothing."""
 MIXED, POOR, GOOD = sure_or_not(0.6, 0.85, 0.33), sure_or_not(1, 0.3, 0.3), sure_or_not(1, 0.9, 0.9)
 
 
@@ -73,6 +75,15 @@ def test_what_a_drafter_needs_beside_iterations_counts() -> None:
         assert alone.drafting(1000) > 0.3
         assert beside.drafting(1000) < 0.1
         assert beside.speed() > 0.95
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_iterations_in_which_nothing_was_known_count_as_well(rows: int) -> None:
+    """One in six knows a draft, and asking takes a quarter of a plain one: what drafts win, asking loses."""
+    half, asking = sure_or_not(1, 0.5, 0.5), TEXTS.verify_seconds(rows, rows) / 4
+    for seed in range(3):
+        machine = Machine(TEXTS, MOST, half, known=1 / 6, asking=asking, seed=seed)
+        assert machine.run(policy_of(TEXTS), 3000, rows).speed() > 0.97
 
 
 def test_where_even_perfect_drafts_would_not_pay_none_is_tried() -> None:
@@ -255,7 +266,8 @@ def test_iterations_that_had_no_room_to_draft_teach_nothing() -> None:
     zeros_B = np.zeros(8, dtype=np.int64)
     for _ in range(500):
         policy.plan(8)
-        policy.observe(Observation(zeros_B, zeros_B, np.full((8, MOST), np.nan), zeros_B, 3 * MS, is_typical=True))
+        nothing_BK = np.full((8, MOST), np.nan)
+        policy.observe(Observation(zeros_B, zeros_B, nothing_BK, zeros_B, 3 * MS, is_typical=True, asked=False))
     assert Machine(HEADS, MOST, GOOD).run(policy, 600).speed(400) > 1.3
 
 
