@@ -27,7 +27,7 @@ from cmasd.models.early_exit import early_exit
 from cmasd.models.families import Words
 from cmasd.models.parallel_network import ParallelModel, ParallelNetwork
 from cmasd.runner.base import Runner
-from cmasd.runner.load import load_runner, parallel_shape, share_encoder, share_weights
+from cmasd.runner.load import load_runner, parallel_shape, share_encoder, share_sources, share_weights
 from cmasd.runner.parallel_runner import ParallelRunner
 
 
@@ -82,6 +82,9 @@ class Kind(ABC):
 class SmallerModel(Kind):
     """`model`: that of `models.drafter`, token by token."""
 
+    is_of_verifier = False
+    """Whether its decoder is the verifier's, or the beginning of it."""
+
     def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """Checked to have the verifier's tokens."""
         models, name = config.models, config.models.drafter or ""
@@ -116,11 +119,15 @@ class SmallerModel(Kind):
         graphs, cached = parts.config.engine.graphs, parts.cache_dtype
         runner = load_runner(model, *shape, parts.words, parts.bits, graphs, cached)
         share_encoder(runner, verifier)
+        if self.is_of_verifier and parts.config.policy.kind != "stitch":  # there the verifier may never read a row
+            share_sources(runner, verifier)
         return runner
 
 
 class FirstLayers(SmallerModel):
     """`self`: the verifier's own."""
+
+    is_of_verifier = True
 
     def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """The same tensors."""
@@ -135,7 +142,7 @@ class FirstLayers(SmallerModel):
 class RoundedVerifier(SmallerModel):
     """`quantised`: the verifier's own weights in `drafter.bits`."""
 
-    is_rounded = True
+    is_rounded = is_of_verifier = True
 
     def load(self, config: Config, verifier: Model, tokenizer: Tokenizer, bits: Bits) -> Loaded:
         """Its runner rounds them."""

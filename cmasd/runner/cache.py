@@ -263,6 +263,12 @@ class SourceCache:
         """From now on rows that move take no copy along, and who reads and writes `buffer_KSHLP` asks `where_S`."""
         self.where_S = torch.from_numpy(self._places)
 
+    def is_like(self, other: "SourceCache") -> bool:
+        """Whether who reads the first layers of the other one finds there what would be here."""
+        mine, theirs = (one.buffer_KSHLP for one in (self, other))
+        is_same = mine.dtype == theirs.dtype and mine.shape[1:] == theirs.shape[1:]
+        return is_same and (self.where_S is None) == (other.where_S is None)
+
     @property
     def nbytes(self) -> int:
         """Of all keys and values, and of the mask."""

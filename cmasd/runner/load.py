@@ -64,6 +64,14 @@ def share_encoder(runner: Runner, other: Runner) -> bool:
     return False
 
 
+def share_sources(runner: Runner, other: Runner) -> None:
+    """Let the runner of a model's decoder, rounded or the beginning of it, read the keys and values of sources that the
+    whole model's runner keeps; that one is prefilled before, and rows move in both alike.
+    """
+    if isinstance(runner, EncoderDecoderRunner) and isinstance(other, EncoderDecoderRunner):
+        runner.share_sources(other)
+
+
 def share_weights(runner: Runner, other: Runner) -> None:
     """Let the runner of a model's beginning (`early_exit`) use the weights as the whole model's runner stored them."""
     assert isinstance(runner, _SlotRunner), "made by load_runner"

@@ -211,6 +211,8 @@ class EncoderDecoderRunner(_SlotRunner):
 
     def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, bits: Bits) -> None:
         self._sources = SourceCache(geometry, self.slots, self.max_source_length)
+        self._borrows = False
+        """Whether the sources are another runner's, which was prefilled before."""
         self._stack: Stack
         if family.is_bart:
             kind = SoundEncoder if family.hears else BartEncoder
@@ -223,12 +225,14 @@ class EncoderDecoderRunner(_SlotRunner):
     @torch.no_grad()
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`."""
+        self.ran = self.hidden_BTd = None
+        if self._borrows:
+            return
         if isinstance(sources[0], Sound):  # silence is encoded like any sound
             ids_BS = lengths_B = uploaded([self.max_source_length] * len(sources), self.device)
         else:
             assert all(0 < len(source) <= self.max_source_length for source in sources), "a source is empty or too long"
             ids_BS, lengths_B = padded(sources, 0, self.device)
-        self.ran = self.hidden_BTd = None
         self.encoded_BSd = self._stack.encode(sources, ids_BS, lengths_B)
         self._stack.store(torch.tensor(slots, device=self.device), self.encoded_BSd, lengths_B)
 
@@ -252,12 +256,14 @@ class EncoderDecoderRunner(_SlotRunner):
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         super().move(source, target)
-        self._sources.move(source, target)
+        if not self._borrows:
+            self._sources.move(source, target)
 
     def leave(self, slots: list[int]) -> None:
         """See `Runner.leave`."""
         super().leave(slots)
-        self._sources.leave(slots)
+        if not self._borrows:
+            self._sources.leave(slots)
 
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
         """See `Runner.guesser`."""
@@ -269,6 +275,12 @@ class EncoderDecoderRunner(_SlotRunner):
         assert isinstance(other, EncoderDecoderRunner), "a model and its beginning are of one kind"
         if isinstance(self._stack, BartStack) and isinstance(other._stack, BartStack):
             self._stack.share_weights(other._stack)
+
+    def share_sources(self, other: "EncoderDecoderRunner") -> None:
+        """Read what `other` keeps of sources, whose decoder begins with the layers of this one, rounded or not."""
+        if self._sources.is_like(other._sources):
+            self._sources, self._borrows = other._sources, True
+            self._stack.borrow(other._sources)
 
     def share_encoder(self, other: "EncoderDecoderRunner") -> bool:
         """Use the encoder of `other` where it has the same weights, so that a batch is encoded once for both."""

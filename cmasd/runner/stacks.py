@@ -50,6 +50,9 @@ class Stack(Protocol):
     def store(self, slots_B: Tensor, encoded_BSd: Tensor, lengths_B: Tensor) -> None:
         """Keep every layer's cross-attention keys and values of new rows in these slots."""
 
+    def borrow(self, sources: SourceCache) -> None:
+        """Read those of another model, which stores them."""
+
     def run(self, window: Window) -> Tensor | None:
         """Last hidden states (N, d); None where this kind wants a rectangle."""
 
@@ -116,6 +119,10 @@ class BartStack:
             self._sources.note(slots_B, lengths_B)
         else:
             self._sources.store(slots_B, lengths_B, self._decoder.pairs(encoded_BSd))
+
+    def borrow(self, sources: SourceCache) -> None:
+        """See `Stack.borrow`; before anything was read."""
+        self._sources = sources
 
     def run(self, window: Window) -> Tensor | None:
         """See `Stack.run`."""
@@ -197,6 +204,10 @@ class StockStack:
         """See `Stack.store`."""
         computed: Any = first_caches(self._decoder, encoded_BSd, lengths_B).cross_attention_cache
         self._sources.store(slots_B, lengths_B, [(layer.keys, layer.values) for layer in computed.layers])
+
+    def borrow(self, sources: SourceCache) -> None:
+        """See `Stack.borrow`."""
+        self._sources = sources
 
     def run(self, window: Window) -> Tensor | None:
         """See `Stack.run`."""

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cmasd.models.bart import BartEncoder
+from cmasd.models.early_exit import early_exit
 from cmasd.runner import Runner, load_runner
-from cmasd.runner.load import share_encoder
+from cmasd.runner.load import share_encoder, share_sources
 from tests.unit.runner.tiny import tiny_model
 
 SOURCES = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
@@ -103,3 +104,25 @@ def test_any_other_encoder_is_refused(encoded: list[int]) -> None:
 @pytest.mark.parametrize(("one", "other"), [("t5", "t5"), ("llama", "llama"), ("marian", "t5"), ("marian", "llama")])
 def test_other_kinds_of_models_keep_their_own(one: str, other: str) -> None:
     assert not share_encoder(runner_of(tiny_model(one)), runner_of(tiny_model(other)))
+
+
+@pytest.mark.parametrize("family", [*BART_KIN, "t5"])
+def test_the_beginning_of_a_decoder_reads_the_sources_that_the_whole_one_keeps(family: str, encoded: list[int]) -> None:
+    """Wherever rows move to, and without a prefill of its own."""
+    verifier = tiny_model(family)
+    alone, ours, theirs = (runner_of(one) for one in (early_exit(verifier, 1), early_exit(verifier, 1), verifier))
+    share_sources(ours, theirs)
+    logits_of(theirs)
+    encoded.clear()
+    for runner in (alone, theirs, ours):  # one after the other, as in an engine
+        if runner is alone:
+            runner.prefill([0, 1, 2], SOURCES)
+        runner.leave([0])
+        runner.move(2, 0)
+    starts_B = torch.zeros(2, dtype=torch.int64)
+    encoded.clear()
+    torch.testing.assert_close(
+        ours.forward(WINDOW[:2], starts_B), alone.forward(WINDOW[:2], starts_B), atol=1e-6, rtol=0
+    )
+    ours.prefill([1], [SOURCES[1]])
+    assert encoded == []
