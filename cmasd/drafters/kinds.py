@@ -120,7 +120,7 @@ class SmallerModel(Kind):
         runner = load_runner(model, *shape, parts.words, parts.bits, graphs, cached)
         share_encoder(runner, verifier)
         if self.is_of_verifier and parts.config.policy.kind != "stitch":  # there the verifier may never read a row
-            share_sources(runner, verifier)
+            share_sources(runner, verifier, may_round=self.is_rounded)
         return runner
 
 

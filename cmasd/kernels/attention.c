@@ -13,13 +13,24 @@ struct lines {
     REAL *first;
     const int64_t *counts;
     int64_t block, slot, head; /* strides */
-    int64_t is_narrow;         /* whether these are halves (halves.c); `rotate` alone takes them */
+    int64_t is_narrow;         /* whether these are halves (halves.c): of `rotate`, and of a source */
     const int64_t *where;      /* by slot the one whose lines are its own; null: itself */
 };
 
-static REAL *lines_of(const struct lines *lines, int64_t block, int64_t slot)
+static int64_t line_of(const struct lines *lines, int64_t block, int64_t slot)
 {
-    return lines->first + block * lines->block + (lines->where ? lines->where[slot] : slot) * lines->slot;
+    return block * lines->block + (lines->where ? lines->where[slot] : slot) * lines->slot;
+}
+
+/* Of the cache's numbers, from the given one on. */
+static inline void leave_line(const struct lines *past, int64_t place, const REAL *x, int64_t width)
+{
+    if (!past->is_narrow) {
+        memcpy(past->first + place, x, width * sizeof(REAL));
+        return;
+    }
+    uint16_t *halves = (uint16_t *)past->first + place;
+    for (int64_t i = 0; i < width; i++) halves[i] = narrowed(x[i]);
 }
 
 static inline __attribute__((always_inline)) void attend_one(
@@ -41,6 +52,7 @@ static inline __attribute__((always_inline)) void attend_one(
 
 /* Loops of a width that the compiler knows are unrolled: several times faster. */
 #define KNOWN(WIDTH) case WIDTH: attend_one(query, slot, count, WIDTH, scale, scores, sum); break;
+#define KNOWN_HALF(WIDTH) case WIDTH: attend_halves(query, half, count, WIDTH, scale, scores, sum); break;
 
 /* Where the slot's places from the run's start on are `lines`, the lines that the tth token of a run sees there, itself the
    last: as if its ancestors were all there is, so that sums are those of a run of these. Returns how many there are.
@@ -65,7 +77,9 @@ static void share_attention(const struct window *window, const struct lines *lin
         int64_t run = group / heads, head = group % heads, owner = window->slots[run];
         int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
         int64_t known = fresh ? window->starts[run] : lines->counts[owner];
-        REAL *slot = lines_of(lines, block, owner) + head * lines->head;
+        const int64_t line = line_of(lines, block, owner) + head * lines->head;
+        REAL *slot = lines->first + line;
+        const uint16_t *half = (const uint16_t *)lines->first + line;
         const int64_t *parents = fresh && window->parents ? window->parents + window->firsts[run] : 0;
         REAL scores[known + length];
         for (int64_t t = 0; t < length; t++) {
@@ -77,10 +91,16 @@ static void share_attention(const struct window *window, const struct lines *lin
                                          2 * width, slot + 2 * known * width);
             else if (fresh)
                 memcpy(slot + 2 * (count - 1) * width, fresh + n * stride + 2 * head * width, 2 * width * sizeof(REAL));
-            switch (width) {
-                KNOWN(32) KNOWN(64) KNOWN(128)
-                default: attend_one(query, slot, count, width, scale, scores, sum);
-            }
+            if (lines->is_narrow)
+                switch (width) {
+                    KNOWN_HALF(32) KNOWN_HALF(64) KNOWN_HALF(128)
+                    default: attend_halves(query, half, count, width, scale, scores, sum);
+                }
+            else
+                switch (width) {
+                    KNOWN(32) KNOWN(64) KNOWN(128)
+                    default: attend_one(query, slot, count, width, scale, scores, sum);
+                }
         }
         for (int64_t t = 0; parents && t < length; t++)
             memcpy(slot + 2 * (known + t) * width, fresh + (first + t) * stride + 2 * head * width,
@@ -96,7 +116,7 @@ static void share_storing(const struct window *window, const struct lines *lines
     #pragma omp for schedule(static) nowait
     for (int64_t run = 0; run < window->runs; run++) {
         int64_t first = window->firsts[run] - window->firsts[0], length = window->firsts[run + 1] - window->firsts[run];
-        REAL *slot = lines_of(lines, block, window->slots[run]) + window->starts[run] * pair;
+        REAL *slot = lines->first + line_of(lines, block, window->slots[run]) + window->starts[run] * pair;
         for (int64_t t = 0; t < length; t++)
             for (int64_t head = 0; head < heads; head++)
                 memcpy(slot + head * lines->head + t * pair, fresh + (first + t) * stride + head * pair,

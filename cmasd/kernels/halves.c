@@ -20,17 +20,6 @@ static inline REAL broadened(uint16_t half)
     return full;
 }
 
-/* Of the cache's numbers, from the given one on. */
-static inline void leave_line(const struct lines *past, int64_t place, const REAL *x, int64_t width)
-{
-    if (!past->is_narrow) {
-        memcpy(past->first + place, x, width * sizeof(REAL));
-        return;
-    }
-    uint16_t *halves = (uint16_t *)past->first + place;
-    for (int64_t i = 0; i < width; i++) halves[i] = narrowed(x[i]);
-}
-
 /* `attend_one` over halves. */
 static inline __attribute__((always_inline)) void attend_halves(
     const REAL *query, const uint16_t *lines, int64_t count, int64_t width, REAL scale, REAL *scores, REAL *out)

@@ -13,6 +13,7 @@ Shapes: B rows, T window, N = B*T*H written lines, K layers, S slots or source l
 cache length.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -268,6 +269,18 @@ class SourceCache:
         mine, theirs = (one.buffer_KSHLP for one in (self, other))
         is_same = mine.dtype == theirs.dtype and mine.shape[1:] == theirs.shape[1:]
         return is_same and (self.where_S is None) == (other.where_S is None)
+
+    def in_halves(self) -> "SourceCache":
+        """Room for the same rows in bfloat16, at the same places, which `take` fills; rows move in this one alone."""
+        halves = copy(self)
+        halves.buffer_KSHLP = kept_zeros(*self.buffer_KSHLP.shape, dtype=torch.bfloat16, is_sparse=True)
+        halves.layers_SHLP = halves.buffer_KSHLP.unbind(0)
+        return halves
+
+    def take(self, other: "SourceCache", slots: list[int]) -> None:
+        """Of new rows, what the cache that these are the halves of holds."""
+        for place, length in zip(self._places[slots].tolist(), self._lengths[slots].tolist(), strict=True):
+            self.buffer_KSHLP[:, place, :, :length] = other.buffer_KSHLP[:, place, :, :length]
 
     @property
     def nbytes(self) -> int:

@@ -64,12 +64,12 @@ def share_encoder(runner: Runner, other: Runner) -> bool:
     return False
 
 
-def share_sources(runner: Runner, other: Runner) -> None:
+def share_sources(runner: Runner, other: Runner, may_round: bool = False) -> None:
     """Let the runner of a model's decoder, rounded or the beginning of it, read the keys and values of sources that the
-    whole model's runner keeps; that one is prefilled before, and rows move in both alike.
+    whole model's runner keeps, or these rounded to 16 bits; that one is prefilled before, and rows move in both alike.
     """
     if isinstance(runner, EncoderDecoderRunner) and isinstance(other, EncoderDecoderRunner):
-        runner.share_sources(other)
+        runner.share_sources(other, may_round)
 
 
 def share_weights(runner: Runner, other: Runner) -> None:

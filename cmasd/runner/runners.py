@@ -34,6 +34,11 @@ def padded(rows: list[list[int]], filler: int, device: torch.device) -> tuple[Te
     return uploaded(ids, device), uploaded([len(row) for row in rows], device)
 
 
+LONG_SOURCE = 256
+"""Places of a source from which on a rounded decoder reads halves of them: of Whisper's 1,500 the keys and values are
+more bytes than all of its weights in 8 bits."""
+
+
 def uploaded(numbers: list[int] | list[list[int]], device: torch.device) -> Tensor:
     """A tensor of integers on the device, which is not waited for."""
     return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
@@ -211,8 +216,8 @@ class EncoderDecoderRunner(_SlotRunner):
 
     def _take(self, model: PreTrainedModel, family: Family, geometry: Geometry, bits: Bits) -> None:
         self._sources = SourceCache(geometry, self.slots, self.max_source_length)
-        self._borrows = False
-        """Whether the sources are another runner's, which was prefilled before."""
+        self._lender: SourceCache | None = None
+        """Of another runner, which was prefilled before: these sources are its own, or the halves of them."""
         self._stack: Stack
         if family.is_bart:
             kind = SoundEncoder if family.hears else BartEncoder
@@ -226,7 +231,9 @@ class EncoderDecoderRunner(_SlotRunner):
     def prefill(self, slots: list[int], sources: list[list[int]]) -> None:
         """See `Runner.prefill`."""
         self.ran = self.hidden_BTd = None
-        if self._borrows:
+        if self._lender is not None:
+            if self._sources is not self._lender:
+                self._sources.take(self._lender, slots)
             return
         if isinstance(sources[0], Sound):  # silence is encoded like any sound
             ids_BS = lengths_B = uploaded([self.max_source_length] * len(sources), self.device)
@@ -256,13 +263,13 @@ class EncoderDecoderRunner(_SlotRunner):
     def move(self, source: int, target: int) -> None:
         """See `Runner.move`."""
         super().move(source, target)
-        if not self._borrows:
+        if self._lender is None:
             self._sources.move(source, target)
 
     def leave(self, slots: list[int]) -> None:
         """See `Runner.leave`."""
         super().leave(slots)
-        if not self._borrows:
+        if self._lender is None:
             self._sources.leave(slots)
 
     def guesser(self, eos_ids: Tensor) -> Guesser | None:
@@ -276,11 +283,18 @@ class EncoderDecoderRunner(_SlotRunner):
         if isinstance(self._stack, BartStack) and isinstance(other._stack, BartStack):
             self._stack.share_weights(other._stack)
 
-    def share_sources(self, other: "EncoderDecoderRunner") -> None:
-        """Read what `other` keeps of sources, whose decoder begins with the layers of this one, rounded or not."""
-        if self._sources.is_like(other._sources):
-            self._sources, self._borrows = other._sources, True
-            self._stack.borrow(other._sources)
+    def share_sources(self, other: "EncoderDecoderRunner", may_round: bool) -> None:
+        """Read what `other` keeps of sources, whose decoder begins with the layers of this one, rounded or not.
+
+        Of long ones, where that may be, the halves: reading them takes longer then than reading rounded weights.
+        """
+        if not self._sources.is_like(other._sources):
+            return
+        self._sources = self._lender = other._sources
+        is_long = self.max_source_length >= LONG_SOURCE
+        if may_round and is_long and self.dtype == torch.float32 and self._sources.where_S is not None:
+            self._sources = self._lender.in_halves()
+        self._stack.borrow(self._sources)
 
     def share_encoder(self, other: "EncoderDecoderRunner") -> bool:
         """Use the encoder of `other` where it has the same weights, so that a batch is encoded once for both."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cmasd.kernels import kernels
 from cmasd.models.bart import BartEncoder
 from cmasd.models.early_exit import early_exit
-from cmasd.runner import Runner, load_runner
+from cmasd.runner import Runner, load_runner, runners
 from cmasd.runner.load import share_encoder, share_sources
 from tests.unit.runner.tiny import tiny_model
 
@@ -126,3 +127,21 @@ def test_the_beginning_of_a_decoder_reads_the_sources_that_the_whole_one_keeps(f
     )
     ours.prefill([1], [SOURCES[1]])
     assert encoded == []
+
+
+def test_of_long_sources_a_rounded_decoder_reads_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which say about the same, wherever rows move to; without a compiler it reads them as they are."""
+    monkeypatch.setattr(runners, "LONG_SOURCE", 12)
+    verifier = tiny_model("marian")
+    whole, ours, theirs = (runner_of(verifier) for _ in range(3))
+    share_sources(ours, theirs, may_round=True)
+    for runner in (whole, theirs, ours):
+        runner.prefill([0, 1, 2], SOURCES)
+    for runner in (whole, theirs, ours):
+        runner.leave([0])
+        runner.move(2, 0)
+    starts_B = torch.zeros(2, dtype=torch.int64)
+    expected, kept, found = (runner.forward(WINDOW[:2], starts_B) for runner in (whole, theirs, ours))
+    assert torch.equal(kept, expected)
+    assert torch.equal(found, expected) == (kernels(torch.float32) is None)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
