@@ -28,7 +28,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_json(parser)
     parser.add_argument("--quick", action="store_true", help="less time than compare.max_seconds: under six minutes")
-    parser.add_argument("--references", metavar="COLUMN", help="also BLEU, chrF and ROUGE against this column")
+    parser.add_argument(
+        "--references",
+        metavar="COLUMN",
+        help="also BLEU, chrF and ROUGE (of recordings: word error rates) against this column",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: those of an actor")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw right answers against seconds (.png, .svg)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the JSON to a file as well")

@@ -25,6 +25,7 @@ ANSWERS = (
     "large",
     "switches/row",
 )
+WORDS = ("engine", "word error rate (95 %)")
 SCORES = ("engine", "BLEU (95 %)", "p", "chrF (95 %)", "p", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum")
 
 
@@ -64,7 +65,11 @@ def _worth_cells(row: Row) -> tuple[str, ...]:
 
 
 def score_table(rows: Sequence[Row]) -> str:
-    """Against references; `p` is of a difference from `ar_greedy` by chance."""
+    """Against references; `p` is of a difference from `ar_greedy` by chance. Of transcripts word error rates alone."""
+    if all(row.get("wer") is not None for row in rows):
+        return table(
+            [(row["name"], f"{row['wer']:.2f}% ({row['wer_low']:.2f}-{row['wer_high']:.2f})") for row in rows], WORDS
+        )
     return table([_score_cells(row) for row in rows], SCORES)
 
 

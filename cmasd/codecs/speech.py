@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 from transformers import GenerationConfig, PretrainedConfig
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from cmasd.checkpoints.by_name import Tokenizer
@@ -167,6 +168,14 @@ class SpeechCodec(TextCodec):
             return RowError("encode", str(error))
         features_MF = self.features(samples)
         return Sound(features_MF, max(1, min(features_MF.shape[1], len(samples) // self._extractor.hop_length)), start)
+
+    def normalised(self, text: str) -> str:
+        """As Whisper's authors do, before words are counted (arXiv 2212.04356, C): without case and punctuation,
+        and in English one spelling, as far as the tokenizer brings a list of these.
+        """
+        if self._settings.language in ("en", "english"):
+            return cast(str, EnglishTextNormalizer(self._tokenizer.english_spelling_normalizer or {})(text)).strip()
+        return cast(str, BasicTextNormalizer()(text)).strip()
 
     def features(self, samples: Float32) -> Float32:
         """(M, F) log-mel: a window, or for a longer recording all of it."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cmasd.codecs.speech import SpeechCodec
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
@@ -172,7 +173,8 @@ def _comparison(
     keys = sorted(first.values())
     texts = {one.contender.engine: output_texts(pair, one.measured, keys) for one in timed}
     references = None if sample.references is None else [sample.references[flat[key]] for key in keys]
-    scores, signatures = paired_scores(texts, references)
+    normalised = pair.codec.normalised if isinstance(pair.codec, SpeechCodec) else None
+    scores, signatures = paired_scores(texts, references, normalised)
     answers = None if sample.answers is None else [sample.answers[flat[key]] for key in keys]
     results = [
         _compared(

@@ -1,10 +1,10 @@
 """Scores of several outputs against references, each compared with the first by a paired bootstrap.
 
-BLEU and chrF with p-values by sacrebleu's own test; ROUGE by rouge-score, where that is installed. Rows without a
-reference are left out.
+BLEU and chrF with p-values by sacrebleu's own test; ROUGE by rouge-score, where that is installed; word error rates of
+what was heard. Rows without a reference are left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import fmean
@@ -13,6 +13,8 @@ from typing import Any
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
+
+from cmasd.evaluation.quality.words import word_errors
 
 RESAMPLES = 1000
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
@@ -34,12 +36,20 @@ class ReferenceScores:
     """F1 in percent, the mean over rows; None where rouge-score is not installed."""
     rouge2: float | None = None
     rougeLsum: float | None = None
+    wer: float | None = None
+    """Word error rate in percent; None of texts, and where jiwer is not installed."""
+    wer_low: float | None = None
+    """Lower end of its 95 % interval."""
+    wer_high: float | None = None
 
 
 def paired_scores(
-    texts: dict[str, list[str]], references: list[str] | None
+    texts: dict[str, list[str]], references: list[str] | None, normalised: Callable[[str], str] | None = None
 ) -> tuple[dict[str, ReferenceScores], dict[str, str]]:
-    """Scores by name, and the signatures to quote; both empty without references. The first name is the baseline."""
+    """Scores by name, and the signatures to quote; both empty without references. The first name is the baseline.
+
+    `normalised`: of transcripts, whose words are counted: how they are made comparable.
+    """
     rows = [i for i, reference in enumerate(references or []) if reference]
     if references is None or not rows:
         return {}, {}
@@ -59,7 +69,9 @@ def paired_scores(
             if i and outputs == systems[0][1]:
                 p_value = 1.0  # sacrebleu counts resamples with a larger difference than none, and finds few
             figures |= {metric: float(one.score), f"{metric}_ci": float(one.ci), f"{metric}_p_value": p_value}
-        scores[name] = ReferenceScores(**figures, **_rouge(outputs, kept))
+        words = None if normalised is None else word_errors(outputs, kept, normalised)
+        wer = {} if words is None else {"wer": words.rate, "wer_low": words.low, "wer_high": words.high}
+        scores[name] = ReferenceScores(**figures, **_rouge(outputs, kept), **wer)
     return scores, signatures
 
 

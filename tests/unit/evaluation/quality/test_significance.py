@@ -25,3 +25,14 @@ def test_rouge_where_it_is_installed() -> None:
     scores, _ = paired_scores({"one": ["a b c d"], "half": ["a b"]}, ["a b c d"])
     assert (scores["one"].rouge1, scores["one"].rougeLsum) == (100, 100)
     assert scores["half"].rouge1 == pytest.approx(100 * 2 / 3)
+
+
+def test_words_are_counted_of_transcripts() -> None:
+    pytest.importorskip("jiwer", reason="jiwer is not installed (extra `bench`)")
+    references = ["THE CAT SAT ON THE MAT", "A DOG"]
+    texts = {"one": ["The cat sat on the mat.", "a dog"], "bad": ["The cat sat on a mat.", "a dog barks"]}
+    scores, _ = paired_scores(texts, references, lambda text: text.lower().replace(".", ""))
+    assert scores["one"].wer == 0
+    assert scores["bad"].wer == pytest.approx(100 * 2 / 8)
+    assert (scores["bad"].wer_low or 0) <= 100 / 6 <= 50 <= (scores["bad"].wer_high or 0)
+    assert paired_scores(texts, references)[0]["bad"].wer is None, "of texts they are not"
