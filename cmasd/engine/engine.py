@@ -207,8 +207,8 @@ class Engine:
         is_usual = self._threads is None or not self._threads.is_looking
         tree = None if one.sent.parents_BK is None else one.sent
         beside = self._rows.drafter_seconds()
-        asked = self.iterations.asked and self.drafter is not None
-        self._flight = Flight(one.draft, one.verdict, lambda: seconds, is_typical, is_usual, tree, beside, asked)
+        about = is_typical, is_usual, tree, beside, self.iterations.asked
+        self._flight = Flight(one.draft, one.verdict, lambda: seconds, *about)
         if self._threads is not None and is_typical:
             self._threads.observe(self._rows.live, tokens, seconds)
         self._count(self._rows.live)

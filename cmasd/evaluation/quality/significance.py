@@ -70,7 +70,7 @@ def paired_scores(
                 p_value = 1.0  # sacrebleu counts resamples with a larger difference than none, and finds few
             figures |= {metric: float(one.score), f"{metric}_ci": float(one.ci), f"{metric}_p_value": p_value}
         words = None if normalised is None else word_errors(outputs, kept, normalised)
-        wer = {} if words is None else {"wer": words.rate, "wer_low": words.low, "wer_high": words.high}
+        wer = {} if words is None else {"wer": words.value, "wer_low": words.low, "wer_high": words.high}
         scores[name] = ReferenceScores(**figures, **_rouge(outputs, kept), **wer)
     return scores, signatures
 

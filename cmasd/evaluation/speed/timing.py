@@ -65,7 +65,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Speed of one engine over another, with a 95 % interval."""
+    """Speed of one engine over another, or another ratio, with a 95 % interval."""
 
     value: float
     low: float
@@ -150,14 +150,14 @@ def ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
         found: Array = tokens.sum(axis) * slow_seconds.sum(axis) / (seconds.sum(axis) * slow_tokens.sum(axis))
         return found
 
-    return _ratio((fast.tokens, fast.seconds, slow.tokens, slow.seconds), of_totals, seed)
+    return bootstrapped((fast.tokens, fast.seconds, slow.tokens, slow.seconds), of_totals, seed)
 
 
 def paired_ratio(fast: Measured, slow: Measured, seed: int = 0) -> Ratio:
     """The same within each chunk, then the mean of the middle half: neither a pause of the machine during a chunk moves
     it, nor a machine that is now faster and now slower, nor chunks that are longer than others.
     """
-    return _ratio((np.array(fast.rates) / np.array(slow.rates),), _midmean, seed)
+    return bootstrapped((np.array(fast.rates) / np.array(slow.rates),), _midmean, seed)
 
 
 def _midmean(values: Array, axis: int = -1) -> Array:
@@ -167,8 +167,8 @@ def _midmean(values: Array, axis: int = -1) -> Array:
     return mean
 
 
-def _ratio(by_chunk: tuple[Any, ...], statistic: Callable[..., Array], seed: int) -> Ratio:
-    """A statistic of chunks; the interval is from the same draws of chunks for all that is given of them."""
+def bootstrapped(by_chunk: tuple[Any, ...], statistic: Callable[..., Array], seed: int = 0) -> Ratio:
+    """A statistic of chunks, or of rows; the interval is from the same draws of them for all that is given of them."""
     samples = tuple(np.asarray(one, dtype=np.float64) for one in by_chunk)
     value = float(statistic(*samples))
     if len(samples[0]) == 1:
