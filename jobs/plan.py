@@ -26,6 +26,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print the plan."""
     from cmasd.io.runs import look_at
+    from cmasd.pipeline.chosen_place import decided
     from cmasd.pipeline.foresight import look_ahead
     from cmasd.pipeline.resuming import as_started
     from jobs.tables import pairs, plan_table
@@ -33,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
     config = read_config(args)
     known, changes = as_started(config)
     state = look_at(known)
+    config = decided(config, state)
     print(plan_table(config, state))
     problems: list[str] = []
     notices: list[str] = []

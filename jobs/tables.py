@@ -208,6 +208,7 @@ def plan_table(config: "Config", run: "Run") -> str:
     shards, todo = sum(1 for _ in run.plan.shards()), run.todo
     rows_todo = sum(shard.rows for shard in todo)
     actors = str(config.actors.count or f"{config.actors.min} to {config.actors.max}")
+    actors = "none: decodes in this process, without Ray" if config.actors.local is True else actors
     slots = config.engine.slots or "as many as fit"
     done = "there are no rows" if run.plan.nothing else "the run is complete"
     why = "new run" if run.is_new else "same configuration and input as before"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.errors import ConfigError
 
 VERSION = 2

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmasd.confidence.largest import Statistics, statistics
 from cmasd.confidence.maps import CalibrationMap, load_calibration
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.signals import COMPONENTS, LOGIT_SCORES
 
 

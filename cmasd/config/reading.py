@@ -120,12 +120,12 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
     value = AUTO[key] if value == "auto" and key in AUTO else value
     value = [value] if isinstance(known[key], list) and isinstance(value, str) else value
     booleans = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, bool)]
-    if booleans and not isinstance(known[key], bool):
+    if booleans and bool not in map(type, [known[key], *get_args(_type_of(merged, key))]):
         got = str(booleans[0]).lower()
         advice = "Quote it if it is text: YAML reads no, off, yes and on as booleans."
         raise ConfigError(f"{where}: must not be a boolean, got {got}. {advice}")
     if isinstance(value, str) and get_origin(kind := _type_of(merged, key)) is Literal:  # of numbers: `bits=4`
-        value = next((part for part in get_args(kind) if str(part) == value), value)
+        value = next((part for part in get_args(kind) if _spelt(part) in (value, value.lower())), value)
     section = key.rpartition(".")[0]
     node = OmegaConf.select(merged, section) if section else merged
     try:
@@ -153,12 +153,17 @@ def _type_of(merged: DictConfig, key: str) -> Any:
 def _named(kind: Any) -> str:
     parts = get_args(kind)
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"one of {', '.join(map(_spelt, parts))}"
     if get_origin(kind) is list:
         return f"a list like [{', '.join(EXAMPLES.get(parts[0], ('...',)))}]"
     if NoneType in parts:
         return f"{_named(next(part for part in parts if part is not NoneType))}, or null"
     return NAMES.get(kind, f"of type {kind}")
+
+
+def _spelt(value: object) -> str:
+    """As YAML spells it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cmasd.config.comparing import COMPARED, COMPARED_WHEN_ASKED
-from cmasd.config.tree import FREE_DRAFTERS, MODEL_DRAFTERS, Config, InputConfig
+from cmasd.config.corpus import InputConfig
+from cmasd.config.speculation import FREE_DRAFTERS, MODEL_DRAFTERS
+from cmasd.config.tree import Config
 from cmasd.errors import ConfigError
 
 
@@ -170,7 +172,7 @@ def _check_together(config: Config) -> None:
         )
     if config.actors.count is None and config.actors.min > config.actors.max:
         raise ConfigError(f"actors.min: must be at most actors.max ({config.actors.max}), got {config.actors.min}.")
-    if config.actors.local and (config.actors.count or config.actors.max) > 1:
+    if config.actors.local is True and (config.actors.count or config.actors.max) > 1:
         most = config.actors.count or config.actors.max
         raise ConfigError(f"actors.local: one process decodes, got {most} actors. Set actors.local=false, or leave it.")
     if config.confidence.kind == "head" and config.drafter.model != "parallel":

@@ -8,9 +8,10 @@ from typing import Literal
 class ActorsConfig:
     """How many engines, and what each may use."""
 
-    local: bool = False
+    local: Literal["auto", True, False] = "auto"
     """Whether one engine decodes in the driver's own process, without Ray, on all processors: for inputs that are
-    decoded before a cluster has started."""
+    decoded before a cluster has started. `auto`: 1,000 rows at most, for one actor, where no cluster is named, unless
+    an earlier start of the run died: a Ray finds a row that kills its worker."""
     count: int | None = None
     """Fixed number of actors; null: between `min` and `max`."""
     min: int = 1

@@ -7,7 +7,7 @@ what changes during one start is told at its end.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cmasd.config.tree import InputConfig
+from cmasd.config.corpus import InputConfig
 from cmasd.errors import CmasdError, RunFolderError
 from cmasd.io.inputs import InputFile, Listing, list_inputs
 from cmasd.io.storage import BY_TIME

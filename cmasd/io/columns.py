@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmasd.config.tree import Config, InputConfig
+from cmasd.config.corpus import InputConfig
+from cmasd.config.tree import Config
 from cmasd.errors import InputError
 from cmasd.io.formats.base import UNREADABLE, Count, column_of, partitions, printable
 from cmasd.io.formats.columnar import is_list, is_text, no_values, type_inside

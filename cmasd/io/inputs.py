@@ -12,7 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cmasd.config.tree import InputConfig
+from cmasd.config.corpus import InputConfig
 from cmasd.errors import InputError
 from cmasd.io.formats import FORMATS
 from cmasd.io.formats import huggingface as hf

@@ -5,10 +5,8 @@ folder. What Ray adds is missing: other processes and nodes, a new actor where o
 again), and metrics.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -27,16 +25,11 @@ if TYPE_CHECKING:
     from cmasd.pipeline.decoding_actor import DecodingActor
 
 
-def with_all_processors(config: Config) -> Config:
-    """One process has the machine to itself."""
-    return replace(config, actors=replace(config.actors, cpus_each=float(os.cpu_count() or 1)))
-
-
 class Here(Place):
     """One decoder in this process."""
 
     def __init__(self, config: Config, stage: Callable[[str], None]) -> None:
-        super().__init__(with_all_processors(config), stage)
+        super().__init__(config, stage)
         self._decoder: DecodingActor | None = None
 
     def decode(self, plan: Plan, todo: list[Shard], watch: Watch) -> Iterator[ShardReport]:

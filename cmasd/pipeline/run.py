@@ -26,6 +26,7 @@ from cmasd.io.runs import Run, look_at
 from cmasd.pipeline.actors import Cluster
 from cmasd.pipeline.attempt import Attempt
 from cmasd.pipeline.baseline import Compare, asked_of
+from cmasd.pipeline.chosen_place import decided
 from cmasd.pipeline.decoding import NOT_COMPARED
 from cmasd.pipeline.drain import Drain, Drained
 from cmasd.pipeline.estimate import PLACES_PER_SECOND, note_run
@@ -87,6 +88,7 @@ def _run(
         memories.trim()
     if state.is_new:
         folder.start(config, state.plan, provenance())
+    config = decided(config, state)
     watcher.planned(state)
     tally = Tally(state.plan.rows, state.done)
     tally.notices += changes if state.todo else []

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cmasd.config.tree import HOPE
+from cmasd.config.speculation import HOPE
 from cmasd.policies.base import Float64, Int64, Observation, log_odds
 
 REMEMBERED = 512

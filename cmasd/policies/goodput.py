@@ -17,7 +17,8 @@ from typing import Self
 
 import numpy as np
 
-from cmasd.config.tree import HOPE, Config
+from cmasd.config.speculation import HOPE
+from cmasd.config.tree import Config
 from cmasd.policies.acceptance import REMEMBERED
 from cmasd.policies.base import Observation, Policy, Rule
 from cmasd.policies.costs import Curve, StepTable

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from cmasd.config.tree import Config, VerificationConfig
+from cmasd.config.speculation import VerificationConfig
+from cmasd.config.tree import Config
 from cmasd.verification.base import Verification
 from cmasd.verification.budget import BudgetVerification
 from cmasd.verification.exact import ExactVerification

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 
 from cmasd.confidence.largest import argmax
-from cmasd.config.tree import VerificationConfig
+from cmasd.config.speculation import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
 from cmasd.kernels import kernels_for
 from cmasd.verification.base import Verification, pick, prefix_length

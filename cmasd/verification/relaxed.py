@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence.largest import argmax
-from cmasd.config.tree import VerificationConfig
+from cmasd.config.speculation import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
 from cmasd.verification.base import Verification, pick, prefix_length
 

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cmasd.config.tree import VerificationConfig
+from cmasd.config.speculation import VerificationConfig
 from cmasd.core import Draft, Logits, Verdict
 from cmasd.verification.base import Verification, prefix_length
 

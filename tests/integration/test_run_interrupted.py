@@ -29,7 +29,7 @@ def write_job(folder: Path, pair: Path, rows: int, new_tokens: int = 6) -> Path:
     file.write_text(
         f"input: {{path: {folder}/in.jsonl}}\noutput: {{path: {folder}/run, rows_per_shard: 4}}\n"
         f"models: {{verifier: {pair}/verifier, drafter: {pair}/drafter}}\n"
-        f"engine: {{slots: 4, max_new_tokens: {new_tokens}}}\nactors: {{shards_in_flight: 2}}\n"
+        f"engine: {{slots: 4, max_new_tokens: {new_tokens}}}\nactors: {{local: false, shards_in_flight: 2}}\n"
     )
     return file
 

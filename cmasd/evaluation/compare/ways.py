@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from cmasd.config.comparing import STITCHED
-from cmasd.config.tree import FREE_DRAFTERS, Config
+from cmasd.config.speculation import FREE_DRAFTERS
+from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError

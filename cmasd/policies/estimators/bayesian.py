@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmasd.config.tree import HOPE
+from cmasd.config.speculation import HOPE
 from cmasd.policies.acceptance import Calibration, beforehand, newton
 from cmasd.policies.base import Float64, Int64, Observation
 

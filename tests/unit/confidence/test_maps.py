@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cmasd.confidence import CalibrationMap, build_confidence, calibration_file, load_calibration
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.errors import ConfigError
 
 PLATT = {"kind": "platt", "a": 1.5, "b": -0.5}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmasd.confidence import Scores, build_confidence
 from cmasd.confidence.scores import score
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 
 NAMES = ("entropy", "margin", "softmax", "max_prob")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmasd import signals
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.signals import (
     COMPONENTS,
     COUNTERS,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmasd.confidence import build_confidence
 from cmasd.confidence.scores import score
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.core import Draft
 from cmasd.drafters import Context, ModelDrafter
 from cmasd.drafters.choice import Choice

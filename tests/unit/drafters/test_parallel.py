@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmasd.confidence import build_confidence
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.core import Draft
 from cmasd.drafters import Context, ParallelDrafter
 from cmasd.drafters.choice import Choice

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cmasd.confidence.maps import CalibrationMap, calibration_file
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.core import Draft, Logits, Request, Result, Verdict
 from cmasd.engine import Engine, Pair, ahead
 from cmasd.engine.iterations import Iterations

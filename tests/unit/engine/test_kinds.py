@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cmasd import policies, verification
 from cmasd.config import from_dict
-from cmasd.config.tree import FREE_DRAFTERS, MODEL_DRAFTERS, PolicyConfig, VerificationConfig
+from cmasd.config.speculation import FREE_DRAFTERS, MODEL_DRAFTERS, PolicyConfig, VerificationConfig
 from cmasd.core import Draft
 from cmasd.drafters import Context, Drafter, kinds
 from cmasd.drafters.base import empty_draft

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from cmasd.confidence import CalibrationMap, load_calibration
-from cmasd.config.tree import ConfidenceConfig
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.errors import ConfigError
 from cmasd.evaluation.calibration.drift import drift
 from cmasd.evaluation.calibration.fit import AS_IS, fit

@@ -29,7 +29,8 @@ def config(folder: Path, **sections: Any) -> Config:
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(8)))
     output = {"path": str(folder / "run"), "rows_per_shard": 4}
     limits = {"max_failed_fraction": 1.0}
-    keys = {"input": {"path": str(folder / "in.jsonl")}, "output": output, "limits": limits, "baseline": {"rows": 4}}
+    keys: dict[str, Any] = {"input": {"path": str(folder / "in.jsonl")}, "output": output, "limits": limits}
+    keys |= {"baseline": {"rows": 4}, "actors": {"local": False}}
     return from_dict({**keys, **sections})
 
 

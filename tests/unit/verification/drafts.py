@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cmasd.config.tree import Config, VerificationConfig
+from cmasd.config.speculation import VerificationConfig
+from cmasd.config.tree import Config
 from cmasd.core import Draft
 from cmasd.verification import Verification, build_verification
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cmasd.config import from_dict
 from cmasd.config.rules import check
-from cmasd.config.tree import Config, VerificationConfig
+from cmasd.config.speculation import VerificationConfig
+from cmasd.config.tree import Config
 from cmasd.core import Draft, Logits, Request
 from cmasd.engine import Engine, Pair
 from cmasd.errors import ConfigError

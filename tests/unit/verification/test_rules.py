@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from cmasd.config.tree import VerificationConfig
+from cmasd.config.speculation import VerificationConfig
 from cmasd.core import Logits
 from cmasd.verification import Verification
 from tests.unit.verification.drafts import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmasd.config.tree import VerificationConfig
+from cmasd.config.speculation import VerificationConfig
 from cmasd.core import Draft, Logits
 from tests.unit.verification.drafts import rule_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmasd.config.tree import VerificationConfig
+from cmasd.config.speculation import VerificationConfig
 from cmasd.core import Draft, Logits
 from cmasd.verification.trees import judge
 from tests.unit.verification.drafts import VOCABULARY, rule_of
