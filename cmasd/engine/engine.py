@@ -28,6 +28,7 @@ from cmasd.drafters import Drafter, ModelDrafter
 from cmasd.engine.ahead import Ahead, Flight, Snapshot, can_run_ahead
 from cmasd.engine.commit import Committer
 from cmasd.engine.drafting import build_drafter, free_of
+from cmasd.engine.experience import experience_of
 from cmasd.engine.fixed_shapes import check_alone
 from cmasd.engine.hearing import Hearing
 from cmasd.engine.iterations import Iterations
@@ -89,9 +90,11 @@ class Engine:
             assert isinstance(drafter, ModelDrafter), "the configuration is checked to name a model that speaks"
             large = Reader(self.verifier, constraints)
             self._stitch = Stitch(self.policy, drafter, large, verification, self.state, eos_ids)
+        about = depends_on(pair, graphs)
         if self.policy.wants_costs:
-            about = depends_on(pair, graphs)
             self.policy.learn_costs(step_table(self.verifier, drafter, about, slots, self.policy.max_draft_tokens + 1))
+        self.experience = experience_of(self.policy, config, self.verifier, drafter, about)
+        """Who recalls it before the first iteration need not look at what an earlier engine has seen."""
         self.stats = EngineStats()
         self.iterations = Iterations(
             state=self.state,

@@ -55,7 +55,7 @@ def step_table(verifier: Runner, drafter: Drafter | None, about: list[Any], slot
         return _from_json(path.read_text(), window)
     except (OSError, ValueError, KeyError, TypeError):
         table = measure(verifier, drafter, slots, window)
-    _keep(path, json.dumps(asdict(table)))
+    keep_whole(path, json.dumps(asdict(table)))
     return table
 
 
@@ -155,20 +155,18 @@ def _folder() -> Path:
 
 
 def _name(verifier: Runner, drafter: Drafter | None, about: list[Any], slots: int, window: int) -> str:
-    device = torch.cuda.get_device_name(verifier.device) if verifier.device.type == "cuda" else platform.processor()
-    parts = [*map(str, about), type(drafter).__name__, str(verifier.dtype)]
-    native = kernels(verifier.dtype)
-    parts.append("" if native is None else native.name)
-    parts += [str(verifier.max_length), str(verifier.max_source_length), str(slots), str(window)]
-    parts += [
-        platform.node(),
-        device,
-        str(torch.get_num_threads()),
-        __version__,
-        version("torch"),
-        version("transformers"),
-    ]
+    parts = machine_parts(verifier, drafter, about)
+    parts += [str(one) for one in (verifier.max_length, verifier.max_source_length, slots, window)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def machine_parts(verifier: Runner, drafter: Drafter | None, about: list[Any]) -> list[str]:
+    """What forwards depend on, shapes apart. `about`: see `depends_on`."""
+    device = torch.cuda.get_device_name(verifier.device) if verifier.device.type == "cuda" else platform.processor()
+    native = kernels(verifier.dtype)
+    models = [*map(str, about), type(drafter).__name__, str(verifier.dtype), "" if native is None else native.name]
+    machine = [platform.node(), device, str(torch.get_num_threads())]
+    return [*models, *machine, __version__, version("torch"), version("transformers")]
 
 
 def _from_json(text: str, window: int) -> StepTable:
@@ -180,7 +178,7 @@ def _from_json(text: str, window: int) -> StepTable:
     return table
 
 
-def _keep(path: Path, text: str) -> None:
+def keep_whole(path: Path, text: str) -> None:
     """Whole or not at all; a folder that cannot be written to costs a measurement at the next start."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

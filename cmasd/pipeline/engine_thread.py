@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 ROWS_AHEAD_PER_SLOT = 2
 """The rows being decoded, and one batch to take their places; all others wait where they can still be sorted."""
 
+KEPT_EVERY_SECONDS = 60.0
+"""What the policy has learned, for later runs; and whenever there is nothing to decode."""
+
 
 @dataclass
 class _Job:
@@ -119,6 +122,8 @@ class EngineThread:
             config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
             engine = Engine(pair, config)
             engine.warm_up()
+            if engine.experience is not None:
+                engine.experience.recall()
             remembered = sum(
                 engine.remember(memories.read(pair.codec.vocabulary)) for memories in memories_before(self._config)
             )
@@ -131,9 +136,13 @@ class EngineThread:
         self._pair.set_result(pair)
         slots = config.engine.slots
         assert slots is not None, "resolved"
-        backlog = Backlog()
+        backlog, kept_at = Backlog(), time.monotonic()
         while True:
-            for job, requests in self._arrivals(block=engine.pending == 0 and not backlog):
+            is_idle = engine.pending == 0 and not backlog
+            if engine.experience is not None and (is_idle or time.monotonic() - kept_at > KEPT_EVERY_SECONDS):
+                engine.experience.keep()
+                kept_at = time.monotonic()
+            for job, requests in self._arrivals(block=is_idle):
                 self._jobs |= dict.fromkeys((request.key for request in requests), job)
                 backlog.add(requests)
             if self._draining.is_set():

@@ -13,7 +13,7 @@ Shapes: N rows that are remembered, K draft, J judged tokens of these, F feature
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from cmasd.policies.base import Float64, Int64, Observation, log_odds
 
 REMEMBERED = 512
 """Rows whose latest drafts are learned from: enough for an acceptance within 2 %, and few enough for a millisecond."""
+
+RECALLED = 128
+"""Of these a next run begins with so many, which its own soon outvote."""
 
 
 class Calibration:
@@ -62,6 +65,33 @@ class Calibration:
         self._remember(seen, confidence_MK, places)
         self._seen += len(odds_MK)
         self._fit()
+
+    def latest(self) -> dict[str, Any]:
+        """Of the latest rows, what `recall` takes."""
+        places = np.arange(self._seen - min(self.rows, RECALLED), self._seen) % REMEMBERED
+        return {name: rows[places].round(3).tolist() for name, rows in self._remembered().items()}
+
+    def recall(self, latest: dict[str, Any]) -> None:
+        """What an earlier run remembered last; raises KeyError, TypeError or ValueError for anything else."""
+        known, places = self._remembered(), np.arange(len(latest["counts"]))
+        if len(places) > REMEMBERED:
+            raise ValueError(f"{len(places)} drafts, {REMEMBERED} are remembered at most")
+        shapes = {name: (len(places), *rows.shape[1:]) for name, rows in known.items()}
+        found = {name: np.reshape(np.asarray(latest[name], rows.dtype), shapes[name]) for name, rows in known.items()}
+        if len(places):
+            for name, rows in known.items():
+                rows[places] = found[name]
+            self._seen = len(places)
+            self._recalled(places)
+            self._fit()
+
+    def _remembered(self) -> dict[str, NDArray[Any]]:
+        """All that is, row by row."""
+        return {"odds": self._odds_NK, "counts": self._counts_N3}
+
+    def _recalled(self, places: Int64) -> None:
+        """Rows at these places came from an earlier run."""
+        return
 
     def log_odds(self) -> Float64:
         """(N, K) of the acceptance of each remembered row's tokens; of those that were not drafted it means nothing."""

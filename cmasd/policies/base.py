@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -190,6 +190,16 @@ class Policy(ABC):
 
     def learn_costs(self, table: "StepTable") -> None:
         """What forwards cost; before the first plan, where it is wanted."""
+        return
+
+    def learned(self) -> dict[str, Any]:
+        """What another policy of this kind may begin with, as JSON takes it; empty where there is nothing."""
+        return {}
+
+    def begin_with(self, learned: dict[str, Any]) -> None:
+        """What was learned before, by a policy of the same settings; raises KeyError, TypeError or ValueError for
+        anything else, and is then as it was. Before the first plan, and after `learn_costs`.
+        """
         return
 
     def look_no_more(self) -> None:

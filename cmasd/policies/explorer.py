@@ -71,8 +71,8 @@ class Explorer:
     """The arm that needs no proof: when it was looked at, it is in force unless the other is surely faster."""
     patience: int = BURST
     """Iterations whose time may be lost beyond the share when an arm is looked at first, so that it comes early."""
-    _looked_at: set[int] = field(default_factory=set)
-    """Arms, here."""
+    looked_at: set[int] = field(default_factory=set)
+    """Arms, here or in an earlier run."""
 
     def decide(self, iteration: int, iteration_seconds: float, may_look: bool = True) -> int:
         """The arm of the next iterations; those before have been learned from.
@@ -90,7 +90,7 @@ class Explorer:
 
     def forget(self) -> None:
         """That arms were looked at: the next look is a first one again."""
-        self._looked_at.clear()
+        self.looked_at.clear()
 
     def hopeless_for(self, iteration: int) -> float:
         """Iterations until another arm could be best, if nothing is measured before."""
@@ -103,8 +103,8 @@ class Explorer:
         """Whether it could be best, and that costs little."""
         if arm == self.force or self.ledger.share == 0:
             return False
-        if arm not in self._looked_at:
-            self._looked_at |= {arm, self.force}
+        if arm not in self.looked_at:
+            self.looked_at |= {arm, self.force}
             self.ledger.allowance += self.patience * iteration_seconds
             return True
         lost = BURST * max(0.0, 1 - math.exp(self._lead(arm))) * iteration_seconds

@@ -11,9 +11,7 @@ stays until the next, and what that takes is counted as time spent looking, whic
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,57 +19,16 @@ from cmasd.config.speculation import HOPE
 from cmasd.config.tree import Config
 from cmasd.policies.acceptance import REMEMBERED
 from cmasd.policies.base import Observation, Policy, Rule
-from cmasd.policies.costs import Curve, StepTable
+from cmasd.policies.costs import StepTable
 from cmasd.policies.estimators import ESTIMATORS
 from cmasd.policies.explorer import BURST, Explorer, Ledger, settling
 from cmasd.policies.lengths import LengthChoice, choose
+from cmasd.policies.ranges import Arm, Known, Range
 from cmasd.policies.shapes import Shapes
 from cmasd.policies.speeds import ArmMeasured, Belief, Lead, PairedBatch, Plain, Speed, beyond_table, overhead_seconds
 
 BATCH = 32
 """Iterations that are learned from at once where nothing is looked at: their mean is within 2 % where one has 10."""
-
-
-class Arm(IntEnum):
-    """A way of decoding. Another drafter would be a third, with a table and a calibration of its own."""
-
-    PLAIN = 0
-    DRAFTING = 1
-
-
-@dataclass
-class Range:
-    """Row counts that cost about the same: up to a power of two, from the one before."""
-
-    lowest: float
-    highest: float
-    """Wider than that, so that rows which come and go at its edge change nothing."""
-    curve: Curve
-    explorer: Explorer
-    choice: LengthChoice
-    rule: Rule
-    gain: float
-    """Of the log of the speed by the table, that is expected of the rule that was measured last."""
-    seconds: float
-    """Of an iteration, lately."""
-    lead: Lead
-    """Of drafting."""
-    shapes: Shapes
-    """Of drafts."""
-    latest: ArmMeasured | None = None
-    """Of the arm in force."""
-    is_fresh: bool = False
-    """Whether that was measured in the iterations just before."""
-    pair: dict[int, ArmMeasured] = field(default_factory=dict)
-    """Of both arms, when they were compared."""
-    usual: float = 0.0
-    """Rows, at most times. Arms are compared there: as a list ends its long rows are left, which take longer than the
-    table says, and an arm measured then would be compared with another's full batches."""
-
-    @property
-    def least_rows(self) -> float:
-        """With fewer no arms are compared."""
-        return 0.9 * self.usual
 
 
 class GoodputPolicy(Policy):
@@ -108,6 +65,8 @@ class GoodputPolicy(Policy):
         """Iterations, half as many again as accepted tokens in a row are hoped for; see `Explorer`."""
         self._clock = clock
         self._ranges: dict[int, Range] = {}
+        self._known: dict[int, Known] = {}
+        """By an earlier run, of ranges as above: by their powers of two."""
         self._lowest, self._highest = 0.0, -1.0
         self._range: Range | None = None
         """That of the plan, which is for so many rows."""
@@ -143,6 +102,18 @@ class GoodputPolicy(Policy):
         """See `Policy.learn_costs`."""
         self.costs = table
         self._ranges, self._range, self._left = {}, None, 0
+
+    def learned(self) -> dict[str, Any]:
+        """See `Policy.learned`."""
+        known = self._known | {power: place.known for power, place in self._ranges.items() if place.is_compared}
+        leads = {str(power): one.kept(self._iteration) for power, one in known.items()}
+        return {"drafts": self.calibration.latest(), "leads": leads} if leads else {}
+
+    def begin_with(self, learned: dict[str, Any]) -> None:
+        """See `Policy.begin_with`."""
+        known = {int(power): Known.of(kept) for power, kept in learned["leads"].items()}
+        self.calibration.recall(learned["drafts"])
+        self._known = known
 
     def plan(self, rows: int) -> Rule | None:
         """The same object until something was learned."""
@@ -203,18 +174,24 @@ class GoodputPolicy(Policy):
             survival_NK, usual_K = self.calibration.survival()
             choice = choose(survival_NK, usual_K, curve.slower(self._overhead_near(power)), self.looks)
             gain = choice.gain(survival_NK, curve)
-            lead, is_known = self._lead_near(power, gain)
+            known = self._known.get(power)
+            lead, pays = self._lead_near(power, gain) if known is None else (known.lead, known.pays)
             lengths = range(1, self.max_draft_tokens + 1)
             can_win = any((1 + k) * curve.plain > self.costs.seconds(rows, k) for k in lengths)
-            is_ready = self._rule is not None or not any(curve.draft_R)  # others would catch up for a list's last rows
-            force = Arm.DRAFTING if can_win and is_known and lead.mean > 0 and is_ready else Arm.PLAIN
+            # Behind plain iterations a drafter would catch up for a list's last rows.
+            is_ready = self._rule is not None or not any(curve.draft_R) or not self._ranges
+            force = Arm.DRAFTING if can_win and pays and is_ready else Arm.PLAIN
             candidates = list(Arm) if can_win else []
             beliefs: list[Belief] = [Plain(), lead]
             explorer = Explorer(self._ledger, beliefs, force, force, candidates, Arm.PLAIN, self._patience)
             rule = self._rule_of(choice)
             shapes = Shapes.of(0 if not self.looks else self.tree_nodes >> power, self._ledger)
             edges = 0.375 * 2**power, 1.25 * 2**power
-            self._ranges[power] = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead, shapes)
+            place = Range(*edges, curve, explorer, choice, rule, gain, curve.plain, lead, shapes)
+            if known is not None:
+                explorer.looked_at.update(Arm)
+                place.was_known = True
+            self._ranges[power] = place
         return self._ranges[power]
 
     def _rule_of(self, choice: LengthChoice) -> Rule:
@@ -222,12 +199,15 @@ class GoodputPolicy(Policy):
         return choice.rule(self.calibration.slope, self.calibration.offsets_K, self.calibration.weights_2)
 
     def _lead_near(self, power: int, gain: float) -> tuple[Lead, bool]:
-        """Of drafting with a new number of rows: as much faster than expected as with others, where that is known."""
-        known = [other for other, place in self._ranges.items() if place.pair]
+        """Of drafting with a new number of rows: as much faster than expected as with others, where that is known; and
+        whether that is faster.
+        """
+        known = [other for other, place in self._ranges.items() if place.is_compared]
         if not known:
             return Lead(Speed(gain)), False
         near = self._ranges[min(known, key=lambda other: abs(other - power))]
-        return Lead(Speed(gain + near.lead.worth.mean - near.gain), Speed(near.lead.level.mean)), True
+        lead = Lead(Speed(gain + near.lead.worth.mean - near.gain), Speed(near.lead.level.mean))
+        return lead, lead.mean > 0
 
     def _overhead_near(self, power: int) -> float:
         """Seconds, by the table, that the engine adds to each iteration of about as many rows; 0 before it is known."""

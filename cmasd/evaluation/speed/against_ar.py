@@ -136,7 +136,7 @@ def _side_by_side(
     pair: Pair, config: Config, requests: Sequence[Request], stock: Model | None = None
 ) -> tuple[SideBySide, dict[str, dict[int, list[int]]]]:
     """Besides, the token ids by decoding and request key. `stock`: the verifier of `generate`, if that takes part."""
-    ours = {AR: EngineDecoder(pair, plain_config(config)), OURS: EngineDecoder(pair, config)}
+    ours = {AR: EngineDecoder(pair, plain_config(config)), OURS: EngineDecoder(pair, config, recalls=True)}
     slots = ours[AR].engine.shape.slots
     decoders: dict[str, RequestDecoder] = {**ours}
     if stock is not None:

@@ -18,9 +18,14 @@ Lengths = NDArray[np.int64]
 class EngineDecoder:
     """An engine that decodes a list of requests to the end."""
 
-    def __init__(self, pair: Pair, config: Config) -> None:
-        """Building the engine is its start-up: caches, and what the policy measures. Decoding does none of it."""
+    def __init__(self, pair: Pair, config: Config, recalls: bool = False) -> None:
+        """Building the engine is its start-up: caches, and what the policy measures. Decoding does none of it.
+
+        `recalls`: begin with what runs have learned on this machine, as a run does.
+        """
         self.engine = Engine(pair, resolve(pair, config))
+        if recalls and self.engine.experience is not None:
+            self.engine.experience.recall()
         self._decoded: set[int] = set()
         """Hashes of sources, since the engine was new or had forgotten what rows said."""
         self.gap_nats = 0.0

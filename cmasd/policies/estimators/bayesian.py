@@ -39,6 +39,9 @@ class BayesianCalibration(Calibration):
     def _remember(self, seen: Sequence[Observation], confidence_NK: Float64, places: Int64) -> None:
         self._fresh = places
 
+    def _recalled(self, places: Int64) -> None:
+        self._fresh = places
+
     def _fit(self) -> None:
         """Learn from what came last; then the line through the predictions."""
         at_J, position_J = self._judged()

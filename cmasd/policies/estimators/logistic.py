@@ -10,8 +10,10 @@ Shapes: N rows that are remembered, K draft, J judged tokens of these.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmasd.config.speculation import HOPE
 from cmasd.policies.acceptance import REMEMBERED, Calibration, beforehand, newton, side_by_side
@@ -33,6 +35,9 @@ class SignalsCalibration(Calibration):
         assert self.weights_2 is not None, "made at the beginning"
         odds_NK: Float64 = super().log_odds() + self._beyond_NK2[: self.rows] @ self.weights_2
         return odds_NK
+
+    def _remembered(self) -> dict[str, NDArray[Any]]:
+        return super()._remembered() | {"beyond": self._beyond_NK2}
 
     def _remember(self, seen: Sequence[Observation], confidence_NK: Float64, places: Int64) -> None:
         components = [

@@ -24,6 +24,22 @@ class Pair:
     notices: tuple[str, ...] = ("about the pair",)
 
 
+class Diary:
+    """Stands in for what is learned."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.kept = threading.Event()
+
+    def recall(self) -> bool:
+        self.done.append("recalled")
+        return True
+
+    def keep(self) -> None:
+        self.done.append("kept")
+        self.kept.set()
+
+
 @dataclass
 class Echo:
     """Finishes rows one per step, newest first: the hardest order for whoever sorts them back."""
@@ -35,6 +51,7 @@ class Echo:
     threads: set[int] = field(default_factory=set)
     warm: bool = False
     policy: Policy = field(default_factory=PlainPolicy)
+    experience: "Diary | None" = None
 
     def warm_up(self) -> None:
         assert not self.rows
@@ -73,6 +90,19 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def ids(results: list[Result]) -> list[list[int]]:
     return [result.token_ids.tolist() for result in results]
+
+
+def test_what_was_learned_is_recalled_before_the_first_row_and_kept_behind_the_last(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary = Diary()
+    monkeypatch.setattr("cmasd.engine.Engine", lambda pair, config: Echo(pair, config, experience=diary))
+    engine = EngineThread(config)
+    engine.wait()
+    assert diary.done[0] == "recalled"
+    diary.kept.clear()
+    engine.decode([[1], [2]])
+    assert diary.kept.wait(30)
 
 
 def test_many_callers_get_their_own_rows_in_order(config: Config) -> None:

@@ -108,7 +108,7 @@ def explorer(
     plain: float, drafting: float, sure: float = 0.01, share: float = 0.01, seen_at: tuple[int, int] = (0, 0)
 ) -> Explorer:
     speeds = [Speed(mean, sure**2, at) for mean, at in zip((plain, drafting), seen_at, strict=True)]
-    return Explorer(Ledger(share, total=1000.0), speeds, candidates=[0, 1], _looked_at={0, 1})
+    return Explorer(Ledger(share, total=1000.0), speeds, candidates=[0, 1], looked_at={0, 1})
 
 
 def test_an_arm_that_is_surely_worse_is_left_alone_until_that_is_old() -> None:
