@@ -241,7 +241,8 @@ class GoodputPolicy(Policy):
         if shapes.is_look and shapes.latest is not None:
             self._ledger.charge(batch.lost(shapes.latest.worth - shapes.latest.level))
         elif is_look and place.latest is not None:
-            self._ledger.charge(batch.lost(place.latest.worth - place.latest.level))
+            beside = sum(one.beside for one in seen)
+            self._ledger.charge(beside + batch.lost(place.latest.worth - place.latest.level))
         else:
             self._ledger.charge(batch.lost_by_change())
         if measured is not None and drafting and not is_look:

@@ -77,6 +77,12 @@ def test_what_a_drafter_needs_beside_iterations_counts() -> None:
         assert beside.speed() > 0.95
 
 
+def test_what_looks_need_beside_iterations_is_lost_as_well() -> None:
+    """Of poor drafts, with a plain iteration's time for new rows' sources: fewer looks than iterations alone allow."""
+    machines = [Machine(HEADS, MOST, POOR, beside=MS, seed=seed).run(policy_of(HEADS), 1500, 1) for seed in range(6)]
+    assert np.mean([machine.speed() for machine in machines]) > 0.975
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_iterations_in_which_nothing_was_known_count_as_well(rows: int) -> None:
     """One in six knows a draft, and asking takes a quarter of a plain one: what drafts win, asking loses."""
