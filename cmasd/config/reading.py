@@ -125,7 +125,7 @@ def _set(merged: DictConfig, known: Mapping[str, Any], key: str, value: Any, whe
         advice = "Quote it if it is text: YAML reads no, off, yes and on as booleans."
         raise ConfigError(f"{where}: must not be a boolean, got {got}. {advice}")
     if isinstance(value, str) and get_origin(kind := _type_of(merged, key)) is Literal:  # of numbers: `bits=4`
-        value = next((part for part in get_args(kind) if _spelt(part) in (value, value.lower())), value)
+        value = next((part for part in get_args(kind) if _means(value, part)), value)
     section = key.rpartition(".")[0]
     node = OmegaConf.select(merged, section) if section else merged
     try:
@@ -159,6 +159,11 @@ def _named(kind: Any) -> str:
     if NoneType in parts:
         return f"{_named(next(part for part in parts if part is not NoneType))}, or null"
     return NAMES.get(kind, f"of type {kind}")
+
+
+def _means(text: str, part: object) -> bool:
+    """True and False in any case, as YAML reads them; all else as it is."""
+    return _spelt(part) == (text.lower() if isinstance(part, bool) else text)
 
 
 def _spelt(value: object) -> str:

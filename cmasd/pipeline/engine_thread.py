@@ -136,12 +136,13 @@ class EngineThread:
         self._pair.set_result(pair)
         slots = config.engine.slots
         assert slots is not None, "resolved"
-        backlog, kept_at = Backlog(), time.monotonic()
+        backlog, kept_at, has_news = Backlog(), time.monotonic(), False
         while True:
             is_idle = engine.pending == 0 and not backlog
-            if engine.experience is not None and (is_idle or time.monotonic() - kept_at > KEPT_EVERY_SECONDS):
+            is_due = is_idle or time.monotonic() - kept_at > KEPT_EVERY_SECONDS
+            if engine.experience is not None and has_news and is_due:
                 engine.experience.keep()
-                kept_at = time.monotonic()
+                kept_at, has_news = time.monotonic(), False
             for job, requests in self._arrivals(block=is_idle):
                 self._jobs |= dict.fromkeys((request.key for request in requests), job)
                 backlog.add(requests)
@@ -149,7 +150,7 @@ class EngineThread:
                 backlog.drain()
             while backlog and engine.pending < ROWS_AHEAD_PER_SLOT * slots:
                 engine.submit(backlog.take(slots))
-            finished = engine.step()
+            finished, has_news = engine.step(), True
             self.stats = engine.stats
             metrics.stepped(engine.stats, engine.pending + len(backlog), slots)
             for result in finished:

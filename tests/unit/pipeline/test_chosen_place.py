@@ -90,5 +90,6 @@ def test_plan_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_key_reads_as_yaml_does(text: str, value: object) -> None:
     paths = ["input.path=a", "output.path=b"]
     assert load([], [*paths, f"actors.local={text}"]).actors.local is value
-    with pytest.raises(ConfigError, match=r"actors\.local: must be one of auto, true, false, got maybe\."):
-        load([], [*paths, "actors.local=maybe"])
+    for other in ("maybe", "AUTO"):
+        with pytest.raises(ConfigError, match=rf"actors\.local: must be one of auto, true, false, got {other}\."):
+            load([], [*paths, f"actors.local={other}"])
