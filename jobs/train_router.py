@@ -53,7 +53,8 @@ def run_config(recipe: "Recipe", file: str) -> "Config":
         raise ConfigError(f"workers: must be 1 for kind router, got {recipe.workers}. Leave it out.")
     if not Path(recipe.router.config).exists():
         raise ConfigError(f"router.config: no such file, got {recipe.router.config}. Pass router.config=PATH.")
-    for key, least in (("questions", 1), ("hidden", 1), ("prompts", 1), ("rollouts", 2), ("passes", 1), ("tries", 0)):
+    least_of = {"questions": 1, "hidden": 1, "prompts": 1, "rollouts": 2, "passes": 1, "tries": 0, "latency_rows": 1}
+    for key, least in least_of.items():
         value = getattr(recipe.router, key)
         if value is not None and value < least:
             raise ConfigError(f"router.{key}: must be at least {least}, got {value}.")
@@ -67,6 +68,9 @@ def run_config(recipe: "Recipe", file: str) -> "Config":
             f"compare.answer: must be gsm8k, regex or exact in {recipe.router.config}, got none; a router is rewarded "
             f"for right answers. Set it there, or in router.overrides of {file}."
         )
+    rows, slots = recipe.router.latency_rows, config.engine.slots
+    if rows is not None and slots is not None and rows > slots:
+        raise ConfigError(f"router.latency_rows: must be at most engine.slots, {slots}, got {rows}. Lower it.")
     return config
 
 

@@ -144,6 +144,9 @@ class RouterRecipe:
     """Updates made of a step's rollouts."""
     latency_weight: float = 0.3
     """Lambda: what of a right answer's worth is lost where it takes as long as with the large model alone."""
+    latency_rows: int | None = None
+    """Rows at a time of the runs that the router is for, at which forwards are priced: where rollouts are made many at
+    a time and runs are not, reading costs other shares of a step. null: as many as `engine.slots`."""
     clip_low: float = 0.2
     clip_high: float = 0.28
     """A decision may become less likely, or more likely, by these shares in a step (clip-higher)."""

@@ -79,12 +79,12 @@ class Rollouts:
         self.latency: Latency | None = None
         """What forwards cost; None: nothing has a price yet."""
 
-    def measure(self) -> Latency:
-        """What forwards cost here, when nothing is being decoded."""
+    def measure(self, rows: int | None = None) -> Latency:
+        """What forwards of so many rows cost here, when nothing is being decoded; None: of all slots."""
         engine, costs = self._engine, self._policy.costs
         assert engine.drafter is not None, "the policy needs one"
         assert costs is not None, "and measures it"
-        return measured_latency(engine.verifier, engine.drafter, costs, engine.shape.slots)
+        return measured_latency(engine.verifier, engine.drafter, costs, rows or engine.shape.slots)
 
     @property
     def _policy(self) -> StitchPolicy:

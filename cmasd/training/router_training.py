@@ -101,7 +101,7 @@ class RouterTraining:
         try:
             return Latency.of(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError):
-            latency = self.rollouts.measure()
+            latency = self.rollouts.measure(self.recipe.router.latency_rows)
             path.write_text(json.dumps(latency.as_dict()) + "\n")
             return latency
 

@@ -92,6 +92,8 @@ def test_a_second_start_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]
         ("router.config=nowhere.yaml", "router.config: no such file, got nowhere.yaml."),
         ("router.overrides=[compare.answer=none]", "compare.answer: must be gsm8k, regex or exact in "),
         ("router.rollouts=1", "router.rollouts: must be at least 2, got 1."),
+        ("router.latency_rows=0", "router.latency_rows: must be at least 1, got 0."),
+        ("router.latency_rows=7", "router.latency_rows: must be at most engine.slots, 6, got 7."),
         ("router.tau=2", "router.tau: must be between 0 and 1, got 2"),
         ("data.source_column=ask", "ask"),
         ("workers=2", "workers: must be 1 for kind router, got 2."),

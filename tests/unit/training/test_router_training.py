@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from cmasd.errors import ConfigError
+from cmasd.policies.latency import Latency
+from cmasd.training import router_rollouts
 from cmasd.training.router_loss import advantages, clipped_loss, logprobs, reward
 from cmasd.training.router_rollouts import ALWAYS, Rollouts, Speakers
 from cmasd.training.router_scores import score_router
@@ -55,6 +57,26 @@ def test_rewards_teach_what_agreement_cannot(tmp_path: Path, rollouts: Rollouts)
     lines = curve(task.work)
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert np.mean([line["reward"] for line in lines[-3:]]) > np.mean([line["reward"] for line in lines[:3]])
+
+
+@pytest.mark.parametrize(("latency_rows", "priced"), [(None, 80), (1, 1)])
+def test_forwards_are_priced_at_the_rows_of_the_runs(
+    tmp_path: Path, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch, latency_rows: int | None, priced: int
+) -> None:
+    """Rollouts are made 80 at a time."""
+    asked = []
+
+    def measured(verifier: Any, drafter: Any, costs: Any, rows: int) -> Latency:
+        asked.append(rows)
+        return PRICES
+
+    monkeypatch.setattr(router_rollouts, "measured_latency", measured)
+    recipe = sums_recipe(tmp_path)
+    recipe = replace(recipe, router=replace(recipe.router, latency_rows=latency_rows))
+    for _ in range(2):
+        RouterTraining(recipe, rollouts, questions()).prepare()
+        assert rollouts.latency == PRICES
+    assert asked == [priced], "once: the second start reads what was measured"
 
 
 def test_a_killed_training_ends_as_one_that_was_not(tmp_path: Path, rollouts: Rollouts) -> None:
