@@ -2,7 +2,7 @@
 
 The model is built without memory (the meta device), then each tensor is read from safetensors, packed or kept, and
 forgotten; peak memory is what comes of it and the largest tensor. Large embeddings keep their 16 bits; an output layer
-tied to them is packed once and they are looked up in it, but with int8, where the embedding stays in 16 bits beside it.
+tied to them is packed once and they are looked up in it, unless it is rounded: then the embedding stays in 16 bits.
 For models on a CPU in float32 or int8 that run on transformers' modules. Whatever is unusual about a checkpoint (other
 names, pickles, tensors too few) goes the way of `load_model`, which also says what is wrong, and is packed after that.
 """
@@ -46,33 +46,35 @@ def load_ready(
     dtype: DtypeName,
     device: torch.device,
     *,
-    int8: bool = False,
+    bits: Bits = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Model:
-    """A model in the form in which runners multiply; raises `ModelError`. `int8` goes with `dtype` auto or float32."""
+    """A model in the form in which runners multiply; raises `ModelError`. `bits` that linear layers are rounded to go
+    with `dtype` auto, float32 or int8, which is 8 unless they say otherwise.
+    """
     trust = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     config = load_config(name, trust_remote_code=trust_remote_code)
     family = FAMILIES.get((config.architectures or [""])[0])
     packs = device.type == "cpu" and dtype in ("auto", "float32", "int8") and kernels_for(torch.empty(0)) is not None
     if family is None or family.is_bart or not packs:
         return load_model(name, dtype, device, **trust)
-    int8 = int8 or dtype == "int8"
+    bits = bits or (8 if dtype == "int8" else None)
     try:
         with in_silence():
-            return _Stream(name, config, int8).model()
+            return _Stream(name, config, bits).model()
     except (Unusual, *LOADING_ERRORS) as error:
         log.info("%s", {"event": "model.not_streamed", "model": name, "cause": str(error).partition("\n")[0]})
-    return pack_in_place(load_model(name, dtype, device, **trust), 8 if int8 else None)
+    return pack_in_place(load_model(name, dtype, device, **trust), bits)
 
 
 class _Stream:
     """One model on its way in."""
 
-    def __init__(self, name: str, config: PretrainedConfig, int8: bool) -> None:
+    def __init__(self, name: str, config: PretrainedConfig, bits: Bits) -> None:
         self._source = resolve(name)
         self._local = is_local(self._source)
-        self._bits: Bits = 8 if int8 else None
+        self._bits = bits
         kernels = kernels_for(torch.empty(0))
         assert kernels is not None, "the caller has asked"
         self._kernels: Kernels = kernels

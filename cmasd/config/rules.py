@@ -286,16 +286,16 @@ def _check_router(config: Config, router: str) -> None:
 
 
 def _check_drafter_dtype(config: Config) -> None:
-    models, kind = config.models, config.drafter.name
-    if models.drafter_dtype != "int8" or models.dtype == "int8":
+    models, kind, dtype = config.models, config.drafter.name, config.models.drafter_dtype
+    if dtype in ("auto", "same") or models.dtype == dtype:
         return
-    if models.dtype not in ("auto", "float32"):
+    if models.dtype not in ("auto", "float32", "int8"):
         raise ConfigError(
-            f"models.drafter_dtype: int8 goes with models.dtype auto, float32 or int8, got {models.dtype}. "
+            f"models.drafter_dtype: {dtype} goes with models.dtype auto, float32 or int8, got {models.dtype}. "
             "Use models.drafter_dtype=same."
         )
     if not config.drafter.is_named:
         raise ConfigError(
-            f"models.drafter_dtype: is of drafter.kind model and parallel, got int8 with drafter.kind {kind}. "
+            f"models.drafter_dtype: is of drafter.kind model and parallel, got {dtype} with drafter.kind {kind}. "
             "Use models.drafter_dtype=auto."
         )

@@ -35,9 +35,11 @@ class ModelsConfig:
     """`auto`: the checkpoint's own on a GPU, float32 on a CPU; `int8`, on a CPU: weights and, where it multiplies
     bytes, inputs in 8 bits.
     """
-    drafter_dtype: Literal["auto", "same", "int8"] = "auto"
+    drafter_dtype: Literal["auto", "same", "int8", "int4"] = "auto"
     """Of what `models.drafter` names; exact output does not depend on it. `same`: the verifier's; `int8`: as above;
-    `auto`: int8 beside a float32 verifier on a CPU that multiplies bytes, where there are kernels."""
+    `int4`, on a CPU: weights in 4 bits with a scale for every 32, half the bytes and so a cheaper token at few rows,
+    and as a rule fewer accepted; `auto`: int8 beside a float32 verifier on a CPU that multiplies bytes, where there
+    are kernels."""
     cache_dtype: Literal["auto", "bfloat16"] = "auto"
     """Of keys and values of decoder-only models: `bfloat16` halves what rows take beside float32 weights, and rounds
     what the model sees of earlier tokens; `auto`: the model's own."""

@@ -91,7 +91,7 @@ class SmallerModel(Kind):
         if is_parallel(name):
             raise ModelError(f"models.drafter: {name} drafts in one pass. Set drafter.kind=parallel.")
         trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
-        drafter = load_ready(name, models.dtype, verifier.device, int8=bits == 8, **trust)
+        drafter = load_ready(name, models.dtype, verifier.device, bits=bits, **trust)
         drafter_tokenizer = load_tokenizer(name, trust_remote_code=models.trust_remote_code)
         check_pair(verifier.config, drafter.config, tokenizer, drafter_tokenizer)
         return Loaded(drafter)

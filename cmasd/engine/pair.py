@@ -206,6 +206,8 @@ def _drafted_bits(config: Config, verifier: Model) -> Bits:
     models, kind = config.models, config.drafter.model
     if kind is not None and KINDS[kind].is_rounded:
         return config.drafter.bits
+    if config.drafter.is_named and models.drafter_dtype == "int4":
+        return 4
     if models.dtype == "int8":
         return 8
     if not config.drafter.is_named:

@@ -23,6 +23,8 @@ from cmasd.pipeline.speech_there import speech_problems
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 4}
 """Of keys and values; int8 is of weights alone."""
+INT4_BITS = 4.5
+"""Of a weight, with its share of a scale."""
 WIDENED = ("marian", "bart", "mbart", "pegasus", "m2m_100", "whisper")
 """Families (`model_type`) whose weights are float32 on a CPU whatever was stored; others are kept in their 16 bits."""
 DEFAULT_NEW_TOKENS = 256
@@ -166,6 +168,8 @@ def weight_bytes(config: Config, found: Found, kind: str) -> int:
         least = "int8" if config.policy.kind == "stitch" else "auto"  # whose small model nobody checks
         drafts_in_int8 = found.name == models.drafter and models.drafter_dtype in ("int8", least)
         each = 1 if models.dtype == "int8" or drafts_in_int8 else stored
+        if found.name == models.drafter and models.drafter_dtype == "int4":
+            return int(found.weight_bytes * INT4_BITS / (8 * stored))
     return found.weight_bytes * each // stored
 
 

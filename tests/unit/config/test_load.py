@@ -242,6 +242,14 @@ class TestRules:
                 r"^models\.drafter_dtype: int8 goes with models\.dtype auto, .*got bfloat16\. .*drafter_dtype=same",
             ),
             (
+                ["models.drafter_dtype=int4", "models.dtype=bfloat16"],
+                r"^models\.drafter_dtype: int4 goes with models\.dtype auto, .*got bfloat16\. .*drafter_dtype=same",
+            ),
+            (
+                ["models.drafter_dtype=int4", "models.dtype=int8", "drafter.kind=self"],
+                r"^models\.drafter_dtype: is of drafter\.kind model and parallel, got int4 with drafter\.kind self",
+            ),
+            (
                 ["models.drafter_dtype=int8", "drafter.kind=self"],
                 r"^models\.drafter_dtype: is of drafter\.kind model and parallel, got int8 with drafter\.kind self",
             ),

@@ -73,6 +73,10 @@ PARALLEL = {"models": {"drafter": "en-de/parallel"}, "drafter": {"kind": "parall
         ({"models": {"drafter_dtype": "same"}}, True, (None, None)),
         ({"models": {"drafter_dtype": "int8"}}, False, (None, 8)),
         ({"models": {"dtype": "int8", "drafter_dtype": "same"}}, True, (8, 8)),
+        ({"models": {"drafter_dtype": "int4"}}, False, (None, 4)),
+        ({"models": {"dtype": "int8", "drafter_dtype": "int4"}}, True, (8, 4)),
+        ({"models": {"drafter_dtype": "int4"}, "policy": {"kind": "stitch"}}, True, (None, 4)),
+        ({**PARALLEL, "models": {"drafter": "en-de/parallel", "drafter_dtype": "int4"}}, True, (None, 4)),
         ({"models": {"dtype": "bfloat16"}}, True, (None, None)),
         ({"drafter": {"kind": "self"}}, True, (None, None)),
         ({"drafter": {"kind": "self"}, "models": {"dtype": "int8"}}, True, (8, 8)),
@@ -113,7 +117,7 @@ def test_a_rounded_drafter_of_a_float32_verifier_stays_exact(sections: dict[str,
     """The bundled pair on real text: rounding changes confidences and a few drafts, and no output."""
     lines = Path("configs/demo/sentences.jsonl").read_text(encoding="utf-8").splitlines()[:40]
     texts, runs = [json.loads(line)["text"] for line in lines], {}
-    for precision in ("same", "int8"):
+    for precision in ("same", "int8", "int4"):
         models = {"device": "cpu", **sections.get("models", {}), "drafter_dtype": precision}
         drafter = {**sections.get("drafter", {}), "max_draft_tokens": 4}
         common: dict[str, Any] = {"models": models, "drafter": drafter, "engine": {"slots": 7, "max_new_tokens": 40}}
