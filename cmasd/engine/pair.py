@@ -123,7 +123,8 @@ def load_pair(config: Config) -> Pair:
     """Load and check what `models.*` names; raises `ModelError` or `ConfigError`."""
     models, device = config.models, choose_device(config.models.device)
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
-    verifier = load_ready(models.verifier, models.dtype, device, **trust)
+    bits: Bits = 8 if models.dtype == "int8" else None
+    verifier = load_ready(models.verifier, models.dtype, device, bits=bits, **trust)
     tokenizer = load_tokenizer(models.verifier, trust_remote_code=models.trust_remote_code)
     check_end(models.verifier, verifier.generation_config, tokenizer)
     drafter_bits = _drafted_bits(config, verifier)
@@ -153,7 +154,7 @@ def load_pair(config: Config) -> Pair:
         lengths.max_new_tokens,
         lengths.max_source_tokens,
         shortlist,
-        bits=8 if models.dtype == "int8" else None,
+        bits=bits,
         drafter_bits=drafter_bits,
         parallel=parallel,
         cache_dtype=_cache_dtype(config, verifier),
