@@ -52,8 +52,7 @@ class Decoder:
         """With the number of slots that fits."""
         self.engine = Engine(self._pair, self.config)
         """Its `stats` count everything decoded so far."""
-        if self.engine.experience is not None:
-            self.engine.experience.recall()
+        self.engine.experience.recall()
 
     def __call__(self, rows: Iterable[object]) -> list[Decoded]:
         """Decode texts, with `input.template` and `input.chat` as in a run, and lists of messages; one result for
@@ -66,8 +65,7 @@ class Decoder:
             if not isinstance(source, RowError)
         ]
         results = {result.key: result for result in self.engine.decode(requests)}
-        if self.engine.experience is not None:
-            self.engine.experience.keep()
+        self.engine.experience.keep()
         texts = self._pair.codec.say(list(results.values()))
         said = dict(zip(results, texts, strict=True))
         return [

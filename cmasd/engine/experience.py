@@ -21,12 +21,15 @@ from cmasd.runner.base import Runner
 class Experience:
     """Of one engine's policy."""
 
-    def __init__(self, policy: Policy, path: Path) -> None:
+    def __init__(self, policy: Policy, path: Path | None) -> None:
+        """`path`: None where nothing is worth keeping."""
         self._policy = policy
         self._path = path
 
     def recall(self) -> bool:
         """Before the first iteration; whether there was anything."""
+        if self._path is None:
+            return False
         try:
             self._policy.begin_with(json.loads(self._path.read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -35,18 +38,18 @@ class Experience:
 
     def keep(self) -> None:
         """In place of what was there; a folder that cannot be written to costs the next run its looks."""
-        if learned := self._policy.learned():
+        if self._path is not None and (learned := self._policy.learned()):
             keep_whole(self._path, json.dumps(learned))
 
 
 def experience_of(
     policy: Policy, config: Config, verifier: Runner, drafter: Drafter | None, about: list[Any]
-) -> Experience | None:
-    """None where nothing is learned, or where it would mislead: how alike an earlier run's outputs are, no other rerun
-    can know. `about`: see `measured_costs.depends_on`. How many slots there are does not matter.
+) -> Experience:
+    """Nothing is kept where nothing is learned, or where it would mislead: how alike an earlier run's outputs are, no
+    other rerun can know. `about`: see `measured_costs.depends_on`. How many slots there are does not matter.
     """
     if not policy.wants_costs or "previous" in config.drafter.kinds:
-        return None
+        return Experience(policy, None)
     drafting = replace(config.drafter, memory=None)
     sections = [asdict(one) for one in (drafting, config.policy, config.verification, config.confidence)]
     parts = [*machine_parts(verifier, drafter, about), json.dumps(sections)]

@@ -122,8 +122,7 @@ class EngineThread:
             config = resolve(pair, self._config, engines=engines_beside(self._config.actors, pair.device.type))
             engine = Engine(pair, config)
             engine.warm_up()
-            if engine.experience is not None:
-                engine.experience.recall()
+            engine.experience.recall()
             remembered = sum(
                 engine.remember(memories.read(pair.codec.vocabulary)) for memories in memories_before(self._config)
             )
@@ -140,7 +139,7 @@ class EngineThread:
         while True:
             is_idle = engine.pending == 0 and not backlog
             is_due = is_idle or time.monotonic() - kept_at > KEPT_EVERY_SECONDS
-            if engine.experience is not None and has_news and is_due:
+            if has_news and is_due:
                 engine.experience.keep()
                 kept_at, has_news = time.monotonic(), False
             for job, requests in self._arrivals(block=is_idle):

@@ -24,7 +24,7 @@ class EngineDecoder:
         `recalls`: begin with what runs have learned on this machine, as a run does.
         """
         self.engine = Engine(pair, resolve(pair, config))
-        if recalls and self.engine.experience is not None:
+        if recalls:
             self.engine.experience.recall()
         self._decoded: set[int] = set()
         """Hashes of sources, since the engine was new or had forgotten what rows said."""

@@ -21,16 +21,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def experience(**sections: dict[str, Any]) -> Experience:
-    found = Engine(shared_pair("marian"), tiny_config(**sections)).experience
-    assert found is not None
-    return found
+    return Engine(shared_pair("marian"), tiny_config(**sections)).experience
 
 
 def test_the_next_engine_begins_where_the_last_one_ended(folder: Path) -> None:
     """Whose rows are still those of plain decoding."""
     pair, requests = shared_pair("marian"), ragged_requests(40, seed=3)
     first = Engine(pair, tiny_config(**COPY))
-    assert first.experience is not None
     assert not first.experience.recall(), "there is nothing yet"
     for _ in range(30):  # as soon as a look was taken
         list(first.decode(requests))
@@ -39,7 +36,6 @@ def test_the_next_engine_begins_where_the_last_one_ended(folder: Path) -> None:
     first.experience.keep()
     assert len(list(folder.iterdir())) == 1
     second = Engine(pair, tiny_config(**COPY, engine={"slots": 2}))
-    assert second.experience is not None
     assert second.experience.recall(), "however many slots there are"
     known, again = first.policy.learned(), second.policy.learned()
     assert again["drafts"] == known["drafts"]
@@ -77,13 +73,17 @@ def test_a_file_of_another_kind_is_as_good_as_none(folder: Path, text: str) -> N
     assert not experience().recall()
 
 
-def test_where_nothing_is_learned_or_it_would_mislead_there_is_none(tmp_path: Path) -> None:
+def test_where_nothing_is_learned_or_it_would_mislead_nothing_is_kept(folder: Path, tmp_path: Path) -> None:
     for sections in (
         {"policy": {"kind": "fixed"}},
         {"policy": {"kind": "plain"}},
         {"drafter": {"kind": ["previous", "copy"], "previous": str(tmp_path)}},
     ):
-        assert Engine(shared_pair("marian"), tiny_config(**sections)).experience is None
+        none = experience(**sections)
+        none._policy.learned = lambda: {"anything": 1}  # type: ignore[method-assign]
+        none.keep()
+        assert not none.recall()
+        assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_to_costs_nothing_but_the_experience(folder: Path) -> None:

@@ -51,7 +51,7 @@ class Echo:
     threads: set[int] = field(default_factory=set)
     warm: bool = False
     policy: Policy = field(default_factory=PlainPolicy)
-    experience: "Diary | None" = None
+    experience: "Diary" = field(default_factory=lambda: Diary())
 
     def warm_up(self) -> None:
         assert not self.rows
