@@ -17,6 +17,7 @@ WORTH = ("engine", "lossless", "= AR", "BLEU to AR", "gap nats/token", "accelera
 ANSWERS = (
     "engine",
     "right (95 %)",
+    "points to AR (95 %)",
     "of rows",
     "tokens/row",
     "s/row",
@@ -89,6 +90,7 @@ def _answer_cells(row: Row) -> tuple[str, ...]:
     return (
         row["name"],
         f"{row['accuracy']:.1%} ({row['accuracy_low']:.1%}-{row['accuracy_high']:.1%})",
+        _points(row),
         f"{row['scored_rows']:,}",
         f"{row['output_tokens'] / row['rows']:,.0f}",
         f"{row['seconds'] / row['rows']:.3g}",
@@ -97,6 +99,14 @@ def _answer_cells(row: Row) -> tuple[str, ...]:
         _or_dash(row["large_share"], "{:.1%}"),
         _or_dash(row["switches_per_row"], "{:.1f}"),
     )
+
+
+def _points(row: Row) -> str:
+    """Of a hundred."""
+    if row["name"] == PLAIN or row.get("accuracy_gap") is None:
+        return "-"
+    gap, low, high = (100 * row[f"accuracy_gap{end}"] for end in ("", "_low", "_high"))
+    return f"{gap:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -23,7 +23,7 @@ from cmasd.evaluation.compare.corpus_cost import accelerator_hours, widest
 from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.stitch_ways import SMALL_ALONE, engines_of
 from cmasd.evaluation.compare.ways import first_batch
-from cmasd.evaluation.quality.answers import accuracy
+from cmasd.evaluation.quality.answers import accuracy, marked
 from cmasd.evaluation.quality.sets import output_texts, score
 from cmasd.evaluation.quality.significance import ReferenceScores, paired_scores
 from cmasd.evaluation.speed.bench import BenchWatcher, Timed, timed_turns
@@ -88,6 +88,11 @@ class Compared:
     """Share of scored rows with the right answer; None without `compare.answer`, as its 95 % interval (Wilson)."""
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+    accuracy_gap: float | None = None
+    """To the share of `ar_greedy`; negative where fewer are right."""
+    accuracy_gap_low: float | None = None
+    """Lower end of its 95 % interval, over rows in pairs."""
+    accuracy_gap_high: float | None = None
     large_share: float | None = None
     """Of output tokens, those that the verifier said or checked; None for a peer."""
     switches_per_row: float | None = None
@@ -187,7 +192,8 @@ def _comparison(
         rates = [one.measured.audio_per_second(each) for one in timed]
         results = [replace(one, audio_seconds_per_second=rate) for one, rate in zip(results, rates, strict=True)]
     if answers is not None:
-        results = [replace(one, **accuracy(config.compare, texts[one.name], answers)) for one in results]
+        right = {name: marked(config.compare, said, answers) for name, said in texts.items()}
+        results = [replace(one, **accuracy(right[one.name], right[results[0].name])) for one in results]
     return Comparison(results, sample.corpus_rows, widest([one.measured for one in timed]), signatures)
 
 

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from cmasd.config.comparing import CompareConfig
+from cmasd.evaluation.speed.timing import bootstrapped
 
 NUMBER = r"(?:(?<![\w)])[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 MARKED = re.compile(rf"####\s*({NUMBER})")
@@ -47,10 +49,18 @@ def is_right(config: CompareConfig, output: str, answer: str) -> bool:
     return output.strip() == answer.strip()
 
 
-def accuracy(config: CompareConfig, outputs: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
-    """Share of right outputs with its 95 % interval (Wilson)."""
-    right = sum(is_right(config, *both) for both in zip(outputs, answers, strict=True))
-    return with_interval(right, len(outputs))
+def marked(config: CompareConfig, outputs: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Whether each is right."""
+    return [is_right(config, *both) for both in zip(outputs, answers, strict=True)]
+
+
+def accuracy(right: Sequence[bool], plain: Sequence[bool]) -> dict[str, Any]:
+    """Share of right outputs with its 95 % interval (Wilson), and by how much that is more than of `plain`, with the
+    interval of the difference over rows (bootstrap): the same questions are hard for everybody, so it is the narrower.
+    """
+    gap = bootstrapped((np.array(right, dtype=float) - np.array(plain, dtype=float),), np.mean)
+    found = {"accuracy_gap": gap.value, "accuracy_gap_low": gap.low, "accuracy_gap_high": gap.high}
+    return {**with_interval(sum(right), len(right)), **found}
 
 
 def with_interval(right: int, rows: int) -> dict[str, float]:

@@ -72,6 +72,8 @@ def test_answers_are_checked_beside_references(
     assert [row["name"] for row in rows] == ["ar_greedy", "small_alone", "stitch 0.5", "random_router 0.5"]
     for row in rows:
         assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
+        assert row["accuracy_gap_low"] <= row["accuracy_gap"] <= row["accuracy_gap_high"]
+        assert row["accuracy_gap"] == pytest.approx(row["accuracy"] - rows[0]["accuracy"])
         assert row["bleu"] is not None
     assert "--plot" not in options or (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert any(line.split()[:2] == ["engine", "right"] for line in lines)

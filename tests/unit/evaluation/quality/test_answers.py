@@ -1,11 +1,9 @@
 """Right answers, however they are written."""
 
-from typing import Any
-
 import pytest
 
 from cmasd.config.comparing import CompareConfig
-from cmasd.evaluation.quality.answers import accuracy, is_right
+from cmasd.evaluation.quality.answers import accuracy, is_right, marked
 
 WORKED = "Natalia sold 48/2 = <<48/2=24>>24 clips in May, and 48+24 = 72 altogether.\n#### 72"
 
@@ -64,6 +62,24 @@ def test_exact_is_all_but_the_blanks_around() -> None:
 
 def test_the_interval_is_wilsons() -> None:
     """8 of 10: 49.0 % to 94.3 % (Wilson 1927, as tabulated by Newcombe 1998)."""
-    found: dict[str, Any] = accuracy(CompareConfig(answer="exact"), ["a"] * 10, ["a"] * 8 + ["b"] * 2)
+    right = marked(CompareConfig(answer="exact"), ["a"] * 10, ["a"] * 8 + ["b"] * 2)
+    found = accuracy(right, right)
     assert found["accuracy"] == 0.8
     assert (round(found["accuracy_low"], 3), round(found["accuracy_high"], 3)) == (0.490, 0.943)
+
+
+def test_the_gap_is_between_rows_in_pairs() -> None:
+    """Two of a hundred that one gets right and the other does not: known better than either share."""
+    plain, other = [True] * 60 + [False] * 40, [True] * 58 + [False] * 42
+    found = accuracy(other, plain)
+    assert found["accuracy_gap"] == pytest.approx(-0.02)
+    assert -0.06 < found["accuracy_gap_low"] < -0.02 < found["accuracy_gap_high"] <= 0
+    assert found["accuracy_gap_high"] - found["accuracy_gap_low"] < found["accuracy_high"] - found["accuracy_low"]
+    same = accuracy(plain, plain)
+    assert (same["accuracy_gap"], same["accuracy_gap_low"], same["accuracy_gap_high"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("right", "gap"), [(True, 1.0), (False, 0.0)])
+def test_one_row_has_a_gap_without_an_interval(right: bool, gap: float) -> None:
+    found = accuracy([right], [False])
+    assert (found["accuracy_gap"], found["accuracy_gap_low"], found["accuracy_gap_high"]) == (gap, gap, gap)
