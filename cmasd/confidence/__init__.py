@@ -1,6 +1,16 @@
-"""Drafter logits -> a score in [0, 1]; and maps that calibrate it."""
+"""Drafter logits, or what is behind them -> a score in [0, 1]; and maps that calibrate it."""
 
+from cmasd.confidence.insight import INSIGHTS, Insight
 from cmasd.confidence.maps import CalibrationMap, calibration_file, load_calibration
 from cmasd.confidence.scores import Confidence, Scores, build_confidence
 
-__all__ = ["CalibrationMap", "Confidence", "Scores", "build_confidence", "calibration_file", "load_calibration"]
+__all__ = [
+    "INSIGHTS",
+    "CalibrationMap",
+    "Confidence",
+    "Insight",
+    "Scores",
+    "build_confidence",
+    "calibration_file",
+    "load_calibration",
+]

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cmasd.confidence.insight import INSIGHTS
 from cmasd.confidence.largest import Statistics, statistics
 from cmasd.confidence.maps import CalibrationMap, load_calibration
 from cmasd.config.speculation import ConfidenceConfig
@@ -103,18 +104,20 @@ class Confidence:
     margin_form: str
     calibration: CalibrationMap | None
 
-    def __call__(self, logits_BV: Tensor) -> tuple[Tensor, Scores]:
-        """Return C (B,) float32 in [0, 1] and what is behind it."""
+    def __call__(self, logits_BV: Tensor, judged_B: Tensor | None = None) -> tuple[Tensor, Scores]:
+        """Return C (B,) float32 in [0, 1] and what is behind it; `judged_B` as in `combine`."""
         scores = score(logits_BV, self.margin_form)
-        return self.combine(scores), scores
+        return self.combine(scores, judged_B), scores
 
     def combine(self, scores: Components, judged: Tensor | None = None) -> Tensor:
-        """C of given components, in their shape; `judged` is the drafter's own prediction, for the kind `head`."""
+        """C of given components, in their shape; `judged`: what is not made of them, for the kind `head` the drafter's
+        own prediction, for the others see `Insight`.
+        """
         if self.kind == "ensemble":
             w1, w2, w3 = self.weights
             raw = w1 * scores.entropy + w2 * scores.margin + w3 * scores.softmax
-        elif self.kind == "head":
-            assert judged is not None, "the pair is checked to have a head"
+        elif self.kind == "head" or self.kind in INSIGHTS:
+            assert judged is not None, "a configuration is checked to have it"
             raw = judged.float()
         else:
             raw = getattr(scores, self.kind)

@@ -180,6 +180,11 @@ def _check_together(config: Config) -> None:
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.name}. "
             "Use confidence.kind=auto."
         )
+    if config.confidence.kind in ("similarity", "dropout") and config.drafter.model in (None, "parallel"):
+        raise ConfigError(
+            f"confidence.kind: {config.confidence.kind} is of a model that drafts token by token (drafter.kind model, "
+            f"self or quantised), got drafter.kind {config.drafter.name}. Use confidence.kind=auto."
+        )
     if config.engine.fixed_shapes and config.lossless != "exact":
         raise ConfigError(
             "engine.fixed_shapes: what is accepted otherwise than exactly depends on what was drafted and drawn, got "

@@ -169,9 +169,13 @@ class VerificationConfig:
 class ConfidenceConfig:
     """How sure the drafter is, from its logits."""
 
-    kind: Literal["auto", "head", "max_prob", "entropy", "margin", "softmax", "ensemble"] = "auto"
-    """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; `auto`:
-    max_prob, which tells accepted from rejected tokens best of them with every drafter that was measured."""
+    kind: Literal["auto", "head", "max_prob", "entropy", "margin", "softmax", "ensemble", "similarity", "dropout"] = (
+        "auto"
+    )
+    """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; of a model
+    that drafts token by token also `similarity`: the likeliest tokens count as far as their rows of the output layer
+    are like the first one's, and `dropout`: whether masks of the last state agree, which costs eight output layers;
+    `auto`: max_prob, which tells accepted from rejected tokens best of them with every drafter that was measured."""
     weights: list[float] = field(default_factory=lambda: [0.34, 0.33, 0.33])
     """Ensemble weights of entropy, margin and softmax; not negative, sum 1."""
     margin_form: Literal["full", "printed"] = "full"

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cmasd.confidence import Confidence
+from cmasd.confidence import INSIGHTS, Confidence, Insight
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
 from cmasd.core import Draft, Request, Result
@@ -52,11 +52,17 @@ class ModelDrafter(Drafter):
         self.vocabulary_size = choose.vocabulary_size
         # With a shortlist columns are not ids; there a draft that breaks the verifier's rules is rejected.
         self.follows_rules = runner.shortlist is None and not constraints.is_free
+        self._insight = None
+        if confidence.kind in INSIGHTS:
+            self._insight = Insight(confidence.kind, runner.output_rows, runner.logits)
         is_simple = not (self.follows_rules or choose.samples) and runner.vocabulary_size == choose.vocabulary_size
+        is_simple = is_simple and self._insight is None
         self._native = runner.guesser(eos_ids) if is_simple else None
         self._rule: tuple[Rule, PackedRule | None] | None = None
         self._held = torch.zeros(runner.slots, dtype=torch.int64, device=runner.device)
         self._made_B: Tensor | None = None
+        self._states_Fd: Tensor | None = None
+        """Last hidden states behind which logits were asked for last, where anyone looks at them."""
         self._trees = ModelTrees(self, branching)
         self._is_tree = False
         self._later: dict[int, list[int]] = {}
@@ -171,7 +177,7 @@ class ModelDrafter(Drafter):
             logits_RV = self.behind(window)
             if self.follows_rules:
                 logits_RV = self._constrain(logits_RV, context, rows_R, before_R - 1)
-            confidence_R, scores = self.confidence(logits_RV)
+            confidence_R, scores = self.score(logits_RV)
             token_R, prob_RV = self.choose(logits_RV, scores.token)
             sheet.write(rows_R, j, going_R, token_R, confidence_R, scores, prob_RV)
             if self.follows_rules:
@@ -192,7 +198,18 @@ class ModelDrafter(Drafter):
         own = self.runner.vocabulary_size
         if own < self.vocabulary_size:
             window = replace(window, tokens_N=window.tokens_N.clamp_max(own - 1))  # ids that this model lacks
-        return self._widened(self.runner.run(window, window.firsts_R1[1:] - 1 if asked_Q is None else asked_Q))
+        asked_Q = window.firsts_R1[1:] - 1 if asked_Q is None else asked_Q
+        logits_QV = self.runner.run(window, asked_Q)
+        if self._insight is not None and self.runner.ran is not None:
+            self._states_Fd = self.runner.ran[1][asked_Q]
+        return self._widened(logits_QV)
+
+    def score(self, logits_FV: Tensor) -> tuple[Tensor, Scores]:
+        """Confidence (F,), and what is behind it, of the logits that were asked for last."""
+        if self._insight is None:
+            return self.confidence(logits_FV)
+        assert self._states_Fd is not None, "a forward lies behind"
+        return self.confidence(logits_FV, self._insight(logits_FV, self._states_Fd))
 
     def _widened(self, logits: Tensor) -> Tensor:
         """Over the verifier's vocabulary."""
@@ -260,7 +277,7 @@ class ModelDrafter(Drafter):
             logits_BV = logits_BTV[:, -1]
             if self.follows_rules:
                 logits_BV = self._constrain(logits_BV, context, None, context.lengths_B + (j - 1))
-            confidence_B, score = self.confidence(logits_BV)
+            confidence_B, score = self.score(logits_BV)
             token_B, _ = self.choose(logits_BV, score.token)
             tokens.append(token_B)
             confidences.append(confidence_B)
@@ -288,4 +305,8 @@ class ModelDrafter(Drafter):
         """(B, 1, V): the logits behind each row's last token."""
         if self.runner.vocabulary_size < self.vocabulary_size:
             tokens_BT = tokens_BT.clamp_max(self.runner.vocabulary_size - 1)
-        return self._widened(self.runner.forward(tokens_BT, starts_B, only_B, extent))
+        logits_BTV = self.runner.forward(tokens_BT, starts_B, only_B, extent)
+        if self._insight is not None and (hidden_BTd := self.runner.hidden_BTd) is not None:
+            last_B = torch.zeros_like(starts_B) if only_B is None else only_B
+            self._states_Fd = hidden_BTd.take_along_dim(last_B[:, None, None], dim=1)[:, 0]
+        return self._widened(logits_BTV)

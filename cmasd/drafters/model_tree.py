@@ -61,7 +61,7 @@ class ModelTrees:
                 window = replace(window, parents_N=window.steps_N - 1)
             about = context.tokens_BL, context.prompt_lengths_B, context.limits_B
             logits_FV = constrain_tree(drafter.constraints, logits_FV, window, asked_Q, *about)
-        confidence_F, scores = drafter.confidence(logits_FV)
+        confidence_F, scores = drafter.score(logits_FV)
         branch(trees, drafter.choose, self._branching, logits_FV, confidence_F, scores)
 
 

@@ -203,8 +203,17 @@ def output_layer(model: Any) -> Any:
 class Head:
     """The decoder's last hidden states (..., d) to logits (..., V), as in the model's forward."""
 
-    def __init__(self, product: Dense, scale: float | None, cap: float | None, banned: list[int]) -> None:
+    def __init__(
+        self,
+        product: Dense,
+        rows: Callable[[Tensor], Tensor],
+        scale: float | None,
+        cap: float | None,
+        banned: list[int],
+    ) -> None:
         """The product (N, d) to (N, V), between a scale and a cap; `banned` where these come after a cap."""
+        self.rows = rows
+        """Of columns of the logits (...) their weights (..., d)."""
         self._product, self._scale, self._cap, self._banned = product, scale, cap, banned
 
     @property
@@ -230,7 +239,20 @@ def output_head(model: Any, words: Words, bits: Bits = None) -> Head:
     cap: float | None = getattr(model.config, "final_logit_softcapping", None)
     banned = [one for one in words.banned if words.shortlist is None and one < len(output_layer(model).weight)]
     product = _output_product(model, words, banned if cap is None else [], bits)
-    return Head(product, output_scale(model), cap, banned)
+    return Head(product, _output_rows(model, words), output_scale(model), cap, banned)
+
+
+def _output_rows(model: Any, words: Words) -> Callable[[Tensor], Tensor]:
+    """See `Head.rows`."""
+    layer: nn.Linear | PackedLinear = output_layer(model)
+    ids_S = words.tensor(model.device)
+
+    def rows(columns: Tensor) -> Tensor:
+        ids = columns if ids_S is None else ids_S[columns]
+        found: Tensor = layer.packed.rows(ids) if isinstance(layer, PackedLinear) else layer.weight[ids]
+        return found
+
+    return rows
 
 
 def _output_product(model: Any, words: Words, banned: list[int], bits: Bits) -> Dense:

@@ -130,6 +130,12 @@ class Runner(Protocol):
         window, and rows are written to their own slots. The caller has asked `extent` for it, and may have rounded it.
         """
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) of last hidden states (..., d)."""
+
+    def output_rows(self, columns: Tensor) -> Tensor:
+        """(..., d) weights of the output layer for columns (...) of the logits."""
+
     def extent(self, rows: int, window: int, longest: int, slots: list[int] | None = None) -> Extent:
         """The host's part of a forward: slots 0..rows-1, or as many others, none of which starts behind `longest`, will
         be written.

@@ -104,6 +104,16 @@ class _SlotRunner:
         self._head = other._head
 
     @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Runner.logits`."""
+        return self._head(hidden)
+
+    @torch.no_grad()
+    def output_rows(self, columns: Tensor) -> Tensor:
+        """See `Runner.output_rows`."""
+        return self._head.rows(columns)
+
+    @torch.no_grad()
     def run(self, window: Window, asked_Q: Tensor | None = None) -> Tensor:
         """See `Runner.run`."""
         slots = None if window.covers_first else window.slots_R.tolist()

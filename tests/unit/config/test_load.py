@@ -238,6 +238,14 @@ class TestRules:
             (["drafter.kind=memory", "drafter.memory=s3:/b/r"], r"^drafter\.memory: is no whole address"),
             (["input.template=summarize:"], r"^input\.template: must contain \{text\}, got 'summarize:'"),
             (
+                ["confidence.kind=similarity", "drafter.kind=parallel"],
+                r"^confidence\.kind: similarity is of a model that drafts token .*got drafter\.kind parallel\.",
+            ),
+            (
+                ["confidence.kind=dropout", "drafter.kind=copy"],
+                r"^confidence\.kind: dropout is of a model that drafts token by token .*got drafter\.kind copy\.",
+            ),
+            (
                 ["models.drafter_dtype=int8", "models.dtype=bfloat16"],
                 r"^models\.drafter_dtype: int8 goes with models\.dtype auto, .*got bfloat16\. .*drafter_dtype=same",
             ),

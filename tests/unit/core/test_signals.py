@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cmasd import signals
+from cmasd.confidence import INSIGHTS
 from cmasd.config.speculation import ConfidenceConfig
 from cmasd.signals import (
     COMPONENTS,
@@ -57,7 +58,7 @@ def test_components_stand_behind_a_confidence(trace: type[Trace], first: str) ->
 
 def test_confidence_can_be_made_of_every_score() -> None:
     kinds = set(get_args(get_type_hints(ConfidenceConfig)["kind"]))
-    assert set(LOGIT_SCORES) == kinds - {"auto", "head", "ensemble"}
+    assert set(LOGIT_SCORES) == kinds - {"auto", "head", "ensemble", *INSIGHTS}
 
 
 def test_c_has_the_same_places() -> None:

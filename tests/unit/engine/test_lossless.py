@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cmasd.confidence import INSIGHTS
 from cmasd.core import Request, Result
 from cmasd.drafters import ModelDrafter
 from cmasd.engine import Engine, Pair
@@ -177,12 +178,14 @@ def policies(draw: st.DrawFn, longest: int) -> dict[str, dict[str, Any]]:
         policy["alpha"] = draw(st.sampled_from([0.3, 1.0, 3.0, 10.0]))
     if kind == "survival":
         policy["threshold"] = draw(st.sampled_from([0.0, 1e-4, 0.01, 0.1, 0.4, 1.0]))
+    drafting = draw(st.sampled_from(["model", "self", "quantised"]) if kind == "stitch" else kinds())
+    insights = () if {"model", "self", "quantised"}.isdisjoint(np.atleast_1d(drafting).tolist()) else INSIGHTS
     confidence = {
-        "kind": draw(st.sampled_from(["auto", "max_prob", "entropy", "margin", "softmax", "ensemble"])),
+        "kind": draw(st.sampled_from(["auto", "max_prob", "entropy", "margin", "softmax", "ensemble", *insights])),
         "margin_form": draw(st.sampled_from(["full", "printed"])),
     }
     drafter = {
-        "kind": draw(st.sampled_from(["model", "self", "quantised"]) if kind == "stitch" else kinds()),
+        "kind": drafting,
         "previous": None,
         "memory_tokens": draw(st.sampled_from([1, 7, 40, 1_000_000])),
         "bits": draw(st.sampled_from([8, 4])),
