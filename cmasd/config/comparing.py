@@ -9,7 +9,7 @@ COMPARED = (
     *("ar_greedy", "ar_beam", "hf_generate", "fixed_exact", "fixed_relaxed", "adaptive_k", "adaptive_tau"),
     *("paper_printed", "paper_prose", "goodput", "goodput_budget", "ctranslate2"),
 )
-STITCHED = ("small_alone", "stitch", "stitch_speculate", "stitch_router", "random_router")
+STITCHED = ("small_alone", "stitch", "stitch_once", "stitch_speculate", "stitch_router", "random_router")
 COMPARED_WHEN_ASKED = ("adaptive_tau_printed", "copy", "memory", "previous", "all", *STITCHED)
 """What `compare.engines` may name besides its default."""
 
@@ -56,9 +56,9 @@ class CompareConfig:
 
     engines: list[str] = field(default_factory=lambda: list(COMPARED))
     """Ways of decoding to compare; adaptive_tau_printed may be added, and copy, memory, previous and all, which are
-    goodput with drafts that cost nothing; small_alone, stitch and stitch_speculate (policy `stitch`), stitch_router
-    (the same by `stitch.router`), random_router, which switches as often as these but by chance; ar_greedy takes part
-    in any case."""
+    goodput with drafts that cost nothing; small_alone, stitch, stitch_once (with `stitch.tau_large` 1) and
+    stitch_speculate (policy `stitch`), stitch_router (the same by `stitch.router`), random_router, which switches as
+    often as stitch and stitch_router but by chance; ar_greedy takes part in any case."""
     max_relative_ci: float = 0.05
     """Rows are decoded until half the 95 % interval of each engine's cost is at most this share of the cost."""
     max_seconds: float = 1800.0
@@ -68,7 +68,7 @@ class CompareConfig:
     quality_budget_nats_per_token: float = 0.02
     """Quality budget of engine `goodput_budget`."""
     taus: list[float] = field(default_factory=lambda: [0.001, 0.02, 0.03])
-    """`stitch.tau` of the engines stitch, stitch_speculate and random_router: one of each for each."""
+    """`stitch.tau` of the engines stitch, stitch_once, stitch_speculate and random_router: one of each for each."""
     answer: Literal["none", "gsm8k", "regex", "exact"] = "none"
     """How an output is checked against `answer_column`: `gsm8k`: the number behind ####, in a box, or else the last;
     `regex`: what `answer_pattern` finds last; `exact`: all of it."""

@@ -77,6 +77,7 @@ RULES = (
     KeyRule("policy.threshold", _share, "between 0 and 1"),
     KeyRule("policy.explore_share", _share, "between 0 and 1"),
     KeyRule("stitch.tau", _share, "between 0 and 1"),
+    KeyRule("stitch.tau_large", lambda v: v is None or _share(v), "null, or between 0 and 1"),
     KeyRule("stitch.random", lambda v: len(v) in (0, 2) and _are_shares(v), "empty, or two shares between 0 and 1"),
     KeyRule("stitch.max_wait", _at_least(0), "at least 0"),
     KeyRule("verification.beta", _at_least(1), "at least 1"),

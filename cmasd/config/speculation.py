@@ -117,6 +117,10 @@ class StitchConfig:
     tau: float = 0.02
     """Entropy over its largest value, ln V, above which the small model's token is dropped and the large model speaks,
     until a token of its own is at or below; 0: the large model alone, 1: the small one alone."""
+    tau_large: float | None = None
+    """The same, of the large model's own tokens, where it is not to be `tau`, as in the paper. 1: it says one token and
+    hands back, so that every token is first asked of the small model (as in R2R, arXiv 2505.21600): a token of that
+    costs less than one of the large model's, and is dropped if it is not sure."""
     speculate: bool = False
     """Where the small model is not sure, let it go on for up to `drafter.max_draft_tokens` and the large model check
     them all, in place of the large model speaking word for word."""

@@ -75,7 +75,7 @@ class Routing:
             large_R = policy.router.wants_large(behind, toss_R)
             asked_R = open_R & policy.router.asked(behind)
         else:
-            large_R = ~policy.is_sure(behind.components_R3[:, 0])
+            large_R = ~policy.is_sure(behind.components_R3[:, 0], behind.is_large)
         if policy.log is not None:
             policy.log.add(keys, behind, token_R, large_R, asked_R, read_R)
         if policy.log is not None or policy.router is not None:

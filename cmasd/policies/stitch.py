@@ -1,10 +1,10 @@
 """R-Stitch (arXiv 2507.17307): which of two models speaks, by entropy; and in a batch, when the large one runs.
 
 A speaker is sure where its entropy H is at most tau * ln V. Where the small model is not, its token is dropped and the
-large one speaks, until that is sure. All of that is a row's own affair. When the large model runs is not, but changes
-no token: a step over few rows costs about as much as over many, so rows that need it wait for each other as long as
-that raises the expected tokens per second, and `max_wait` steps of the small model at most. A row that is alone never
-waits, which is the paper's algorithm.
+large one speaks, until that is sure, or for one token at a time (R2R's way, arXiv 2505.21600, with `tau_large` 1). All
+of that is a row's own affair. When the large model runs is not, but changes no token: a step over few rows costs about
+as much as over many, so rows that need it wait for each other as long as that raises the expected tokens per second,
+and `max_wait` steps of the small model at most. A row that is alone never waits, which is the paper's algorithm.
 
 Shapes: B rows, W numbers of rows that might wait.
 """
@@ -85,7 +85,8 @@ class StitchPolicy(Policy):
             dropped, returned = stitch.random
             chance = Chance(config.verification.seed, dropped, returned)
         router = None if stitch.router is None else Router.of(stitch.router)
-        return cls(stitch.tau, config.drafter.max_draft_tokens, stitch.speculate, stitch.max_wait, chance, router)
+        most = config.drafter.max_draft_tokens
+        return cls(stitch.tau, most, stitch.speculate, stitch.max_wait, chance, router, stitch.tau_large)
 
     def __init__(
         self,
@@ -95,8 +96,11 @@ class StitchPolicy(Policy):
         max_wait: int,
         chance: Chance | None = None,
         router: Router | None = None,
+        tau_large: float | None = None,
     ) -> None:
         self.tau = tau
+        self.tau_large = tau_large
+        """Of the large model's tokens; None: as `tau`."""
         self.chance = chance
         """In place of tau; None: by entropy."""
         self.router = router
@@ -121,9 +125,10 @@ class StitchPolicy(Policy):
         """Whether the small model never speaks."""
         return self.tau == 0 and self.chance is None and self.router is None
 
-    def is_sure(self, certainty_B: Tensor) -> Tensor:
-        """(B,) bool, of 1 - H/ln V; with tau = 0 nobody ever is."""
-        return (1 - certainty_B <= self.tau) & (self.tau > 0)
+    def is_sure(self, certainty_B: Tensor, is_large: bool) -> Tensor:
+        """(B,) bool, of 1 - H/ln V of a model's tokens; with tau = 0 nobody ever is."""
+        tau = self.tau if self.tau_large is None or not is_large else self.tau_large
+        return (1 - certainty_B <= tau) & (self.tau > 0)
 
     @property
     def costs(self) -> StepTable | None:

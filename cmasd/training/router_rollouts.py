@@ -60,7 +60,7 @@ def rollout_config(config: Config) -> Config:
     return replace(
         config,
         policy=replace(config.policy, kind="stitch"),
-        stitch=replace(config.stitch, tau=1.0, speculate=False, random=[], router=None),
+        stitch=replace(config.stitch, tau=1.0, tau_large=None, speculate=False, random=[], router=None),
         verification=replace(config.verification, kind="exact"),
         confidence=replace(config.confidence, margin_form="full"),
         drafter=replace(config.drafter, shortlist=None, tree_nodes=0),

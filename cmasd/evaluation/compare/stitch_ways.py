@@ -40,13 +40,15 @@ def stitched(name: str, pair: Pair, config: Config, batch_size: int, warm: Seque
         yield our_contender(name, pair, _stitch_config(config, speculate=False, random=[]), batch_size)
         return
     for tau in config.compare.taus:
-        own = _stitch_config(config, tau=tau, speculate=name == "stitch_speculate", random=[], router=None)
+        to_large = 1.0 if name == "stitch_once" else None
+        speculates = name == "stitch_speculate"
+        own = _stitch_config(config, tau=tau, tau_large=to_large, speculate=speculates, random=[], router=None)
         if name != RANDOM:
             yield our_contender(f"{name} {tau:g}", pair, own, batch_size)
             continue
         yield _random_router(f"{tau:g}", f"stitch {tau:g}", pair, own, batch_size, warm)
     if name == RANDOM and _also_for_the_router(config):
-        own = _stitch_config(config, speculate=False, random=[], router=None)
+        own = _stitch_config(config, tau_large=None, speculate=False, random=[], router=None)
         yield _random_router("as stitch_router", ROUTED, pair, own, batch_size, warm)
 
 

@@ -39,11 +39,19 @@ class Told:
 class Oracle:
     """Both models of a pair."""
 
-    def __init__(self, pair: Pair, tau: float, temperature: float | None = None, seed: int = 0) -> None:
-        """`temperature` None: greedy."""
+    def __init__(
+        self,
+        pair: Pair,
+        tau: float,
+        temperature: float | None = None,
+        seed: int = 0,
+        tau_large: float | None = None,
+    ) -> None:
+        """`temperature` None: greedy. `tau_large` None: tau, as in the listing."""
         assert pair.drafter is not None
         self.pair, self.small, self.large = pair, pair.drafter, pair.verifier
         self.tau, self.temperature, self.seed = tau, temperature, seed
+        self.tau_large = tau if tau_large is None else tau_large
         self.eos = pair.constraints.eos_token_ids
 
     @torch.no_grad()
@@ -59,9 +67,9 @@ class Oracle:
         log_p = logits.log_softmax(-1)
         return float(-(log_p.exp() * log_p).sum()) / math.log(len(logits))
 
-    def is_sure(self, entropy: float) -> bool:
+    def is_sure(self, entropy: float, is_large: bool) -> bool:
         """With tau = 0 the large model says all."""
-        return self.tau > 0 and entropy <= self.tau
+        return self.tau > 0 and entropy <= (self.tau_large if is_large else self.tau)
 
     def place(self, request: Request, said: list[int]) -> int:
         """Of the next token in the row's buffer."""
@@ -100,7 +108,7 @@ class Oracle:
                 self.token(logits, request, told.tokens, LARGE if is_large else SMALL),
                 self.entropy(logits),
             )
-            sure = self.is_sure(entropy)
+            sure = self.is_sure(entropy, is_large)
             told.large_steps += is_large
             if is_large or sure:
                 told.tokens.append(token)
@@ -117,7 +125,7 @@ class Oracle:
         while not self.is_over(told, request):
             if not is_large:
                 logits = self.logits(self.small, request.source, told.tokens)
-                if self.is_sure(self.entropy(logits)):
+                if self.is_sure(self.entropy(logits), is_large=False):
                     told.tokens.append(self.token(logits, request, told.tokens, SMALL))
                     told.sources.append(FROM_SMALL)
                     told.entropies.append(self.entropy(logits))
@@ -167,4 +175,4 @@ class Oracle:
         told.tokens.append(token)
         told.sources.append(FROM_VERIFIER)
         told.entropies.append(self.entropy(own))
-        return self.is_sure(self.entropy(own))
+        return self.is_sure(self.entropy(own), is_large=True)

@@ -78,6 +78,23 @@ def test_every_row_is_the_papers_listing(family: str, verification: dict[str, An
         assert_told(result, told[key])
 
 
+@pytest.mark.parametrize("speculate", [False, True])
+@pytest.mark.parametrize("share", [0.2, 1.0])
+@pytest.mark.parametrize("family", ["qwen2", "marian"])
+def test_the_large_model_has_a_tau_of_its_own(family: str, share: float, speculate: bool) -> None:
+    """With 1 it says one token at a time."""
+    pair, requests = pair_of(family, eos=15), ragged_requests(7, seed=1)
+    tau, tau_large = a_tau(pair, requests), a_tau(pair, requests, share) if share < 1 else 1.0
+
+    def told_by(oracle: Oracle) -> dict[int, Told]:
+        return {one.key: oracle.decode_checked(one, MOST) if speculate else oracle.decode(one) for one in requests}
+
+    told, listed = told_by(Oracle(pair, tau, tau_large=tau_large)), told_by(Oracle(pair, tau))
+    assert [one.sources for one in told.values()] != [one.sources for one in listed.values()]
+    for key, result in decode(pair, config_of(tau, tau_large=tau_large, speculate=speculate), requests).items():
+        assert_told(result, told[key])
+
+
 @pytest.mark.parametrize("slots", [1, 4])
 @pytest.mark.parametrize("verification", [{}, SAMPLING], ids=["greedy", "sampling"])
 @pytest.mark.parametrize("family", FAMILIES)

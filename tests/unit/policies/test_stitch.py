@@ -24,7 +24,18 @@ def policy_of(tau: float = 0.02, max_wait: int = 8, costs: StepTable | None = No
 def test_who_is_sure(tau: float, sure: list[int]) -> None:
     """1 - H/ln V of a distribution without any doubt, of one with little, of one with more, and of an even one."""
     certainty_B = torch.tensor([1.0, 0.985, 0.97, 0.0])
-    assert policy_of(tau).is_sure(certainty_B).int().tolist() == sure
+    for is_large in (False, True):
+        assert policy_of(tau).is_sure(certainty_B, is_large).int().tolist() == sure
+
+
+def test_the_large_model_may_have_a_tau_of_its_own() -> None:
+    certainty_B = torch.tensor([1.0, 0.985, 0.97, 0.0])
+    policy = policy_of(0.02)
+    policy.tau_large = 1.0
+    assert policy.is_sure(certainty_B, is_large=False).int().tolist() == [1, 1, 0, 0]
+    assert policy.is_sure(certainty_B, is_large=True).int().tolist() == [1, 1, 1, 1]
+    policy.tau = 0.0
+    assert not policy.is_sure(certainty_B, is_large=True).any(), "the large model says all"
 
 
 def test_a_row_that_is_alone_never_waits() -> None:

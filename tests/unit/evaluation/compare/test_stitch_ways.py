@@ -23,7 +23,7 @@ from jobs.compare_tables import answer_table, speed_table
 from tests.unit.engine.pairs import decode, ragged_requests, shared_pair, tiny_config, tokens_of
 from tests.unit.engine.stitch_oracle import Oracle
 
-ENGINES = ["small_alone", "fixed_exact", "stitch", "stitch_speculate", "random_router"]
+ENGINES = ["small_alone", "fixed_exact", "stitch", "stitch_once", "stitch_speculate", "random_router"]
 SOURCES = [request.source for request in ragged_requests(12, seed=3)]
 
 
@@ -56,7 +56,7 @@ def measured() -> Comparison:
     )
     plain = tokens_of(decode(pair, tiny_config(policy={"kind": "plain"}), _requests(pair)))
     answers = [str(plain[key][-1]) if key % 3 else "wrong" for key in range(len(SOURCES))]
-    assert engines_of(config) == 8
+    assert engines_of(config) == 10
     return compare(pair, config, Sample(SOURCES, None, 1000.0, answers=answers))
 
 
@@ -66,23 +66,27 @@ def _requests(pair: Pair) -> list[Request]:
 
 def test_who_spoke_and_how_often_it_was_right(measured: Comparison) -> None:
     rows = {one.name.partition(" ")[0] + (" 0" if one.name.endswith(" 0") else ""): one for one in measured.results}
-    assert len(rows) == len(measured.results) == 9
+    assert len(rows) == len(measured.results) == 11
     plain, small = rows["ar_greedy"], rows["small_alone"]
     assert plain.accuracy == pytest.approx(2 / 3)
     assert plain.large_share == 1
     assert (small.large_share, small.lossless) == (0, "lossy")
     assert small.accuracy is not None
     assert small.accuracy < 2 / 3
-    for name in ("stitch 0", "stitch_speculate 0"):
+    for name in ("stitch 0", "stitch_once 0", "stitch_speculate 0"):
         assert (rows[name].exact_match, rows[name].large_share, rows[name].lossless) == (1, 1, "exact")
         assert rows[name].switches_per_row == 0
-    for name in ("stitch", "stitch_speculate", "random_router"):
+    for name in ("stitch", "stitch_once", "stitch_speculate", "random_router"):
         share, switches = rows[name].large_share, rows[name].switches_per_row
         assert share is not None
         assert switches is not None
         assert 0 < share < 1
         assert switches > 0
         assert (rows[name].lossless, rows[name].mean_gap_nats) == ("lossy", None)
+    once, stitch = rows["stitch_once"].large_share, rows["stitch"].large_share
+    assert once is not None
+    assert stitch is not None
+    assert once < stitch, "the large model says one token at a time"
     assert rows["stitch_speculate"].acceptance_rate is not None
 
 
