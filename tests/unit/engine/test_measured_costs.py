@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmasd.confidence import build_confidence
+from cmasd.config.speculation import ConfidenceConfig
 from cmasd.drafters import ModelDrafter
 from cmasd.drafters.choice import Choice
 from cmasd.engine import Engine
@@ -46,10 +48,10 @@ def runner(quality: str, family: str = "marian", max_length: int = 30) -> Runner
 
 def drafting(quality: str, family: str = "marian") -> ModelDrafter:
     """Good for nothing but its forward."""
-    unused: Any = None
     model = runner(quality, family)
     choose = Choice(None, 0, None, model.vocabulary_size, model.device)
-    return ModelDrafter(model, unused, Constraints(), choose, torch.tensor([1]))
+    confidence = build_confidence(ConfidenceConfig(), "max_prob")
+    return ModelDrafter(model, confidence, Constraints(), choose, torch.tensor([1]))
 
 
 @pytest.fixture
