@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-INSIGHTS = ("similarity", "dropout")
-"""Of `confidence.kind`, those that need more than logits."""
+from cmasd.config.speculation import INSIGHTS
+
 CANDIDATES = 8
 MASKS = 8
 RATE = 0.2

@@ -14,10 +14,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cmasd.confidence.insight import INSIGHTS
 from cmasd.confidence.largest import Statistics, statistics
 from cmasd.confidence.maps import CalibrationMap, load_calibration
-from cmasd.config.speculation import ConfidenceConfig
+from cmasd.config.speculation import INSIGHTS, ConfidenceConfig
 from cmasd.signals import COMPONENTS, LOGIT_SCORES
 
 

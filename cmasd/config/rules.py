@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cmasd.config.comparing import COMPARED, COMPARED_WHEN_ASKED
 from cmasd.config.corpus import InputConfig
-from cmasd.config.speculation import FREE_DRAFTERS, MODEL_DRAFTERS
+from cmasd.config.speculation import FREE_DRAFTERS, INSIGHTS, MODEL_DRAFTERS
 from cmasd.config.tree import Config
 from cmasd.errors import ConfigError
 
@@ -181,7 +181,7 @@ def _check_together(config: Config) -> None:
             f"confidence.kind: head is of drafter.kind parallel alone, got drafter.kind {config.drafter.name}. "
             "Use confidence.kind=auto."
         )
-    if config.confidence.kind in ("similarity", "dropout") and config.drafter.model in (None, "parallel"):
+    if config.confidence.kind in INSIGHTS and config.drafter.model in (None, "parallel"):
         raise ConfigError(
             f"confidence.kind: {config.confidence.kind} is of a model that drafts token by token (drafter.kind model, "
             f"self or quantised), got drafter.kind {config.drafter.name}. Use confidence.kind=auto."

@@ -7,6 +7,8 @@ HOPE = 0.75
 """Acceptance that is assumed of each token before any was judged; hopeful, for who never drafts never learns."""
 FREE_DRAFTERS = ("previous", "memory", "copy", "recycle")
 MODEL_DRAFTERS = ("model", "parallel", "self", "quantised")
+INSIGHTS = ("similarity", "dropout")
+"""Of `confidence.kind`, those that need more than logits (`cmasd.confidence.insight`)."""
 
 
 @dataclass(frozen=True)

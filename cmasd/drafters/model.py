@@ -13,9 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cmasd.confidence import INSIGHTS, Confidence, Insight
+from cmasd.confidence import Confidence, Insight
 from cmasd.confidence.largest import Statistics
 from cmasd.confidence.scores import Scores, scores_of
+from cmasd.config.speculation import INSIGHTS
 from cmasd.core import Draft, Request, Result
 from cmasd.drafters.base import Context, Drafter, is_one_of, until_end
 from cmasd.drafters.choice import Choice

@@ -248,11 +248,14 @@ def _output_rows(model: Any, words: Words) -> Callable[[Tensor], Tensor]:
     ids_S = words.tensor(model.device)
 
     def rows(columns: Tensor) -> Tensor:
-        ids = columns if ids_S is None else ids_S[columns]
-        found: Tensor = layer.packed.rows(ids) if isinstance(layer, PackedLinear) else layer.weight[ids]
-        return found
+        return _weights(layer, columns if ids_S is None else ids_S[columns])
 
     return rows
+
+
+def _weights(layer: "nn.Linear | PackedLinear", ids: Tensor) -> Tensor:
+    """(..., d) of these outputs."""
+    return layer.packed.rows(ids) if isinstance(layer, PackedLinear) else layer.weight[ids]
 
 
 def _output_product(model: Any, words: Words, banned: list[int], bits: Bits) -> Dense:
@@ -264,8 +267,7 @@ def _output_product(model: Any, words: Words, banned: list[int], bits: Bits) -> 
         return NativeDense.of(layer, bias_V)
     if ids_S is None:
         return dense(linear_of(layer.weight, None), bias=bias_V, bits=bits)
-    chosen_SI = layer.packed.rows(ids_S) if isinstance(layer, PackedLinear) else layer.weight[ids_S]
-    return dense(linear_of(chosen_SI, None), bias=None if bias_V is None else bias_V[ids_S], bits=bits)
+    return dense(linear_of(_weights(layer, ids_S), None), bias=None if bias_V is None else bias_V[ids_S], bits=bits)
 
 
 def _output_bias(model: Any, layer: "nn.Linear | PackedLinear", banned: list[int]) -> Tensor | None:

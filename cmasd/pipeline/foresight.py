@@ -163,14 +163,15 @@ def _memory(config: Config, models: list[Found], kind: str) -> _Memory:
 
 def weight_bytes(config: Config, found: Found, kind: str) -> int:
     """In memory: with `auto` as stored, but on a CPU float32 in families that are widened."""
-    stored, each, models = stored_bytes(found), item_bytes(config, found, kind), config.models
+    stored, models = stored_bytes(found), config.models
+    each: float = item_bytes(config, found, kind)
     if kind == "cpu" and models.dtype in ("auto", "float32", "int8") and found.config.get("model_type") not in WIDENED:
         least = "int8" if config.policy.kind == "stitch" else "auto"  # whose small model nobody checks
         drafts_in_int8 = found.name == models.drafter and models.drafter_dtype in ("int8", least)
         each = 1 if models.dtype == "int8" or drafts_in_int8 else stored
         if found.name == models.drafter and models.drafter_dtype == "int4":
-            return int(found.weight_bytes * INT4_BITS / (8 * stored))
-    return found.weight_bytes * each // stored
+            each = INT4_BITS / 8
+    return int(found.weight_bytes * each / stored)
 
 
 def stored_bytes(found: Found) -> int:

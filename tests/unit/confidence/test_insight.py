@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmasd.confidence.insight import CANDIDATES, INSIGHTS, MASKS, Insight
+from cmasd.confidence.insight import CANDIDATES, MASKS, Insight
+from cmasd.config.speculation import INSIGHTS
 from cmasd.drafters import ModelDrafter
 from cmasd.engine import Engine
 from cmasd.window import Window
 from tests.unit.engine.pairs import decode, decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
 
 WIDTH, VOCABULARY = 12, 20
-torch.manual_seed(0)
-WEIGHT_Vd = torch.randn(VOCABULARY, WIDTH, dtype=torch.float64)
+WEIGHT_Vd = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def insight(kind: str, weight_Vd: Tensor = WEIGHT_Vd, **more: Any) -> Insight:

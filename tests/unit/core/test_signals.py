@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from cmasd import signals
-from cmasd.confidence import INSIGHTS
-from cmasd.config.speculation import ConfidenceConfig
+from cmasd.config.speculation import INSIGHTS, ConfidenceConfig
 from cmasd.signals import (
     COMPONENTS,
     COUNTERS,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmasd.confidence import INSIGHTS
+from cmasd.config.speculation import INSIGHTS
 from cmasd.core import Request, Result
 from cmasd.drafters import ModelDrafter
 from cmasd.engine import Engine, Pair
