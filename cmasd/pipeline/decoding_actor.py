@@ -79,6 +79,10 @@ class DecodingActor:
         """What is loaded; raises why it is not."""
         return self._engine.pair
 
+    def stop(self) -> None:
+        """Leave the shards that are begun to the next start."""
+        self._engine.stop()
+
     def _leave(self) -> None:
         self._engine.drain()
         self._crashes.leave()

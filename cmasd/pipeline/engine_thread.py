@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 ROWS_AHEAD_PER_SLOT = 2
 """The rows being decoded, and one batch to take their places; all others wait where they can still be sorted."""
+
+STOP_SECONDS = 10.0
+"""Waited for a step under way to end: an interpreter that exits while a thread computes may crash."""
 
 KEPT_EVERY_SECONDS = 60.0
 """What the policy has learned, for later runs; and whenever there is nothing to decode."""
@@ -64,10 +67,12 @@ class EngineThread:
         self._failure: BaseException | None = None
         self._pair: Future[Pair] = Future()
         self._draining = threading.Event()
+        self._waiting: set[Future[list[Result]]] = set()
         self.notices: list[str] = []
         """What users should know of the pair and of its engine; complete when `pair` is there."""
         self.stats = EngineStats()
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
     def wait(self) -> None:
         """Until the models are loaded, or have failed to: then `pair` and `decode` raise why."""
@@ -92,12 +97,27 @@ class EngineThread:
                 Request(key, source, most_tokens, before)
                 for key, source, before in zip(keys, sources, previous or [None] * len(sources), strict=True)
             ]
+            self._waiting.add(job.future)
             self._inbox.put((job, requests))
-        return job.future.result()
+        try:
+            return job.future.result()
+        finally:
+            with self._lock:
+                self._waiting.discard(job.future)
 
     def drain(self) -> None:
         """Finish what was submitted shard by shard: the process is about to end."""
         self._draining.set()
+
+    def stop(self) -> None:
+        """Decode nothing more: whoever waits for results, or asks for some, is told so by `CancelledError` at once."""
+        with self._lock:
+            self._failure = CancelledError("told to stop")
+            waiting = list(self._waiting)
+        for future in waiting:
+            future.cancel()
+        if waiting:
+            self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -136,7 +156,7 @@ class EngineThread:
         slots = config.engine.slots
         assert slots is not None, "resolved"
         backlog, kept_at, has_news = Backlog(), time.monotonic(), False
-        while True:
+        while not isinstance(self._failure, CancelledError):
             is_idle = engine.pending == 0 and not backlog
             is_due = is_idle or time.monotonic() - kept_at > KEPT_EVERY_SECONDS
             if has_news and is_due:
@@ -165,7 +185,7 @@ class EngineThread:
         job = self._jobs.pop(result.key)
         job.results[result.key - job.first_key] = result
         job.missing -= 1
-        if job.missing == 0:
+        if job.missing == 0 and job.future.set_running_or_notify_cancel():
             job.future.set_result([done for done in job.results if done is not None])
 
     def _fail(self, failure: BaseException) -> None:
@@ -174,7 +194,8 @@ class EngineThread:
         waiting = {id(job): job for job in self._jobs.values()}
         waiting |= {id(job): job for job, _ in self._arrivals(block=False)}
         for job in waiting.values():
-            job.future.set_exception(failure)
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(failure)
         if not self._pair.done():
             self._pair.set_exception(failure)
 

@@ -7,6 +7,7 @@ again), and metrics.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -38,7 +39,7 @@ class Here(Place):
 
         decoder = self._decoder = DecodingActor(self.config, watch, owns_process=False)
         in_flight = min(shards_in_flight(self.config, plan), len(todo))
-        with ThreadPoolExecutor(in_flight, thread_name_prefix="shard") as pool:
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="shard") as pool, _stopped(decoder, pool):
             waiting: set[Future[pa.Table]] = set()
             for block in self._blocks(plan, todo):
                 if watch.says_stop():
@@ -64,6 +65,17 @@ class Here(Place):
             return compare_from_start(self.config, plan, compare)
         set_torch_threads(self.config.actors.cpus_each)
         return compare_with(self._decoder.pair, self.config, plan, compare)
+
+
+@contextmanager
+def _stopped(decoder: "DecodingActor", pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Where whoever reads the reports ends early, by a signal or an error, nobody waits for what is being decoded."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        decoder.stop()
+        raise
 
 
 def _reports(done: set[Future[pa.Table]]) -> Iterator[ShardReport]:

@@ -102,6 +102,28 @@ def test_a_killed_run_is_completed_by_the_same_command(config_file: Path) -> Non
     assert len(written(config_file.parent / "run")) == ROWS
 
 
+def test_a_second_signal_stops_at_once_and_nothing_is_lost(config_file: Path) -> None:
+    """One shard of all rows, one after the other."""
+    long = ["output.rows_per_shard=90", "engine.slots=1", "engine.max_new_tokens=100", "limits.drain_seconds=1000"]
+    command = [sys.executable, "-m", "jobs", "run", str(config_file), "input.template={text}" + " again" * 20]
+    process = subprocess.Popen([*command, *long], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    begun = config_file.parent / "run" / "inflight"
+    deadline = time.monotonic() + 120
+    while not list(begun.glob("part-*.json")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    while "a second signal" not in process.stderr.readline() and process.poll() is None:
+        pass
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(120) == 130
+    assert not list((config_file.parent / "run" / "outputs").glob("*.parquet")), "nobody waited for the shard"
+    assert not list(begun.glob("part-*.json")), "a stop is no death"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(written(config_file.parent / "run")) == ROWS
+
+
 def test_other_actors_are_refused(config_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"actors\.local: one process decodes, got 2 actors"):
         load([config_file], ["actors.count=2"])
