@@ -113,12 +113,17 @@ def check(recipe: "Recipe", file: str) -> None:
     for key, value in needed.items():
         if not value:
             raise ConfigError(f"{key}: is not set; expected a path. Add it to {file} or pass {key}=PATH.")
-    read = {"data.path": recipe.data.path, "tokenizer.path": recipe.tokenizer.path, "test.path": recipe.test.path}
+    read = {
+        "data.path": recipe.data.path,
+        "data.config": recipe.data.config,
+        "tokenizer.path": recipe.tokenizer.path,
+        "test.path": recipe.test.path,
+    }
     for key, path in read.items():
         if path and not Path(path).exists():
             wanted = _data_wanted(recipe) if key == "data.path" else ""
             raise ConfigError(f"{key}: no such file or folder, got {path}. Pass {key}=PATH{wanted}.")
-    _check_heard(recipe)
+    _check_data(recipe)
     if recipe.workers < 1:
         raise ConfigError(f"workers: must be at least 1, got {recipe.workers}.")
     if recipe.workers > 1 and recipe.kind == "seq2seq" and not recipe.tokenizer.path:
@@ -129,10 +134,14 @@ def check(recipe: "Recipe", file: str) -> None:
         raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)}, got {recipe.dtype}.")
 
 
-def _check_heard(recipe: "Recipe") -> None:
-    """What recordings do not go together with; raises `ConfigError`."""
+def _check_data(recipe: "Recipe") -> None:
+    """What a run's prompts, and recordings, do not go together with; raises `ConfigError`."""
     from cmasd.errors import ConfigError
 
+    if recipe.data.config is not None and (recipe.kind != "parallel" or recipe.data.audio_column is not None):
+        raise ConfigError(
+            f"data.config: is for a parallel drafter that learns from texts, got {recipe.data.config}. Leave it out."
+        )
     if recipe.data.audio_column is None:
         return
     others = {
@@ -189,9 +198,10 @@ def parallel(recipe: "Recipe") -> Course:
 
     from cmasd.checkpoints.by_name import load_model, load_tokenizer
     from cmasd.errors import ConfigError
-    from cmasd.training.corpus import build_corpus
+    from cmasd.training.corpus import Bare, build_corpus
     from cmasd.training.heard_corpus import build_heard_corpus
     from cmasd.training.parallel_drafter import ParallelTask, build_network, drafted_ids, export_parallel
+    from cmasd.training.prompts import Prompts
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     verifier = load_model(recipe.parallel.verifier, "float32", device)
@@ -202,7 +212,8 @@ def parallel(recipe: "Recipe") -> Course:
     tokenizer, heard = load_tokenizer(recipe.parallel.verifier), None
     if recipe.data.audio_column is not None:
         heard = build_heard_corpus(recipe.data, recipe.parallel.verifier, verifier, tokenizer)
-    corpus = build_corpus(recipe.data, tokenizer) if heard is None else heard.corpus
+    sides = Prompts.of(recipe.data, verifier, tokenizer) or Bare(tokenizer)
+    corpus = build_corpus(recipe.data, sides) if heard is None else heard.corpus
     network = build_network(recipe.parallel, verifier)
     ids = drafted_ids(recipe.parallel, corpus, verifier)
     task = ParallelTask(network, verifier, corpus, recipe.parallel, ids, heard)
@@ -213,7 +224,7 @@ def seq2seq(recipe: "Recipe") -> Course:
     """A model that says the target, given the source."""
     import torch
 
-    from cmasd.training.corpus import build_corpus, read_texts, write_shortlist
+    from cmasd.training.corpus import Bare, build_corpus, read_texts, write_shortlist
     from cmasd.training.seq2seq import Seq2SeqTask, begin, export
     from cmasd.training.tokenizer import read_tokenizer, train_tokenizer
 
@@ -222,7 +233,7 @@ def seq2seq(recipe: "Recipe") -> Course:
     else:
         print(f"training a tokenizer of {recipe.tokenizer.vocabulary_size} pieces", flush=True)
         tokenizer = train_tokenizer(read_texts(recipe.data), recipe.tokenizer.vocabulary_size)
-    corpus = build_corpus(recipe.data, tokenizer)
+    corpus = build_corpus(recipe.data, Bare(tokenizer))
     model: Any = begin(recipe, tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     task = Seq2SeqTask(model, corpus, tokenizer, recipe.schedule.label_smoothing)
@@ -248,15 +259,15 @@ def show(progress: "TrainingProgress") -> None:
 
 def evaluate(recipe: "Recipe") -> "list[SetScores] | list[DrafterGain]":
     """Scores of the exported model, in our engine: by AR greedy decoding, or as the drafter of its verifier."""
-    from cmasd.config import Config
     from cmasd.engine import load_pair
     from cmasd.evaluation.quality.drafter_gain import draft_sets
     from cmasd.evaluation.quality.sets import TestSets, score_sets
+    from cmasd.training.prompts import run_of
 
-    base = Config()
+    base = run_of(recipe.data)
     config = replace(
         base,
-        telemetry=replace(base.telemetry, level="none"),
+        telemetry=replace(base.telemetry, level="none", teacher_top_k=0),
         engine=replace(base.engine, slots=64),
         input=replace(base.input, on_too_long="truncate"),
     )

@@ -181,7 +181,8 @@ class ConfidenceConfig:
     """`head`: predicted by a parallel drafter; `ensemble`: the weighted sum of entropy, margin and softmax; of a model
     that drafts token by token also `similarity`: the likeliest tokens count as far as their rows of the output layer
     are like the first one's, and `dropout`: whether masks of the last state agree, which costs eight output layers;
-    `auto`: max_prob, which tells accepted from rejected tokens best of them with every drafter that was measured."""
+    `auto`: what tells accepted from rejected tokens best of them with the drafter, as measured: margin with
+    `quantised`, max_prob with every other."""
     weights: list[float] = field(default_factory=lambda: [0.34, 0.33, 0.33])
     """Ensemble weights of entropy, margin and softmax; not negative, sum 1."""
     margin_form: Literal["full", "printed"] = "full"

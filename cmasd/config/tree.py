@@ -125,10 +125,14 @@ class Config:
 
     @property
     def score(self) -> str:
-        """What confidence is made from: `confidence.kind`, with `auto` resolved as `2026-11-29-signals` of
-        `infra/benchmarks` says: of the bundled parallel drafter, too, where AUC is 0.10 above that of its own head.
+        """What confidence is made from: `confidence.kind`, with `auto` resolved as the records of signals in
+        `infra/benchmarks` say: max_prob, of the bundled parallel drafter, too, where AUC is 0.10 above that of its own
+        head; margin where rounded weights draft for the same ones whole, which say something else only where two tokens
+        are close, however unsure they are of both.
         """
-        return "max_prob" if self.confidence.kind == "auto" else self.confidence.kind
+        if self.confidence.kind != "auto":
+            return self.confidence.kind
+        return "margin" if self.drafter.model == "quantised" else "max_prob"
 
     @property
     def is_stitched(self) -> bool:

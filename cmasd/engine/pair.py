@@ -134,7 +134,7 @@ def load_pair(config: Config) -> Pair:
     speech = speech_of(config, verifier, tokenizer)
     measure = limits if speech is None else speech_limits
     lengths = measure(config.engine, verifier.generation_config, verifier.config)
-    codec = speech.codec if speech is not None else _text_codec(config, verifier, tokenizer, lengths.max_source_tokens)
+    codec = speech.codec if speech is not None else text_codec(config, verifier, tokenizer, lengths.max_source_tokens)
     constraints = Constraints.from_generation_config(
         verifier.generation_config,
         vocabulary_size(verifier.config),
@@ -185,7 +185,8 @@ def _cache_notice(config: Config) -> tuple[str, ...]:
     )
 
 
-def _text_codec(config: Config, verifier: Model, tokenizer: Tokenizer, max_source_tokens: int) -> TextCodec:
+def text_codec(config: Config, verifier: Model, tokenizer: Tokenizer, max_source_tokens: int) -> TextCodec:
+    """As `input` and `models` of the configuration say."""
     return TextCodec(
         tokenizer,
         template=config.input.template,

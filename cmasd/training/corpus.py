@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -165,12 +165,7 @@ class _SideBuilder:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the mapping keeps it, and its end removes it
         self._lengths: list[NDArray[np.int64]] = []
 
-    def add(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Tokenise with eos appended."""
-        self.add_ids(tokenizer(texts, return_attention_mask=False)["input_ids"])
-
-    def add_ids(self, rows: Sequence[Sequence[int]]) -> None:
-        """Of rows that are tokens already."""
+    def add(self, rows: Sequence[Sequence[int]]) -> None:
         np.fromiter(chain.from_iterable(rows), dtype=np.int32).tofile(self._file)
         self._lengths.append(np.fromiter(map(len, rows), dtype=np.int64))
 
@@ -204,22 +199,43 @@ class _TeacherBuilder:
         return Teacher(ids.reshape(-1, self._width), logprobs.reshape(-1, self._width))
 
 
-def build_corpus(recipe: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+class Sides(Protocol):
+    """How both sides of pairs become token ids."""
+
+    def sources(self, texts: list[str]) -> list[list[int]]:
+        """None of what cannot be encoded, which is left out."""
+
+    def targets(self, texts: list[str]) -> list[list[int]]:
+        """With the end of sequence."""
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Texts as the tokenizer takes them."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def sources(self, texts: list[str]) -> list[list[int]]:
+        """See `Sides`."""
+        ids: list[list[int]] = self.tokenizer(texts, return_attention_mask=False)["input_ids"]
+        return ids
+
+    targets = sources
+
+
+def build_corpus(recipe: DataRecipe, sides: Sides) -> Corpus:
     """Read, tokenise, and leave out pairs longer than `max_tokens` or of wildly different length."""
     builders, shares, taught = (_SideBuilder(), _SideBuilder()), [], _TeacherBuilder()
     for pairs in read_pairs(recipe):
-        builders[0].add(pairs.sources, tokenizer)
-        if recipe.teacher:
-            builders[1].add_ids(taught.add(pairs))
-        else:
-            builders[1].add(pairs.targets, tokenizer)
+        builders[0].add(sides.sources(pairs.sources))
+        builders[1].add(taught.add(pairs) if recipe.teacher else sides.targets(pairs.targets))
         shares.extend(pairs.shares)
     if not shares:
         raise InputError(f"{recipe.path}: no row has text on both sides; expected sentence pairs.")
     source, target = builders[0].side(), builders[1].side()
     longest = np.maximum(source.lengths, target.lengths)
     shortest = np.minimum(source.lengths, target.lengths)
-    keep = longest <= recipe.max_tokens
+    keep = (longest <= recipe.max_tokens) & (source.lengths > 0)
     if recipe.max_ratio is not None:
         keep &= longest <= recipe.max_ratio * shortest + 8
     share = np.where(keep, np.array(shares), 0.0)

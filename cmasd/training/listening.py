@@ -40,6 +40,12 @@ class Lesson:
         """Of the outputs."""
         return int((self.ends_B - self.first_B).sum())
 
+    @property
+    def cuts_BC(self) -> Tensor:
+        """(B, C) places behind which a draft may begin: from each row's first cut on, behind shorter ones' ends."""
+        longest = int((self.ends_B - self.first_B).max())
+        return self.first_B[:, None] + torch.arange(longest, device=self.first_B.device)
+
 
 @torch.no_grad()
 def listen(model: PreTrainedModel, sources: list[list[int]], targets: list[list[int]]) -> Lesson:

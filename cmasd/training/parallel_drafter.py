@@ -63,8 +63,8 @@ class ParallelTask:
 
     def gauge(self, batch: Lesson) -> tuple[str, float]:
         """Tokens per iteration on this batch, with the longest drafts."""
-        accepted_BT, _ = accepted(self.model, batch, self._words)
-        tokens, iterations = tokens_per_iteration(accepted_BT, batch, self.model.shape.queries)
+        accepted_BC, _ = accepted(self.model, batch, self._words)
+        tokens, iterations = tokens_per_iteration(accepted_BC, batch, self.model.shape.queries)
         return "tokens per iteration", tokens / iterations
 
 

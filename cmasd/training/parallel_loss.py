@@ -57,8 +57,11 @@ class DrafterWords:
 def states(
     network: ParallelNetwork, lesson: Lesson, words: DrafterWords, cuts_BC: Tensor, queries_BCKd: Tensor
 ) -> Tensor:
-    """(B*C, K, d): the drafter's states behind each cut, which is the place of the latest token that is known."""
+    """(B*C, K, d): the drafter's states behind each cut, which is the place of the latest token that is known; behind a
+    row's end as behind its last place.
+    """
     rows, cuts = cuts_BC.shape
+    cuts_BC = cuts_BC.clamp_max(lesson.hidden_BTd.shape[1] - 1)
     forward = ParallelForward.of(network, _plain)
     start_B1d = network.start.expand(rows, 1, -1).to(lesson.hidden_BTd)
     seen_BTd = torch.cat([start_B1d, lesson.hidden_BTd[:, :-1]], dim=1)
@@ -105,51 +108,58 @@ def loss_of(
     weights: ParallelRecipe,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Mean over the tokens at positions `steps` of the drafts behind every place of every row, in nats.
+    """Mean over the tokens at positions `steps` of the drafts behind every place of every output, in nats.
 
     `generator` decides which wrong guesses are put right, where `weights.glance` is below 1.
     """
-    rows, length = lesson.hidden_BTd.shape[:2]
-    cuts_BT = torch.arange(length, device=lesson.ends_B.device).expand(rows, -1)
-    z_NKd = states(network, lesson, words, cuts_BT, network.queries[None, None, steps])
+    length, cuts_BC = lesson.hidden_BTd.shape[1], lesson.cuts_BC
+    z_NKd = states(network, lesson, words, cuts_BC, network.queries[None, None, steps])
     glances = weights.glance < 1 and network.shape.rank > 0
-    drafts = drafted(network, lesson, words, cuts_BT, max(steps)) if glances else []
+    drafts = drafted(network, lesson, words, cuts_BC, max(steps)) if glances else []
+    within_N = (cuts_BC < lesson.ends_B[:, None]).view(-1)
+    number_N = within_N.cumsum(0) - 1  # of a place among all that are said, row by row
+    said_MS = _distributions(lesson, words, cuts_BC, within_N) if weights.tv else None
     losses = []
     for query, step in enumerate(steps):
-        place_BT = cuts_BT + step
-        inside_N = ((cuts_BT >= lesson.first_B[:, None]) & (place_BT < lesson.ends_B[:, None])).view(-1)
-        place_BT = place_BT.clamp_max(length - 1)
-        before_N = lesson.tokens_BU.gather(1, place_BT).view(-1)
+        place_BC = cuts_BC + step
+        inside_N = (place_BC < lesson.ends_B[:, None]).view(-1)
+        place_BC = place_BC.clamp_max(length - 1)
+        before_N = lesson.tokens_BU.gather(1, place_BC).view(-1)
         if glances and step:
             kept_N = torch.rand(len(before_N), generator=generator) >= weights.glance
             before_N = torch.where(kept_N.to(before_N.device), drafts[step - 1][0], before_N)
-        losses.append(
-            _losses(network, lesson, words, z_NKd[:, query][inside_N], place_BT, before_N[inside_N], inside_N, weights)
-        )
+        label_N = words.column_V[lesson.tokens_BU.gather(1, place_BC + 1)].view(-1)[inside_N]
+        target_NS = None if said_MS is None else said_MS[number_N[inside_N] + step]
+        z_Nd = z_NKd[:, query][inside_N]
+        losses.append(_losses(network, words, z_Nd, before_N[inside_N], label_N, target_NS, weights))
     return torch.cat(losses).mean()
+
+
+def _distributions(lesson: Lesson, words: DrafterWords, cuts_BC: Tensor, within_N: Tensor) -> Tensor:
+    """(M, S) what the verifier thinks of the token behind each place of every output, row by row."""
+    cuts_BC = cuts_BC.clamp_max(lesson.hidden_BTd.shape[1] - 1)
+    return words.distribution(lesson.hidden_BTd.take_along_dim(cuts_BC[:, :, None], dim=1).flatten(0, 1)[within_N])
 
 
 def _losses(
     network: ParallelNetwork,
-    lesson: Lesson,
     words: DrafterWords,
     z_Nd: Tensor,
-    place_BT: Tensor,
     before_N: Tensor,
-    inside_N: Tensor,
+    label_N: Tensor,
+    target_NS: Tensor | None,
     weights: ParallelRecipe,
 ) -> Tensor:
-    """Of the tokens behind `place_BT` that lie inside their rows; `z_Nd` and `before_N`, what is read, are of those."""
-    label_N = words.column_V[lesson.tokens_BU.gather(1, place_BT + 1)].view(-1)[inside_N]
+    """Of tokens, by the states that say them and the tokens before; `label_N` their columns, `target_NS` what the
+    verifier thinks of them.
+    """
     said_Nd, features_Nf = speak(network, words, z_Nd, before_N)
     logits_NS: Tensor = words.said.linear(said_Nd)
     log_NS = logits_NS.float().log_softmax(-1)
     # What is not in the shortlist cannot be drafted, so there is no token to learn.
     ce_N = -log_NS.gather(1, label_N.clamp_min(0)[:, None]).squeeze(1) * (label_N >= 0)
     loss_N = weights.ce * ce_N
-    if weights.tv:
-        hidden_Nd = lesson.hidden_BTd.take_along_dim(place_BT[:, :, None], dim=1).flatten(0, 1)[inside_N]
-        target_NS = words.distribution(hidden_Nd)
+    if target_NS is not None:
         loss_N = loss_N + weights.tv * (1 - torch.minimum(log_NS.exp(), target_NS).sum(-1))
     if network.shape.has_confidence and weights.confidence:
         right_N = (logits_NS.argmax(-1) == label_N).float()
@@ -172,7 +182,7 @@ def drafted(
 ) -> list[tuple[Tensor, Tensor]]:
     """The first `count` tokens (N,) drafted behind each cut, and what the confidence head is given for them (N, f)."""
     z_NKd = states(network, lesson, words, cuts_BC, network.queries[None, None, :count])
-    before_N, drafts = lesson.tokens_BU.gather(1, cuts_BC).view(-1), []
+    before_N, drafts = lesson.tokens_BU.gather(1, cuts_BC.clamp_max(lesson.tokens_BU.shape[1] - 1)).view(-1), []
     for j in range(count):
         said_Nd, features_Nf = speak(network, words, z_NKd[:, j], before_N)
         before_N = words.ids_S[words.said.linear(said_Nd).argmax(-1)]
@@ -182,12 +192,12 @@ def drafted(
 
 @torch.no_grad()
 def accepted(network: ParallelNetwork, lesson: Lesson, words: DrafterWords) -> tuple[Tensor, Tensor]:
-    """(B, T) how many tokens greedy verification accepts behind each place, and (B, T, K) the predicted acceptance.
+    """(B, C) how many tokens greedy verification accepts behind each cut, and (B, C, K) the predicted acceptance.
 
     Exact, since the verifier's output is known: no decoding is needed to tell what a drafter would have gained.
     """
     rows, length = lesson.hidden_BTd.shape[:2]
-    cuts_BC = torch.arange(length, device=lesson.ends_B.device).expand(rows, -1)
+    cuts_BC = lesson.cuts_BC
     right, judged = [], []
     drafts = drafted(network, lesson, words, cuts_BC, network.shape.queries)
     for j, (token_N, features_Nf) in enumerate(drafts):
@@ -200,13 +210,13 @@ def accepted(network: ParallelNetwork, lesson: Lesson, words: DrafterWords) -> t
     return chain_BCK.sum(-1), torch.stack(judged, -1) if judged else torch.full_like(chain_BCK, 0.5, dtype=torch.float)
 
 
-def tokens_per_iteration(accepted_BT: Tensor, lesson: Lesson, drafted: int) -> tuple[int, int]:
+def tokens_per_iteration(accepted_BC: Tensor, lesson: Lesson, drafted: int) -> tuple[int, int]:
     """Output tokens of the batch, and the iterations that they take with drafts of `drafted` tokens."""
     tokens = iterations = 0
     for row, (first, end) in enumerate(zip(lesson.first_B.tolist(), lesson.ends_B.tolist(), strict=True)):
         tokens += end - first
-        at, accepted_T = first, accepted_BT[row].tolist()
+        at, accepted_C = first, accepted_BC[row].tolist()
         while at < end:
-            at += min(accepted_T[at], drafted, end - at - 1) + 1
+            at += min(accepted_C[at - first], drafted, end - at - 1) + 1
             iterations += 1
     return tokens, iterations

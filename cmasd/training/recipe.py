@@ -25,6 +25,9 @@ class DataRecipe:
     """So are pairs with one side this many times as long as the other, and 8 tokens more; null: for summaries."""
     teacher: bool = False
     """Take the targets from what `telemetry.teacher_top_k` kept of an exact run, and learn its distributions."""
+    config: str | None = None
+    """Configuration of the run that wrote the data, for `kind: parallel`: its template, chat and system message make
+    prompts of the sources, as they did then; null: sources are read as they are."""
     where: str = ""
     """Where such data can be had, in a sentence or two; said where `path` is missing."""
     audio_column: str | None = None

@@ -377,3 +377,19 @@ def test_an_address_that_would_be_taken_for_a_folder_is_refused(key: str, addres
     scheme = address.partition(":")[0]
     with pytest.raises(ConfigError, match=rf"^{key}: is no whole address, got {address}; expected {scheme}://BUCKET"):
         configured(f"{key}={address}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "score"),
+    [
+        ("quantised", "auto", "margin"),
+        ("quantised", "max_prob", "max_prob"),
+        (["copy", "quantised"], "auto", "margin"),
+        ("model", "auto", "max_prob"),
+        ("parallel", "auto", "max_prob"),
+        ("copy", "auto", "max_prob"),
+    ],
+)
+def test_what_confidence_is_made_from_is_chosen_by_who_drafts(kind: object, asked: str, score: str) -> None:
+    config = from_dict({"drafter": {"kind": kind}, "confidence": {"kind": asked}})
+    assert config.score == score

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cmasd.errors import ConfigError, InputError
 from cmasd.telemetry.schema import teacher_fields
-from cmasd.training.corpus import Corpus, Side, build_corpus, read_pairs, read_texts, stream
+from cmasd.training.corpus import Bare, Corpus, Side, build_corpus, read_pairs, read_texts, stream
 from cmasd.training.recipe import DataRecipe
 from tests.unit.training.small import sentences, small_tokenizer, write_rows
 
@@ -98,7 +98,7 @@ def test_pairs_too_long_or_mismatched_are_left_out(tmp_path: Path) -> None:
     )
     lengths = [len(small_tokenizer()(text)["input_ids"]) for text in ("ah", many)]
     assert lengths[1] > 3 * lengths[0] + 8, "the third pair is mismatched"
-    corpus = build_corpus(DataRecipe(path=str(path), max_tokens=60), small_tokenizer())
+    corpus = build_corpus(DataRecipe(path=str(path), max_tokens=60), Bare(small_tokenizer()))
     assert corpus.share.tolist() == [1, 0, 0, 1]
 
 
@@ -116,7 +116,7 @@ def test_reads_a_folder_in_order_and_maps_shares(tmp_path: Path) -> None:
         some = texts[10 * part : 10 * part + 10]
         write_rows(tmp_path / f"part-{part}.parquet", a=some, b=some[::-1], c=[["x", "y", None][part]] * 10)
     recipe = DataRecipe(str(tmp_path), "a", "b", "c", mix={"x": 0.5, "None": 0.25})
-    corpus = build_corpus(recipe, small_tokenizer())
+    corpus = build_corpus(recipe, Bare(small_tokenizer()))
     assert [side_text(corpus.source, row) for row in range(30)] == texts
     assert [side_text(corpus.target, row) for row in range(10)] == texts[:10][::-1]
     assert corpus.share.tolist() == [0.5] * 10 + [1.0] * 10 + [0.25] * 10
@@ -135,13 +135,13 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     path = str(write_rows(tmp_path / "a.parquet", en=["ah"], de=["ah"], corpus=["x"]))
     empty = str(write_rows(tmp_path / "b.parquet", en=[""], de=["ah"]))
     with pytest.raises(InputError, match=r"no column fr, got en, de, corpus"):
-        build_corpus(DataRecipe(path, "fr"), small_tokenizer())
+        build_corpus(DataRecipe(path, "fr"), Bare(small_tokenizer()))
     with pytest.raises(InputError, match=r"b\.parquet: no row has text on both sides"):
-        build_corpus(DataRecipe(empty), small_tokenizer())
+        build_corpus(DataRecipe(empty), Bare(small_tokenizer()))
     with pytest.raises(InputError, match=r"no pair is left to train on, 1 were read"):
-        build_corpus(DataRecipe(path, group_column="corpus", mix={"x": 0.0}), small_tokenizer())
+        build_corpus(DataRecipe(path, group_column="corpus", mix={"x": 0.0}), Bare(small_tokenizer()))
     with pytest.raises(ConfigError, match=r"data\.mix: needs to know the corpus"):
-        build_corpus(DataRecipe(path, mix={"x": 0.5}), small_tokenizer())
+        build_corpus(DataRecipe(path, mix={"x": 0.5}), Bare(small_tokenizer()))
 
 
 def test_a_teacher_stays_with_its_tokens(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_teacher_stays_with_its_tokens(tmp_path: Path) -> None:
     for field, values in zip(names, (ids, logprobs), strict=True):
         table = table.append_column(field, pa.array(values, type=field.type))
     pq.write_table(table, tmp_path / "rows.parquet")
-    corpus = build_corpus(DataRecipe(path=str(tmp_path), teacher=True), small_tokenizer())
+    corpus = build_corpus(DataRecipe(path=str(tmp_path), teacher=True), Bare(small_tokenizer()))
     assert corpus.target.lists(np.array([0, 1])) == [[7, 8], [5, 6, 1]]
     assert corpus.teacher is not None
     taught, probs = corpus.teacher.of(corpus.target, np.array([1, 0]))
@@ -166,4 +166,4 @@ def test_a_teacher_stays_with_its_tokens(tmp_path: Path) -> None:
 def test_a_teacher_that_was_not_kept_is_asked_for(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.parquet", en=["ah"], de=["ah"])
     with pytest.raises(InputError, match=r"has no column token_top_ids.*telemetry.teacher_top_k"):
-        build_corpus(DataRecipe(path=str(tmp_path), teacher=True), small_tokenizer())
+        build_corpus(DataRecipe(path=str(tmp_path), teacher=True), Bare(small_tokenizer()))

@@ -60,11 +60,11 @@ def learned(family: str, steps: int, glance: float = 1.0, **shape: Any) -> tuple
 def test_what_is_learned_is_what_the_engine_accepts(family: str, shape: dict[str, Any]) -> None:
     """The simulation over known outputs and real decoding take the same number of iterations, row by row in sum."""
     network, lesson, words = learned(family, 60, **shape)
-    accepted_BT, judged_BTK = accepted(network, lesson, words)
-    tokens, iterations = tokens_per_iteration(accepted_BT, lesson, QUERIES)
+    accepted_BC, judged_BCK = accepted(network, lesson, words)
+    tokens, iterations = tokens_per_iteration(accepted_BC, lesson, QUERIES)
     assert tokens / iterations > 1.3
-    assert judged_BTK.shape == (*accepted_BT.shape, QUERIES)
-    assert bool(((judged_BTK >= 0) & (judged_BTK <= 1)).all())
+    assert judged_BCK.shape == (*accepted_BC.shape, QUERIES)
+    assert bool(((judged_BCK >= 0) & (judged_BCK <= 1)).all())
     pair = replace(shared_pair(family), parallel=network)
     config = tiny_config(
         policy={"kind": "fixed"},
@@ -121,9 +121,9 @@ def test_confidence_is_learned() -> None:
         optimiser.step()
         optimiser.zero_grad()
     batch = lesson()
-    _, judged_BTK = accepted(network, batch, words)
-    inside_BT = torch.arange(judged_BTK.shape[1]) < batch.ends_B[:, None]
-    first_BT = judged_BTK[..., 0]
+    _, judged_BCK = accepted(network, batch, words)
+    inside_BT = torch.arange(judged_BCK.shape[1]) < batch.ends_B[:, None]
+    first_BT = judged_BCK[..., 0]
     known, noise = (float(first_BT[k::2][inside_BT[k::2]].mean()) for k in (0, 1))
     assert known > noise + 0.3
 
@@ -166,7 +166,7 @@ def test_it_begins_as_the_drafter_that_it_is_given() -> None:
     network = ParallelNetwork(replace(parallel_shape(verifier), feed_forward=verifier.config.decoder_ffn_dim))
     assert copy_layers(network, drafter)
     lesson, words = listen(verifier, sources, targets), DrafterWords.of(verifier, torch.arange(VOCABULARY))
-    accepted_BT, _ = accepted(network.double(), lesson, words)
+    accepted_BC, _ = accepted(network.double(), lesson, words)
     model: Any = drafter
     said_BTV = model(
         input_ids=lesson.source_BS,
@@ -175,7 +175,7 @@ def test_it_begins_as_the_drafter_that_it_is_given() -> None:
     ).logits
     right_BT = said_BTV.argmax(-1) == lesson.tokens_BU[:, 1:]
     inside_BT = torch.arange(right_BT.shape[1]) < lesson.ends_B[:, None]
-    assert torch.equal((accepted_BT > 0) & inside_BT, right_BT & inside_BT)
+    assert torch.equal((accepted_BC > 0) & inside_BT, right_BT & inside_BT)
     assert 0 < int(right_BT[inside_BT].sum()) < int(inside_BT.sum())
 
 
@@ -196,7 +196,7 @@ def test_tokens_per_iteration_walks_from_cut_to_cut() -> None:
     one = torch.zeros(1, dtype=torch.int64)
     nothing = torch.zeros(1)
     lesson = Lesson(nothing, one + 1, one + 9, nothing, None, None, None)
-    accepted_BT = torch.tensor([[9, 3, 9, 9, 9, 0, 5, 9, 9]])
-    # From place 1: 3 accepted and one more, place 5: none and one more, place 6: cut off by the end.
-    assert tokens_per_iteration(accepted_BT, lesson, 8) == (8, 3)
-    assert tokens_per_iteration(accepted_BT, lesson, 1) == (8, 5)
+    accepted_BC = torch.tensor([[3, 9, 9, 9, 0, 5, 9, 9]])
+    # From the first cut: 3 accepted and one more, the fifth: none and one more, the sixth: cut off by the end.
+    assert tokens_per_iteration(accepted_BC, lesson, 8) == (8, 3)
+    assert tokens_per_iteration(accepted_BC, lesson, 1) == (8, 5)

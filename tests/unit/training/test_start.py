@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmasd.errors import ConfigError
-from cmasd.training.corpus import build_corpus
+from cmasd.training.corpus import Bare, build_corpus
 from cmasd.training.recipe import StartRecipe
 from cmasd.training.seq2seq import build_model, copy_weights, export
 from tests.unit.training.small import SMALL_MODEL, copy_data, fit, small_recipe, small_tokenizer
@@ -42,7 +42,7 @@ def test_trains_the_copied_encoder_only_when_asked(teacher: Path, tmp_path: Path
     recipe = replace(recipe, start=StartRecipe(str(teacher), [1], train_encoder))
     start = build_model(SMALL_MODEL, small_tokenizer())
     copy_weights(start, recipe.start)
-    trained, _ = fit(recipe, build_corpus(recipe.data, small_tokenizer()))
+    trained, _ = fit(recipe, build_corpus(recipe.data, Bare(small_tokenizer())))
     name = "model.encoder.layers.0.fc1.weight"
     assert torch.equal(trained.state_dict()[name], start.state_dict()[name]) is not train_encoder
     name = "model.decoder.layers.0.fc1.weight"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cmasd.errors import ConfigError
-from cmasd.training.corpus import Corpus, build_corpus
+from cmasd.training.corpus import Bare, Corpus, build_corpus
 from cmasd.training.recipe import Recipe, ScheduleRecipe
 from cmasd.training.seq2seq import Seq2SeqModel, build_model, export, source_gain, token_loss
 from cmasd.training.trainer import TrainingProgress, rate
@@ -26,7 +26,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     path = copy_data(tmp_path_factory.mktemp("data"))
-    return build_corpus(small_recipe(path.parent, path).data, small_tokenizer())
+    return build_corpus(small_recipe(path.parent, path).data, Bare(small_tokenizer()))
 
 
 @pytest.fixture(scope="module", params=["marian", "t5"])
