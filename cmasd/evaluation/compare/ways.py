@@ -7,10 +7,12 @@ cannot be built, or fails on its first batch, is left out with the reason; `ar_g
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 
+from cmasd.checkpoints.by_name import Model
 from cmasd.config.comparing import STITCHED
 from cmasd.config.speculation import FREE_DRAFTERS
 from cmasd.config.tree import Config
@@ -103,10 +105,10 @@ def first_batch(
     And the seconds that all of them took for it, which is what a round takes at most.
     """
     warm: list[Contender] = []
-    seconds = 0.0
+    seconds, stock = 0.0, cache(lambda: stock_verifier(pair, config))
     for name in dict.fromkeys([PLAIN, *config.compare.engines]):
         try:
-            for contender in _build(name, pair, config, batch_size, warm):
+            for contender in _build(name, pair, config, batch_size, warm, stock):
                 seconds += seconds_of([contender.decoder], batch)
                 warm.append(contender)
         except Exception as error:  # peers raise what their models make them
@@ -121,8 +123,10 @@ def _reason(error: Exception, name: str) -> str:
     return lines[0].removeprefix(f"{name}: ")
 
 
-def _build(name: str, pair: Pair, config: Config, batch_size: int, warm: list[Contender]) -> Iterator[Contender]:
-    """`warm`: those before it, which have decoded the first batch."""
+def _build(
+    name: str, pair: Pair, config: Config, batch_size: int, warm: list[Contender], stock: Callable[[], Model]
+) -> Iterator[Contender]:
+    """`warm`: those before it, which have decoded the first batch. `stock`: what peers are made of, one for all."""
     if name in STITCHED:
         yield from stitched(name, pair, config, batch_size, warm)
         return
@@ -134,13 +138,12 @@ def _build(name: str, pair: Pair, config: Config, batch_size: int, warm: list[Co
             raise ModelError(NO_DRAFTER)
         yield our_contender(name, pair, own, batch_size)
         return
-    stock = stock_verifier(pair, config)
     if name == "ctranslate2":
-        for one in ct2_contenders(pair, load_ctranslate2(pair, stock, torch.get_num_threads()), batch_size):
+        for one in ct2_contenders(pair, load_ctranslate2(pair, stock(), torch.get_num_threads()), batch_size):
             yield replace(one, engine=name if one.lossless == GREEDY else f"{name}_{one.dtype}")
     elif name == "hf_generate":
-        yield hf_contender(pair, stock, batch_size)
+        yield hf_contender(pair, stock(), batch_size)
     else:
         assert name == "ar_beam", f"no way of decoding is called {name}"
-        beam = HfGenerate(pair, batch_size, stock, beams=BEAMS)
-        yield replace(hf_contender(pair, stock, batch_size), engine=name, lossless="beam search", decoder=beam)
+        beam = HfGenerate(pair, batch_size, stock(), beams=BEAMS)
+        yield replace(hf_contender(pair, stock(), batch_size), engine=name, lossless="beam search", decoder=beam)

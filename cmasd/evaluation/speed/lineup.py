@@ -83,8 +83,15 @@ class Contenders:
         self.configs = {
             name: one for name, one in engine_configs(config, lineup).items() if _can_run(name, pair, one, on_skip)
         }
-        self.stock = stock_verifier(pair, config) if set(lineup.engines) & set(STOCK) else pair.verifier
-        self.has_generate = "hf_generate" in lineup.engines
+        self.stock, engines = pair.verifier, list(lineup.engines)
+        try:
+            if set(engines) & set(STOCK):
+                self.stock = stock_verifier(pair, config)
+        except ModelError as error:
+            for name in set(engines) & set(STOCK):
+                on_skip(name, str(error))
+                engines.remove(name)
+        self.has_generate = "hf_generate" in engines
         self.most_drafted, threads = config.drafter.max_draft_tokens, torch.get_num_threads()
         loaders: dict[str, Callable[[], Any]] = {
             "ctranslate2": lambda: load_ctranslate2(pair, self.stock, threads),
@@ -93,7 +100,7 @@ class Contenders:
             OPENVINO_DRAFTED: lambda: load_openvino(pair, config, threads, drafts=True),
         }
         found: dict[str, Any] = {}
-        for name in filter(loaders.__contains__, lineup.engines):
+        for name in filter(loaders.__contains__, engines):
             try:
                 found[name] = loaders[name]()
             except ModelError as error:

@@ -29,10 +29,13 @@ from cmasd.checkpoints.by_name import Model
 from cmasd.core import Request
 from cmasd.engine import Pair
 from cmasd.errors import ModelError
+from cmasd.evaluation.speed.peers.hf import check_room
 
 Made = TypeVar("Made")
 TRIALS = 4
 """Of each layout; the first is for getting warm."""
+CONVERTED = 6
+"""Bytes of a weight: in float32 and in int8, and what is put together on the way."""
 INSTALL = "pip install 'cmasd[bench]'"
 NORMALISATION = {"BartConfig": (False, True), "MBartConfig": (True, True), "PegasusConfig": (True, False)}
 """Where layers normalise: before their sums, and after the embeddings. The converter reads it from the config, where
@@ -175,6 +178,8 @@ def load_ctranslate2(pair: Pair, model: Model, threads: int) -> dict[str, Conver
     """
     if find_spec("ctranslate2") is None:
         raise ModelError(f"ctranslate2: is not installed. {INSTALL} adds it.")
+    if pair.device.type == "cpu":
+        check_room(model, CONVERTED)
     device = pair.device.type
     own = str(model.dtype).removeprefix("torch.") if device != "cpu" else "float32"
     kind = "Whisper" if pair.sound is not None else "Translator" if pair.is_encoder_decoder else "Generator"
@@ -195,8 +200,10 @@ def convert(pair: Pair, verifier: Model, folder: Path) -> int:
 
     Raises `ModelError` for an architecture that its converter does not know.
     """
-    # Some loaders take the model's layers away as they go, and change its config.
-    model: Any = copy.deepcopy(verifier).float().cpu()
+    # Some loaders take the model's layers away as they go, and change its config; large weights they leave as they are.
+    is_whole = verifier.device.type == "cpu" and verifier.dtype == torch.float32
+    shared = [weight for weight in verifier.parameters() if is_whole and weight.dim() > 1]
+    model: Any = copy.deepcopy(verifier, {id(weight): weight for weight in shared}).float().cpu()
     loader = _loader(model)
     try:
         spec = loader.get_model_spec(model)

@@ -12,14 +12,18 @@ from cmasd.checkpoints.by_name import Model, load_model
 from cmasd.config.tree import Config
 from cmasd.core import Request
 from cmasd.engine import Pair
+from cmasd.engine.capacity import host_free_bytes
 from cmasd.errors import ModelError
 from cmasd.evaluation.speed.peers.heard import generate_heard
 from cmasd.models.packed import is_packed
 
+WHOLE = 4
+"""Bytes of a weight in float32."""
+
 
 def stock_verifier(pair: Pair, config: Config) -> Model:
     """The verifier as transformers runs it; loaded again only where the pair's is packed, or of less than float32 on a
-    CPU.
+    CPU. Raises `ModelError` where it does not fit into memory.
     """
     return _stock(pair.verifier, config.models.verifier, config)
 
@@ -35,9 +39,22 @@ def _stock(loaded: Model, name: str, config: Config) -> Model:
     is_whole = loaded.dtype in (torch.float32, torch.float64) and not is_packed(loaded)
     if loaded.device.type != "cpu" or is_whole:
         return loaded
+    check_room(loaded, WHOLE)
     models = config.models
     trust = {"trust_remote_code": models.trust_remote_code, "allow_pickle": models.allow_pickle}
     return load_model(name, "float32", loaded.device, **trust)
+
+
+def check_room(model: Model, bytes_each: int) -> None:
+    """Whether the model's weights fit into memory once more, at so many bytes each; raises `ModelError`.
+
+    Beside models that are there already: what a peer keeps is its own.
+    """
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in type(model)(model.config).parameters())
+    needed, free = bytes_each * weights, host_free_bytes()
+    if needed > free:
+        raise ModelError(f"needs {needed / 2**30:.1f} GiB of memory for its weights, {free / 2**30:.1f} GiB are free")
 
 
 class HfGenerate:

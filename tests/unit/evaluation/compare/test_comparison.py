@@ -247,6 +247,17 @@ def test_a_pair_without_a_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.signatures == {}
 
 
+def test_peers_share_one_model_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large one there is memory for no more."""
+    made, real = [], ways_module.stock_verifier
+    monkeypatch.setattr(ways_module, "stock_verifier", lambda *about: made.append(about) or real(*about))
+    config = configured(telemetry={"level": "none"}, compare={"engines": ["hf_generate", "ar_beam", "ctranslate2"]})
+    batch = [Request(0, [5, 6], 2)]
+    warm, _ = ways_module.first_batch(with_words("marian", 2), config, 1, batch, lambda name, reason: None)
+    assert [one.engine for one in warm[:3]] == ["ar_greedy", "hf_generate", "ar_beam"]
+    assert len(made) == 1
+
+
 def test_plain_is_measured_unasked_and_must_work(monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured(compare={"engines": ["fixed_exact"]})
     result = compare(with_words("marian", 2), config, a_sample())

@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from cmasd.evaluation.speed.lineup import engine_configs, our_contender
 from cmasd.evaluation.speed.peers import HfGenerate
 from cmasd.evaluation.speed.timing import CHUNKS, FEWEST_CHUNKS, MOST_CHUNKS, Measured
 from cmasd.telemetry.stats import EngineStats
+from tests.unit.engine.checkpoints import loaded, pair_config, save_checkpoint
 from tests.unit.engine.pairs import ragged_requests, shared_pair, tiny_config
 
 OURS = ["plain", "fixed", "paper", "goodput", "survival", "paper_modulated", "fixed_1"]
@@ -177,6 +179,21 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     rows = list(bench(pair, tiny_config(), SOURCES, [2], Lineup(("plain", "ctranslate2")), watcher=log))
     assert [row.engine for row in rows] == ["plain"]
     assert log.left_out == {"ctranslate2": "is not installed. pip install 'cmasd[bench]' adds it."}
+
+
+def test_peers_that_do_not_fit_into_memory_are_left_out_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 our own weights are no peer's."""
+    folder, log = save_checkpoint(tmp_path, "llama", {"eos_token_id": 2, "max_new_tokens": 2}), Log()
+    pair = loaded(folder, models={"dtype": "bfloat16"})
+    config = pair_config(folder, models={"dtype": "bfloat16"}, engine={"max_new_tokens": 2})
+    lineup = Lineup(("plain", "hf_generate", "ctranslate2"))
+    monkeypatch.setattr("cmasd.evaluation.speed.peers.hf.host_free_bytes", lambda: 0)
+    rows = list(bench(pair, config, SOURCES[:1], [2], lineup, watcher=log))
+    assert [row.engine for row in rows] == ["plain"]
+    expected = "needs 0.0 GiB of memory for its weights, 0.0 GiB are free"
+    assert log.left_out == dict.fromkeys(["hf_generate", "ctranslate2"], expected)
 
 
 def test_a_limit_of_time_changes_the_number_of_rows() -> None:

@@ -1,5 +1,6 @@
 """CTranslate2 as a peer gives the tokens of the engine's plain decoding, whatever the family."""
 
+import copy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -68,6 +69,18 @@ def test_the_pair_is_as_it_was(family: str) -> None:
     expected = tokens_of(decode_plain(pair, REQUESTS))
     assert set(load_ctranslate2(pair, pair.verifier, threads=1)) == {"float32", "int8"}
     assert tokens_of(decode_plain(pair, REQUESTS)) == expected
+
+
+@pytest.mark.parametrize("family", ["marian", "bart", "t5", "llama", "gpt2"])
+def test_a_model_in_float32_lends_its_weights(family: str) -> None:
+    """The largest are not copied, and none is changed."""
+    pair = pair_with_end(family)
+    model = copy.deepcopy(pair.verifier).float()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    load_ctranslate2(pair, model, threads=1)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_an_architecture_that_cannot_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
