@@ -1,9 +1,11 @@
 """Drafts that are trees: the likeliest ways to go on behind every row, grown level by level by whoever can say.
 
 Best first: a token's chance is the product of the acceptances on its path; a row keeps its likeliest tokens up to a
-budget, and only these are gone on from. The rule ends every path as it ends a row's single way. A place among its
-siblings has its chance whatever token stands there, so that a tree of drawn tokens has a shape that these do not decide
-(speculative sampling stays lossless). Plain Python: rows are few where trees pay, and so are the tokens of a row.
+budget. Only those are gone on from whose next token would be among them, if the likeliest path goes on as it went so
+far; and as many as leave that path to be gone on from to its end, for a level costs a forward. The rule ends every path
+as it ends a row's single way. A place among its siblings has its chance whatever token stands there, so that a tree of
+drawn tokens has a shape that these do not decide (speculative sampling stays lossless). Plain Python: rows are few where
+trees pay, and so are the tokens of a row.
 
 Shapes: B rows, F tokens that are gone on from, n ways behind one, V vocabulary, K draft.
 """
@@ -21,6 +23,8 @@ from cmasd.policies import Rule
 from cmasd.signals import NAN
 
 UNKNOWN = (NAN, NAN, NAN)
+CLOSE = 1 - 1e-9
+"""Of a chance: what is computed in another order is no less likely."""
 
 
 class Continuation(NamedTuple):
@@ -129,19 +133,31 @@ class Forest:
         """Those of the tokens from `first` on that the rule, the room and the budget let go on."""
         chosen: list[int] = []
         if depth < self._rule.most:
-            least, budget = self._go_on[depth - 1], self._rule.nodes
             for row, new in groupby(range(first, len(self.nodes)), key=lambda number: self.nodes[number].row):
-                if depth >= self._rooms[row]:
-                    continue
-                bar = heapq.nlargest(budget, self._chances[row])[-1]
-                going = [number for number in new if self._goes_on(self.nodes[number], least, bar)]
-                going = sorted(going, key=lambda number: -self.nodes[number].chance)[: budget - self._spent[row]]
-                self._spent[row] += len(going)
-                chosen += going
+                if depth < self._rooms[row]:
+                    going = self._going(row, sorted(new, key=lambda number: -self.nodes[number].chance), depth)
+                    self._spent[row] += len(going)
+                    chosen += going
         return Frontier(chosen, [self.nodes[number].row for number in chosen], depth)
 
-    def _goes_on(self, node: Node, least: float, bar: float) -> bool:
-        return node.statistic >= least and node.chance >= bar and node.way.token not in self._ends
+    def _going(self, row: int, new: list[int], depth: int) -> list[int]:
+        """Of a row's latest tokens, the likeliest first."""
+        budget, levels = self._rule.nodes, self._rooms[row] - depth
+        lead = self.nodes[new[0]].chance
+        step = lead ** (1 / depth)
+        ahead = [lead * step]
+        for _ in range(levels - 1):
+            ahead.append(ahead[-1] * step)
+        likeliest = heapq.nlargest(budget, [*self._chances[row], *ahead])
+        bar = likeliest[-1] * CLOSE if len(likeliest) == budget else 0.0
+        least = self._go_on[depth - 1]
+        going = [one for one in new if self.nodes[one].chance * step >= bar and self._may_go_on(self.nodes[one], least)]
+        left = budget - self._spent[row]
+        spare = left - (min(self._rooms[row], budget) - depth - 1)
+        return going[: min(max(spare, 1), left)]
+
+    def _may_go_on(self, node: Node, least: float) -> bool:
+        return node.statistic >= least and node.way.token not in self._ends
 
     def draft(self, device: torch.device) -> Draft:
         """The likeliest tokens of each row, along the likeliest path first."""

@@ -48,14 +48,25 @@ static void put_node(struct forest *f, int64_t row, int64_t token, int64_t paren
 /* Of a row's tokens from `first` on those that the rule and the budget let go on, the likeliest first. */
 static void go_on_from(struct forest *f, int64_t row, int64_t first)
 {
-    const int64_t base = row * f->room, count = f->counts[row], *order = f->order + base;
-    double bar = f->chances[base + order[(count < f->budget ? count : f->budget) - 1]];
-    for (int64_t i = 0; i < count && f->fed_counts[row] < f->budget; i++) {
+    const int64_t base = row * f->room, count = f->counts[row], *order = f->order + base, depth = f->depth + 1;
+    const int64_t deepest = f->most < f->rooms[row] ? f->most : f->rooms[row], left = f->budget - f->fed_counts[row];
+    int64_t spare = left - ((deepest < f->budget ? deepest : f->budget) - depth - 1), taken = 0, seen = 0, lead = 0;
+    if (spare < 1) spare = 1;
+    if (spare > left) spare = left;
+    while (order[lead] < first) lead++;
+    const double step = pow(f->chances[base + order[lead]], 1.0 / depth);
+    double bar = 0, next = f->chances[base + order[lead]] * step;
+    for (int64_t ahead = deepest - depth; taken < f->budget && (seen < count || ahead > 0); taken++) {
+        if (ahead > 0 && (seen == count || next > f->chances[base + order[seen]])) bar = next, next *= step, ahead--;
+        else bar = f->chances[base + order[seen++]];
+    }
+    bar = taken < f->budget ? 0 : bar * (1 - 1e-9);
+    for (int64_t i = 0; i < count && spare > 0; i++) {
         int64_t at = order[i];
-        if (at < first || f->chances[base + at] < bar || f->statistics[base + at] < f->go_on[f->depth]) continue;
+        if (at < first || f->chances[base + at] * step < bar || f->statistics[base + at] < f->go_on[f->depth]) continue;
         if (is_one_of(f->tokens[base + at], f->ends, f->end_count)) continue;
         f->fed[row * f->budget + f->fed_counts[row]++] = at;
-        f->latest[row]++;
+        f->latest[row]++, spare--;
     }
 }
 

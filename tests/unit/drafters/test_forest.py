@@ -76,3 +76,28 @@ def test_a_path_is_walked_as_far_as_it_is_there() -> None:
     assert walk(tokens, parents, [2, 1, 5]) == [2, 3]
     assert walk(tokens, parents, [1, 4]) == [0, 1]
     assert walk(tokens, parents, [3]) == []
+
+
+def test_a_path_that_goes_well_is_followed_to_its_end_whatever_stands_beside_it() -> None:
+    """A level costs a forward: siblings whose next tokens would not be sent take no places of the likeliest path."""
+    ways = [Continuation(token, share) for token, share in ((1, 0.9), (2, 0.05), (3, 0.03))]
+    forest, asked = Forest(Rule.always(6, nodes=8), torch.tensor([6]), NONE), []
+    while forest.frontier.rows:
+        asked.append(len(forest.frontier.rows))
+        forest.add([ways] * asked[-1])
+    draft = forest.draft(torch.device("cpu"))
+    assert draft.tokens_BK[0, :6].tolist() == [1] * 6, "as deep as a chain"
+    assert int(draft.lengths_B) == 8
+    assert len(asked) == 6
+    assert sum(asked) <= 1 + 8
+
+
+def test_where_nobody_knows_a_tree_is_broad() -> None:
+    ways = [Continuation(token, share) for token, share in ((1, 0.35), (2, 0.33), (3, 0.32))]
+    forest = Forest(Rule.always(6, nodes=12), torch.tensor([6]), NONE)
+    while forest.frontier.rows:
+        forest.add([ways] * len(forest.frontier.rows))
+    draft = forest.draft(torch.device("cpu"))
+    assert draft.parents_BK is not None
+    assert draft.parents_BK[0].tolist().count(-1) == 3
+    assert len(set(draft.parents_BK[0].tolist())) >= 4, "each of the first is gone on from"
