@@ -4,8 +4,8 @@ Best first: a token's chance is the product of the acceptances on its path; a ro
 budget. Only those are gone on from whose next token would be among them, if the likeliest path goes on as it went so
 far; and as many as leave that path to be gone on from to its end, for a level costs a forward. The rule ends every path
 as it ends a row's single way. A place among its siblings has its chance whatever token stands there, so that a tree of
-drawn tokens has a shape that these do not decide (speculative sampling stays lossless). Plain Python: rows are few where
-trees pay, and so are the tokens of a row.
+drawn tokens has a shape that these do not decide (speculative sampling stays lossless). Plain Python: rows are few
+where trees pay, and so are the tokens of a row.
 
 Shapes: B rows, F tokens that are gone on from, n ways behind one, V vocabulary, K draft.
 """
