@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmasd.checkpoints.by_name import Model
 from cmasd.codecs.text import TextCodec
 from cmasd.config import Config
 from cmasd.config.comparing import COMPARED, COMPARED_WHEN_ASKED, STITCHED
@@ -21,7 +22,7 @@ from cmasd.evaluation.compare.comparison import Compared, Comparison, by_positio
 from cmasd.evaluation.compare.sample import Sample
 from cmasd.evaluation.compare.ways import WAYS, way_config
 from cmasd.evaluation.speed.bench import BenchWatcher
-from cmasd.evaluation.speed.peers import HfGenerate
+from cmasd.evaluation.speed.peers import HfGenerate, stock_verifier
 from cmasd.evaluation.speed.request_decoder import EngineDecoder
 from cmasd.evaluation.speed.timing import FEWEST_CHUNKS
 from tests.unit.engine.pairs import decode_plain, ragged_requests, shared_pair, tiny_config, tokens_of
@@ -249,8 +250,13 @@ def test_a_pair_without_a_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peers_share_one_model_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large one there is memory for no more."""
-    made, real = [], ways_module.stock_verifier
-    monkeypatch.setattr(ways_module, "stock_verifier", lambda *about: made.append(about) or real(*about))
+    made: list[Pair] = []
+
+    def stock(pair: Pair, config: Config) -> Model:
+        made.append(pair)
+        return stock_verifier(pair, config)
+
+    monkeypatch.setattr(ways_module, "stock_verifier", stock)
     config = configured(telemetry={"level": "none"}, compare={"engines": ["hf_generate", "ar_beam", "ctranslate2"]})
     batch = [Request(0, [5, 6], 2)]
     warm, _ = ways_module.first_batch(with_words("marian", 2), config, 1, batch, lambda name, reason: None)
