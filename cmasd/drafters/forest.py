@@ -145,9 +145,7 @@ class Forest:
         budget, levels = self._rule.nodes, self._rooms[row] - depth
         lead = self.nodes[new[0]].chance
         step = lead ** (1 / depth)
-        ahead = [lead * step]
-        for _ in range(levels - 1):
-            ahead.append(ahead[-1] * step)
+        ahead = [lead * step**level for level in range(1, levels + 1)]
         likeliest = heapq.nlargest(budget, [*self._chances[row], *ahead])
         bar = likeliest[-1] * CLOSE if len(likeliest) == budget else 0.0
         least = self._go_on[depth - 1]

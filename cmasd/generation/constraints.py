@@ -67,12 +67,12 @@ class Constraints:
         speculative sampling.
         """
         refuse(config)
-        eos = _below(_as_ids(config.eos_token_id), vocabulary_size)
+        eos = _below(as_ids(config.eos_token_id), vocabulary_size)
         words = {tuple(word) for word in config.bad_words_ids or ()} - {(token,) for token in eos}
         _check_words(words, vocabulary_size)
-        forced_eos = _as_ids(config.forced_eos_token_id)
+        forced_eos = as_ids(config.forced_eos_token_id)
         _check_forced("generation_config.forced_eos_token_id", forced_eos, vocabulary_size)
-        first, name = _as_ids(config.forced_bos_token_id), "generation_config.forced_bos_token_id"
+        first, name = as_ids(config.forced_bos_token_id), "generation_config.forced_bos_token_id"
         if forced_bos_token_id is not None:
             first, name = (forced_bos_token_id,), "models.target_language"
         _check_forced(name, first, vocabulary_size)
@@ -268,7 +268,8 @@ def _check_forced(name: str, ids: tuple[int, ...], vocabulary_size: int) -> None
             )
 
 
-def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
+def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """What a generation config has as one token, as several, or not at all."""
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)

@@ -11,6 +11,7 @@ from cmasd.codecs.text import Ids, TextCodec
 from cmasd.config import Config
 from cmasd.core import RowError
 from cmasd.engine.pair import text_codec
+from cmasd.generation.constraints import as_ids
 from cmasd.generation.settings import limits
 from cmasd.training.recipe import DataRecipe
 
@@ -20,8 +21,8 @@ class Prompts:
     """Token ids of both sides of a row."""
 
     codec: TextCodec
-    end: int
-    """The token that ends an output."""
+    ends: tuple[int, ...]
+    """The tokens of which each ends an output."""
 
     @classmethod
     def of(cls, recipe: DataRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Prompts | None":
@@ -30,17 +31,15 @@ class Prompts:
             return None
         config = run_of(recipe)
         longest = limits(config.engine, model.generation_config, model.config).max_source_tokens
-        ends = model.generation_config.eos_token_id
-        end = ends[0] if isinstance(ends, list) else ends
-        return cls(text_codec(config, model, tokenizer, longest), int(end))
+        return cls(text_codec(config, model, tokenizer, longest), as_ids(model.generation_config.eos_token_id))
 
     def sources(self, texts: list[str]) -> list[Ids]:
         """None of a row that the run could not encode either."""
         return [[] if isinstance(ids, RowError) else ids for ids in self.codec.encode(texts)]
 
     def targets(self, texts: list[str]) -> list[Ids]:
-        """With the end of sequence."""
-        return [[*ids, self.end] for ids in self.codec.encode_outputs(texts)]
+        """With an end of sequence, where the model has one."""
+        return [[*ids, *self.ends[:1]] for ids in self.codec.encode_outputs(texts)]
 
 
 def run_of(recipe: DataRecipe) -> Config:

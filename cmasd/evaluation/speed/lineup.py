@@ -88,9 +88,9 @@ class Contenders:
             if set(engines) & set(STOCK):
                 self.stock = stock_verifier(pair, config)
         except ModelError as error:
-            for name in set(engines) & set(STOCK):
+            for name in filter(STOCK.__contains__, engines):
                 on_skip(name, str(error))
-                engines.remove(name)
+            engines = [name for name in engines if name not in STOCK]
         self.has_generate = "hf_generate" in engines
         self.most_drafted, threads = config.drafter.max_draft_tokens, torch.get_num_threads()
         loaders: dict[str, Callable[[], Any]] = {
